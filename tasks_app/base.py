@@ -1,0 +1,219 @@
+"""What task authors write against."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar, cast, get_type_hints
+
+from django.utils.module_loading import import_string
+from django.utils.text import camel_case_to_spaces
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
+from tasks_app.progress import ProgressHandle
+
+__all__ = ["BaseTask", "ProgressHandle", "resolve"]
+
+
+class Unset:
+    """Marks an option that was not given, where None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET = Unset()
+
+
+class BaseTask:
+    """A unit of background work. Subclass it, write `execute`, start it by `task_service`.
+
+    Parameters are what `execute` takes after `progress`: its annotations are made into a Pydantic
+    model, or name one of your own in `Params`. The same goes for the result: the return
+    annotation, or `Result`. A worker imports the class by its dotted path, so it must stand at the
+    top level of a module, and makes a new instance for each attempt.
+    """
+
+    #: The parameters, where a signature cannot say it all.
+    Params: ClassVar[type[BaseModel] | None] = None
+    #: The result: a Pydantic model or any other type Pydantic can validate.
+    Result: ClassVar[Any] = None
+
+    #: What people read; made from the class name when unset.
+    verbose_name: ClassVar[str] = ""
+    queue: ClassVar[str] = "default"
+    #: Higher runs first.
+    priority: ClassVar[int] = 0
+    #: Seconds an attempt may run: TASK_TIMEOUT_SECONDS when unset, without limit when None.
+    timeout: ClassVar[float | None | Unset] = UNSET
+    #: How often it may be begun. Above 1 it must be safe to run again after half a run.
+    max_attempts: ClassVar[int] = 1
+
+    _progress: ProgressHandle
+
+    def execute(self, progress: ProgressHandle, /, **params: Any) -> Any:
+        """Do the work and return its result."""
+        raise NotImplementedError(f"{type(self).__name__} must define execute()")
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether this run must stop: cancelled, out of time, or taken by another worker."""
+        return self._progress.is_cancelled
+
+    def run(self, progress: ProgressHandle, params: Mapping[str, Any]) -> Any:
+        """Validate, execute, validate; return the result as JSON-able data.
+
+        Raises InvalidParams and InvalidResult, and what `execute` raises.
+        """
+        self._progress = progress
+        try:
+            # As JSON, which the row holds: a strict model takes a date from it, not from a str.
+            model = self.params_model().model_validate_json(json.dumps(params))
+        except ValidationError as error:
+            raise InvalidParams(type(self).__name__, error.errors()) from error
+        arguments = {name: getattr(model, name) for name in type(model).model_fields}
+        return self.validate_result(self.execute(progress, **arguments))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if inspect.iscoroutinefunction(cls.execute):
+            raise InvalidTask(
+                f"{cls.__name__}.execute is async, and a hand is a thread. "
+                f"Write a plain function; call async code by asgiref.sync.async_to_sync."
+            )
+        if not cls.verbose_name:
+            cls.verbose_name = camel_case_to_spaces(cls.__name__).capitalize()
+
+    @classmethod
+    def name(cls) -> str:
+        """The dotted path by which a worker finds the class.
+
+        Raises InvalidTask where there is none: a class inside a function or another class.
+        """
+        if "." in cls.__qualname__:
+            raise InvalidTask(
+                f"{cls.__qualname__} is not at the top level of {cls.__module__}, "
+                f"so a worker could not import it. Move it there."
+            )
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+    @classmethod
+    @cache
+    def params_model(cls) -> type[BaseModel]:
+        """The Pydantic model of the parameters.
+
+        Raises InvalidTask when the signature does not tell one.
+        """
+        return cls.Params or _model_from_signature(cls)
+
+    @classmethod
+    @cache
+    def result_type(cls) -> TypeAdapter[Any]:
+        if cls.Result is not None:
+            return TypeAdapter(cls.Result)
+        return TypeAdapter(_hints(cls).get("return", Any))
+
+    @classmethod
+    def validate_params(cls, params: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
+        """Return the parameters as the JSON-able data that the row keeps.
+
+        Secrets are revealed: the worker needs them. Raises InvalidParams, naming each field.
+        """
+        if isinstance(params, BaseModel):
+            params = params.model_dump()
+        try:
+            model = cls.params_model().model_validate({} if params is None else params)
+        except ValidationError as error:
+            raise InvalidParams(cls.__name__, error.errors()) from error
+        data = _reveal(model.model_dump(), model.model_dump(mode="json"))
+        try:
+            check_json(data)
+        except ValueError as error:
+            raise InvalidParams(cls.__name__, [{"loc": (), "msg": str(error)}]) from error
+        return cast(dict[str, Any], data)
+
+    @classmethod
+    def validate_result(cls, result: Any) -> Any:
+        """Return the result as JSON-able data. Raises InvalidResult."""
+        try:
+            adapter = cls.result_type()
+            data = to_jsonable_python(adapter.validate_python(result))
+            check_json(data)
+        except (ValidationError, PydanticSerializationError, ValueError) as error:
+            raise InvalidResult(f"{cls.__name__} returned a wrong result: {error}") from error
+        return data
+
+
+def check_json(data: Any) -> None:
+    """Raise ValueError for what not every database holds as JSON: NaN, NUL, half a surrogate."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False)
+    text.encode()
+    if _NUL.search(text):
+        raise ValueError("text with a NUL character cannot be stored; remove it")
+
+
+# An escaped NUL that is not itself part of an escaped backslash.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def _reveal(data: Any, jsonable: Any) -> Any:
+    """Put the secrets of `data` where `jsonable`, its JSON form, has asterisks."""
+    if isinstance(data, (SecretStr, SecretBytes)):
+        return to_jsonable_python(data.get_secret_value())
+    if isinstance(data, Mapping) and isinstance(jsonable, dict):
+        pairs = zip(data.values(), jsonable.items(), strict=True)
+        return {key: _reveal(value, shown) for value, (key, shown) in pairs}
+    if isinstance(data, (list, tuple)) and isinstance(jsonable, list):
+        return [_reveal(value, shown) for value, shown in zip(data, jsonable, strict=True)]
+    return jsonable
+
+
+def resolve(name: str) -> type[BaseTask]:
+    """Import a task class by its dotted path. Raises UnknownTask, saying what was found instead."""
+    try:
+        found = import_string(name)
+    except ImportError as error:
+        raise UnknownTask(name, str(error)) from error
+    if not (isinstance(found, type) and issubclass(found, BaseTask)):
+        raise UnknownTask(name, f"it is {type(found).__name__!r} and no subclass of BaseTask")
+    return found
+
+
+def _hints(cls: type[BaseTask]) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls.execute, include_extras=True)
+    except NameError as error:
+        raise InvalidTask(
+            f"An annotation of {cls.__name__}.execute cannot be read: {error}. "
+            f"Import the name at run time, not only under TYPE_CHECKING."
+        ) from error
+
+
+def _model_from_signature(cls: type[BaseTask]) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    hints = _hints(cls)
+    _self, _progress, *parameters = inspect.signature(cls.execute).parameters.values()
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD and cls.execute is BaseTask.execute:
+            continue
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise InvalidTask(
+                f"{cls.__name__}.execute takes {parameter}, which declares nothing. "
+                f"Name each parameter with its type, or set Params to a Pydantic model."
+            )
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    return create_model(f"{cls.__name__}Params", __config__=ConfigDict(extra="forbid"), **fields)

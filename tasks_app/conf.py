@@ -1,0 +1,89 @@
+"""Typed settings. Each is `TASK_` and the upper-case name of a field, in Django's settings."""
+
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+PREFIX = "TASK_"
+
+HOUR = 60 * 60
+DAY = 24 * HOUR
+
+
+class TaskSettings(BaseModel):
+    """What a site may set. All durations are seconds; None means without limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Hands of a worker: how many tasks it runs at a time.
+    max_workers: PositiveInt = 4
+    #: How long one attempt may run, unless its class or its start says otherwise.
+    timeout_seconds: PositiveFloat | None = 300.0
+    #: A claim holds this long without a heartbeat. A killed worker's tasks wait for as long.
+    lease_seconds: PositiveFloat = 30.0
+    #: How often a worker renews its leases and looks for those of lost workers.
+    heartbeat_seconds: PositiveFloat = 10.0
+    #: How long running tasks may go on after SIGTERM before they are released.
+    shutdown_grace_seconds: float = Field(25.0, ge=0)
+    #: The most often a task's progress is written and sent.
+    progress_interval_seconds: float = Field(0.1, ge=0)
+    #: Where the database cannot tell of a commit, how often to look.
+    poll_interval_seconds: PositiveFloat = 0.1
+    #: The most `progress.log()` lines kept of one attempt; more are counted and dropped.
+    max_log_lines: PositiveInt = 1000
+    #: The wait before the second attempt; it doubles with each, up to the maximum.
+    retry_backoff_seconds: PositiveFloat = 5.0
+    retry_backoff_max_seconds: PositiveFloat = HOUR * 1.0
+
+    #: How often a worker prunes finished tasks.
+    cleanup_interval_seconds: PositiveFloat = 600.0
+    #: How long finished tasks are kept.
+    retention_seconds: PositiveFloat | None = 7.0 * DAY
+    #: How long failed tasks are kept.
+    failed_retention_seconds: PositiveFloat | None = 30.0 * DAY
+
+    #: The class behind `tasks_app.service.task_service`.
+    service: str = "tasks_app.service.TaskService"
+
+    #: How often a silent stream says that it is alive.
+    stream_keepalive_seconds: PositiveFloat = 15.0
+    #: The most tasks one stream may watch.
+    stream_max_tasks: PositiveInt = 100
+
+
+def declared() -> dict[str, Any]:
+    """The settings this site sets, by field name. Unknown `TASK_…` names are not ours to judge."""
+    return {
+        field: getattr(settings, PREFIX + field.upper())
+        for field in TaskSettings.model_fields
+        if hasattr(settings, PREFIX + field.upper())
+    }
+
+
+@cache
+def task_settings() -> TaskSettings:
+    """The settings in force.
+
+    Raises ImproperlyConfigured, naming the setting and the rule, when one is nonsense;
+    `manage.py check` reports the same beforehand.
+    """
+    try:
+        return TaskSettings.model_validate(declared())
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{PREFIX}{str(fault['loc'][0]).upper()} = {fault['input']!r}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ImproperlyConfigured(faults) from error
+
+
+def _forget(*, setting: str, **_kwargs: object) -> None:
+    if setting.startswith(PREFIX):
+        task_settings.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="tasks_app.conf")

@@ -1,0 +1,104 @@
+"""Every error this app raises, in one tree. A class docstring is its default message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from tasks_app.states import Status
+
+
+class TaskError(Exception):
+    """Something is wrong with a task."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class UnknownTask(TaskError):
+    """There is no task class of this name."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.name = name
+        super().__init__(
+            f"There is no task {name!r}: {why}. Name a subclass of BaseTask by its dotted path, "
+            f"such as 'shop.tasks.ImportOrders'."
+        )
+
+
+class InvalidTask(TaskError):
+    """A task class is declared in a way that cannot run."""
+
+
+class InvalidParams(TaskError):
+    """The parameters do not fit the task.
+
+    `errors` maps each field, dotted where it is nested and empty for all of them, to its fault.
+    """
+
+    def __init__(self, task_name: str, errors: Iterable[Mapping[str, Any]]) -> None:
+        self.errors = {
+            ".".join(str(part) for part in error["loc"]): str(error["msg"]) for error in errors
+        }
+        faults = "; ".join(f"{field or 'params'}: {fault}" for field, fault in self.errors.items())
+        super().__init__(f"Parameters of {task_name} are wrong: {faults}")
+
+
+class InvalidResult(TaskError):
+    """A task returned something else than it declared, or something JSON cannot hold."""
+
+
+class TaskNotFound(TaskError):
+    """There is no such task."""
+
+    def __init__(self, task_id: UUID | str) -> None:
+        self.task_id = task_id
+        super().__init__(f"There is no task {task_id}. It may have been removed by clean-up.")
+
+
+class DuplicateTask(TaskError):
+    """An unfinished task has this unique key already."""
+
+    def __init__(self, unique_key: str, task_id: UUID | None = None) -> None:
+        self.unique_key = unique_key
+        self.task_id = task_id
+        which = f"task {task_id}" if task_id else "another task"
+        super().__init__(
+            f"{which} with the unique key {unique_key!r} has not finished. "
+            f"Wait for it, cancel it, or use another key."
+        )
+
+
+class IllegalTransition(TaskError):
+    """The task's status does not allow this."""
+
+    def __init__(self, task_id: UUID, status: Status, wanted: str) -> None:
+        self.task_id = task_id
+        self.status = status
+        super().__init__(f"Task {task_id} is {status.value} and cannot be {wanted}.")
+
+
+class WorkerLost(TaskError):
+    """The worker that ran this task disappeared."""
+
+
+class TaskInterrupted(BaseException):
+    """The running task must stop now.
+
+    Derived from BaseException so that `except Exception` in a task does not swallow it.
+    Raised by the task's next progress call; let it pass, or clean up and re-raise.
+    """
+
+
+class TaskCancelled(TaskInterrupted):
+    """Somebody asked for this task to be cancelled."""
+
+
+class TaskTimedOut(TaskInterrupted):
+    """The task ran longer than it may."""
+
+
+class LeaseLost(TaskInterrupted):
+    """The task was taken from this worker, so nothing it does counts any more."""

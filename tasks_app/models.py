@@ -1,0 +1,322 @@
+"""Tasks, their events, and the workers that run them. Written by `lifecycle` alone."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from tasks_app import schemas
+from tasks_app.states import TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+DEFAULT_QUEUE = "default"
+
+
+def aware(moment: datetime | None) -> datetime | None:
+    """Return a time as every boundary shows it: with its zone, also where USE_TZ is off."""
+    return timezone.make_aware(moment) if moment and timezone.is_naive(moment) else moment
+
+
+class Worker(models.Model):
+    """A process that runs, or ran, tasks."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    hostname = models.CharField(_("host"), max_length=255)
+    pid = models.PositiveIntegerField(_("process id"))
+    hands = models.PositiveIntegerField(_("hands"), help_text=_("How many tasks it runs at a time"))
+    queues = models.JSONField(_("queues"), default=list, help_text=_("Empty: all of them"))
+    started_at = models.DateTimeField(_("started"))
+    heartbeat_at = models.DateTimeField(_("last heartbeat"))
+    #: Set when it ended in good order; a worker that was killed has none.
+    stopped_at = models.DateTimeField(_("stopped"), null=True)
+
+    class Meta:
+        verbose_name = _("worker")
+        verbose_name_plural = _("workers")
+        indexes = [models.Index(fields=["heartbeat_at"], name="tasks_worker_heartbeat")]
+
+    def __str__(self) -> str:
+        return f"{self.hostname}:{self.pid}"
+
+
+class TaskQuerySet(models.QuerySet["Task"]):
+    def visible_to(self, user: AbstractBaseUser | AnonymousUser) -> TaskQuerySet:
+        """The tasks a user may see: all with the `view_task` permission, else their own."""
+        if not user.is_authenticated or not user.is_active:
+            return self.none()
+        if user.has_perm("tasks_app.view_task"):  # type: ignore[attr-defined]
+            return self
+        return self.filter(owner=user)
+
+    def unfinished(self) -> TaskQuerySet:
+        return self.filter(status__in=UNFINISHED)
+
+    def running(self) -> TaskQuerySet:
+        return self.filter(status=Status.RUNNING)
+
+    def waiting(self, queues: list[str]) -> TaskQuerySet:
+        """Pending tasks of these queues, or of all when none is named, the next one first."""
+        tasks = self.filter(status=Status.PENDING)
+        if queues:
+            tasks = tasks.filter(queue__in=queues)
+        return tasks.order_by("-priority", "run_after")
+
+    def prunable(
+        self, now: datetime, retention: float | None, failed_retention: float | None
+    ) -> TaskQuerySet:
+        """Finished tasks past their retention, in seconds; None keeps them for ever."""
+        past = Q(pk__in=[])
+        if retention is not None:
+            past |= Q(
+                status__in=sorted(TERMINAL - {Status.FAILED}),
+                finished_at__lt=now - timedelta(seconds=retention),
+            )
+        if failed_retention is not None:
+            past |= Q(
+                status=Status.FAILED, finished_at__lt=now - timedelta(seconds=failed_retention)
+            )
+        return self.filter(past)
+
+
+class Task(models.Model):
+    """One unit of work, with its parameters, status, progress and result."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(_("name"), max_length=200, help_text=_("Dotted path of its class"))
+    params = models.JSONField(_("parameters"), default=dict)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("owner"),
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        db_index=False,  # tasks_newest_of_owner serves
+    )
+    queue = models.CharField(_("queue"), max_length=100, default=DEFAULT_QUEUE)
+    priority = models.SmallIntegerField(_("priority"), default=0, help_text=_("Higher runs first"))
+    run_after = models.DateTimeField(_("run after"))
+    #: Null, and not empty, where there is none: the unique constraint must not bind those.
+    unique_key = models.CharField(_("unique key"), max_length=200, null=True)  # noqa: DJ001
+    timeout_seconds = models.FloatField(_("timeout in seconds"), null=True)
+    max_attempts = models.PositiveIntegerField(_("attempts allowed"), default=1)
+
+    status = models.CharField(
+        _("status"), max_length=10, choices=Status.choices, default=Status.PENDING
+    )
+    attempt = models.PositiveIntegerField(_("attempt"), default=0)
+    progress = models.FloatField(_("progress"), null=True)
+    progress_text = models.TextField(_("progress text"), blank=True, default="")
+    result = models.JSONField(_("result"), null=True)
+    error_type = models.CharField(_("error type"), max_length=200, blank=True, default="")
+    error_message = models.TextField(_("error"), blank=True, default="")
+    error_traceback = models.TextField(_("traceback"), blank=True, default="")
+
+    #: Who holds the claim, until when, and the proof of it. Set while running, and only then.
+    worker = models.ForeignKey(
+        Worker, verbose_name=_("worker"), null=True, on_delete=models.SET_NULL, related_name="tasks"
+    )
+    fencing_token = models.UUIDField(null=True, editable=False)
+    lease_expires_at = models.DateTimeField(_("lease expires"), null=True)
+    cancel_requested_at = models.DateTimeField(_("cancel requested"), null=True)
+
+    created_at = models.DateTimeField(_("created"))
+    started_at = models.DateTimeField(_("started"), null=True)
+    finished_at = models.DateTimeField(_("finished"), null=True)
+
+    objects = TaskQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("task")
+        verbose_name_plural = _("tasks")
+        ordering = ["-created_at"]
+        permissions = [("cancel_task", _("Can cancel task"))]
+        constraints = [
+            models.CheckConstraint(
+                name="tasks_status_known", condition=Q(status__in=sorted(Status.values))
+            ),
+            models.CheckConstraint(
+                name="tasks_progress_is_fraction",
+                condition=Q(progress__isnull=True) | Q(progress__gte=0, progress__lte=1),
+            ),
+            models.CheckConstraint(
+                name="tasks_terminal_has_finished_at",
+                condition=Q(status__in=sorted(TERMINAL), finished_at__isnull=False)
+                | Q(status__in=sorted(UNFINISHED), finished_at__isnull=True),
+            ),
+            models.CheckConstraint(
+                name="tasks_running_is_claimed",
+                condition=Q(
+                    status=Status.RUNNING,
+                    fencing_token__isnull=False,
+                    lease_expires_at__isnull=False,
+                    started_at__isnull=False,
+                )
+                | (
+                    ~Q(status=Status.RUNNING)
+                    & Q(fencing_token__isnull=True, lease_expires_at__isnull=True)
+                ),
+            ),
+            models.CheckConstraint(
+                name="tasks_failed_has_error",
+                condition=Q(status=Status.FAILED) & ~Q(error_type="")
+                | ~Q(status=Status.FAILED) & Q(error_type=""),
+            ),
+            models.CheckConstraint(
+                name="tasks_attempt_in_range",
+                condition=Q(max_attempts__gte=1, attempt__lte=F("max_attempts")),
+            ),
+            models.CheckConstraint(
+                name="tasks_timeout_positive",
+                condition=Q(timeout_seconds__isnull=True) | Q(timeout_seconds__gt=0),
+            ),
+            models.UniqueConstraint(
+                name="tasks_unique_key_unfinished",
+                fields=["unique_key"],
+                condition=Q(status__in=sorted(UNFINISHED)),
+            ),
+        ]
+        indexes = [
+            # Claiming: from every queue, from some; and when the next delayed task is due.
+            models.Index(
+                fields=["-priority", "run_after"],
+                name="tasks_waiting",
+                condition=Q(status=Status.PENDING),
+            ),
+            models.Index(
+                fields=["queue", "-priority", "run_after"],
+                name="tasks_waiting_in_queue",
+                condition=Q(status=Status.PENDING),
+            ),
+            models.Index(
+                fields=["run_after"], name="tasks_due", condition=Q(status=Status.PENDING)
+            ),
+            # Rescue, and the relay's look at what runs.
+            models.Index(
+                fields=["lease_expires_at"],
+                name="tasks_leased",
+                condition=Q(status=Status.RUNNING),
+            ),
+            # Lists: all, one owner's, one status's.
+            models.Index(fields=["-created_at"], name="tasks_newest"),
+            models.Index(fields=["owner", "-created_at"], name="tasks_newest_of_owner"),
+            # Prune, and counts by status.
+            models.Index(fields=["status", "finished_at"], name="tasks_finished"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.pk}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("tasks_app:detail", args=[self.pk])
+
+    @property
+    def stream_url(self) -> str | None:
+        try:
+            return reverse("tasks_app:stream", args=[self.pk])
+        except NoReverseMatch:
+            return None
+
+    @property
+    def is_terminal(self) -> bool:
+        return Status(self.status).is_terminal
+
+    def info(self) -> schemas.TaskInfo:
+        error = schemas.TaskError(type=self.error_type, message=self.error_message)
+        return schemas.TaskInfo(
+            task_id=self.pk,
+            name=self.name,
+            status=Status(self.status),
+            progress=schemas.TaskProgressUpdate(text=self.progress_text, value=self.progress),
+            attempt=self.attempt,
+            max_attempts=self.max_attempts,
+            cancel_requested=self.cancel_requested_at is not None,
+            created_time=aware(self.created_at),
+            run_after=aware(self.run_after) if self.status == Status.PENDING else None,
+            start_time=aware(self.started_at),
+            end_time=aware(self.finished_at),
+            result=self.result,
+            error=error if self.error_type else None,
+        )
+
+
+class CurrentTransaction(models.Func):
+    """The id of the running transaction on PostgreSQL; NULL elsewhere, where ids suffice."""
+
+    output_field = models.BigIntegerField()
+
+    def as_sql(self, compiler: Any, connection: Any, **_context: Any) -> tuple[str, list[Any]]:  # type: ignore[override]
+        return "NULL", []
+
+    def as_postgresql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+        return "pg_current_xact_id()::text::bigint", []
+
+
+class TaskEvent(models.Model):
+    """One immutable fact of a task's history. Its id is the id of its server-sent event.
+
+    Within a task ids grow in the order of commits, because each fact is written under the lock of
+    its task's row. Across tasks a transaction that commits late shows its ids late; there
+    `transaction` tells what is new.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    task = models.ForeignKey(
+        Task,
+        verbose_name=_("task"),
+        on_delete=models.CASCADE,
+        related_name="events",
+        db_index=False,  # tasks_event_of_task serves
+    )
+    event_type = models.CharField(_("type"), max_length=30, choices=EventType.choices)
+    timestamp = models.DateTimeField(_("time"))
+    data = models.JSONField(_("data"), default=dict)
+    transaction = models.BigIntegerField(
+        null=True, editable=False, db_default=CurrentTransaction()
+    )
+
+    class Meta:
+        verbose_name = _("task event")
+        verbose_name_plural = _("task events")
+        ordering = ["id"]
+        constraints = [
+            models.CheckConstraint(
+                name="tasks_event_type_known",
+                condition=Q(event_type__in=sorted(EventType.values)),
+            ),
+            # One terminal event: the database refuses a second.
+            models.UniqueConstraint(
+                name="tasks_one_terminal_event",
+                fields=["task"],
+                condition=Q(event_type__in=sorted(TERMINAL_EVENTS)),
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["task", "id"], name="tasks_event_of_task"),
+            # Empty where transactions have no ids.
+            models.Index(
+                fields=["transaction"],
+                name="tasks_event_transaction",
+                condition=Q(transaction__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_type} of {self.task_id}"
+
+    def message(self) -> schemas.TaskEvent:
+        return schemas.TaskEvent(
+            event_type=EventType(self.event_type),
+            task_id=self.task_id,
+            timestamp=aware(self.timestamp),
+            data=self.data,
+        )

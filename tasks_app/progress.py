@@ -1,0 +1,215 @@
+"""What a running task says, and where it learns that it must stop."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import NamedTuple, TypeVar
+
+from tasks_app.conf import task_settings
+from tasks_app.exceptions import TaskInterrupted
+from tasks_app.schemas import TaskProgressUpdate, printable
+
+T = TypeVar("T")
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class LogLine(NamedTuple):
+    level: str
+    message: str
+
+
+def checked_fraction(value: float) -> float:
+    """Return a progress value as a float.
+
+    Raises TypeError for what is no number (True is none either) and ValueError for NaN and for
+    what is outside 0 to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            # numpy's and Decimal's numbers are welcome; strings are not.
+            value = value.__float__()
+        except AttributeError:
+            raise TypeError(
+                f"progress must be a number from 0.0 to 1.0, not {value!r} "
+                f"({type(value).__name__})"
+            ) from None
+    value = float(value)
+    if math.isnan(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(
+            f"progress must be from 0.0 to 1.0, not {value!r}; divide what is done by the total"
+        )
+    return value
+
+
+class ProgressHandle:
+    """The task's line to its viewers and from its operators.
+
+    Calls touch memory only, cost less than a microsecond, and may come from any thread and as
+    often as one likes: the worker sends the newest state on, at most once in
+    TASK_PROGRESS_INTERVAL_SECONDS. Each call is also where a task that was cancelled or timed out
+    is told to stop, by an exception that `except Exception` does not catch.
+
+    Stands alone in a test: `handle = ProgressHandle(); task.execute(handle)`, then read
+    `handle.latest` and `handle.lines`.
+    """
+
+    __slots__ = (
+        "_done",
+        "_lock",
+        "_logged",
+        "_notify",
+        "_reported",
+        "_stop",
+        "_text",
+        "_value",
+        "dropped_lines",
+        "lines",
+        "total",
+    )
+
+    def __init__(self, notify: Callable[[], None] | None = None) -> None:
+        self._lock = threading.Lock()
+        self._notify = notify
+        #: True from the first report to the moment the worker takes it: one notice for many.
+        self._reported = False
+        self._stop: TaskInterrupted | None = None
+        self._value: float | None = None
+        self._text = ""
+        self._done = 0.0
+        self._logged = 0
+        #: How many steps `advance()` counts to; set it, or let `track()` do so.
+        self.total: float | None = None
+        #: Log lines the worker has not taken yet.
+        self.lines: list[LogLine] = []
+        self.dropped_lines = 0
+
+    # What tasks call.
+
+    def send_progress(self, text: str, value: float) -> None:
+        """Say what is being done and which part of the task is done.
+
+        A value below an earlier one of the attempt is taken for the earlier one: bars do not go
+        back. Raises ValueError and TypeError for a value that is no fraction, and TaskInterrupted
+        when the task must stop.
+        """
+        self._report(text, value)
+
+    def send_progress_value(self, value: float) -> None:
+        """Say which part of the task is done, from 0.0 to 1.0; see `send_progress`."""
+        self._report(None, value)
+
+    def send_progress_text(self, text: str) -> None:
+        """Say what is being done; see `send_progress`."""
+        self._report(text, None)
+
+    def advance(self, steps: float = 1) -> None:
+        """Count steps done of `total`.
+
+        Raises ValueError when no total was set, or when it is not positive.
+        """
+        if self.total is None or not self.total > 0:
+            raise ValueError(
+                f"advance() counts to a total, which is {self.total!r}; "
+                f"set it first: progress.total = 100"
+            )
+        with self._lock:
+            self._done += steps
+            done = self._done
+        self._report(None, min(done / self.total, 1.0))
+
+    def track(
+        self,
+        iterable: Iterable[T],
+        *,
+        total: float | None = None,
+        text: str | None = None,
+        within: tuple[float, float] = (0.0, 1.0),
+    ) -> Iterator[T]:
+        """Pass an iterable on, reporting how much of it is done, as tqdm does.
+
+        Without a total, and for an iterable without a length, the bar is left as it is and each
+        step only looks whether the task must stop. `within` gives the loop its part of the bar, so
+        that phases can follow each other: (0.0, 0.8), then (0.8, 1.0).
+        """
+        if total is None and isinstance(iterable, Sized):
+            total = len(iterable)
+        start, end = (checked_fraction(bound) for bound in within)
+        if text is not None:
+            self.send_progress_text(text)
+        if not total:
+            for item in iterable:
+                yield item
+                self.check_cancelled()
+            return
+        step = (end - start) / total
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            self._report(None, min(start + step * done, end))
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Add a line to the task's history, which viewers see as it is written.
+
+        Unlike progress, each line is kept: at most TASK_MAX_LOG_LINES of an attempt, the rest
+        counted and dropped. Raises ValueError for an unknown level, TaskInterrupted when the task
+        must stop.
+        """
+        if level not in LOG_LEVELS:
+            raise ValueError(f"level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
+        with self._lock:
+            if self._logged < task_settings().max_log_lines:
+                self._logged += 1
+                self.lines.append(LogLine(level, printable(str(message))))
+            else:
+                self.dropped_lines += 1
+        self._tell()
+
+    def check_cancelled(self) -> None:
+        """Raise TaskInterrupted if the task must stop; else do nothing."""
+        if self._stop is not None:
+            raise self._stop
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the task must stop, for code that would rather look than be interrupted."""
+        return self._stop is not None
+
+    @property
+    def latest(self) -> TaskProgressUpdate:
+        with self._lock:
+            return TaskProgressUpdate(text=self._text, value=self._value)
+
+    # What the worker calls.
+
+    def stop(self, reason: TaskInterrupted) -> None:
+        """Interrupt the task at its next call. The first reason stands."""
+        self._stop = self._stop or reason
+
+    def take(self) -> tuple[TaskProgressUpdate, list[LogLine]]:
+        """Hand over the newest progress and the log lines since the last call."""
+        with self._lock:
+            self._reported = False
+            lines, self.lines = self.lines, []
+            return TaskProgressUpdate(text=self._text, value=self._value), lines
+
+    def _report(self, text: str | None, value: float | None) -> None:
+        if value is not None and not (value.__class__ is float and 0.0 <= value <= 1.0):
+            value = checked_fraction(value)
+        if text is not None and text.__class__ is not str:
+            text = str(text)
+        with self._lock:
+            if value is not None and (self._value is None or value > self._value):
+                self._value = value
+            if text is not None:
+                self._text = text
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._stop is not None:
+            raise self._stop
+        if not self._reported:
+            self._reported = True
+            if self._notify is not None:
+                self._notify()

@@ -1,0 +1,72 @@
+"""What crosses a boundary: to callers, to browsers, to programs."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tasks_app.states import EventType, Status
+
+
+def printable(text: str) -> str:
+    """Replace what a database or a socket refuses: NUL and lone surrogates."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+Text = Annotated[str, AfterValidator(printable)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskProgressUpdate(Schema):
+    """The newest progress: what is being done, and the part of it that is."""
+
+    text: Text = ""
+    #: None where the task has not said, or cannot know.
+    value: Fraction | None = None
+
+
+class TaskStartResponse(Schema):
+    task_id: UUID
+    #: None where the site does not include `tasks_app.urls`.
+    stream_url: str | None
+    status: Status
+
+
+class TaskError(Schema):
+    """Why a task failed, as far as its owner may know. The traceback is for staff."""
+
+    type: str
+    message: str
+
+
+class TaskInfo(Schema):
+    """A task as it stands."""
+
+    task_id: UUID
+    name: str
+    status: Status
+    progress: TaskProgressUpdate
+    attempt: int
+    max_attempts: int
+    cancel_requested: bool
+    created_time: datetime
+    #: When it may start; None once it has nothing to wait for.
+    run_after: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    result: Any = None
+    error: TaskError | None = None
+
+
+class TaskEvent(Schema):
+    """One message of a stream. `data` depends on the type; see docs/task_system_usage.md."""
+
+    event_type: EventType
+    task_id: UUID
+    timestamp: datetime
+    data: dict[str, Any]
