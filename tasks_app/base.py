@@ -58,7 +58,7 @@ class BaseTask:
     #: Higher runs first.
     priority: ClassVar[int] = 0
     #: Seconds an attempt may run: TASK_TIMEOUT_SECONDS when unset, without limit when None.
-    timeout: ClassVar[float | None | Unset] = UNSET
+    timeout: ClassVar[float | Unset | None] = UNSET
     #: How often it may be begun. Above 1 it must be safe to run again after half a run.
     max_attempts: ClassVar[int] = 1
 

@@ -1,4 +1,4 @@
-"""Tasks, their events, and the workers that run them. Written by `lifecycle` alone."""
+"""Tasks, their events, and the workers that run them. Their status is written by `lifecycle`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app import schemas
+from tasks_app.base import resolve
+from tasks_app.exceptions import UnknownTask
 from tasks_app.states import TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
 
 if TYPE_CHECKING:
@@ -216,8 +218,14 @@ class Task(models.Model):
     def __str__(self) -> str:
         return f"{self.name} {self.pk}"
 
-    def get_absolute_url(self) -> str:
-        return reverse("tasks_app:detail", args=[self.pk])
+    @property
+    def label(self) -> str:
+        """The name people read."""
+        try:
+            return str(resolve(self.name).verbose_name)
+        except UnknownTask:
+            # Its code is gone or not importable here; the row is still worth a page.
+            return self.name
 
     @property
     def stream_url(self) -> str | None:
@@ -280,9 +288,7 @@ class TaskEvent(models.Model):
     event_type = models.CharField(_("type"), max_length=30, choices=EventType.choices)
     timestamp = models.DateTimeField(_("time"))
     data = models.JSONField(_("data"), default=dict)
-    transaction = models.BigIntegerField(
-        null=True, editable=False, db_default=CurrentTransaction()
-    )
+    transaction = models.BigIntegerField(null=True, editable=False, db_default=CurrentTransaction())
 
     class Meta:
         verbose_name = _("task event")

@@ -33,8 +33,7 @@ def checked_fraction(value: float) -> float:
             value = value.__float__()
         except AttributeError:
             raise TypeError(
-                f"progress must be a number from 0.0 to 1.0, not {value!r} "
-                f"({type(value).__name__})"
+                f"progress must be a number from 0.0 to 1.0, not {value!r} ({type(value).__name__})"
             ) from None
     value = float(value)
     if math.isnan(value) or not 0.0 <= value <= 1.0:

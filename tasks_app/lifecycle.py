@@ -1,0 +1,416 @@
+"""The only writer of a task's status: one verb for each transition of `states.LEGAL`.
+
+Each verb changes the row and records its event in one transaction. Verbs that a worker calls take
+claims; a claim whose token no longer stands in the row, because the task was rescued, cancelled or
+finished meanwhile, is void: nothing is written for it, and the verb returns it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.db import IntegrityError, router, transaction
+from django.db.models import F
+
+from tasks_app.clock import database_now
+from tasks_app.conf import task_settings
+from tasks_app.exceptions import DuplicateTask, IllegalTransition, TaskNotFound, WorkerLost
+from tasks_app.models import Task, TaskEvent, Worker
+from tasks_app.progress import LogLine
+from tasks_app.schemas import TaskProgressUpdate
+from tasks_app.states import LEGAL, Move, Status, Verb
+
+
+class Claim(NamedTuple):
+    """The right to write a running task, good for as long as the row bears the token."""
+
+    task_id: uuid.UUID
+    token: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    def public(self) -> dict[str, str]:
+        return {"type": self.type, "message": self.message}
+
+
+def alias() -> str:
+    """The database that tasks are written to."""
+    return router.db_for_write(Task)
+
+
+def enqueue(tasks: Sequence[Task]) -> None:
+    """Insert new tasks, in this order within a priority, and tell that they wait.
+
+    Takes part in the caller's transaction: the tasks exist exactly if it commits. Writes none of
+    them and raises DuplicateTask if an unfinished task holds one of the unique keys; the caller's
+    transaction can go on.
+    """
+    move = LEGAL[Verb.ENQUEUE]
+    using = alias()
+    now = database_now(using)
+    for position, task in enumerate(tasks):
+        # A microsecond apart, so that tasks started together run in the order they were given.
+        created = now + timedelta(microseconds=position)
+        task.status = move.target
+        task.created_at = created
+        task.run_after = task.run_after or created
+    try:
+        with transaction.atomic(using=using):
+            Task.objects.bulk_create(tasks)
+            _record(move, {task.pk: _waiting(task.run_after) for task in tasks}, now)
+    except IntegrityError as error:
+        holder = _holder_of_key([task.unique_key for task in tasks if task.unique_key])
+        keys = [task.unique_key for task in tasks if task.unique_key]
+        if holder is not None:
+            raise DuplicateTask(str(holder.unique_key), holder.pk) from error
+        for key in keys:
+            if keys.count(key) > 1:
+                raise DuplicateTask(key) from error
+        raise
+
+
+def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Task]:
+    """Take up to `limit` waiting tasks for a worker, the most urgent first.
+
+    Of any number of workers that ask at once, each task goes to one. The claims hold until
+    TASK_LEASE_SECONDS from now, by the database's clock.
+    """
+    move = LEGAL[Verb.CLAIM]
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        now = now or database_now(using)
+        tasks = list(
+            Task.objects.waiting(worker.queues)
+            .filter(run_after__lte=now)
+            .select_for_update(skip_locked=True)[:limit]
+        )
+        if not tasks:
+            return []
+        token = uuid.uuid4()
+        taken = {
+            "status": move.target,
+            "worker_id": worker.pk,
+            "fencing_token": token,
+            "lease_expires_at": now + timedelta(seconds=task_settings().lease_seconds),
+            "started_at": now,
+            "progress": None,
+            "progress_text": "",
+        }
+        waiting = Task.objects.filter(
+            pk__in=[task.pk for task in tasks], status__in=sorted(move.sources)
+        )
+        if waiting.update(attempt=F("attempt") + 1, **taken) != len(tasks):
+            # A database without row locks let another worker in between: keep what is ours.
+            tasks = list(Task.objects.filter(fencing_token=token))
+        else:
+            for task in tasks:
+                task.attempt += 1
+                for field, value in taken.items():
+                    setattr(task, field, value)
+        started = {"worker": str(worker)}
+        _record(
+            move,
+            {
+                task.pk: {"attempt": task.attempt, "max_attempts": task.max_attempts} | started
+                for task in tasks
+            },
+            now,
+        )
+    return tasks
+
+
+def renew(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
+    """Extend the leases of claims by TASK_LEASE_SECONDS from now. Return the void ones."""
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        now = now or database_now(using)
+        held = _hold(Verb.RENEW, claims)
+        _update(held, lease_expires_at=now + timedelta(seconds=task_settings().lease_seconds))
+    return [claim for claim in claims if claim not in held]
+
+
+def report(newest: Mapping[Claim, TaskProgressUpdate]) -> list[Claim]:
+    """Write the newest progress over the last. Return the void claims.
+
+    Progress is state, not history: its event is sent from the row and stored nowhere.
+    """
+    move = LEGAL[Verb.REPORT]
+    with transaction.atomic(using=alias(), savepoint=False):
+        return [
+            claim
+            for claim, progress in newest.items()
+            if not Task.objects.filter(
+                pk=claim.task_id, fencing_token=claim.token, status__in=sorted(move.sources)
+            ).update(progress=progress.value, progress_text=progress.text)
+        ]
+
+
+def log(lines: Mapping[Claim, Sequence[LogLine]]) -> list[Claim]:
+    """Record what tasks wrote by `progress.log()`. Return the void claims."""
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        held = _hold(Verb.LOG, lines)
+        move, now = LEGAL[Verb.LOG], database_now(using)
+        TaskEvent.objects.bulk_create(
+            TaskEvent(
+                task_id=claim.task_id, event_type=move.event, timestamp=now, data=line._asdict()
+            )
+            for claim in held
+            for line in lines[claim]
+        )
+    return [claim for claim in lines if claim not in held]
+
+
+def complete(results: Mapping[Claim, Any], *, now: datetime | None = None) -> list[Claim]:
+    """End claimed tasks with their results. Return the void claims."""
+    return _finish(
+        Verb.COMPLETE,
+        {
+            claim: _Ending({"result": result, "progress": 1.0}, {"result": result})
+            for claim, result in results.items()
+        },
+        now,
+    )
+
+
+def fail(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> list[Claim]:
+    """End claimed tasks with the errors that stopped them. Return the void claims."""
+    return _finish(
+        Verb.FAIL,
+        {
+            claim: _Ending(
+                {
+                    "error_type": failure.type,
+                    "error_message": failure.message,
+                    "error_traceback": failure.traceback,
+                },
+                {"error": failure.public()},
+            )
+            for claim, failure in failures.items()
+        },
+        now,
+    )
+
+
+def cancel(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
+    """End claimed tasks that stopped because they were asked to. Return the void claims."""
+    return _finish(Verb.CANCEL, {claim: _Ending({}, {}) for claim in claims}, now)
+
+
+def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> list[Claim]:
+    """Let tasks whose attempt failed wait for the next one. Return the void claims.
+
+    The wait doubles with each attempt, up to a cap, and is drawn from its upper half, so that what
+    failed together does not return together. A task that somebody asked to cancel ends instead.
+    """
+    move = LEGAL[Verb.RETRY]
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        now = now or database_now(using)
+        held = _hold(Verb.RETRY, failures)
+        unwanted = [claim for claim, row in held.items() if row.cancel_requested_at]
+        cancel(unwanted, now=now)
+        for claim, row in held.items():
+            if claim in unwanted:
+                continue
+            run_after = now + backoff(row.attempt)
+            _update([claim], **_UNCLAIMED, status=move.target, run_after=run_after)
+            data = {"attempt": row.attempt, "error": failures[claim].public()}
+            _record(move, {claim.task_id: _waiting(run_after) | data}, now)
+    return [claim for claim in failures if claim not in held]
+
+
+def backoff(attempt: int) -> timedelta:
+    """Return the wait after an attempt, numbered from 1."""
+    conf = task_settings()
+    # An exponent past 64 is over any cap; without the bound it overflows a float.
+    wait = min(
+        conf.retry_backoff_seconds * 2.0 ** min(attempt - 1, 64), conf.retry_backoff_max_seconds
+    )
+    return timedelta(seconds=wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+
+
+def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
+    """Hand claimed tasks back, their attempt not counted. Return the void claims.
+
+    A task that somebody asked to cancel ends instead.
+    """
+    move = LEGAL[Verb.RELEASE]
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        now = now or database_now(using)
+        held = _hold(Verb.RELEASE, claims)
+        unwanted = [claim for claim, row in held.items() if row.cancel_requested_at]
+        cancel(unwanted, now=now)
+        wanted = [claim for claim in held if claim not in unwanted]
+        _update(
+            wanted,
+            **_UNCLAIMED,
+            status=move.target,
+            attempt=F("attempt") - 1,
+            started_at=None,
+            run_after=now,
+        )
+        waiting = _waiting(now) | {"reason": "released"}
+        _record(move, {claim.task_id: waiting for claim in wanted}, now)
+    return [claim for claim in claims if claim not in held]
+
+
+def rescue(limit: int = 100) -> list[Task]:
+    """Take back tasks whose worker no longer renews their leases; return them as they were.
+
+    Each is cancelled if somebody asked for it, retried if attempts are left, else failed with
+    WorkerLost. Waits one heartbeat after a lease ran out, by the database's clock: a worker that
+    could not write for a while has that long to renew. Safe when many do it at once.
+    """
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        now = database_now(using)
+        overdue = now - timedelta(seconds=task_settings().heartbeat_seconds)
+        lost = list(
+            Task.objects.running()
+            .filter(lease_expires_at__lt=overdue)
+            .select_related("worker")
+            .select_for_update(skip_locked=True, of=("self",))
+            .order_by("lease_expires_at")[:limit]
+        )
+        failures = {_claim_of(task): _worker_lost(task) for task in lost}
+        unwanted = [_claim_of(task) for task in lost if task.cancel_requested_at]
+        again = [
+            _claim_of(task)
+            for task in lost
+            if task.attempt < task.max_attempts and _claim_of(task) not in unwanted
+        ]
+        cancel(unwanted, now=now)
+        retry({claim: failures[claim] for claim in again}, now=now)
+        fail({c: f for c, f in failures.items() if c not in unwanted and c not in again}, now=now)
+    return lost
+
+
+def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
+    """Cancel a pending task at once; ask a running one to stop. Return the task.
+
+    To ask again changes nothing. Raises TaskNotFound, and IllegalTransition when it has finished.
+    """
+    using = alias()
+    with transaction.atomic(using=using):
+        now = database_now(using)
+        try:
+            task = Task.objects.select_for_update(of=("self",)).get(pk=task_id)
+        except Task.DoesNotExist:
+            raise TaskNotFound(task_id) from None
+        who = {"by": by} if by else {}
+        if task.status in LEGAL[Verb.WITHDRAW].sources:
+            move = LEGAL[Verb.WITHDRAW]
+            task.status, task.finished_at, task.cancel_requested_at = move.target, now, now
+        elif task.status in LEGAL[Verb.REQUEST_CANCEL].sources:
+            move = LEGAL[Verb.REQUEST_CANCEL]
+            if task.cancel_requested_at:
+                return task
+            task.cancel_requested_at = now
+        else:
+            raise IllegalTransition(task_id, Status(task.status), "cancelled")
+        task.save(update_fields=["status", "finished_at", "cancel_requested_at"])
+        _record(move, {task.pk: who}, now)
+    return task
+
+
+# A row that nobody holds.
+_UNCLAIMED: dict[str, Any] = {"fencing_token": None, "lease_expires_at": None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    fields: dict[str, Any]
+    data: dict[str, Any]
+
+
+class _Row(NamedTuple):
+    attempt: int
+    cancel_requested_at: datetime | None
+
+
+def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) -> list[Claim]:
+    if not endings:
+        return []
+    move = LEGAL[verb]
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        now = now or database_now(using)
+        held = _hold(verb, endings)
+        # Tasks that end alike share a statement: most of a batch have the same small result.
+        alike: dict[str, list[Claim]] = {}
+        for claim in held:
+            alike.setdefault(json.dumps(endings[claim].fields, sort_keys=True), []).append(claim)
+        for claims in alike.values():
+            fields = endings[claims[0]].fields
+            _update(claims, **_UNCLAIMED, status=move.target, finished_at=now, **fields)
+        _record(move, {claim.task_id: endings[claim].data for claim in held}, now)
+    return [claim for claim in endings if claim not in held]
+
+
+def _hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, _Row]:
+    """Lock the rows of those claims that are good for this verb."""
+    move = LEGAL[verb]
+    claims = set(claims)
+    rows = (
+        Task.objects.filter(
+            pk__in=[claim.task_id for claim in claims], status__in=sorted(move.sources)
+        )
+        .select_for_update(of=("self",))
+        .values_list("pk", "fencing_token", "attempt", "cancel_requested_at")
+    )
+    held = {Claim(pk, token): _Row(*rest) for pk, token, *rest in rows}
+    return {claim: row for claim, row in held.items() if claim in claims}
+
+
+def _update(claims: Collection[Claim], **fields: Any) -> None:
+    if claims:
+        Task.objects.filter(
+            pk__in=[claim.task_id for claim in claims],
+            fencing_token__in={claim.token for claim in claims},
+        ).update(**fields)
+
+
+def _record(move: Move, data: Mapping[uuid.UUID, dict[str, Any]], now: datetime) -> None:
+    TaskEvent.objects.bulk_create(
+        TaskEvent(task_id=task_id, event_type=move.event, timestamp=now, data=facts)
+        for task_id, facts in data.items()
+    )
+
+
+def _waiting(run_after: datetime) -> dict[str, Any]:
+    return {"run_after": run_after.isoformat()}
+
+
+def _claim_of(task: Task) -> Claim:
+    assert task.fencing_token  # noqa: S101 - a running row has one, by constraint
+    return Claim(task.pk, task.fencing_token)
+
+
+def _worker_lost(task: Task) -> Failure:
+    if task.worker is None:
+        message = "The worker that ran this task is gone, and its record with it."
+    else:
+        message = (
+            f"Worker {task.worker} stopped responding; "
+            f"its last heartbeat was at {task.worker.heartbeat_at.isoformat(timespec='seconds')}."
+        )
+    return Failure(WorkerLost.__name__, message)
+
+
+def _holder_of_key(keys: Collection[str]) -> Task | None:
+    return Task.objects.unfinished().filter(unique_key__in=keys).first()

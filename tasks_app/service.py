@@ -1,0 +1,175 @@
+"""What application code calls to start, watch and cancel tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
+from django.utils.module_loading import import_string
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+
+from tasks_app import lifecycle, retention
+from tasks_app.base import UNSET, BaseTask, Unset, resolve
+from tasks_app.conf import PREFIX, task_settings
+from tasks_app.exceptions import InvalidTask, TaskNotFound
+from tasks_app.models import Task
+from tasks_app.schemas import TaskInfo, TaskStartResponse
+from tasks_app.states import Status
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+Params = Mapping[str, Any] | BaseModel
+
+
+class TaskService:
+    """Starts, shows and ends tasks.
+
+    Trusts its caller: who may do what is for the door to ask (see `permissions`). Every call takes
+    part in the caller's transaction. Use the configured instance, `task_service`; to replace it,
+    subclass and name the class in TASK_SERVICE.
+    """
+
+    def start_task(
+        self,
+        task: type[BaseTask] | str,
+        params: Params | None = None,
+        *,
+        owner: AbstractBaseUser | AnonymousUser | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        run_after: datetime | None = None,
+        unique_key: str | None = None,
+        timeout: float | Unset | None = UNSET,
+        max_attempts: int | None = None,
+    ) -> TaskStartResponse:
+        """Enqueue a task, given as a class or its dotted path.
+
+        It exists exactly if the surrounding transaction commits, and starts after that. Options
+        left out are the class's own. While a task with the same `unique_key` is unfinished, no
+        second one can be started. `timeout` is in seconds for each attempt, None without limit.
+
+        Raises UnknownTask, InvalidTask, InvalidParams, DuplicateTask, and Pydantic's
+        ValidationError (a ValueError) for an option that makes no sense; then nothing is written.
+        """
+        [started] = self.start_many(
+            task,
+            [params or {}],
+            owner=owner,
+            queue=queue,
+            priority=priority,
+            run_after=run_after,
+            unique_key=unique_key,
+            timeout=timeout,
+            max_attempts=max_attempts,
+        )
+        return started
+
+    def start_many(
+        self, task: type[BaseTask] | str, many: Iterable[Params], **options: Any
+    ) -> list[TaskStartResponse]:
+        """Enqueue one task for each set of parameters: all of them, or none.
+
+        Takes the options of `start_task`; they run in the given order. Raises what `start_task`
+        raises, and so DuplicateTask when one `unique_key` is given to many.
+        """
+        cls = resolve(task) if isinstance(task, str) else task
+        chosen = StartOptions(**options)
+        rows = [chosen.row(cls, params) for params in many]
+        if rows:
+            lifecycle.enqueue(rows)
+        return [
+            TaskStartResponse(task_id=row.pk, stream_url=row.stream_url, status=Status(row.status))
+            for row in rows
+        ]
+
+    def get_task_status(self, task_id: UUID) -> TaskInfo:
+        """Return a task as it stands. Raises TaskNotFound."""
+        try:
+            return Task.objects.get(pk=task_id).info()
+        except Task.DoesNotExist:
+            raise TaskNotFound(task_id) from None
+
+    def cancel_task(self, task_id: UUID, *, by: AbstractBaseUser | None = None) -> TaskInfo:
+        """Cancel a pending task at once; ask a running one to stop.
+
+        A running task learns of it at its next progress call, and the returned TaskInfo says
+        `cancel_requested`. Raises TaskNotFound, and IllegalTransition when it has finished.
+        """
+        return lifecycle.request_cancel(task_id, by.get_username() if by else "").info()
+
+    def remove_completed_task(self, task_id: UUID) -> None:
+        """Delete a finished task and its history.
+
+        Raises TaskNotFound, and IllegalTransition while it has not finished.
+        """
+        retention.remove(task_id)
+
+
+class StartOptions(BaseModel):
+    """How a task is to run, where that differs from what its class says."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    owner: Any = None
+    queue: str | None = Field(None, min_length=1, max_length=100)
+    priority: int | None = Field(None, ge=-100, le=100)
+    run_after: datetime | None = None
+    unique_key: str | None = Field(None, min_length=1, max_length=200)
+    timeout: PositiveFloat | Unset | None = UNSET
+    max_attempts: int | None = Field(None, ge=1)
+
+    @field_validator("run_after")
+    @classmethod
+    def fits_the_site(cls, moment: datetime | None) -> datetime | None:
+        if moment is not None and timezone.is_aware(moment) is not settings.USE_TZ:
+            raise ValueError(
+                "must be an aware datetime, as django.utils.timezone.now() returns"
+                if settings.USE_TZ
+                else "must be a naive datetime, for USE_TZ is off"
+            )
+        return moment
+
+    def row(self, cls: type[BaseTask], params: Params) -> Task:
+        """Return the unsaved row of a new task. Raises InvalidTask and InvalidParams."""
+        if cls.execute is BaseTask.execute:
+            raise InvalidTask(f"{cls.__name__} has no execute() of its own, so nothing would run.")
+        timeout = self.timeout
+        if isinstance(timeout, Unset):
+            timeout = cls.timeout
+        if isinstance(timeout, Unset):
+            timeout = task_settings().timeout_seconds
+        return Task(
+            name=cls.name(),
+            params=cls.validate_params(params),
+            owner_id=getattr(self.owner, "pk", None),
+            queue=self.queue or cls.queue,
+            priority=cls.priority if self.priority is None else self.priority,
+            run_after=self.run_after,
+            unique_key=self.unique_key,
+            timeout_seconds=timeout,
+            max_attempts=self.max_attempts or cls.max_attempts,
+        )
+
+
+def _configured() -> TaskService:
+    service = import_string(task_settings().service)
+    return service()  # type: ignore[no-any-return]
+
+
+#: The site's service, made at its first use from the class that TASK_SERVICE names.
+task_service: TaskService = SimpleLazyObject(_configured)  # type: ignore[assignment]
+
+
+def _replace(*, setting: str, **_kwargs: object) -> None:
+    if setting == PREFIX + "SERVICE":
+        task_service.__init__(_configured)  # type: ignore[misc]
+
+
+setting_changed.connect(_replace, dispatch_uid="tasks_app.service")

@@ -1,0 +1,3 @@
+
+app_name = "tasks_app"
+urlpatterns: list = []
