@@ -61,6 +61,9 @@ class BaseTask:
     timeout: ClassVar[float | Unset | None] = UNSET
     #: How often it may be begun. Above 1 it must be safe to run again after half a run.
     max_attempts: ClassVar[int] = 1
+    #: What becomes of a run that a worker's shutdown cuts short: released, to begin anew on another
+    #: worker, or failed where half a run followed by a whole one would do harm.
+    restart_on_shutdown: ClassVar[bool] = True
 
     _progress: ProgressHandle
 

@@ -102,3 +102,7 @@ class TaskTimedOut(TaskInterrupted):
 
 class LeaseLost(TaskInterrupted):
     """The task was taken from this worker, so nothing it does counts any more."""
+
+
+class TaskReleased(TaskInterrupted):
+    """The worker shuts down, and another one will run this task from its start."""

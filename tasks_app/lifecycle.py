@@ -46,6 +46,12 @@ class Failure:
         return {"type": self.type, "message": self.message}
 
 
+def claim_of(task: Task) -> Claim:
+    """Return the claim that a running row bears."""
+    assert task.fencing_token  # noqa: S101 - a running row has one, by constraint
+    return Claim(task.pk, task.fencing_token)
+
+
 def alias() -> str:
     """The database that tasks are written to."""
     return router.db_for_write(Task)
@@ -287,12 +293,12 @@ def rescue(limit: int = 100) -> list[Task]:
             .select_for_update(skip_locked=True, of=("self",))
             .order_by("lease_expires_at")[:limit]
         )
-        failures = {_claim_of(task): _worker_lost(task) for task in lost}
-        unwanted = [_claim_of(task) for task in lost if task.cancel_requested_at]
+        failures = {claim_of(task): _worker_lost(task) for task in lost}
+        unwanted = [claim_of(task) for task in lost if task.cancel_requested_at]
         again = [
-            _claim_of(task)
+            claim_of(task)
             for task in lost
-            if task.attempt < task.max_attempts and _claim_of(task) not in unwanted
+            if task.attempt < task.max_attempts and claim_of(task) not in unwanted
         ]
         cancel(unwanted, now=now)
         retry({claim: failures[claim] for claim in again}, now=now)
@@ -394,11 +400,6 @@ def _record(move: Move, data: Mapping[uuid.UUID, dict[str, Any]], now: datetime)
 
 def _waiting(run_after: datetime) -> dict[str, Any]:
     return {"run_after": run_after.isoformat()}
-
-
-def _claim_of(task: Task) -> Claim:
-    assert task.fencing_token  # noqa: S101 - a running row has one, by constraint
-    return Claim(task.pk, task.fencing_token)
 
 
 def _worker_lost(task: Task) -> Failure:

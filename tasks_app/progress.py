@@ -59,19 +59,20 @@ class ProgressHandle:
         "_done",
         "_lock",
         "_logged",
-        "_notify",
         "_reported",
         "_stop",
         "_text",
         "_value",
         "dropped_lines",
         "lines",
+        "notify",
         "total",
     )
 
     def __init__(self, notify: Callable[[], None] | None = None) -> None:
         self._lock = threading.Lock()
-        self._notify = notify
+        #: Called once when there is something new to take. Set by the worker.
+        self.notify = notify
         #: True from the first report to the moment the worker takes it: one notice for many.
         self._reported = False
         self._stop: TaskInterrupted | None = None
@@ -186,9 +187,11 @@ class ProgressHandle:
         """Interrupt the task at its next call. The first reason stands."""
         self._stop = self._stop or reason
 
-    def take(self) -> tuple[TaskProgressUpdate, list[LogLine]]:
-        """Hand over the newest progress and the log lines since the last call."""
+    def take(self) -> tuple[TaskProgressUpdate | None, list[LogLine]]:
+        """Hand over what is new since the last call: the newest progress, and the log lines."""
         with self._lock:
+            if not self._reported:
+                return None, []
             self._reported = False
             lines, self.lines = self.lines, []
             return TaskProgressUpdate(text=self._text, value=self._value), lines
@@ -210,5 +213,5 @@ class ProgressHandle:
             raise self._stop
         if not self._reported:
             self._reported = True
-            if self._notify is not None:
-                self._notify()
+            if self.notify is not None:
+                self.notify()

@@ -1,3 +1,2 @@
-
 app_name = "tasks_app"
 urlpatterns: list = []

@@ -1,0 +1,55 @@
+"""Run background tasks in this process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from tasks_app.conf import task_settings
+from tasks_app.worker.coordinator import Coordinator
+
+
+class Command(BaseCommand):
+    help = (
+        "Runs background tasks until it is stopped. SIGTERM or SIGINT: claims no more and ends "
+        "when the running tasks have, or have been released after TASK_SHUTDOWN_GRACE_SECONDS; "
+        "a second signal ends at once."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--max-workers", type=int, help="Tasks to run at a time. Default: TASK_MAX_WORKERS."
+        )
+        parser.add_argument(
+            "--queues", help="Comma-separated queues to take tasks from. Default: all of them."
+        )
+        parser.add_argument(
+            "--drain", action="store_true", help="Run what is ready, then exit with 0."
+        )
+        parser.add_argument("--max-tasks", type=int, help="Exit after so many tasks.")
+
+    def handle(
+        self,
+        *,
+        max_workers: int | None,
+        queues: str | None,
+        drain: bool,
+        max_tasks: int | None,
+        **_options: Any,
+    ) -> None:
+        for option, value in (("--max-workers", max_workers), ("--max-tasks", max_tasks)):
+            if value is not None and value < 1:
+                raise CommandError(f"{option} must be 1 or more, not {value}")
+        coordinator = Coordinator(
+            task_settings().max_workers if max_workers is None else max_workers,
+            [queue.strip() for queue in queues.split(",") if queue.strip()] if queues else [],
+            drain=drain,
+            max_tasks=max_tasks,
+        )
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: coordinator.stop())
+        coordinator.run()

@@ -1,0 +1,356 @@
+"""The worker's one writer: it claims tasks, hands them out, and records what becomes of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db.models import Min
+
+from tasks_app import lifecycle
+from tasks_app.changes import watch
+from tasks_app.clock import database_now
+from tasks_app.conf import task_settings
+from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased, TaskTimedOut
+from tasks_app.lifecycle import Claim
+from tasks_app.models import Task
+from tasks_app.progress import ProgressHandle
+from tasks_app.states import Verb
+from tasks_app.worker import presence
+from tasks_app.worker.execution import Outcome, cut_short
+from tasks_app.worker.housekeeping import Pruner, rescue
+from tasks_app.worker.pool import Pool
+from tasks_app.worker.run import Run
+from tasks_app.worker.shutdown import NEVER, Shutdown
+
+logger = logging.getLogger("tasks_app.worker")
+
+#: After a look that found nothing, the soonest the next change is looked into: a site that
+#: commits thousands of times a second must not turn each into queries here.
+FRUITLESS_PAUSE = 0.005
+#: The wait after trouble with the database; it doubles up to the maximum.
+TROUBLE_PAUSE, TROUBLE_PAUSE_MAX = 0.1, 5.0
+
+WRITERS: dict[Verb, Callable[..., list[Claim]]] = {
+    Verb.COMPLETE: lifecycle.complete,
+    Verb.FAIL: lifecycle.fail,
+    Verb.CANCEL: lifecycle.cancel,
+    Verb.RETRY: lifecycle.retry,
+    Verb.RELEASE: lifecycle.release,
+}
+
+
+class Coordinator:
+    """Owns a worker's database connection and makes every write of its tasks.
+
+    Each cycle is one transaction, for all hands together: newest progress, outcomes, leases,
+    cancel requests, new claims. If it fails, nothing of it has happened, and what the hands
+    delivered waits in memory for the next. Belongs to one thread; only `stop` and `_deliver` may
+    be called from others.
+    """
+
+    def __init__(
+        self,
+        hands: int,
+        queues: Iterable[str] = (),
+        *,
+        drain: bool = False,
+        max_tasks: int | None = None,
+    ) -> None:
+        self.using = lifecycle.alias()
+        self.hands = hands
+        self.queues = list(queues)
+        self.drain = drain
+        #: How many more tasks it may claim.
+        self.allowance: float = NEVER if max_tasks is None else max_tasks
+        self.ended = 0
+        self.shutdown = Shutdown()
+        #: Every run that occupies a hand, lost ones too.
+        self.runs: dict[Claim, Run] = {}
+        #: Delivered and not yet written.
+        self.outcomes: list[Outcome] = []
+        #: Runs with progress to write.
+        self.reported: set[Run] = set()
+        self._inbox: deque[Outcome | Run] = deque()
+        #: There may be tasks to claim; there may be requests to cancel.
+        self._hungry = self._curious = True
+        #: The moments, by the monotonic clock, of the next: look into changes, delayed task,
+        #: heartbeat.
+        self._look_at = self._beat_at = 0.0
+        self._claim_at = NEVER
+        self._trouble = 0.0
+
+    def stop(self) -> None:
+        """Claim no more and end when the running tasks have; a second call ends at once."""
+        self.shutdown.signal()
+        self._changes.wake()
+
+    def run(self) -> int:
+        """Work until stopped, drained or out of allowance. Return how many tasks ended."""
+        with watch(self.using) as self._changes:
+            self.worker = presence.register(self.hands, self.queues)
+            self.pruner = Pruner(time.monotonic())
+            self.pool = Pool(self.hands, self._deliver)
+            logger.info(
+                "Worker %s started: %d hands, %s",
+                self.worker,
+                self.hands,
+                f"queues {', '.join(self.queues)}" if self.queues else "all queues",
+            )
+            try:
+                while not self._finished:
+                    if self._changes.wait(self._patience()):
+                        self._hungry = self._curious = True
+                    self._cycle()
+            finally:
+                self._leave()
+        logger.info("Worker %s stopped; %d tasks ended", self.worker, self.ended)
+        return self.ended
+
+    @property
+    def _finished(self) -> bool:
+        if self.runs or self._inbox:
+            return False
+        drained = self.drain and not self._hungry
+        return self.shutdown.requested or drained or self.allowance < 1
+
+    @property
+    def _can_claim(self) -> bool:
+        busy = len(self.runs) - len(self.outcomes)
+        return not self.shutdown.requested and busy < self.hands and self.allowance >= 1
+
+    def _patience(self) -> float:
+        """How many seconds there is nothing to do, unless something comes."""
+        if self._trouble:
+            return self._trouble
+        moments = [self._beat_at, self.pruner.next_step, self.shutdown.next_step]
+        moments += [run.flush_at for run in self.reported]
+        moments += [run.deadline for run in self.runs.values() if not run.handle.is_cancelled]
+        if self._curious and self.runs:
+            moments.append(self._look_at)
+        if self._can_claim:
+            moments.append(self._look_at if self._hungry else self._claim_at)
+        return max(min(moments) - time.monotonic(), 0.0)
+
+    def _cycle(self) -> None:
+        """Take in what came, then do what is due in one transaction."""
+        moment = time.monotonic()
+        self._collect()
+        self._heed_shutdown(moment)
+        self._enforce_timeouts(moment)
+        if moment >= self._claim_at:
+            self._hungry = True
+        beating = moment >= self._beat_at
+        looking = beating or (self._curious and bool(self.runs) and moment >= self._look_at)
+        claiming = self._can_claim and self._hungry
+        claiming = claiming and (bool(self.outcomes) or moment >= self._look_at)
+        writing = {run for run in self.reported if moment >= run.flush_at}
+        writing |= {outcome.run for outcome in self.outcomes}
+        try:
+            if writing or beating or looking or claiming:
+                self._commit(moment, writing, beating, looking, claiming)
+            if beating:
+                rescue()
+            if moment >= self.pruner.next_step and not self.shutdown.requested:
+                self.pruner.step(moment)
+            self._trouble = 0.0
+        except (OperationalError, InterfaceError) as error:
+            self._wait_out(error)
+
+    def _commit(
+        self, moment: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
+    ) -> None:
+        for run in writing:
+            run.take()
+        kept = [run for run in writing if not run.lost]
+        outcomes = [outcome for outcome in self.outcomes if not outcome.run.lost]
+        ending = {outcome.run for outcome in outcomes}
+        tasks: list[Task] = []
+        with transaction.atomic(using=self.using):
+            now = database_now(self.using)
+            void = set(
+                lifecycle.report({run.claim: run.progress for run in kept if run.progress})
+                + lifecycle.log({run.claim: run.lines for run in kept if run.lines})
+                + _write(outcomes, now)
+            )
+            if beating:
+                presence.beat(self.worker, now)
+                going_on = [r.claim for r in self.runs.values() if r not in ending and not r.lost]
+                void.update(lifecycle.renew(going_on, now=now))
+            if looking:
+                void.update(self._look(now))
+            if claiming:
+                limit = int(min(self.hands - len(self.runs) + len(self.outcomes), self.allowance))
+                tasks = lifecycle.claim(self.worker, limit, now=now)
+                hungry = len(tasks) == limit
+                claim_at = NEVER if hungry else self._next_due(now, moment)
+        # What follows is memory only: had the transaction failed, none of it would be true.
+        for run in writing:
+            run.written(moment + task_settings().progress_interval_seconds)
+            self.reported.discard(run)
+        self._lose(void)
+        self._settle()
+        if beating:
+            self._beat_at = moment + task_settings().heartbeat_seconds
+        if looking:
+            self._curious = False
+        if claiming:
+            self._hungry, self._claim_at = hungry, claim_at
+        if not tasks and not outcomes:
+            self._look_at = moment + FRUITLESS_PAUSE
+        self._hand_out(tasks)
+
+    # What came from the hands, from signals, from the clock.
+
+    def _deliver(self, item: Outcome | Run) -> None:
+        """Take an outcome, or a run with something to report. Called in the hands' threads."""
+        self._inbox.append(item)
+        self._changes.wake()
+
+    def _collect(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            run = item.run if isinstance(item, Outcome) else item
+            if run.claim not in self.runs:
+                continue  # Released meanwhile, at the end of a shutdown.
+            if isinstance(item, Outcome):
+                self.outcomes.append(item)
+            else:
+                self.reported.add(run)
+
+    def _heed_shutdown(self, moment: float) -> None:
+        if self.shutdown.heed(moment):
+            logger.info(
+                "Worker %s is stopping; %d running tasks have %g s to finish",
+                self.worker,
+                len(self.runs),
+                task_settings().shutdown_grace_seconds,
+            )
+        if self.shutdown.interrupts(moment):
+            for run in self.runs.values():
+                run.handle.stop(TaskReleased())
+        if self.shutdown.releases(moment):
+            delivered = {outcome.run for outcome in self.outcomes}
+            self.outcomes += [cut_short(run) for run in self.runs.values() if run not in delivered]
+
+    def _enforce_timeouts(self, moment: float) -> None:
+        for run in self.runs.values():
+            if moment >= run.deadline and not run.handle.is_cancelled:
+                logger.warning("Task %s is out of time", run, extra=run.log_extra)
+                allowed = f"{run.task.timeout_seconds:g} s"
+                run.handle.stop(TaskTimedOut(f"The task ran longer than its {allowed}."))
+
+    # The parts of a cycle.
+
+    def _look(self, now: datetime) -> Collection[Claim]:
+        """Compare what this worker runs with what the database says; return the void claims.
+
+        Tells those to stop that somebody cancelled, and hands back those that nobody here knows
+        of: claims of a commit whose answer was lost with the connection.
+        """
+        rows = Task.objects.running().filter(worker=self.worker)
+        standing = {
+            Claim(task_id, token): requested
+            for task_id, token, requested in rows.values_list(
+                "pk", "fencing_token", "cancel_requested_at"
+            )
+        }
+        for claim, requested in standing.items():
+            run = self.runs.get(claim)
+            if run and requested and not run.handle.is_cancelled:
+                logger.info("Task %s is asked to cancel", run, extra=run.log_extra)
+                run.handle.stop(TaskCancelled())
+        lifecycle.release(standing.keys() - self.runs.keys(), now=now)
+        ending = {outcome.run.claim for outcome in self.outcomes}
+        return self.runs.keys() - standing.keys() - ending
+
+    def _next_due(self, now: datetime, moment: float) -> float:
+        """When the next delayed task may start, by the monotonic clock."""
+        delayed = Task.objects.waiting(self.queues).filter(run_after__gt=now).order_by()
+        soonest = delayed.aggregate(soonest=Min("run_after"))["soonest"]
+        return moment + (soonest - now).total_seconds() if soonest else NEVER
+
+    def _hand_out(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            handle = ProgressHandle()
+            run = Run(task, lifecycle.claim_of(task), handle)
+            handle.notify = partial(self._deliver, run)
+            self.runs[run.claim] = run
+            self.allowance -= 1
+            logger.info(
+                "Task %s started: attempt %d of %d",
+                run,
+                task.attempt,
+                task.max_attempts,
+                extra=run.log_extra,
+            )
+            self.pool.submit(run)
+
+    def _lose(self, void: Collection[Claim]) -> None:
+        for claim in void:
+            run = self.runs[claim]
+            if not run.lost:
+                run.lost = True
+                run.handle.stop(LeaseLost())
+                logger.warning(
+                    "Task %s was taken from this worker; what it still does is void",
+                    run,
+                    extra=run.log_extra,
+                )
+
+    def _settle(self) -> None:
+        for run, verb, value in self.outcomes:
+            del self.runs[run.claim]
+            if run.lost:
+                continue
+            self.ended += 1
+            if verb in (Verb.FAIL, Verb.RETRY):
+                logger.error(
+                    "Task %s failed after %.3f s%s: %s: %s\n%s",
+                    run,
+                    run.seconds,
+                    "; it will be tried again" if verb is Verb.RETRY else "",
+                    value.type,
+                    value.message,
+                    value.traceback,
+                    extra=run.log_extra,
+                )
+            else:
+                logger.info(
+                    "Task %s %s after %.3f s", run, _PAST[verb], run.seconds, extra=run.log_extra
+                )
+        self.outcomes = []
+
+    def _wait_out(self, error: Exception) -> None:
+        self._trouble = min(max(self._trouble * 2, TROUBLE_PAUSE), TROUBLE_PAUSE_MAX)
+        logger.warning(
+            "The database does not answer (%s); %d outcomes wait; next try in %g s",
+            str(error).strip(),
+            len(self.outcomes),
+            self._trouble,
+        )
+        connections[self.using].close()
+
+    def _leave(self) -> None:
+        self.pool.close()
+        try:
+            presence.leave(self.worker, database_now(self.using))
+        except (OperationalError, InterfaceError) as error:
+            logger.warning("The worker could not sign off: %s", str(error).strip())
+
+
+_PAST = {Verb.COMPLETE: "completed", Verb.CANCEL: "was cancelled", Verb.RELEASE: "was released"}
+
+
+def _write(outcomes: Iterable[Outcome], now: datetime) -> list[Claim]:
+    """Write outcomes, one statement group for each verb. Return the void claims."""
+    by_verb: dict[Verb, dict[Claim, Any]] = {}
+    for run, verb, value in outcomes:
+        by_verb.setdefault(verb, {})[run.claim] = value
+    return [claim for verb, values in by_verb.items() for claim in WRITERS[verb](values, now=now)]

@@ -1,0 +1,81 @@
+"""One run of a task, from its row to its outcome. Runs in a hand's thread."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, NamedTuple
+
+from tasks_app.base import resolve
+from tasks_app.exceptions import (
+    LeaseLost,
+    TaskCancelled,
+    TaskInterrupted,
+    TaskReleased,
+    TaskTimedOut,
+    WorkerLost,
+)
+from tasks_app.lifecycle import Failure
+from tasks_app.schemas import printable
+from tasks_app.states import Verb
+from tasks_app.worker.run import Run
+
+
+class Outcome(NamedTuple):
+    """How a run ended: the verb that tells it to the database, and what the verb needs."""
+
+    run: Run
+    verb: Verb
+    value: Any = None
+
+
+def execute(run: Run) -> Outcome:
+    """Run a task to its end, whatever that is. Never raises."""
+    try:
+        result = resolve(run.task.name)().run(run.handle, run.task.params)
+    except BaseException as error:  # noqa: BLE001 - SystemExit of a task must not end its hand
+        return _outcome_of(run, error)
+    return Outcome(run, Verb.COMPLETE, result)
+
+
+def _outcome_of(run: Run, error: BaseException) -> Outcome:
+    reason = _interruption(error)
+    if isinstance(reason, TaskCancelled):
+        return Outcome(run, Verb.CANCEL)
+    if isinstance(reason, (TaskReleased, LeaseLost)):
+        return cut_short(run)
+    if isinstance(reason, TaskTimedOut):
+        return Outcome(run, Verb.FAIL, failure(reason))
+    if run.task.attempt < run.task.max_attempts:
+        return Outcome(run, Verb.RETRY, failure(error))
+    return Outcome(run, Verb.FAIL, failure(error))
+
+
+def cut_short(run: Run) -> Outcome:
+    """Return the outcome of a run that the worker's shutdown cut short."""
+    try:
+        restart = resolve(run.task.name).restart_on_shutdown
+    except Exception:  # noqa: BLE001 - a module that no longer imports is the next worker's to report
+        restart = True
+    if restart:
+        return Outcome(run, Verb.RELEASE)
+    message = "The worker was shut down, and this task does not start again by itself."
+    return Outcome(run, Verb.FAIL, Failure(WorkerLost.__name__, message))
+
+
+def failure(error: BaseException) -> Failure:
+    return Failure(
+        type=type(error).__name__,
+        message=printable(str(error)),
+        traceback=printable("".join(traceback.format_exception(error))),
+    )
+
+
+def _interruption(error: BaseException | None) -> TaskInterrupted | None:
+    """Find the interruption behind an error, also where the task's own clean-up failed after it."""
+    seen = set()
+    while error is not None and error not in seen:
+        if isinstance(error, TaskInterrupted):
+            return error
+        seen.add(error)
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,56 @@
+"""When a worker that was told to stop must do what."""
+
+from __future__ import annotations
+
+from tasks_app.conf import task_settings
+
+NEVER = float("inf")
+#: How long interrupted tasks have to clean up before they are released.
+STOP_SECONDS = 1.0
+
+
+class Shutdown:
+    """First signal: claim no more, let tasks finish. After the grace: interrupt, then release.
+
+    A second signal skips the waits. Times are of the monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._signals = 0
+        self._seen = 0
+        self.interrupt_at = NEVER
+        self.release_at = NEVER
+
+    def signal(self) -> None:
+        """Count a signal. Safe in a signal handler."""
+        self._signals += 1
+
+    @property
+    def requested(self) -> bool:
+        return self._signals > 0
+
+    @property
+    def next_step(self) -> float:
+        return min(self.interrupt_at, self.release_at)
+
+    def heed(self, moment: float) -> bool:
+        """Set the times by the signals that came; return whether the first has come just now."""
+        before, self._seen = self._seen, self._signals
+        if self._seen > 1:
+            self.interrupt_at = min(self.interrupt_at, moment)
+            self.release_at = moment
+        elif self._seen > before:
+            self.interrupt_at = moment + task_settings().shutdown_grace_seconds
+            self.release_at = self.interrupt_at + STOP_SECONDS
+        return before == 0 < self._seen
+
+    def interrupts(self, moment: float) -> bool:
+        """Whether running tasks must now be told to stop. True once."""
+        due = moment >= self.interrupt_at
+        if due:
+            self.interrupt_at = NEVER
+        return due
+
+    def releases(self, moment: float) -> bool:
+        """Whether what still runs must now be released."""
+        return moment >= self.release_at
