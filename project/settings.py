@@ -19,6 +19,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "django.contrib.humanize",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "django_eventstream",  # tasks_app
@@ -94,6 +95,8 @@ EVENTSTREAM_STORAGE_CLASS = "tasks_app.streaming.storage.TaskEventStorage"
 # tasks_app: a short lease, so that a visitor who kills the worker sees soon what follows.
 TASK_LEASE_SECONDS = float(os.environ.get("TASK_LEASE_SECONDS", "10"))
 TASK_HEARTBEAT_SECONDS = float(os.environ.get("TASK_HEARTBEAT_SECONDS", "3"))
+# tasks_app: a short grace, so that Ctrl-C of `make run` is not a long goodbye.
+TASK_SHUTDOWN_GRACE_SECONDS = float(os.environ.get("TASK_SHUTDOWN_GRACE_SECONDS", "5"))
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
@@ -109,6 +112,8 @@ LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "login"
 
 LANGUAGE_CODE = "en"
+# The pages are written in English, and Django's own messages on them should be, too.
+LANGUAGES = [("en", "English")]
 TIME_ZONE = "UTC"
 USE_TZ = True
 

@@ -1,0 +1,187 @@
+"""Airports as CSV: what a file must look like, and what is wrong with a row."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+#: How much of a file is read to tell what it is.
+HEAD_BYTES = 64 * 1024
+
+BINARY_FORMATS = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"SQLite format 3": "an SQLite database",
+}
+
+Code = Annotated[str, StringConstraints(strip_whitespace=True, to_upper=True)]
+# No control characters: none belongs here, and databases refuse NUL.
+Words = Annotated[
+    str, StringConstraints(strip_whitespace=True, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")
+]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class NotAirportsCSV(ValueError):
+    """The file as a whole cannot be read as airports; the message names the remedy."""
+
+
+class AirportRow(BaseModel):
+    """One good row."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    #: Underscores stand in the codes that airportsdata made up where there is none.
+    icao: Annotated[Code, Field(pattern=r"^[A-Z0-9_]{4}$")]
+    iata: Annotated[Code, Field(pattern=r"^([A-Z0-9]{3})?$")] = ""
+    name: Annotated[Words, Field(min_length=1)]
+    city: Words = ""
+    subd: Words = ""
+    country: Annotated[Code, Field(pattern=r"^[A-Z]{2}$")]
+    elevation: Annotated[Number, Field(ge=-2_000, le=30_000)]
+    lat: Annotated[Number, Field(ge=-90, le=90)]
+    lon: Annotated[Number, Field(ge=-180, le=180)]
+    # The form and not the list: which zones exist depends on the machine.
+    tz: Annotated[
+        str, StringConstraints(strip_whitespace=True, max_length=50, pattern=r"^[A-Z][\w+/-]+$")
+    ]
+    lid: Annotated[Code, Field(max_length=10, pattern=r"^[A-Z0-9_-]*$")] = ""
+
+
+class RejectedRow(NamedTuple):
+    """One bad row: where it stands, why it is bad, and what it says."""
+
+    line: int
+    reason: str
+    text: str
+
+
+COLUMNS = tuple(AirportRow.model_fields)
+EXPECTED = f"Expected is CSV in UTF-8 whose first line names the columns {', '.join(COLUMNS)}."
+
+
+def check_head(head: bytes) -> list[str]:
+    """Return the columns that the first bytes of a file announce.
+
+    Raises NotAirportsCSV.
+    """
+    if not head.strip():
+        raise NotAirportsCSV(f"The file is empty. {EXPECTED}")
+    for magic, what in BINARY_FORMATS.items():
+        if head.startswith(magic):
+            raise NotAirportsCSV(f"The file is {what} and no CSV. Export it as CSV (UTF-8) first.")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise NotAirportsCSV("The file is UTF-16. Save it as CSV in UTF-8.")
+    if b"\0" in head:
+        raise NotAirportsCSV(f"The file is binary and no CSV. {EXPECTED}")
+    try:
+        # Not final: the head may end within a character.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+    except UnicodeDecodeError as error:
+        raise NotAirportsCSV(_not_utf8(head.count(b"\n", 0, error.start) + 1)) from error
+    return _check_header(text.splitlines()[0] if text else "")
+
+
+def check_file(path: Path) -> int:
+    """Return how many lines a file of airports has.
+
+    Reads all of it, so that a fault at its end refuses it before anything is imported.
+    Raises NotAirportsCSV.
+    """
+    with path.open("rb") as file:
+        check_head(file.read(HEAD_BYTES))
+    count = 0
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for count, line in enumerate(lines, start=1):
+                if "\0" in line:
+                    raise NotAirportsCSV(f"Line {count:,} is binary. {EXPECTED}")
+    except UnicodeDecodeError as error:
+        # The decoder reads blocks; the bytes know the line.
+        raise NotAirportsCSV(_not_utf8(_first_bad_line(path))) from error
+    return count
+
+
+def read_rows(lines: Iterable[str]) -> Iterator[tuple[int, AirportRow | RejectedRow]]:
+    """Yield each row with the number of its line, good or rejected. Empty lines are no rows.
+
+    Every row is one line, so that a quote that is never closed spoils one row and not the rest.
+    """
+    numbered = enumerate(lines, start=1)
+    header = _check_header(next(numbered, (1, ""))[1])
+    first_seen: dict[str, int] = {}
+    for number, line in numbered:
+        if not line.strip():
+            continue
+        found = _read_row(header, number, line)
+        if isinstance(found, AirportRow):
+            first = first_seen.setdefault(found.icao, number)
+            if first != number:
+                reason = f"icao {found.icao!r}: stands in line {first:,} already"
+                found = RejectedRow(number, reason, line.rstrip("\r\n"))
+        yield number, found
+
+
+def harmless(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _read_row(header: list[str], number: int, line: str) -> AirportRow | RejectedRow:
+    line = line.rstrip("\r\n")
+    try:
+        cells = next(csv.reader((line,), strict=True))
+    except csv.Error as error:
+        return RejectedRow(number, f"quotes do not match in this line ({error})", line)
+    if len(cells) != len(header):
+        return RejectedRow(number, f"{len(cells)} columns, the header has {len(header)}", line)
+    values = {name: cell for name, cell in zip(header, cells, strict=True) if name in COLUMNS}
+    try:
+        return AirportRow.model_validate(values)
+    except ValidationError as error:
+        faults = (
+            f"{fault['loc'][0]} {fault['input']!r}: {fault['msg']}" for fault in error.errors()
+        )
+        return RejectedRow(number, "; ".join(faults), line)
+
+
+def _check_header(line: str) -> list[str]:
+    try:
+        names = [name.strip().lower() for name in next(csv.reader((line,)), [])]
+    except csv.Error as error:
+        raise NotAirportsCSV(f"The first line is no CSV header ({error}). {EXPECTED}") from error
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        if len(names) == 1 and (";" in line or "\t" in line):
+            separator = "semicolons" if ";" in line else "tabs"
+            raise NotAirportsCSV(
+                f"The columns are separated by {separator}. Export the file with commas."
+            )
+        raise NotAirportsCSV(f"The first line lacks the columns {', '.join(missing)}. {EXPECTED}")
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise NotAirportsCSV(f"The first line names columns twice: {', '.join(twice)}.")
+    return names
+
+
+def _first_bad_line(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _not_utf8(line: int) -> str:
+    return f"Line {line:,} is not UTF-8. Save the file as CSV in UTF-8."

@@ -1,0 +1,99 @@
+"""Files that tasks read and write, under MEDIA_ROOT.
+
+A file has a random name that only its task knows: an upload is named by the task's parameters, a
+result by the task's result. So a result shows up together with the row that says the task is done,
+and two attempts of one task never write the same file. Files older than the tasks that could name
+them are removed whenever a new one is written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from django.conf import settings
+from django.core.files.uploadedfile import UploadedFile
+
+from tasks_app.conf import DAY, task_settings
+
+NAME_PATTERN = r"[0-9a-f]{32}\.csv"
+_UNFINISHED = ".part"
+
+
+class Result:
+    """A file in the making: write text to `text`; it gets its `name` when all of it is written."""
+
+    def __init__(self, text: TextIO, name: str) -> None:
+        self.text = text
+        self.name = name
+
+
+@contextmanager
+def new_result() -> Iterator[Result]:
+    """Open a file for a task to write its result to; leave nothing behind when that fails."""
+    folder = _folder()
+    _sweep(folder)
+    name = _new_name()
+    path = folder / name
+    draft = path.with_suffix(_UNFINISHED)
+    try:
+        with draft.open("x", encoding="utf-8", newline="") as text:
+            yield Result(text, name)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def keep_upload(upload: UploadedFile) -> str:
+    """Store an uploaded file for a task to read and return its name."""
+    folder = _folder()
+    _sweep(folder)
+    name = _new_name()
+    with (folder / name).open("xb") as file:
+        for chunk in upload.chunks():
+            file.write(chunk)
+    return name
+
+
+def discard(name: str) -> None:
+    """Remove a file that no task will read after all."""
+    if path := find(name):
+        path.unlink(missing_ok=True)
+
+
+def find(name: object) -> Path | None:
+    """Return the path of a stored file, or None when there is none of this name (any more)."""
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+        return None
+    path = _folder() / name
+    return path if path.is_file() else None
+
+
+def _new_name() -> str:
+    return f"{uuid.uuid4().hex}.csv"
+
+
+def _folder() -> Path:
+    folder = Path(settings.MEDIA_ROOT) / "airports"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _sweep(folder: Path) -> None:
+    retentions = task_settings().retention_seconds, task_settings().failed_retention_seconds
+    if None in retentions:
+        return
+    # A day more, for tasks that waited or ran for long.
+    oldest = time.time() - max(filter(None, retentions)) - DAY
+    for path in folder.iterdir():
+        try:
+            if path.stat().st_mtime < oldest:
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue  # another process swept it first

@@ -1,0 +1,290 @@
+"""The site's tasks."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import airportsdata
+from django.db import transaction
+from pydantic import BaseModel, ConfigDict, Field
+
+from project.airports import files, reach
+from project.airports.csvfile import (
+    COLUMNS,
+    NotAirportsCSV,
+    RejectedRow,
+    check_file,
+    harmless,
+    read_rows,
+)
+from project.airports.models import Airport
+from project.airports.selection import Selection
+from tasks_app.base import BaseTask, ProgressHandle
+
+BUNDLED = "bundled"
+BUNDLED_FILE = Path(airportsdata.__file__).with_name("airports.csv")
+
+#: Rows of one transaction: few enough that nobody else waits noticeably for the database.
+BATCH = 500
+#: How many rows, rejected ones or journeys, a result shows on its page. The rest is in its file.
+SHOWN = 10
+
+
+class SiteTask(BaseTask):
+    """A task of this site, which knows how a page shows its result."""
+
+    result_template: ClassVar[str] = "tasks/result.html"
+
+
+class Rejection(BaseModel):
+    line: int
+    reason: str
+
+
+class ImportSummary(BaseModel):
+    rows: int
+    added: int
+    updated: int
+    rejected: int
+    #: The first few; all of them are in the file.
+    rejections: list[Rejection]
+    file: str | None
+
+
+class ImportAirports(SiteTask):
+    """Read airports from a CSV file into the database; report the rows that are wrong.
+
+    May be repeated: a row whose ICAO code is known updates that airport.
+    """
+
+    verbose_name = "Import airports"
+    timeout = 600
+    result_template = "airports/results/import.html"
+
+    class Params(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+        #: "bundled", or the name of an uploaded file.
+        source: Annotated[str, Field(pattern=rf"^({BUNDLED}|{files.NAME_PATTERN})$")] = BUNDLED
+        #: What the uploader calls the file.
+        filename: Annotated[str, Field(max_length=255)] = ""
+        #: Read this many rows at most.
+        limit: Annotated[int, Field(ge=1)] | None = None
+
+    def execute(
+        self,
+        progress: ProgressHandle,
+        source: str,
+        filename: str = "",
+        limit: int | None = None,
+    ) -> ImportSummary:
+        path = BUNDLED_FILE if source == BUNDLED else files.find(source)
+        if path is None:
+            raise FileNotFoundError(
+                f"The uploaded file {filename!r} is no longer kept. Upload it again."
+            )
+        progress.send_progress("Checking the file", 0.0)
+        try:
+            lines = check_file(path)
+        except NotAirportsCSV as error:
+            raise NotAirportsCSV(f"{filename or path.name} was not imported. {error}") from error
+        total = max(min(lines - 1, limit or lines), 1)
+        progress.log(f"{filename or path.name}: {lines - 1:,} lines after the header")
+
+        known = set(Airport.objects.values_list("icao", flat=True))
+        rows = added = 0
+        batch: list[Airport] = []
+        rejected: list[RejectedRow] = []
+        with path.open(encoding="utf-8-sig") as text:
+            for line, row in read_rows(text):
+                rows += 1
+                if isinstance(row, RejectedRow):
+                    rejected.append(row)
+                else:
+                    added += row.icao not in known
+                    batch.append(Airport(**row.model_dump()))
+                if len(batch) >= BATCH:
+                    _upsert(batch)
+                    batch.clear()
+                if rows % 50 == 0:
+                    progress.send_progress(
+                        f"{rows:,} of {total:,} rows", min((line - 1) / total, 1) * 0.99
+                    )
+                if rows == limit:
+                    break
+            _upsert(batch)
+
+        report = None
+        if rejected:
+            progress.send_progress_text("Writing the report of rejected rows")
+            progress.log(f"{len(rejected):,} rows were rejected", "warning")
+            with files.new_result() as result:
+                writer = csv.writer(result.text)
+                writer.writerow(["line", "reason", "row"])
+                for row in rejected:
+                    writer.writerow([row.line, harmless(row.reason), harmless(row.text)])
+            report = result.name
+        progress.send_progress("Done", 1.0)
+        return ImportSummary(
+            rows=rows,
+            added=added,
+            updated=rows - added - len(rejected),
+            rejected=len(rejected),
+            rejections=[
+                Rejection(line=row.line, reason=row.reason[:500]) for row in rejected[:SHOWN]
+            ],
+            file=report,
+        )
+
+
+class ExportSummary(BaseModel):
+    airports: int
+    bytes: int
+    file: str
+
+
+class ExportAirports(SiteTask):
+    """Write a selection of airports to a CSV file that ImportAirports can read."""
+
+    verbose_name = "Export airports"
+    timeout = 600
+    # It only reads, and writes a file of its own: a second run does no harm.
+    max_attempts = 3
+    result_template = "airports/results/export.html"
+    Params = Selection
+
+    def execute(self, progress: ProgressHandle, **selection: Any) -> ExportSummary:
+        airports = Airport.objects.selected(Selection(**selection)).order_by("icao")
+        count = airports.count()
+        with files.new_result() as result:
+            writer = csv.writer(result.text)
+            writer.writerow(COLUMNS)
+            text = f"Writing {count:,} airports"
+            written = 0
+            rows = airports.values_list(*COLUMNS).iterator(chunk_size=500)
+            for row in progress.track(rows, total=count, text=text):
+                writer.writerow(map(_cell, row))
+                written += 1
+            size = result.text.tell()
+        return ExportSummary(airports=written, bytes=size, file=result.name)
+
+
+JOURNEY_COLUMNS = (
+    "icao",
+    "name",
+    "country",
+    "farthest_icao",
+    "farthest_name",
+    "farthest_country",
+    "distance_km",
+    "route",
+    "reachable",
+)
+
+
+class ShownJourney(BaseModel):
+    """One journey, with all that its page says of it."""
+
+    start: str
+    end: str
+    distance_km: float
+    #: The ICAO codes of the airports on the way, both ends included.
+    route: list[str]
+    reachable: int
+
+
+class ReachSummary(BaseModel):
+    airports: int
+    #: Airports with no other one in range.
+    isolated: int
+    journeys: list[ShownJourney]
+    file: str
+
+
+class FarthestReachable(SiteTask):
+    """Find for each airport the farthest one that a few hops of limited length lead to."""
+
+    verbose_name = "Farthest reachable airports"
+    timeout = 3600
+    # It only reads, and writes a file of its own: a second run does no harm.
+    max_attempts = 3
+    result_template = "airports/results/reach.html"
+
+    class Params(Selection):
+        range_km: Annotated[float, Field(ge=10, le=2_000)] = 500
+        hops: Annotated[int, Field(ge=1, le=20)] = 6
+
+    def execute(
+        self, progress: ProgressHandle, range_km: float, hops: int, **selection: Any
+    ) -> ReachSummary:
+        progress.send_progress("Reading airports", 0.0)
+        airports = list(
+            Airport.objects.selected(Selection(**selection))
+            .order_by("icao")
+            .values_list("icao", "name", "country", "lat", "lon")
+        )
+        places = [reach.vector(lat, lon) for *_, lat, lon in airports]
+        count = len(places)
+        links = list(
+            progress.track(
+                reach.link(places, range_km),
+                total=count,
+                text=f"Looking which of {count:,} airports are {range_km:g} km apart or less",
+                within=(0.0, 0.05),
+            )
+        )
+        progress.log("Every airport knows its neighbours now")
+
+        journeys: list[reach.Journey] = []
+        with files.new_result() as result:
+            writer = csv.writer(result.text)
+            writer.writerow(JOURNEY_COLUMNS)
+            for start in progress.track(range(count), within=(0.05, 1.0)):
+                if start % 100 == 0:
+                    progress.send_progress_text(f"{start:,} of {count:,} airports searched")
+                journey = reach.farthest(start, places, links, hops)
+                ends = (*airports[start][:3], *airports[journey.route[-1]][:3])
+                route = " ".join(airports[index][0] for index in journey.route)
+                distance = f"{journey.distance_km:.1f}"
+                writer.writerow([*map(harmless, ends), distance, route, journey.reachable])
+                journeys.append(journey)
+        return ReachSummary(
+            airports=count,
+            isolated=sum(not journey.reachable for journey in journeys),
+            journeys=[
+                ShownJourney(
+                    start=airports[journey.route[0]][1],
+                    end=airports[journey.route[-1]][1],
+                    distance_km=round(journey.distance_km, 1),
+                    route=[airports[index][0] for index in journey.route],
+                    reachable=journey.reachable,
+                )
+                for journey in _longest(journeys)
+            ],
+            file=result.name,
+        )
+
+
+def _longest(journeys: list[reach.Journey]) -> list[reach.Journey]:
+    """Return the longest few, each in one direction only."""
+    longest: dict[frozenset[int], reach.Journey] = {}
+    for journey in sorted(journeys, key=lambda journey: -journey.distance_km):
+        if journey.reachable and len(longest) < SHOWN:
+            longest.setdefault(frozenset((journey.route[0], journey.route[-1])), journey)
+    return list(longest.values())
+
+
+def _upsert(airports: list[Airport]) -> None:
+    with transaction.atomic():
+        Airport.objects.bulk_create(
+            airports,
+            update_conflicts=True,
+            unique_fields=["icao"],
+            update_fields=[name for name in COLUMNS if name != "icao"],
+        )
+
+
+def _cell(value: str | float) -> str | float:
+    return harmless(value) if isinstance(value, str) else value

@@ -1,0 +1,11 @@
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+site = get_asgi_application()
+
+# Only now: the routing imports models, which need the apps that the line above sets up.
+from tasks_app.routing import with_task_streams  # noqa: E402
+
+application = with_task_streams(site)

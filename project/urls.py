@@ -1,0 +1,16 @@
+from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
+from django.urls import include, path
+
+from project import views
+
+urlpatterns = [
+    path("", views.my_tasks, name="home"),
+    path("tasks/<uuid:task_id>/", views.task_page, name="task"),
+    path("tasks/<uuid:task_id>/file/", views.task_file, name="task-file"),
+    path("tasks/", include("tasks_app.urls")),
+    path("airports/", include("project.airports.urls")),
+    path("login/", LoginView.as_view(redirect_authenticated_user=True), name="login"),
+    path("logout/", LogoutView.as_view(), name="logout"),
+    path("admin/", admin.site.urls),
+]

@@ -1,0 +1,69 @@
+"""The pages about tasks of every kind."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, render
+
+from project.airports import files
+from tasks_app.base import resolve
+from tasks_app.exceptions import UnknownTask
+from tasks_app.models import Task
+
+TASKS_PER_PAGE = 10
+#: A history that is longer shows its newest part.
+SHOWN_EVENTS = 200
+
+
+@login_required
+def my_tasks(request: HttpRequest) -> HttpResponse:
+    tasks = Task.objects.visible_to(request.user).filter(owner_id=request.user.pk)
+    page = Paginator(tasks, TASKS_PER_PAGE).get_page(request.GET.get("page"))
+    return render(request, "tasks/list.html", {"page": page})
+
+
+@login_required
+def task_page(request: HttpRequest, task_id: UUID) -> HttpResponse:
+    task = get_object_or_404(Task.objects.visible_to(request.user), pk=task_id)
+    newest = list(task.events.order_by("-id")[: SHOWN_EVENTS + 1])
+    context: dict[str, Any] = {
+        "task": task,
+        "params": [(_words(name), value) for name, value in task.params.items()],
+        "events": newest[:SHOWN_EVENTS][::-1],
+        "events_left_out": len(newest) > SHOWN_EVENTS,
+        "result_template": _result_template(task),
+        "file_kept": isinstance(task.result, dict) and bool(files.find(task.result.get("file"))),
+    }
+    return render(request, "tasks/detail.html", context)
+
+
+@login_required
+def task_file(request: HttpRequest, task_id: UUID) -> HttpResponse:
+    """Send the file that a task names in its result, to whoever may see the task."""
+    task = get_object_or_404(Task.objects.visible_to(request.user), pk=task_id)
+    result = task.result if isinstance(task.result, dict) else {}
+    path = files.find(result.get("file"))
+    if path is None:
+        raise Http404("This task has no file, or it is no longer kept. Run the task again.")
+    # Not FileResponse: under ASGI it reads the whole file as well, and warns that it does.
+    response = HttpResponse(path.read_bytes(), content_type="text/csv; charset=utf-8")
+    name = re.sub(r"\W+", "-", task.label.lower()).strip("-")
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}-{task.pk:.8}.csv"'
+    return response
+
+
+def _result_template(task: Task) -> str:
+    try:
+        return getattr(resolve(task.name), "result_template", "tasks/result.html")
+    except UnknownTask:
+        return "tasks/result.html"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
