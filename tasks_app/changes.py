@@ -50,6 +50,8 @@ class Changes:
         self._waking, self._woken = socket.socketpair()
         self._waking.setblocking(False)
         self._woken.setblocking(False)
+        #: Saves a system call for each of many `wake` in a row.
+        self._awake = False
         self._due = 0.0
 
     def wait(self, timeout: float) -> bool:
@@ -66,11 +68,9 @@ class Changes:
 
     def wake(self) -> None:
         """End the present or the next `wait`."""
-        try:
+        if not self._awake:
+            self._awake = True
             self._waking.send(b"!")
-        except BlockingIOError:
-            # Nobody has read the last thousands of calls: the next wait ends at once anyway.
-            return
 
     def close(self) -> None:
         self._waking.close()
@@ -95,11 +95,9 @@ class Changes:
         ready, _, _ = select.select([self._woken, *others], [], [], max(timeout, 0))
         if self._woken not in ready:
             return False
-        try:
-            while self._woken.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
+        # In this order: a call in between sends once more, and is not lost.
+        self._awake = False
+        self._woken.recv(4096)
         return True
 
 

@@ -252,7 +252,7 @@ def backoff(attempt: int) -> timedelta:
 def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
     """Hand claimed tasks back, their attempt not counted. Return the void claims.
 
-    A task that somebody asked to cancel ends instead.
+    They keep their place in the line, and any worker may take them at once. A task that somebody asked to cancel ends instead.
     """
     move = LEGAL[Verb.RELEASE]
     using = alias()
@@ -268,10 +268,8 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
             status=move.target,
             attempt=F("attempt") - 1,
             started_at=None,
-            run_after=now,
         )
-        waiting = _waiting(now) | {"reason": "released"}
-        _record(move, {claim.task_id: waiting for claim in wanted}, now)
+        _record(move, {claim.task_id: {"reason": "released"} for claim in wanted}, now)
     return [claim for claim in claims if claim not in held]
 
 

@@ -26,14 +26,18 @@ from tasks_app.worker import presence
 from tasks_app.worker.execution import Outcome, cut_short
 from tasks_app.worker.housekeeping import Pruner, rescue
 from tasks_app.worker.pool import Pool
-from tasks_app.worker.run import Run
-from tasks_app.worker.shutdown import NEVER, Shutdown
+from tasks_app.worker.run import NEVER, Run
+from tasks_app.worker.shutdown import Shutdown
 
 logger = logging.getLogger("tasks_app.worker")
 
 #: After a look that found nothing, the soonest the next change is looked into: a site that
 #: commits thousands of times a second must not turn each into queries here.
 FRUITLESS_PAUSE = 0.005
+#: The most tasks of a worker under way at once, where that is more than it has hands.
+GROUP_MAX = 200
+#: How long a claimed task may wait for a hand before it is handed back for another worker.
+UNBEGUN_SECONDS = 0.1
 #: The wait after trouble with the database; it doubles up to the maximum.
 TROUBLE_PAUSE, TROUBLE_PAUSE_MAX = 0.1, 5.0
 
@@ -122,8 +126,19 @@ class Coordinator:
 
     @property
     def _can_claim(self) -> bool:
-        busy = len(self.runs) - len(self.outcomes)
-        return not self.shutdown.requested and busy < self.hands and self.allowance >= 1
+        return not self.shutdown.requested and self._limit() > 0
+
+    def _limit(self) -> int:
+        """How many tasks to claim: one for each free hand, more while tasks are short.
+
+        What the hands finished since the last cycle, they will about finish until the next one;
+        so twice that is in flight, and a group commit carries many of them. Were there only as
+        many as hands, the hands would idle through every commit.
+        """
+        under_way = len(self.runs) - len(self.outcomes)
+        finished = sum(outcome.verb is not Verb.RELEASE for outcome in self.outcomes)
+        aim = min(max(self.hands, 2 * finished), max(self.hands, GROUP_MAX))
+        return int(min(aim - under_way, self.allowance))
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
@@ -131,7 +146,11 @@ class Coordinator:
             return self._trouble
         moments = [self._beat_at, self.pruner.next_step, self.shutdown.next_step]
         moments += [run.flush_at for run in self.reported]
-        moments += [run.deadline for run in self.runs.values() if not run.handle.is_cancelled]
+        for run in self.runs.values():
+            if run.began == NEVER:
+                moments.append(run.claimed + UNBEGUN_SECONDS)
+            elif not run.handle.is_cancelled:
+                moments.append(run.deadline)
         if self._curious and self.runs:
             moments.append(self._look_at)
         if self._can_claim:
@@ -144,6 +163,7 @@ class Coordinator:
         self._collect()
         self._heed_shutdown(moment)
         self._enforce_timeouts(moment)
+        self._recall_unbegun(moment)
         if moment >= self._claim_at:
             self._hungry = True
         beating = moment >= self._beat_at
@@ -186,7 +206,7 @@ class Coordinator:
             if looking:
                 void.update(self._look(now))
             if claiming:
-                limit = int(min(self.hands - len(self.runs) + len(self.outcomes), self.allowance))
+                limit = self._limit()
                 tasks = lifecycle.claim(self.worker, limit, now=now)
                 hungry = len(tasks) == limit
                 claim_at = NEVER if hungry else self._next_due(now, moment)
@@ -245,6 +265,12 @@ class Coordinator:
                 logger.warning("Task %s is out of time", run, extra=run.log_extra)
                 allowed = f"{run.task.timeout_seconds:g} s"
                 run.handle.stop(TaskTimedOut(f"The task ran longer than its {allowed}."))
+
+    def _recall_unbegun(self, moment: float) -> None:
+        """Hand back what waits here while every hand is busy: another worker may be free."""
+        waiting = [run.claimed for run in self.runs.values() if run.began == NEVER]
+        if waiting and (self.shutdown.requested or moment >= min(waiting) + UNBEGUN_SECONDS):
+            self.outcomes += [Outcome(run, Verb.RELEASE) for run in self.pool.recall()]
 
     # The parts of a cycle.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from django.db import close_old_connections, connections
 
@@ -32,6 +34,14 @@ class Pool:
     def submit(self, run: Run) -> None:
         self._orders.put(run)
 
+    def recall(self) -> list[Run]:
+        """Take back the runs that no hand has begun."""
+        recalled = []
+        with suppress(Empty):
+            while (run := self._orders.get_nowait()) is not None:
+                recalled.append(run)
+        return recalled
+
     def close(self) -> None:
         """Let the hands go that are free, and the others when they are. Does not wait."""
         for _ in self._threads:
@@ -46,6 +56,7 @@ class Pool:
     def _work(self) -> None:
         try:
             while (run := self._orders.get()) is not None:
+                run.began = time.monotonic()
                 # As Django does around a request: a task must not inherit a dead connection.
                 close_old_connections()
                 outcome = execute(run)

@@ -11,15 +11,19 @@ from tasks_app.models import Task
 from tasks_app.progress import LogLine, ProgressHandle
 from tasks_app.schemas import TaskProgressUpdate
 
+NEVER = float("inf")
+
 
 @dataclass(eq=False)
 class Run:
-    """Written by the coordinator's thread; the hand reads `task` and `handle`."""
+    """Written by the coordinator's thread, but for `began`; the hand reads `task` and `handle`."""
 
     task: Task
     claim: Claim
     handle: ProgressHandle
-    began: float = field(default_factory=time.monotonic)
+    claimed: float = field(default_factory=time.monotonic)
+    #: When its hand began, by the monotonic clock. Written by the hand.
+    began: float = NEVER
     #: Taken from the handle and not yet written.
     progress: TaskProgressUpdate | None = None
     lines: list[LogLine] = field(default_factory=list)
@@ -42,11 +46,11 @@ class Run:
     @property
     def deadline(self) -> float:
         timeout = self.task.timeout_seconds
-        return float("inf") if timeout is None else self.began + timeout
+        return NEVER if timeout is None else self.began + timeout
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        return max(time.monotonic() - self.began, 0.0)
 
     @property
     def log_extra(self) -> dict[str, Any]:

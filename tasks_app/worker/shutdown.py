@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tasks_app.conf import task_settings
+from tasks_app.worker.run import NEVER
 
-NEVER = float("inf")
 #: How long interrupted tasks have to clean up before they are released.
 STOP_SECONDS = 1.0
 
