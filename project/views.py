@@ -12,9 +12,11 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 
 from project.airports import files
+from project.history import describe
 from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
 from tasks_app.models import Task
+from tasks_app.states import Status
 
 TASKS_PER_PAGE = 10
 #: A history that is longer shows its newest part.
@@ -35,9 +37,9 @@ def task_page(request: HttpRequest, task_id: UUID) -> HttpResponse:
     context: dict[str, Any] = {
         "task": task,
         "params": [(_words(name), value) for name, value in task.params.items()],
-        "events": newest[:SHOWN_EVENTS][::-1],
+        "events": [(event, describe(event)) for event in newest[:SHOWN_EVENTS][::-1]],
         "events_left_out": len(newest) > SHOWN_EVENTS,
-        "result_template": _result_template(task),
+        "outcome_template": _outcome_template(task),
         "file_kept": isinstance(task.result, dict) and bool(files.find(task.result.get("file"))),
     }
     return render(request, "tasks/detail.html", context)
@@ -58,11 +60,24 @@ def task_file(request: HttpRequest, task_id: UUID) -> HttpResponse:
     return response
 
 
+def _outcome_template(task: Task) -> str:
+    match task.status:
+        case Status.COMPLETED:
+            return _result_template(task)
+        case Status.FAILED:
+            return "tasks/failed.html"
+        case Status.CANCELLED:
+            return "tasks/cancelled.html"
+        case _:
+            return "tasks/unfinished.html"
+
+
 def _result_template(task: Task) -> str:
+    plain = "tasks/result.html"
     try:
-        return getattr(resolve(task.name), "result_template", "tasks/result.html")
+        return getattr(resolve(task.name), "result_template", plain)
     except UnknownTask:
-        return "tasks/result.html"
+        return plain
 
 
 def _words(name: str) -> str:

@@ -1,0 +1,75 @@
+# Needs only Python 3.11 or newer, and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+PAGES = $(shell find templates tasks_app/templates -name '*.html')
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format test-matrix clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
+	@exec $(BIN)/python -m project.run
+
+test: $(VENV)/.dev ## Run the tests; ARGS="-k worker" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Check style, types, templates, migrations and settings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/djade --target-version 5.2 --check $(PAGES)
+	$(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/python manage.py check --fail-level WARNING
+
+format: $(VENV)/.dev ## Put code and templates into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/djade --target-version 5.2 $(PAGES)
+
+test-matrix: ## Run the tests on both ends of what is supported
+	@$(MAKE) --no-print-directory .matrix PY=3.11 DJANGO=5.2
+	@$(MAKE) --no-print-directory .matrix PY=3.13 DJANGO=6.1
+
+clean: ## Remove what was installed and built; keep data/
+	rm -rf $(VENV) .venv-* build dist *.egg-info .coverage htmlcov
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# pip runs when pyproject.toml has changed, and only then.
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.13")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV). The first time takes a minute."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV). The first time takes some minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+# One end of the range: the newest Python PY found on the PATH or in pyenv, with Django DJANGO.
+.PHONY: .matrix
+.matrix: MATRIX_VENV = .venv-$(PY)-django$(DJANGO)
+.matrix:
+	@python=$$( { ls -d $(HOME)/.pyenv/versions/$(PY).*/bin/python$(PY) 2>/dev/null | sort -V -r; \
+	    command -v python$(PY); } | while read -r one; do \
+	        "$$one" -c 'import venv' 2>/dev/null && echo "$$one" && break; done); \
+	if [ -z "$$python" ]; then \
+	    echo "Python $(PY) is missing: put python$(PY) on the PATH, or run pyenv install $(PY)." >&2; \
+	    exit 1; \
+	fi; \
+	echo "Python $(PY) ($$python), Django $(DJANGO)"; \
+	[ -x $(MATRIX_VENV)/bin/python ] || "$$python" -m venv $(MATRIX_VENV); \
+	$(MATRIX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -e '.[dev]' 'django~=$(DJANGO).0' && \
+	$(MATRIX_VENV)/bin/python -m pytest $(ARGS)

@@ -1,0 +1,29 @@
+"""What happened to a task, in words."""
+
+from tasks_app.models import TaskEvent
+from tasks_app.states import EventType
+
+
+def describe(event: TaskEvent) -> str:
+    data = event.data
+    match event.event_type:
+        case EventType.QUEUED:
+            return f"Queued again: {data['reason']}" if data.get("reason") else "Queued"
+        case EventType.STARTED:
+            attempt = f", attempt {data.get('attempt')} of {data.get('max_attempts')}"
+            where = f", by worker {data['worker']}" if data.get("worker") else ""
+            return "Started" + (attempt if data.get("max_attempts", 1) > 1 else "") + where
+        case EventType.LOG:
+            return str(data.get("message", ""))
+        case EventType.RETRY_SCHEDULED:
+            return f"Attempt {data.get('attempt')} failed: {_error(event)}. It will be tried again"
+        case EventType.FAILED:
+            return f"Failed: {_error(event)}"
+        case EventType.CANCEL_REQUESTED | EventType.CANCELLED if data.get("by"):
+            return f"{EventType(event.event_type).label} by {data['by']}"
+        case _:
+            return str(EventType(event.event_type).label)
+
+
+def _error(event: TaskEvent) -> str:
+    return str(event.data.get("error", {}).get("message", "unknown")).rstrip(".")
