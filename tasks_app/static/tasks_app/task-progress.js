@@ -1,0 +1,741 @@
+/**
+ * <task-progress>: a task's progress bar, rendered by Django and kept live from here.
+ *
+ * All bars of a page share one EventSource. While it fails, they ask the status endpoint and say
+ * so. Dispatches, bubbling:
+ *   task-progress:end    when a task ends while the page is open; detail {taskId, status}
+ *   task-progress:event  for each fact of its history; detail {taskId, eventType, timestamp, data}
+ */
+
+const TERMINAL_EVENTS = {
+  task_completed: "completed",
+  task_failed: "failed",
+  task_cancelled: "cancelled",
+};
+const TERMINAL = new Set(Object.values(TERMINAL_EVENTS));
+const FACTS = [
+  "task_queued",
+  "task_started",
+  "task_log",
+  "task_cancel_requested",
+  "task_retry_scheduled",
+  ...Object.keys(TERMINAL_EVENTS),
+];
+const STATES = ["task_status", "progress_update"];
+
+// Milliseconds, unless they say otherwise.
+const GATHER = 20; // bars that appear together share a request
+const PATIENCE = 5_000; // a stream may be silent at first, or away, before anybody is told
+const POLL = { least: 3_000, most: 10_000, growth: 1.2 };
+const RETRY = { least: 1_000, most: 30_000, growth: 2 };
+const FETCH_TIMEOUT = 10_000;
+const ANNOUNCE = 5_000; // between two progress announcements of a page
+const KEEPALIVES = 2.5; // a stream that misses two keep-alives is dead, whatever it says
+
+/* ---- What a task's messages make of its state. Pure. ---- */
+
+// Times of the server are compared with each other only, and made into ours by what lies between
+// them and the message that brought them: clocks differ.
+const sinceThen = (then, { time, received }) => received - Math.max(0, time - Date.parse(then));
+const untilThen = (then, { time, received }) =>
+  then && Date.parse(then) > time ? received + Date.parse(then) - time : 0;
+
+const begin = (state, message) => ({
+  ...state,
+  status: "running",
+  attempt: message.data.attempt,
+  maxAttempts: message.data.max_attempts ?? state.maxAttempts,
+  value: null,
+  text: "",
+  started: message.time,
+  began: message.received,
+  due: 0,
+});
+
+const wait = (state, attempt, message) => ({
+  ...state,
+  status: "pending",
+  attempt,
+  value: null,
+  text: "",
+  due: untilThen(message.data.run_after, message),
+});
+
+const finish = (state, status, { data, time }) => ({
+  ...state,
+  status,
+  value: status === "completed" ? 1 : state.value,
+  error: data.error ?? null,
+  took: state.started === null ? null : Math.max(0, time - state.started),
+});
+
+function fromInfo(info, message) {
+  const { start_time: start, end_time: end, created_time: created } = info;
+  // As the server has it: a clock that is behind must not make a new task wait.
+  const time = Math.max(message.time, Date.parse(created));
+  return {
+    status: info.status,
+    attempt: info.attempt,
+    maxAttempts: info.max_attempts,
+    value: info.progress.value,
+    text: info.progress.text,
+    cancelling: info.cancel_requested,
+    error: info.error ?? null,
+    started: start ? Date.parse(start) : null,
+    began: start ? sinceThen(start, message) : null,
+    took: start && end ? Math.max(0, Date.parse(end) - Date.parse(start)) : null,
+    due: untilThen(info.run_after, { ...message, time }),
+  };
+}
+
+// Grows with every step of a task, except where a worker hands it back.
+const rank = (state) => 2 * state.attempt + (state.status === "pending" ? 1 : 0);
+
+function snapshot(state, message) {
+  const next = fromInfo(message.data, message);
+  if (TERMINAL.has(next.status)) return next;
+  const older = message.asked < state.heard;
+  const sameRun =
+    next.status === state.status &&
+    next.attempt === state.attempt &&
+    next.started === state.started;
+  if (!sameRun) return older && rank(next) <= rank(state) ? state : next;
+  const behind = (next.value ?? 0) < (state.value ?? 0) || (older && next.value === state.value);
+  const { value, text } = behind ? state : next;
+  const cancelling = next.cancelling || state.cancelling;
+  return { ...next, value, text, cancelling, began: state.began };
+}
+
+/**
+ * Return the state after a message; the same object where the message is stale.
+ *
+ * A message has the server's `time` of making it, and ours of when it was `asked` for and
+ * `received`. What was asked for after all else was heard is the newest, whatever it says. The
+ * rest may come twice or late: an ended task stays ended, progress never goes back in an attempt.
+ */
+export function reduce(state, message) {
+  if (TERMINAL.has(state.status)) return state;
+  const { type, data, time } = message;
+  const running = state.status === "running";
+  switch (type) {
+    case "task_status":
+      return snapshot(state, message);
+    case "progress_update": {
+      if (data.attempt < state.attempt) return state;
+      if (data.attempt === state.attempt && !running) return state;
+      const now = data.attempt > state.attempt ? begin(state, message) : state;
+      if (data.value !== null && data.value < now.value) return state;
+      return { ...now, text: data.text, value: data.value ?? now.value };
+    }
+    case "task_started":
+      if (data.attempt < state.attempt) return state;
+      if (data.attempt === state.attempt && running && time <= state.started) return state;
+      return begin(state, message);
+    case "task_queued":
+      if (!running) return { ...state, due: untilThen(data.run_after, message) };
+      // A worker that shut down hands it back, the attempt not counted.
+      return time < state.started ? state : wait(state, state.attempt - 1, message);
+    case "task_retry_scheduled":
+      return data.attempt < state.attempt ? state : wait(state, data.attempt, message);
+    case "task_cancel_requested":
+      return state.cancelling ? state : { ...state, cancelling: true };
+    default:
+      return type in TERMINAL_EVENTS ? finish(state, TERMINAL_EVENTS[type], message) : state;
+  }
+}
+
+/* ---- What people read. The template tag says the same. ---- */
+
+const fill = (words, values) => words.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
+
+/** Say a length of time in its two largest units. */
+export function duration(milliseconds, words) {
+  const seconds = Math.max(0, Math.floor(milliseconds / 1000));
+  const [minutes, hours, days] = [60, 3600, 86_400].map((unit) => Math.floor(seconds / unit));
+  const unit = days ? "days" : hours ? "hours" : minutes ? "minutes" : "seconds";
+  return fill(words[unit], {
+    days,
+    hours: hours % 24,
+    minutes: minutes % 60,
+    seconds: seconds % 60,
+  });
+}
+
+/** Say when, in the viewer's own time zone. */
+function moment(date) {
+  const today = date.toDateString() === new Date().toDateString();
+  const style = today ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" };
+  return new Intl.DateTimeFormat(document.documentElement.lang || undefined, style).format(date);
+}
+
+/** Return what to show of a state, at a time of ours. */
+export function describe(state, words, now) {
+  const { status, attempt, maxAttempts, value } = state;
+  const attempts = { attempt, max_attempts: maxAttempts };
+  const ended = TERMINAL.has(status);
+  const running = status === "running";
+  let said;
+  if (ended) said = words[status];
+  else if (state.cancelling) said = words.cancelling;
+  else if (running) said = fill(words[attempt > 1 ? "running_again" : "running"], attempts);
+  else if (state.due <= now) said = words.waiting;
+  else {
+    const time = moment(new Date(Date.now() + state.due - now));
+    said = fill(words[attempt ? "retry_at" : "waiting_until"], { time, ...attempts });
+  }
+  const known = value !== null && status !== "pending";
+  let time = "";
+  if (running && state.began !== null) time = duration(now - state.began, words);
+  if (ended && state.took !== null)
+    time = fill(words.took, { duration: duration(state.took, words) });
+  return {
+    state: said,
+    // Null is a bar in motion with no end in sight.
+    value: known ? value : running ? null : 0,
+    // Rounded down, so that 100 means all of it.
+    percent: known ? fill(words.percent, { percent: Math.floor(value * 100 + 1e-9) }) : "",
+    text: state.text,
+    time,
+    error: state.error ? `${state.error.type}: ${state.error.message}` : "",
+  };
+}
+
+/* ---- The page's one stream, and what stands in for it. ---- */
+
+class DeniedError extends Error {}
+
+/** Fetch JSON. Raises DeniedError where asking again would not help. */
+async function fetchJSON(url, { signal, ...options } = {}) {
+  const asked = performance.now();
+  const timeout = AbortSignal.timeout(FETCH_TIMEOUT);
+  const response = await fetch(url, {
+    ...options,
+    headers: { Accept: "application/json" },
+    cache: "no-store",
+    // A redirect leads to a log-in page.
+    redirect: "manual",
+    signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
+  });
+  if (response.type === "opaqueredirect" || [401, 403, 404, 410].includes(response.status))
+    throw new DeniedError(`${response.status}`);
+  if (!response.ok) throw new Error(`${response.status}`);
+  const body = await response.json();
+  const time = Date.parse(response.headers.get("Date")) || Date.now();
+  return { body, time, asked, received: performance.now() };
+}
+
+/** The wait before try number `tries` (from 0): it grows, and no two pages' are alike. */
+const backoff = ({ least, most, growth }, tries) =>
+  Math.min(most, least * growth ** tries) * (0.5 + Math.random() / 2);
+
+class Hub {
+  #page = null; // the <template> with the addresses and the words
+  #bars = new Set(); // connected, unfinished
+  #source = null;
+  #streamed = new Set(); // ids of the open stream
+  #unheard = new Set(); // those it has not said a thing about since it was asked
+  #asked = 0;
+  #lastEventId = "";
+  #failures = 0;
+  #polls = 0;
+  #polling = false; // instead of the stream
+  #unreachable = false;
+  #fetching = new Set();
+  #away = false;
+  #timers = new Map();
+
+  constructor() {
+    addEventListener("pagehide", () => {
+      this.#away = true;
+      this.#stop();
+    });
+    addEventListener("pageshow", (event) => {
+      if (!event.persisted) return;
+      this.#away = false;
+      this.#plan();
+    });
+    addEventListener("online", () => this.#hurry());
+    // Timers of a hidden page are slowed down to a minute.
+    document.addEventListener("visibilitychange", () => document.hidden || this.#hurry());
+  }
+
+  get words() {
+    return this.#page.words;
+  }
+
+  /** Whether this page says where to ask. */
+  find() {
+    const data = document.querySelector("template[data-task-progress]")?.dataset;
+    if (data && this.#page?.raw !== data.words)
+      this.#page = {
+        raw: data.words,
+        words: JSON.parse(data.words),
+        streams: data.streamsUrl,
+        statuses: data.statusesUrl,
+        maxTasks: Number(data.maxTasks),
+        keepalive: Number(data.keepalive) * 1000,
+      };
+    return this.#page !== null;
+  }
+
+  watch(bar) {
+    this.#bars.add(bar);
+    this.#plan();
+  }
+
+  /** Forget a bar that left the page; it may be on its way to another place of it. */
+  unwatch(bar) {
+    if (this.#bars.delete(bar)) this.#plan();
+  }
+
+  /** Forget a bar whose task has ended. */
+  done(bar) {
+    this.#bars.delete(bar);
+    if (this.#bars.size === 0) this.#stop();
+    else this.#plan();
+  }
+
+  /** Ask how a task stands, now. */
+  async ask(bar) {
+    await this.#fetch([bar.taskId]);
+  }
+
+  #later(name, delay, action) {
+    clearTimeout(this.#timers.get(name));
+    this.#timers.set(
+      name,
+      setTimeout(() => {
+        this.#timers.delete(name);
+        action();
+      }, delay),
+    );
+  }
+
+  #never(name) {
+    clearTimeout(this.#timers.get(name));
+    this.#timers.delete(name);
+  }
+
+  #plan() {
+    if (!this.#timers.has("settle")) this.#later("settle", GATHER, () => this.#settle());
+  }
+
+  #ids() {
+    return [...new Set([...this.#bars].map((bar) => bar.taskId))];
+  }
+
+  #settle() {
+    if (this.#away) return;
+    const ids = this.#ids();
+    if (ids.length === 0) {
+      this.#stop();
+      return;
+    }
+    const missing = ids.filter((id) => !this.#streamed.has(id));
+    const room = this.#page.maxTasks - (ids.length - missing.length);
+    const wanted = missing.length > 0 && (missing.length <= room || room >= this.#page.maxTasks / 2);
+    const reopen = this.#source ? wanted : !this.#timers.has("retry");
+    if (reopen) this.#open();
+    this.#hint();
+    if (this.#unstreamed().length > 0 && !this.#timers.has("poll")) this.#pollSoon();
+  }
+
+  #stop() {
+    this.#source?.close();
+    this.#source = null;
+    this.#streamed.clear();
+    for (const fetching of this.#fetching) fetching.abort();
+    for (const name of [...this.#timers.keys()]) this.#never(name);
+    this.#failures = this.#polls = 0;
+    this.#polling = this.#unreachable = false;
+  }
+
+  /* -- The stream -- */
+
+  #open() {
+    this.#source?.close();
+    this.#never("retry");
+    const ids = this.#ids().slice(0, this.#page.maxTasks);
+    const url = new URL(this.#page.streams, document.baseURI);
+    for (const id of ids) url.searchParams.append("task", id);
+    if (this.#lastEventId) url.searchParams.set("lastEventId", this.#lastEventId);
+    this.#streamed = new Set(ids);
+    const source = new EventSource(url);
+    this.#source = source;
+    this.#expect();
+    for (const type of [...STATES, ...FACTS])
+      source.addEventListener(type, (event) => this.#receive(source, event));
+    source.addEventListener("keep-alive", () => this.#alive(source));
+    source.addEventListener("error", () => this.#error(source));
+    this.#watchdog();
+  }
+
+  /** The stream is asked for, by us or by the browser on its own: each task's state comes first. */
+  #expect() {
+    this.#asked = performance.now();
+    this.#unheard = new Set(this.#streamed);
+    this.#mind();
+  }
+
+  #mind() {
+    if (!this.#polling && !this.#timers.has("patience"))
+      this.#later("patience", PATIENCE, () => this.#impatient());
+  }
+
+  #watchdog() {
+    const silence = Math.max(KEEPALIVES * this.#page.keepalive, 2 * PATIENCE);
+    this.#later("watchdog", silence, () => this.#lose());
+  }
+
+  #alive(source) {
+    if (source !== this.#source) return;
+    this.#watchdog();
+    this.#failures = 0;
+    if (!this.#polling) return;
+    this.#polling = this.#unreachable = false;
+    this.#polls = 0;
+    if (this.#unstreamed().length === 0) this.#never("poll");
+    this.#hint();
+  }
+
+  #receive(source, event) {
+    if (source !== this.#source) return;
+    let message;
+    try {
+      message = JSON.parse(event.data);
+    } catch {
+      return; // not one of ours
+    }
+    if (event.lastEventId) this.#lastEventId = event.lastEventId;
+    this.#unheard.delete(message.task_id);
+    if (this.#unheard.size === 0) this.#never("patience");
+    this.#alive(source);
+    this.#deliver(message.task_id, {
+      type: event.type,
+      data: message.data,
+      time: Date.parse(message.timestamp),
+      timestamp: message.timestamp,
+      asked: this.#asked,
+      received: performance.now(),
+    });
+  }
+
+  #deliver(taskId, message) {
+    for (const bar of [...this.#bars]) if (bar.taskId === taskId) bar.receive(message);
+  }
+
+  #error(source) {
+    if (source !== this.#source) return;
+    // The browser comes back to what broke off, but not to what was refused.
+    if (source.readyState === EventSource.CLOSED) this.#lose();
+    else this.#expect();
+  }
+
+  /** The stream is gone for good: try a new one later; meanwhile see whether all has ended. */
+  #lose() {
+    this.#source?.close();
+    this.#source = null;
+    this.#never("watchdog");
+    this.#mind();
+    this.#later("retry", backoff(RETRY, this.#failures++), () => this.#open());
+    if (!this.#polling) this.#fetch(this.#ids());
+  }
+
+  /** Some task has not been heard of in time. */
+  #impatient() {
+    if (this.#source === null || this.#unheard.size === this.#streamed.size) {
+      this.#polling = true;
+      this.#hint({ aloud: true });
+      this.#poll();
+      return;
+    }
+    const unheard = this.#ids().filter((id) => this.#unheard.has(id));
+    if (unheard.length > 0) this.#fetch(unheard);
+  }
+
+  #hurry() {
+    if (this.#away) return;
+    if (this.#timers.has("retry")) this.#open();
+    if (this.#polling) this.#poll();
+  }
+
+  /* -- Asking instead -- */
+
+  #unstreamed() {
+    return this.#ids().filter((id) => this.#polling || !this.#streamed.has(id));
+  }
+
+  #pollSoon() {
+    this.#later("poll", backoff(POLL, this.#polls++), () => this.#poll());
+  }
+
+  async #poll() {
+    this.#never("poll");
+    await this.#fetch(this.#unstreamed());
+    if (!this.#away && this.#unstreamed().length > 0) this.#pollSoon();
+  }
+
+  async #fetch(ids) {
+    const fetching = new AbortController();
+    this.#fetching.add(fetching);
+    try {
+      for (let start = 0; start < ids.length; start += this.#page.maxTasks)
+        await this.#fetchSome(ids.slice(start, start + this.#page.maxTasks), fetching.signal);
+      this.#unreachable = false;
+    } catch (error) {
+      if (fetching.signal.aborted) return;
+      if (error instanceof DeniedError) {
+        for (const bar of [...this.#bars]) bar.giveUp(this.words.denied);
+        return;
+      }
+      this.#unreachable = true;
+    } finally {
+      this.#fetching.delete(fetching);
+    }
+    this.#hint();
+  }
+
+  async #fetchSome(ids, signal) {
+    const url = new URL(this.#page.statuses, document.baseURI);
+    for (const id of ids) url.searchParams.append("task", id);
+    const { body, ...times } = await fetchJSON(url, { signal });
+    const missing = new Set(ids);
+    for (const info of body.tasks) {
+      missing.delete(info.task_id);
+      this.#unheard.delete(info.task_id);
+      this.#deliver(info.task_id, { type: "task_status", data: info, ...times });
+    }
+    for (const bar of [...this.#bars]) if (missing.has(bar.taskId)) bar.giveUp(this.words.gone);
+  }
+
+  #hint({ aloud = false } = {}) {
+    const trouble = this.#unreachable ? this.words.lost : this.words.interrupted;
+    for (const bar of this.#bars) {
+      const polled = this.#streamed.has(bar.taskId) ? "" : this.words.polled;
+      bar.hint(this.#polling ? trouble : polled);
+    }
+    // One voice is enough for all bars.
+    if (aloud) [...this.#bars][0]?.announce(trouble);
+  }
+}
+
+const hub = new Hub();
+
+/* ---- One bar. ---- */
+
+/** When the page may next read out progress: bars take turns, however many there are. */
+let nextAnnouncement = 0;
+
+class TaskProgress extends HTMLElement {
+  #state = null;
+  #shown = {};
+  #frame = 0;
+  #tick = 0;
+  #announcement = 0;
+  #cancelling = false; // asked here, not yet confirmed
+  #givenUp = false;
+
+  get taskId() {
+    return this.getAttribute("task-id");
+  }
+
+  connectedCallback() {
+    // A parser that is still busy has made the element, but not what is in it.
+    if (document.readyState === "loading")
+      document.addEventListener("DOMContentLoaded", () => this.#start(), { once: true });
+    else this.#start();
+  }
+
+  disconnectedCallback() {
+    hub.unwatch(this);
+    cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#tick);
+    clearTimeout(this.#announcement);
+    this.#frame = this.#announcement = 0;
+    this.removeEventListener("submit", this.#cancel);
+  }
+
+  /** Take a message about this task: from the stream, or from the status endpoint. */
+  receive(message) {
+    const before = this.#state;
+    const after = reduce(before, message);
+    if (FACTS.includes(message.type)) {
+      const { type: eventType, timestamp, data } = message;
+      this.#tell("task-progress:event", { eventType, timestamp, data });
+    }
+    if (after === before) return;
+    this.#state = { ...after, heard: message.received };
+    if (TERMINAL.has(after.status)) {
+      hub.done(this);
+      this.hint("");
+      // Not in the next frame: a hidden page has none, and listeners read what is shown.
+      this.#render();
+      this.#tell("task-progress:end", { status: after.status });
+    } else if (this.#frame === 0) {
+      this.#frame = requestAnimationFrame(() => this.#render());
+    }
+  }
+
+  /** Say what is wrong with the connection; empty when nothing is. */
+  hint(text) {
+    if (!this.#givenUp) this.#show("hint", text);
+  }
+
+  /** Stop watching, and say why. */
+  giveUp(why) {
+    this.hint(why);
+    this.announce(why);
+    this.#givenUp = true;
+    hub.done(this);
+    this.#render();
+  }
+
+  /** Have a screen reader read this out when it is done with what it reads. */
+  announce(text) {
+    const announcer = this.#part("announcer");
+    const label = this.#part("label")?.textContent.trim();
+    if (announcer) announcer.textContent = label ? `${label}: ${text}` : text;
+  }
+
+  #part(name) {
+    return this.querySelector(`[data-part="${name}"]`);
+  }
+
+  #show(name, text) {
+    const part = this.#part(name);
+    if (!part) return;
+    if (part.textContent !== text) part.textContent = text;
+    if (["error", "hint", "notice"].includes(name)) part.hidden = !text;
+  }
+
+  #tell(name, detail) {
+    this.dispatchEvent(
+      new CustomEvent(name, { bubbles: true, detail: { taskId: this.taskId, ...detail } }),
+    );
+  }
+
+  #start() {
+    if (!this.isConnected || !hub.find()) return;
+    this.#state ??= this.#read();
+    if (TERMINAL.has(this.#state.status) || this.#givenUp) return;
+    this.addEventListener("submit", this.#cancel);
+    this.#render({ quietly: true });
+    hub.watch(this);
+  }
+
+  /** Read the state that the server rendered. */
+  #read() {
+    const { attempt, maxAttempts, started, elapsed, wait, cancelling } = this.dataset;
+    const bar = this.#part("bar");
+    const now = performance.now();
+    return {
+      status: this.getAttribute("status"),
+      attempt: Number(attempt),
+      maxAttempts: Number(maxAttempts),
+      value: bar?.hasAttribute("value") ? bar.value : null,
+      text: this.#part("text")?.textContent ?? "",
+      cancelling: cancelling !== undefined,
+      error: null,
+      started: started ? Date.parse(started) : null,
+      began: elapsed ? now - Number(elapsed) * 1000 : null,
+      took: null,
+      due: wait ? now + Number(wait) * 1000 : 0,
+      // The page is older than anything that is yet to be asked for.
+      heard: 0,
+    };
+  }
+
+  #render({ quietly = false } = {}) {
+    cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#tick);
+    this.#frame = 0;
+    const state = this.#state;
+    const now = performance.now();
+    const cancelling = state.cancelling || this.#cancelling;
+    const shown = describe({ ...state, cancelling }, hub.words, now);
+    this.setAttribute("status", state.status);
+    this.toggleAttribute("data-cancelling", cancelling && !TERMINAL.has(state.status));
+    for (const part of ["state", "percent", "text", "time", "error"]) this.#show(part, shown[part]);
+    const bar = this.#part("bar");
+    if (bar && shown.value === null) bar.removeAttribute("value");
+    else if (bar && bar.getAttribute("value") !== String(shown.value)) bar.value = shown.value;
+    this.#offerCancel(!TERMINAL.has(state.status) && !state.cancelling && !this.#givenUp);
+    const before = this.#shown;
+    this.#shown = shown;
+    if (!quietly) this.#announceChange(before);
+    // The time that passes, and the moment when a wait is over.
+    if (!this.#givenUp && (state.status === "running" || state.due > now))
+      this.#tick = setTimeout(() => {
+        this.#frame ||= requestAnimationFrame(() => this.#render());
+      }, 1000);
+  }
+
+  /** Read out a change of state at once, mere progress when it is this bar's turn. */
+  #announceChange(before) {
+    const shown = this.#shown;
+    if (shown.state !== before.state || shown.error !== before.error) {
+      this.#announceShown();
+    } else if (shown.percent !== before.percent || shown.text !== before.text) {
+      if (this.#announcement !== 0) return;
+      const now = performance.now();
+      const turn = Math.max(now, nextAnnouncement);
+      nextAnnouncement = turn + ANNOUNCE;
+      this.#announcement = setTimeout(() => this.#announceShown(), turn - now);
+    }
+  }
+
+  #announceShown() {
+    clearTimeout(this.#announcement);
+    this.#announcement = 0;
+    const { state, percent, text, error } = this.#shown;
+    this.announce([state, percent, error || text].filter(Boolean).join(", "));
+  }
+
+  /* -- Cancelling -- */
+
+  #offerCancel(offered) {
+    const form = this.#part("cancel");
+    if (!form || form.hidden === !offered) return;
+    this.#keepFocus(form);
+    form.hidden = !offered;
+  }
+
+  /** Keep a keyboard's place when the button that has the focus goes. */
+  #keepFocus(form) {
+    if (!form.contains(document.activeElement)) return;
+    this.tabIndex = -1;
+    this.focus({ preventScroll: true });
+  }
+
+  #cancel = async (event) => {
+    const form = event.target;
+    if (form !== this.#part("cancel")) return;
+    event.preventDefault();
+    if (this.#cancelling) return;
+    const button = form.querySelector("button");
+    const body = new FormData(form);
+    this.#cancelling = true;
+    this.#show("notice", "");
+    this.#keepFocus(form);
+    button.disabled = true;
+    this.#render();
+    let problem = "";
+    try {
+      const { body: data, ...times } = await fetchJSON(form.action, { method: "POST", body });
+      this.receive({ type: "task_status", data, ...times });
+    } catch (error) {
+      // Refused: not allowed, or over already. The newest state tells which.
+      await hub.ask(this);
+      if (!TERMINAL.has(this.#state.status) && !this.#state.cancelling && !this.#givenUp)
+        problem = error instanceof DeniedError ? hub.words.cancel_refused : hub.words.cancel_failed;
+    }
+    this.#cancelling = false;
+    this.#render();
+    this.#show("notice", problem);
+    button.disabled = false;
+    if (problem && document.activeElement === this) button.focus();
+  };
+}
+
+// A page may load this file twice, by two addresses; the first is in charge.
+if (!customElements.get("task-progress")) customElements.define("task-progress", TaskProgress);
