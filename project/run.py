@@ -171,7 +171,6 @@ def prepare() -> None:
     """Bring the database into being and up to date, with somebody who can log in."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
     django.setup()
-    settings.DATA_DIR.mkdir(parents=True, exist_ok=True)
     call_command("migrate", verbosity=0)
     users = get_user_model().objects
     if not users.filter(username=NAME).exists():

@@ -72,9 +72,13 @@ def database() -> dict[str, Any]:
             "HOST": unquote(query.get("host", url.hostname or "")),
             "PORT": str(url.port or ""),
         }
+    # SQLite makes the file, not its folder. The tests' file is in DATA_DIR in any case.
+    file = Path(unquote(url.path.removeprefix("/")))
+    for folder in (file.parent, DATA_DIR):
+        folder.mkdir(parents=True, exist_ok=True)
     return {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": unquote(url.path.removeprefix("/")),
+        "NAME": str(file),
         # tasks_app: readers beside one writer, writers that wait in line instead of failing.
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",

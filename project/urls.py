@@ -1,8 +1,16 @@
+from functools import partial
+
 from django.contrib import admin
+from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import include, path
 
 from project import views
+
+login = {
+    "redirect_authenticated_user": True,
+    "authentication_form": partial(AuthenticationForm, label_suffix=""),
+}
 
 urlpatterns = [
     path("", views.my_tasks, name="home"),
@@ -10,7 +18,7 @@ urlpatterns = [
     path("tasks/<uuid:task_id>/file/", views.task_file, name="task-file"),
     path("tasks/", include("tasks_app.urls")),
     path("airports/", include("project.airports.urls")),
-    path("login/", LoginView.as_view(redirect_authenticated_user=True), name="login"),
+    path("login/", LoginView.as_view(**login), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
 ]

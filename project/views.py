@@ -12,6 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 
 from project.airports import files
+from project.airports.tasks import SiteTask
 from project.history import describe
 from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
@@ -33,10 +34,12 @@ def my_tasks(request: HttpRequest) -> HttpResponse:
 @login_required
 def task_page(request: HttpRequest, task_id: UUID) -> HttpResponse:
     task = get_object_or_404(Task.objects.visible_to(request.user), pk=task_id)
+    page = _task_class(task)
     newest = list(task.events.order_by("-id")[: SHOWN_EVENTS + 1])
     context: dict[str, Any] = {
         "task": task,
-        "params": [(_words(name), value) for name, value in task.params.items()],
+        "details": page.details(task.params),
+        "start_page": page.start_page,
         "events": [(event, describe(event)) for event in newest[:SHOWN_EVENTS][::-1]],
         "events_left_out": len(newest) > SHOWN_EVENTS,
         "outcome_template": _outcome_template(task),
@@ -63,7 +66,7 @@ def task_file(request: HttpRequest, task_id: UUID) -> HttpResponse:
 def _outcome_template(task: Task) -> str:
     match task.status:
         case Status.COMPLETED:
-            return _result_template(task)
+            return _task_class(task).result_template
         case Status.FAILED:
             return "tasks/failed.html"
         case Status.CANCELLED:
@@ -72,13 +75,10 @@ def _outcome_template(task: Task) -> str:
             return "tasks/unfinished.html"
 
 
-def _result_template(task: Task) -> str:
-    plain = "tasks/result.html"
+def _task_class(task: Task) -> type[SiteTask]:
+    """Return how the page of a task looks: plain, where its class does not say."""
     try:
-        return getattr(resolve(task.name), "result_template", plain)
+        found = resolve(task.name)
     except UnknownTask:
-        return plain
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+        return SiteTask
+    return found if issubclass(found, SiteTask) else SiteTask

@@ -36,25 +36,34 @@ class NotAirportsCSV(ValueError):
 
 
 class AirportRow(BaseModel):
-    """One good row."""
+    """One good row. The descriptions are what a rejected one is told."""
 
     model_config = ConfigDict(extra="forbid")
 
-    #: Underscores stand in the codes that airportsdata made up where there is none.
-    icao: Annotated[Code, Field(pattern=r"^[A-Z0-9_]{4}$")]
-    iata: Annotated[Code, Field(pattern=r"^([A-Z0-9]{3})?$")] = ""
-    name: Annotated[Words, Field(min_length=1)]
-    city: Words = ""
-    subd: Words = ""
-    country: Annotated[Code, Field(pattern=r"^[A-Z]{2}$")]
-    elevation: Annotated[Number, Field(ge=-2_000, le=30_000)]
-    lat: Annotated[Number, Field(ge=-90, le=90)]
-    lon: Annotated[Number, Field(ge=-180, le=180)]
+    # Underscores stand in the codes that airportsdata made up where there is none.
+    icao: Annotated[Code, Field(pattern=r"^[A-Z0-9_]{4}$", description="4 letters or digits")]
+    iata: Annotated[
+        Code, Field(pattern=r"^([A-Z0-9]{3})?$", description="3 letters or digits, or nothing")
+    ] = ""
+    name: Annotated[Words, Field(min_length=1, description="1 to 100 characters")]
+    city: Annotated[Words, Field(description="at most 100 characters")] = ""
+    subd: Annotated[Words, Field(description="at most 100 characters")] = ""
+    country: Annotated[Code, Field(pattern=r"^[A-Z]{2}$", description="2 letters")]
+    elevation: Annotated[
+        Number, Field(ge=-2_000, le=30_000, description="feet, a number from -2000 to 30000")
+    ]
+    lat: Annotated[Number, Field(ge=-90, le=90, description="a number from -90 to 90")]
+    lon: Annotated[Number, Field(ge=-180, le=180, description="a number from -180 to 180")]
     # The form and not the list: which zones exist depends on the machine.
     tz: Annotated[
-        str, StringConstraints(strip_whitespace=True, max_length=50, pattern=r"^[A-Z][\w+/-]+$")
+        str,
+        StringConstraints(strip_whitespace=True, max_length=50, pattern=r"^[A-Z][A-Za-z0-9_+/-]+$"),
+        Field(description="a time zone such as Europe/Berlin"),
     ]
-    lid: Annotated[Code, Field(max_length=10, pattern=r"^[A-Z0-9_-]*$")] = ""
+    lid: Annotated[
+        Code,
+        Field(max_length=10, pattern=r"^[A-Z0-9_-]*$", description="at most 10 letters and digits"),
+    ] = ""
 
 
 class RejectedRow(NamedTuple):
@@ -126,7 +135,7 @@ def read_rows(lines: Iterable[str]) -> Iterator[tuple[int, AirportRow | Rejected
         if isinstance(found, AirportRow):
             first = first_seen.setdefault(found.icao, number)
             if first != number:
-                reason = f"icao {found.icao!r}: stands in line {first:,} already"
+                reason = f"icao {found.icao!r} stands in line {first:,} already"
                 found = RejectedRow(number, reason, line.rstrip("\r\n"))
         yield number, found
 
@@ -143,15 +152,17 @@ def _read_row(header: list[str], number: int, line: str) -> AirportRow | Rejecte
     except csv.Error as error:
         return RejectedRow(number, f"quotes do not match in this line ({error})", line)
     if len(cells) != len(header):
-        return RejectedRow(number, f"{len(cells)} columns, the header has {len(header)}", line)
+        return RejectedRow(number, f"has {len(cells)} columns, the header {len(header)}", line)
     values = {name: cell for name, cell in zip(header, cells, strict=True) if name in COLUMNS}
     try:
         return AirportRow.model_validate(values)
     except ValidationError as error:
-        faults = (
-            f"{fault['loc'][0]} {fault['input']!r}: {fault['msg']}" for fault in error.errors()
-        )
-        return RejectedRow(number, "; ".join(faults), line)
+        wrong = {str(fault["loc"][0]): fault["input"] for fault in error.errors()}
+        reasons = [
+            f"{name} is {value[:40]!r}, must be {AirportRow.model_fields[name].description}"
+            for name, value in wrong.items()
+        ]
+        return RejectedRow(number, "; ".join(reasons), line)
 
 
 def _check_header(line: str) -> list[str]:
@@ -166,7 +177,8 @@ def _check_header(line: str) -> list[str]:
             raise NotAirportsCSV(
                 f"The columns are separated by {separator}. Export the file with commas."
             )
-        raise NotAirportsCSV(f"The first line lacks the columns {', '.join(missing)}. {EXPECTED}")
+        which = ", ".join(missing) if len(missing) < len(COLUMNS) else "of airports"
+        raise NotAirportsCSV(f"The first line lacks the columns {which}. {EXPECTED}")
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise NotAirportsCSV(f"The first line names columns twice: {', '.join(twice)}.")

@@ -50,7 +50,7 @@ def new_result() -> Iterator[Result]:
         draft.unlink(missing_ok=True)
 
 
-def keep_upload(upload: UploadedFile) -> str:
+def keep_upload(upload: UploadedFile[bytes]) -> str:
     """Store an uploaded file for a task to read and return its name."""
     folder = _folder()
     _sweep(folder)

@@ -35,13 +35,13 @@ class ImportForm(forms.Form):
         widget=forms.FileInput(attrs={"accept": ".csv,text/csv"}),
     )
 
-    def clean_file(self) -> UploadedFile | None:
-        upload: UploadedFile | None = self.cleaned_data["file"]
+    def clean_file(self) -> UploadedFile[bytes] | None:
+        upload: UploadedFile[bytes] | None = self.cleaned_data["file"]
         if upload is None or self.data.get("source") != UPLOAD:
             return None
         if (upload.size or 0) > MAX_UPLOAD_BYTES:
             raise forms.ValidationError(
-                f"The file has {filesizeformat(upload.size)}, and "
+                f"The file has {filesizeformat(upload.size or 0)}, and "
                 f"{filesizeformat(MAX_UPLOAD_BYTES)} is the most. Split it."
             )
         try:

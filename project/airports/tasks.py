@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -33,9 +34,16 @@ SHOWN = 10
 
 
 class SiteTask(BaseTask):
-    """A task of this site, which knows how a page shows its result."""
+    """A task of this site, which knows how its page looks."""
 
     result_template: ClassVar[str] = "tasks/result.html"
+    #: The name of the URL of the form that starts it.
+    start_page: ClassVar[str] = ""
+
+    @classmethod
+    def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the task was asked to do, as people say it."""
+        return {name.replace("_", " ").capitalize(): value for name, value in params.items()}
 
 
 class Rejection(BaseModel):
@@ -62,6 +70,7 @@ class ImportAirports(SiteTask):
     verbose_name = "Import airports"
     timeout = 600
     result_template = "airports/results/import.html"
+    start_page = "start-import"
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -72,6 +81,14 @@ class ImportAirports(SiteTask):
         filename: Annotated[str, Field(max_length=255)] = ""
         #: Read this many rows at most.
         limit: Annotated[int, Field(ge=1)] | None = None
+
+    @classmethod
+    def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        bundled = params.get("source") == BUNDLED
+        details = {"File": "the one of airportsdata" if bundled else params.get("filename")}
+        if params.get("limit"):
+            details["Rows at most"] = params["limit"]
+        return details
 
     def execute(
         self,
@@ -126,7 +143,7 @@ class ImportAirports(SiteTask):
                 for row in rejected:
                     writer.writerow([row.line, harmless(row.reason), harmless(row.text)])
             report = result.name
-        progress.send_progress("Done", 1.0)
+        progress.send_progress(f"{rows:,} rows read, {len(rejected):,} rejected", 1.0)
         return ImportSummary(
             rows=rows,
             added=added,
@@ -153,7 +170,12 @@ class ExportAirports(SiteTask):
     # It only reads, and writes a file of its own: a second run does no harm.
     max_attempts = 3
     result_template = "airports/results/export.html"
+    start_page = "start-export"
     Params = Selection
+
+    @classmethod
+    def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        return _selection_in_words(params)
 
     def execute(self, progress: ProgressHandle, **selection: Any) -> ExportSummary:
         airports = Airport.objects.selected(Selection(**selection)).order_by("icao")
@@ -168,6 +190,7 @@ class ExportAirports(SiteTask):
                 writer.writerow(map(_cell, row))
                 written += 1
             size = result.text.tell()
+        progress.send_progress_text(f"{written:,} airports written")
         return ExportSummary(airports=written, bytes=size, file=result.name)
 
 
@@ -211,10 +234,19 @@ class FarthestReachable(SiteTask):
     # It only reads, and writes a file of its own: a second run does no harm.
     max_attempts = 3
     result_template = "airports/results/reach.html"
+    start_page = "start-reach"
 
     class Params(Selection):
         range_km: Annotated[float, Field(ge=10, le=2_000)] = 500
         hops: Annotated[int, Field(ge=1, le=20)] = 6
+
+    @classmethod
+    def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **_selection_in_words(params),
+            "Range of one hop": f"{params.get('range_km', 0):,g} km",
+            "Hops at most": params.get("hops"),
+        }
 
     def execute(
         self, progress: ProgressHandle, range_km: float, hops: int, **selection: Any
@@ -250,6 +282,7 @@ class FarthestReachable(SiteTask):
                 distance = f"{journey.distance_km:.1f}"
                 writer.writerow([*map(harmless, ends), distance, route, journey.reachable])
                 journeys.append(journey)
+        progress.send_progress_text(f"{count:,} airports searched")
         return ReachSummary(
             airports=count,
             isolated=sum(not journey.reachable for journey in journeys),
@@ -265,6 +298,15 @@ class FarthestReachable(SiteTask):
             ],
             file=result.name,
         )
+
+
+def _selection_in_words(params: Mapping[str, Any]) -> dict[str, Any]:
+    height = params.get("min_elevation")
+    return {
+        "Country": params.get("country") or "every country",
+        "Only with an IATA code": params.get("has_iata", False),
+        "Elevation": "any" if height is None else f"{height:,g} ft or more",
+    }
 
 
 def _longest(journeys: list[reach.Journey]) -> list[reach.Journey]:

@@ -50,6 +50,9 @@ class StartTask(LoginRequiredMixin, FormView):  # type: ignore[type-arg]
             title=self.task.verbose_name, intro=self.intro, button=self.button, **kwargs
         )
 
+    def get_form_kwargs(self) -> dict[str, Any]:
+        return super().get_form_kwargs() | {"label_suffix": ""}
+
     def params(self, form: Any) -> dict[str, Any]:
         params: dict[str, Any] = form.params()
         return params

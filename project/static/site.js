@@ -1,6 +1,8 @@
 // Two courtesies; every page works without them.
 
-const zoned = new Intl.DateTimeFormat(document.documentElement.lang, {
+// The pages are in English, so their dates are too: the reader's own English, if they have one.
+const languages = navigator.languages.filter((language) => language.startsWith("en-"));
+const zoned = new Intl.DateTimeFormat([...languages, "en-GB"], {
   dateStyle: "medium",
   timeStyle: "medium",
 });
