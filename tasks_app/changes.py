@@ -72,7 +72,12 @@ class Changes:
             self._awake = True
             self._waking.send(b"!")
 
+    def pause(self, seconds: float) -> None:
+        """Sleep for so long, whatever is committed; `wake` ends it."""
+        self._sleep(seconds)
+
     def close(self) -> None:
+        self._awake = True  # Whoever wakes it from now on finds nothing to do.
         self._waking.close()
         self._woken.close()
 
@@ -145,7 +150,11 @@ class SQLiteChanges(Changes):
         return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def _changed(self) -> bool:
-        version = self._look()
+        try:
+            version = self._look()
+        except sqlite3.OperationalError:
+            # Locked for recovery, or out of descriptors: whoever asks the database learns which.
+            return True
         changed = version != self._version
         self._version = version
         return changed

@@ -252,7 +252,8 @@ def backoff(attempt: int) -> timedelta:
 def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
     """Hand claimed tasks back, their attempt not counted. Return the void claims.
 
-    They keep their place in the line, and any worker may take them at once. A task that somebody asked to cancel ends instead.
+    They keep their place in the line, and any worker may take them at once. A task that somebody
+    asked to cancel ends instead.
     """
     move = LEGAL[Verb.RELEASE]
     using = alias()

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from tasks_app import schemas
 from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
-from tasks_app.states import TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
+from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -296,8 +296,8 @@ class TaskEvent(models.Model):
         ordering = ["id"]
         constraints = [
             models.CheckConstraint(
-                name="tasks_event_type_known",
-                condition=Q(event_type__in=sorted(EventType.values)),
+                name="tasks_event_is_fact",
+                condition=Q(event_type__in=sorted(FACTS)),
             ),
             # One terminal event: the database refuses a second.
             models.UniqueConstraint(

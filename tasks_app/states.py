@@ -20,9 +20,12 @@ class Status(TextChoices):
 
 
 class EventType(TextChoices):
+    """What a stream says. All but the first two are facts, stored for good."""
+
+    STATUS = "task_status", _("Status")
+    PROGRESS = "progress_update", _("Progress")
     QUEUED = "task_queued", _("Queued")
     STARTED = "task_started", _("Started")
-    PROGRESS = "progress_update", _("Progress")
     LOG = "task_log", _("Log")
     CANCEL_REQUESTED = "task_cancel_requested", _("Cancel requested")
     RETRY_SCHEDULED = "task_retry_scheduled", _("Retry scheduled")
@@ -87,6 +90,7 @@ TERMINAL = frozenset(Status) - frozenset(
     source for move in LEGAL.values() for source in move.sources
 )
 UNFINISHED = frozenset(Status) - TERMINAL
+FACTS = frozenset(EventType) - {EventType.STATUS, EventType.PROGRESS}
 TERMINAL_EVENTS = frozenset(
     move.event for move in LEGAL.values() if move.target in TERMINAL and move.event
 )

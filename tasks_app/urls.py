@@ -1,2 +1,16 @@
+from django.urls import path
+
+from tasks_app import views
+
 app_name = "tasks_app"
-urlpatterns: list = []
+
+#: The names that `routing` serves by its consumer.
+STREAM_VIEWS = {"stream", "streams"}
+
+urlpatterns = [
+    path("stream/", views.stream, name="streams"),
+    path("status/", views.statuses, name="statuses"),
+    path("<uuid:task_id>/stream/", views.stream, name="stream"),
+    path("<uuid:task_id>/status/", views.status, name="status"),
+    path("<uuid:task_id>/cancel/", views.cancel, name="cancel"),
+]

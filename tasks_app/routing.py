@@ -1,0 +1,99 @@
+"""The stream endpoint for ASGI: a Channels consumer, which holds neither thread nor connection."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from channels.auth import AuthMiddlewareStack
+from channels.generic.http import AsyncHttpConsumer
+from django.core.exceptions import DisallowedHost
+from django.core.handlers.asgi import ASGIRequest
+from django.urls import Resolver404, resolve
+
+from tasks_app.streaming.endpoint import answer
+from tasks_app.urls import STREAM_VIEWS
+
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class TaskStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
+    """Streams tasks' events to one client until they end or it leaves.
+
+    A Django view for the same would keep a thread and a database connection for as long.
+    """
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.receive = receive
+        await super().__call__(scope, receive, send)
+
+    async def handle(self, body: bytes) -> None:
+        request = ASGIRequest(self.scope, io.BytesIO(body))
+        try:
+            request.get_host()
+        except DisallowedHost:
+            await self.send_response(400, b"Bad Request (400)")
+            return
+        request.user = self.scope["user"]
+        found = await answer(
+            request, self.scope["user"], self.scope["url_route"]["kwargs"].get("task_id")
+        )
+        headers = [(key.encode(), value.encode()) for key, value in found.headers.items()]
+        if found.stream is None:
+            await self.send_response(found.status, found.text.encode(), headers=headers)
+            return
+        await self.send_headers(status=found.status, headers=headers)
+        await self._race(self._pump(found.stream), self._left())
+
+    async def _pump(self, stream: Any) -> None:
+        async with aclosing(stream):
+            async for chunk in stream:
+                await self.send_body(chunk, more_body=True)
+        await self.send_body(b"")
+
+    async def _left(self) -> None:
+        """Wait until the client is gone. A server says so by a message, not by failing to send."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    @staticmethod
+    async def _race(*runners: Any) -> None:
+        """Run until one of them is done; cancel the others, and wait until they have closed."""
+        tasks = [asyncio.ensure_future(runner) for runner in runners]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def with_task_streams(application: ASGIApp) -> ASGIApp:
+    """Serve task streams by their consumer, wherever `tasks_app.urls` is included, and all else by
+    the site's own ASGI application.
+    """
+    consumer = AuthMiddlewareStack(TaskStreamConsumer.as_asgi())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            try:
+                match = resolve(path)
+            except Resolver404:
+                match = None
+            if (
+                match is not None
+                and match.url_name in STREAM_VIEWS
+                and "tasks_app" in match.app_names
+            ):
+                route = {"args": (), "kwargs": match.kwargs}
+                await consumer({**scope, "url_route": route}, receive, send)
+                return
+        await application(scope, receive, send)
+
+    return app

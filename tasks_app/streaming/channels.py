@@ -1,0 +1,115 @@
+"""The names of channels, and who may read them. What is not named here nobody may."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.http import HttpRequest
+from django_eventstream.channelmanager import ChannelManagerBase
+
+from tasks_app.conf import task_settings
+from tasks_app.models import Task
+from tasks_app.permissions import may_view_all
+
+if TYPE_CHECKING:
+    from tasks_app.permissions import User
+
+ALL_TASKS = "tasks"
+TASK_PREFIX = "task-"
+OWNER_PREFIX = "owner-"
+
+
+def task_channel(task_id: UUID) -> str:
+    return f"{TASK_PREFIX}{task_id}"
+
+
+def owner_channel(owner_id: Any) -> str:
+    return f"{OWNER_PREFIX}{owner_id}"
+
+
+def channels_of(task_id: UUID, owner_id: Any) -> list[str]:
+    """Every channel that carries a task's events."""
+    owned = [owner_channel(owner_id)] if owner_id is not None else []
+    return [task_channel(task_id), *owned, ALL_TASKS]
+
+
+def task_of(channel: str) -> UUID | None:
+    """The task of a task's channel; None for other channels."""
+    try:
+        return UUID(channel.removeprefix(TASK_PREFIX)) if channel.startswith(TASK_PREFIX) else None
+    except ValueError:
+        return None
+
+
+def is_ours(channel: str) -> bool:
+    return channel == ALL_TASKS or channel.startswith(OWNER_PREFIX) or task_of(channel) is not None
+
+
+def readable(user: User, channels: Collection[str]) -> set[str]:
+    """Return those of the channels that a user may read, in one query for all their tasks."""
+    if not user.is_authenticated:
+        return set()
+    by_task = {task_id: channel for channel in channels if (task_id := task_of(channel))}
+    visible = Task.objects.visible_to(user).filter(pk__in=by_task).values_list("pk", flat=True)
+    own = {owner_channel(user.pk)}
+    anyones = {channel for channel in channels if channel == ALL_TASKS or _is_owners(channel)}
+    allowed = anyones if anyones - own and may_view_all(user) else anyones & own
+    return {by_task[pk] for pk in visible} | allowed
+
+
+def _is_owners(channel: str) -> bool:
+    return channel.startswith(OWNER_PREFIX)
+
+
+class BadRequest(ValueError):
+    """The request names no channels, or too many, or nonsense."""
+
+
+def requested(request: HttpRequest, task_id: UUID | None = None) -> set[str]:
+    """Return the channels that a request asks for.
+
+    The task of the URL; or `?task=…`, once for each; or `?mine=1`; or `?all=1`. One kind at a
+    time: a task's events would come twice by two. Raises BadRequest.
+    """
+    if task_id is not None:
+        return {task_channel(task_id)}
+    query = request.GET
+    kinds = [kind for kind in ("task", "mine", "all") if kind in query]
+    if len(kinds) != 1:
+        raise BadRequest("Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1.")
+    if kinds == ["all"]:
+        return {ALL_TASKS}
+    if kinds == ["mine"]:
+        return {owner_channel(request.user.pk)}
+    most = task_settings().stream_max_tasks
+    ids = set(query.getlist("task"))
+    if len(ids) > most:
+        raise BadRequest(
+            f"{len(ids)} tasks are more than the {most} of TASK_STREAM_MAX_TASKS for one stream."
+        )
+    try:
+        return {task_channel(UUID(value)) for value in ids}
+    except ValueError:
+        raise BadRequest(
+            "A task's id is a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794."
+        ) from None
+
+
+class TaskChannelManager(ChannelManagerBase):  # type: ignore[misc]
+    """Tells django-eventstream who may read what: their own tasks, or all by permission.
+
+    Denies every channel that is not a task's. A site with channels of its own subclasses it.
+    """
+
+    def get_channels_for_request(
+        self, request: HttpRequest, view_kwargs: dict[str, Any]
+    ) -> set[str]:
+        return requested(request, view_kwargs.get("task_id"))
+
+    def can_read_channel(self, user: User | None, channel: str) -> bool:
+        return user is not None and channel in readable(user, [channel])
+
+    def is_channel_reliable(self, channel: str) -> bool:
+        return is_ours(channel)

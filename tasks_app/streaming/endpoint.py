@@ -1,0 +1,78 @@
+"""From a request to a stream, or to the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from channels.db import database_sync_to_async
+from django.http import HttpRequest
+from django_eventstream.utils import add_default_headers
+
+from tasks_app.streaming.channels import BadRequest, readable, requested
+from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.relay import relay
+from tasks_app.streaming.stream import open_stream
+
+if TYPE_CHECKING:
+    from tasks_app.permissions import User
+
+
+@dataclass
+class Answer:
+    """An HTTP response: a stream of bytes, or a line of text."""
+
+    status: HTTPStatus
+    text: str = ""
+    stream: AsyncIterator[bytes] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+async def answer(request: HttpRequest, user: User, task_id: UUID | None = None) -> Answer:
+    """Answer a request for the stream of one task, or of what its query names.
+
+    Tasks that the user may not see are left out as if they did not exist; 404 where none is left.
+    204, at which browsers stop to reconnect, to a client that resumes and has had everything.
+    """
+    found = await _answer(request, user, task_id)
+    is_stream = found.stream is not None
+    found.headers["Content-Type"] = "text/event-stream" if is_stream else "text/plain"
+    add_default_headers(found.headers, request)
+    return found
+
+
+async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Answer:
+    if request.method != "GET":
+        return Answer(
+            HTTPStatus.METHOD_NOT_ALLOWED, "Streams are read by GET.", None, {"Allow": "GET"}
+        )
+    if not user.is_authenticated:
+        return Answer(HTTPStatus.FORBIDDEN, "Log in to watch tasks.")
+    try:
+        channels = requested(request, task_id)
+        resumed = _resumed(request)
+    except BadRequest as error:
+        return Answer(HTTPStatus.BAD_REQUEST, str(error))
+    allowed = await database_sync_to_async(readable)(user, channels)
+    if not allowed:
+        return Answer(HTTPStatus.NOT_FOUND, "There is no such task, or not for you.")
+    stream = await open_stream(relay, user, allowed, resumed)
+    if stream is None:
+        return Answer(HTTPStatus.NO_CONTENT)
+    return Answer(HTTPStatus.OK, stream=stream)
+
+
+def _resumed(request: HttpRequest) -> Cursor | None:
+    """Return what the client had: by the header a browser sends, else by the query."""
+    last = request.headers.get("Last-Event-ID") or request.GET.get("lastEventId")
+    if not last:
+        return None
+    try:
+        return Cursor.parse(last)
+    except ValueError:
+        raise BadRequest(
+            f"{last!r} is no id of this stream. Send the id of the last event, or none."
+        ) from None

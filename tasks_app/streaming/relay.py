@@ -1,0 +1,183 @@
+"""Carries what is committed, by whichever process, to the streams open in this one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from django.db import DatabaseError, InterfaceError, connections
+from django.db.models import F
+from django_eventstream.views import Listener, get_listener_manager
+
+from tasks_app.changes import Changes, watch
+from tasks_app.lifecycle import alias
+from tasks_app.models import Task, TaskEvent
+from tasks_app.states import TERMINAL_EVENTS, EventType
+from tasks_app.streaming import wire
+from tasks_app.streaming.channels import channels_of
+from tasks_app.streaming.cursor import Cursor
+
+logger = logging.getLogger("tasks_app.relay")
+
+#: The soonest the next change is looked into: what comes meanwhile goes out together.
+PASS_SECONDS = 0.005
+TROUBLE_SECONDS = 1.0
+IDLE_SECONDS = 60.0
+
+#: After these a task's progress starts anew, or is over.
+_TURNS = (
+    frozenset({EventType.QUEUED, EventType.STARTED, EventType.RETRY_SCHEDULED}) | TERMINAL_EVENTS
+)
+
+
+class Relay:
+    """One thread and one database connection for all streams of a process, while there are any.
+
+    Every listener gets every fact of its channels that was not visible yet when it attached, in
+    order within a task, however late the fact's transaction commits; and the newest progress of
+    running tasks, which never overtakes a fact. Who listens and who reads are django-eventstream's
+    listeners; a process that nobody watches has no thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners = 0
+        self._feed: _Feed | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """What was passed on so far. An attached listener gets all that this does not cover."""
+        if self._feed is None:
+            raise RuntimeError("Nobody is attached to the relay, so it follows nothing.")
+        return self._feed.cursor
+
+    @asynccontextmanager
+    async def attached(self, listener: Listener) -> AsyncIterator[None]:
+        """Feed a listener. When this is entered, nothing committed from now on will be missed."""
+        with self._lock:
+            if self._feed is None:
+                self._feed = _Feed()
+                self._feed.start()
+            feed = self._feed
+            self._listeners += 1
+        try:
+            # Shielded: one client that leaves must not cancel what the others wait for.
+            await asyncio.shield(asyncio.wrap_future(feed.ready))
+            get_listener_manager().add_listener(listener)
+            try:
+                yield
+            finally:
+                get_listener_manager().remove_listener(listener)
+        finally:
+            with self._lock:
+                self._listeners -= 1
+                if self._listeners == 0:
+                    self._feed = None
+                    feed.stop()
+
+
+class _Feed(threading.Thread):
+    """The relay's thread, from the first listener to the last."""
+
+    def __init__(self) -> None:
+        super().__init__(name="tasks-relay", daemon=True)
+        self.ready: Future[None] = Future()
+        self._stopping = False
+        self.cursor: Cursor
+        self._behind = False
+        self._changes: Changes | None = None
+        self._using = alias()
+        self._numbers = itertools.count(1)
+        #: The last progress sent of each running task.
+        self._sent: dict[UUID, wire.Progress] = {}
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._changes is not None:
+            self._changes.wake()
+
+    def run(self) -> None:
+        try:
+            with watch(self._using) as self._changes:
+                self.cursor = Cursor.now(self._using)
+                self.ready.set_result(None)
+                while not self._stopping:
+                    self._follow(self._changes)
+        except BaseException as error:
+            if self.ready.done():
+                raise
+            self.ready.set_exception(error)
+        finally:
+            connections.close_all()
+
+    def _follow(self, changes: Changes) -> None:
+        """Wait for a commit and pass on what it brought. Trouble is waited out."""
+        try:
+            if self._behind or changes.wait(IDLE_SECONDS):
+                self._behind = True
+                self._behind = self._pass()
+                changes.pause(PASS_SECONDS)
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning(
+                "Streams wait: the database does not answer (%s); next try in %g s",
+                str(error).strip(),
+                TROUBLE_SECONDS,
+            )
+            connections.close_all()
+            changes.pause(TROUBLE_SECONDS)
+
+    def _pass(self) -> bool:
+        """Send what is new. Returns whether there may be more already.
+
+        Progress is read before the facts and sent after them. So it never overtakes the fact that
+        its attempt began; and where the facts say that the attempt ended since, it is left out,
+        and the next pass has what is true then.
+        """
+        running = self._running()
+        until = Cursor.now(self._using)
+        news = TaskEvent.objects.annotate(owner=F("task__owner"))
+        facts = list(self.cursor.rest(news, until))
+        # Before the facts go out: who attaches from here on reads them from the database.
+        before, self.cursor = self.cursor, until
+        ended = set()
+        for row in facts:
+            if row.event_type in _TURNS:
+                self._sent.pop(row.task_id, None)
+                if row.event_type != EventType.STARTED:
+                    ended.add(row.task_id)
+            if channels := self._listened(row.task_id, row.owner):
+                self._send(channels, wire.fact(row, before.at(row.pk, until)))
+        stale = False
+        for progress, owner_id in running:
+            if progress.task_id in ended:
+                stale = True
+            elif self._sent.get(progress.task_id) != progress:
+                self._sent[progress.task_id] = progress
+                if channels := self._listened(progress.task_id, owner_id):
+                    self._send(channels, wire.report(progress))
+        return stale
+
+    def _running(self) -> list[tuple[wire.Progress, object]]:
+        rows = Task.objects.running().values_list(
+            "pk", "attempt", "progress", "progress_text", "owner_id"
+        )
+        return [(wire.Progress(*progress), owner_id) for *progress, owner_id in rows]
+
+    @staticmethod
+    def _listened(task_id: UUID, owner_id: object) -> list[str]:
+        listened = get_listener_manager().listeners_by_channel
+        return [channel for channel in channels_of(task_id, owner_id) if channel in listened]
+
+    def _send(self, channels: list[str], event: wire.Fact | wire.Report) -> None:
+        event.order = next(self._numbers)
+        for channel in channels:
+            get_listener_manager().add_to_queues(channel, event)
+
+
+relay = Relay()

@@ -1,0 +1,191 @@
+"""One viewer's stream: where it opens, what follows, when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import operator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from channels.db import database_sync_to_async
+from django.db.models import QuerySet
+from django_eventstream.utils import sse_encode_error
+from django_eventstream.views import Listener, get_listener_manager
+
+from tasks_app.conf import task_settings
+from tasks_app.models import Task, TaskEvent
+from tasks_app.states import TERMINAL_EVENTS, EventType, Status
+from tasks_app.streaming import wire
+from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, task_of
+from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.relay import Relay
+from tasks_app.streaming.storage import facts_of
+
+if TYPE_CHECKING:
+    from tasks_app.permissions import User
+
+#: The most states that a stream of an owner, or of all, opens with: the newest unfinished.
+OPENING_TASKS = 100
+
+
+class View:
+    """What one viewer has been sent, which decides what to send next.
+
+    Every fact of the channels goes out once, and in order within a task. Progress goes only
+    forward within an attempt, and not after its end.
+    """
+
+    def __init__(self, channels: Iterable[str]) -> None:
+        self.channels = channels = frozenset(channels)
+        self._watched = {task_id for channel in channels if (task_id := task_of(channel))}
+        #: The tasks whose end it waits for; None where it follows an owner, or all, for ever.
+        self.open_tasks = set(self._watched) if self._watched else None
+        #: Which facts the viewer had.
+        self.had = Cursor(0)
+        self._progress: dict[UUID, wire.Progress] = {}
+
+    @property
+    def ended(self) -> bool:
+        return self.open_tasks is not None and not self.open_tasks
+
+    def open(self, resumed: Cursor | None, until: Cursor) -> bytes | None:
+        """Return what to send first, after facts up to `until` were committed.
+
+        The present state of each task; then, to a viewer who resumes, the facts since; to a new
+        one, for whom the state tells all that was, the end of those that have ended. Returns None
+        if a viewer who resumes had everything, the end too.
+        """
+        tasks = list(self._tasks())
+        finished = [task.pk for task in tasks if task.is_terminal]
+        ends = [
+            row
+            for row in TaskEvent.objects.filter(
+                task__in=finished, event_type__in=TERMINAL_EVENTS
+            ).order_by("id")
+            if until.covers(row.pk, row.transaction)
+        ]
+        if self.open_tasks is not None:
+            self.open_tasks = {task.pk for task in tasks} - {row.task_id for row in ends}
+        for task in tasks:
+            if task.status == Status.RUNNING:
+                self._progress[task.pk] = wire.Progress(
+                    task.pk, task.attempt, task.progress, task.progress_text
+                )
+        self.had = until
+        if resumed is None:
+            # Until the ends are out, nothing to resume from: who is cut off here begins again.
+            seen, facts, since = (None if ends else until), ends, until.beginning()
+        else:
+            seen, facts, since = resumed, list(resumed.rest(self._facts(), until)), resumed
+            if self.ended and not facts:
+                return None
+        return b"".join(
+            [
+                *(wire.status(task, seen) for task in tasks),
+                *(wire.fact(row, since.at(row.pk, until)).wire for row in facts),
+            ]
+        )
+
+    def admit(self, event: wire.Fact | wire.Report) -> bool:
+        """Whether an event that the relay brought is news to this viewer. Takes it for sent."""
+        if isinstance(event, wire.Report):
+            return self._admit_progress(event.progress)
+        if self.had.covers(event.id, event.transaction):
+            return False
+        self.had = event.cursor
+        if event.type in _ATTEMPT_ENDS:
+            self._progress.pop(event.task_id, None)
+        if event.type in TERMINAL_EVENTS and self.open_tasks is not None:
+            self.open_tasks.discard(event.task_id)
+        return True
+
+    def _admit_progress(self, progress: wire.Progress) -> bool:
+        if self.open_tasks is not None and progress.task_id not in self.open_tasks:
+            return False
+        known = self._progress.get(progress.task_id)
+        if known is not None and not progress.follows(known):
+            return False
+        self._progress[progress.task_id] = progress
+        return True
+
+    def _tasks(self) -> QuerySet[Task]:
+        if self.open_tasks is not None:
+            return Task.objects.filter(pk__in=self.open_tasks)
+        unfinished = Task.objects.unfinished().order_by("-created_at")
+        if self.channels != {ALL_TASKS}:
+            [channel] = self.channels
+            unfinished = unfinished.filter(owner=channel.removeprefix(OWNER_PREFIX))
+        return unfinished[:OPENING_TASKS]
+
+    def _facts(self) -> QuerySet[TaskEvent]:
+        if self.open_tasks is not None:
+            return TaskEvent.objects.filter(task__in=self._watched)
+        [channel] = self.channels
+        return facts_of(channel)
+
+
+_ATTEMPT_ENDS = TERMINAL_EVENTS | {EventType.QUEUED, EventType.RETRY_SCHEDULED}
+
+
+async def open_stream(
+    relay: Relay, user: User, channels: Iterable[str], resumed: Cursor | None
+) -> AsyncIterator[bytes] | None:
+    """Return what a viewer is sent, as bytes of server-sent events; None if there is nothing left.
+
+    Ends after the terminal event of every task it watches. Holds a listener from the first byte
+    asked for to the last, so it must be closed.
+    """
+    listener = Listener()
+    listener.assign_loop()
+    listener.user_id = user.pk
+    view = View(channels)
+    listener.channels = view.channels
+    stack = AsyncExitStack()
+    try:
+        await stack.enter_async_context(relay.attached(listener))
+        opening = await database_sync_to_async(view.open)(resumed, relay.cursor)
+        if opening is None:
+            await stack.aclose()
+            return None
+    except BaseException:
+        await stack.aclose()
+        raise
+    return _events(stack, relay, listener, view, opening)
+
+
+async def _events(
+    stack: AsyncExitStack, relay: Relay, listener: Listener, view: View, opening: bytes
+) -> AsyncIterator[bytes]:
+    async with stack:
+        yield wire.RETRY + opening
+        while not view.ended:
+            try:
+                async with asyncio.timeout(task_settings().stream_keepalive_seconds):
+                    await listener.aevent.wait()
+            except TimeoutError:
+                yield wire.KEEP_ALIVE
+                continue
+            events, overflow, error = _take(listener)
+            if error:
+                yield sse_encode_error(error["condition"], error["text"], error["extra"]).encode()
+                return
+            if overflow:
+                # A viewer slower than the events: what it missed is in the database, and of
+                # progress the newest is enough.
+                healed = await database_sync_to_async(view.open)(view.had, relay.cursor)
+                yield healed or b""
+            elif news := b"".join(event.wire for event in events if view.admit(event)):
+                yield news
+
+
+def _take(listener: Listener) -> tuple[list[wire.Fact | wire.Report], bool, Any]:
+    """Empty a listener's queues; return its events in the relay's order."""
+    with get_listener_manager().lock:
+        listener.aevent.clear()
+        queues, listener.channel_items = listener.channel_items, {}
+        overflow, listener.overflow = listener.overflow, False
+    events = sorted(itertools.chain(*queues.values()), key=operator.attrgetter("order"))
+    return events, overflow, listener.error

@@ -1,0 +1,96 @@
+"""What goes over a stream, as bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.utils import timezone
+from django_eventstream.event import Event
+from django_eventstream.utils import sse_encode_event
+
+from tasks_app.models import Task, TaskEvent, aware
+from tasks_app.schemas import TaskEvent as Message
+from tasks_app.schemas import TaskProgressUpdate
+from tasks_app.states import EventType
+from tasks_app.streaming.cursor import Cursor
+
+KEEP_ALIVE = b"event: keep-alive\ndata:\n\n"
+#: Milliseconds a browser waits before it reconnects by itself.
+RETRY = b"retry: 2000\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The newest progress of a running task, as its row has it."""
+
+    task_id: UUID
+    attempt: int
+    value: float | None
+    text: str
+
+    def follows(self, other: Progress) -> bool:
+        """Whether this is newer than other progress of the task."""
+        if self.attempt != other.attempt:
+            return self.attempt > other.attempt
+        return self != other and (other.value is None or (self.value or 0.0) >= other.value)
+
+
+@dataclass(kw_only=True)
+class Fact(Event):  # type: ignore[misc]
+    """A fact on its way to listeners, encoded once for all of them."""
+
+    wire: bytes = b""
+    #: The relay's own count, by which a stream merges its channels.
+    order: int = 0
+    task_id: UUID | None = None
+    transaction: int | None = None
+    cursor: Cursor | None = None
+
+
+@dataclass(kw_only=True)
+class Report(Event):  # type: ignore[misc]
+    """Progress on its way to listeners. It has no id: nothing resumes from it."""
+
+    wire: bytes = b""
+    order: int = 0
+    progress: Progress | None = None
+
+
+def fact(row: TaskEvent, cursor: Cursor) -> Fact:
+    """Return a stored fact as it is sent to a viewer who had what the cursor says."""
+    kind, data = row.event_type, row.message().model_dump_json()
+    return Fact(
+        channel="",
+        type=kind,
+        data=data,
+        id=row.pk,
+        wire=_encode(kind, data, cursor),
+        task_id=row.task_id,
+        transaction=row.transaction,
+        cursor=cursor,
+    )
+
+
+def report(progress: Progress) -> Report:
+    update = TaskProgressUpdate(text=progress.text, value=progress.value)
+    data = _message(
+        EventType.PROGRESS, progress.task_id, update.model_dump() | {"attempt": progress.attempt}
+    )
+    kind = EventType.PROGRESS.value
+    return Report("", kind, data, wire=_encode(kind, data), progress=progress)
+
+
+def status(task: Task, cursor: Cursor | None) -> bytes:
+    data = _message(EventType.STATUS, task.pk, task.info().model_dump(mode="json"))
+    return _encode(EventType.STATUS.value, data, cursor)
+
+
+def _message(kind: EventType, task_id: UUID, data: dict[str, object]) -> str:
+    moment = aware(timezone.now())
+    return Message(event_type=kind, task_id=task_id, timestamp=moment, data=data).model_dump_json()
+
+
+def _encode(kind: str, data: str, cursor: Cursor | None = None) -> bytes:
+    event_id = None if cursor is None else str(cursor)
+    return str(sse_encode_event(kind, data, event_id=event_id)).encode()

@@ -1,0 +1,91 @@
+"""What pages ask for: a task's status, its cancellation, and streams where there is no consumer."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from uuid import UUID
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseRedirect,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_POST
+
+from tasks_app.exceptions import IllegalTransition
+from tasks_app.models import Task
+from tasks_app.permissions import may_cancel
+from tasks_app.service import task_service
+from tasks_app.streaming.channels import BadRequest, requested, task_of
+from tasks_app.streaming.endpoint import answer
+
+
+async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResponseBase:
+    """Stream from a plain view: for a site without `with_task_streams` in its asgi.py.
+
+    Each open stream then keeps a thread and a database connection.
+    """
+    if not isinstance(request, ASGIRequest):
+        return HttpResponse(
+            "Streams need ASGI; serve this site by uvicorn or daphne.",
+            status=HTTPStatus.NOT_IMPLEMENTED,
+            content_type="text/plain",
+        )
+    found = await answer(request, await request.auser(), task_id)
+    if found.stream is not None:
+        return StreamingHttpResponse(found.stream, headers=found.headers)
+    return HttpResponse(found.text, status=found.status, headers=found.headers)
+
+
+@require_GET
+@never_cache
+def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
+    task = Task.objects.visible_to(request.user).filter(pk=task_id).first()
+    if task is None:
+        return JsonResponse({"detail": "There is no such task, or not for you."}, status=404)
+    return JsonResponse(task.info().model_dump(mode="json"))
+
+
+@require_GET
+@never_cache
+def statuses(request: HttpRequest) -> JsonResponse:
+    """Return the status of the tasks that the query names and the user may see."""
+    try:
+        ids = [task_id for channel in requested(request) if (task_id := task_of(channel))]
+    except BadRequest as error:
+        return JsonResponse({"detail": str(error)}, status=400)
+    tasks = Task.objects.visible_to(request.user).filter(pk__in=ids)
+    return JsonResponse({"tasks": [task.info().model_dump(mode="json") for task in tasks]})
+
+
+@require_POST
+def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
+    """Cancel a task: as JSON to a script, by a redirect back to a page without one."""
+    task = Task.objects.filter(pk=task_id).first()
+    if task is None or not may_cancel(request.user, task):
+        raise Http404("There is no such task, or not for you.")
+    code = HTTPStatus.OK
+    try:
+        info = task_service.cancel_task(task_id, by=request.user)
+    except IllegalTransition:
+        code, info = HTTPStatus.CONFLICT, task_service.get_task_status(task_id)
+    if request.accepts("text/html"):
+        return HttpResponseRedirect(_way_back(request))
+    return JsonResponse(info.model_dump(mode="json"), status=code)
+
+
+def _way_back(request: HttpRequest) -> str:
+    """The page the form stood on, if it is one of this site's."""
+    for url in (request.POST.get("next"), request.headers.get("Referer")):
+        if url and url_has_allowed_host_and_scheme(
+            url, {request.get_host()}, require_https=request.is_secure()
+        ):
+            return url
+    return "/"
