@@ -37,9 +37,8 @@ class Pruner:
         self._pruned = 0
 
     def step(self, moment: float) -> None:
-        conf = task_settings()
         if self._batches is None:
-            self._batches = retention.prune(conf.retention_seconds, conf.failed_retention_seconds)
+            self._batches = retention.prune(retention.Rule.of_site())
             self._pruned = 0
         size = next(self._batches, None)
         if size is not None:
@@ -49,4 +48,5 @@ class Pruner:
         if self._pruned:
             logger.info("Removed %d finished tasks past their retention", self._pruned)
         self._batches = None
-        self.next_step = moment + conf.cleanup_interval_seconds
+        retention.prune_workers()
+        self.next_step = moment + task_settings().cleanup_interval_seconds

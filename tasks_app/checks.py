@@ -1,0 +1,147 @@
+"""What `manage.py check` says of a site's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import connections
+from django.utils.module_loading import import_string
+from django_eventstream.channelmanager import DefaultChannelManager
+from pydantic import ValidationError
+
+from tasks_app.conf import PREFIX, TaskSettings, declared
+from tasks_app.lifecycle import alias
+from tasks_app.streaming.channels import TaskChannelManager
+from tasks_app.streaming.storage import TaskEventStorage
+
+Apps = Sequence[AppConfig] | None
+
+
+@register(Tags.compatibility)
+def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """Each TASK_ setting is sound, alone and beside the others."""
+    try:
+        conf = TaskSettings.model_validate(declared())
+    except ValidationError as error:
+        return [
+            Error(
+                f"{PREFIX}{str(fault['loc'][0]).upper()} is {fault['input']!r}. {fault['msg']}.",
+                hint="See the settings in docs/task_system_usage.md.",
+                id="tasks_app.E001",
+            )
+            for fault in error.errors()
+        ]
+    found: list[CheckMessage] = []
+    if conf.lease_seconds < 2 * conf.heartbeat_seconds:
+        found.append(
+            Error(
+                f"TASK_LEASE_SECONDS ({conf.lease_seconds:g}) is shorter than two heartbeats "
+                f"(TASK_HEARTBEAT_SECONDS is {conf.heartbeat_seconds:g}).",
+                hint="One late heartbeat would take running tasks from a worker that lives. "
+                "Make the lease three heartbeats long.",
+                id="tasks_app.E002",
+            )
+        )
+    try:
+        import_string(conf.service)
+    except ImportError as error:
+        found.append(
+            Error(
+                f"TASK_SERVICE cannot be imported: {error}.",
+                hint="Name a subclass of tasks_app.service.TaskService by its dotted path.",
+                id="tasks_app.E003",
+            )
+        )
+    return found
+
+
+@register(Tags.security)
+def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """Streams ask who may read them, resume from the facts, and are served by ASGI."""
+    found: list[CheckMessage] = []
+    manager = _named("EVENTSTREAM_CHANNELMANAGER_CLASS", DefaultChannelManager)
+    if not issubclass(manager, TaskChannelManager):
+        found.append(
+            Error(
+                f"EVENTSTREAM_CHANNELMANAGER_CLASS is {_path(manager)}, which does not know who "
+                f"may see which task.",
+                hint=f'Set it to "{_path(TaskChannelManager)}", or to a subclass of it.',
+                id="tasks_app.E004",
+            )
+        )
+    storage = _named("EVENTSTREAM_STORAGE_CLASS", object)
+    if not issubclass(storage, TaskEventStorage):
+        found.append(
+            Warning(
+                "EVENTSTREAM_STORAGE_CLASS does not read the events of tasks, so "
+                "django-eventstream's own views cannot resume their channels.",
+                hint=f'Set it to "{_path(TaskEventStorage)}".',
+                id="tasks_app.W001",
+            )
+        )
+    if not getattr(settings, "ASGI_APPLICATION", None):
+        found.append(
+            Warning(
+                "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
+                hint="Serve the site by uvicorn or daphne; wrap its application in "
+                "tasks_app.routing.with_task_streams.",
+                id="tasks_app.W002",
+            )
+        )
+    return found
+
+
+@register(Tags.compatibility)
+def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """SQLite lets readers pass beside one writer, and lets writers wait in line."""
+    connection = connections[alias()]
+    if connection.vendor != "sqlite":
+        return []
+    name, options = connection.settings_dict["NAME"], connection.settings_dict["OPTIONS"]
+    found: list[CheckMessage] = []
+    if str(options.get("transaction_mode", "")).upper() != "IMMEDIATE":
+        found.append(
+            Warning(
+                "SQLite transactions are deferred: two that read and then write fail with "
+                '"database is locked", whatever the timeout.',
+                hint='Set "transaction_mode": "IMMEDIATE" in the OPTIONS of the database.',
+                id="tasks_app.W003",
+            )
+        )
+    if not _writes_ahead(str(name), str(options.get("init_command", ""))):
+        found.append(
+            Warning(
+                "SQLite is not in WAL mode: a page that reads stops the worker from writing.",
+                hint='Set "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = '
+                'NORMAL;" in the OPTIONS of the database.',
+                id="tasks_app.W004",
+            )
+        )
+    return found
+
+
+def _writes_ahead(name: str, init_command: str) -> bool:
+    """Whether a database is in WAL mode: by its header where there is one, else by what makes it."""
+    command = init_command.lower()
+    if "journal_mode" in command:
+        return "wal" in command
+    try:
+        with Path(name).open("rb") as file:
+            # The "file format write version" of https://www.sqlite.org/fileformat.html
+            return file.read(19)[18:] == b"\x02"
+    except OSError:
+        return False
+
+
+def _named(setting: str, default: type) -> type:
+    path = getattr(settings, setting, None)
+    return import_string(path) if path else default
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
