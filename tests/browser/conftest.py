@@ -1,0 +1,107 @@
+"""A real Chromium for the tests marked `browser`."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tasks_app.models import Task
+
+from .scripted import Serve, Site
+
+CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
+HOW_TO_GET_ONE = (
+    "The browser tests were skipped, for there is no Chromium here. To run them as well: "
+    "`apt-get install chromium`, or set CHROMIUM to the path of one."
+)
+ARGUMENTS = [
+    "--no-sandbox",  # which a container's root cannot have
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+_skipped = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = [item for item in items if item.get_closest_marker("browser")]
+    if CHROMIUM or not wanted:
+        return
+    if os.environ.get("CI"):
+        raise pytest.UsageError(
+            "There is no Chromium, and CI skips nothing. Install Debian's: apt-get install chromium"
+        )
+    config.stash[_skipped] = True
+    for item in wanted:
+        item.add_marker(pytest.mark.skip(reason="no Chromium"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # Here and not in the terminal summary, so that these are the last lines of the run.
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and config.stash.get(_skipped, False):
+        reporter.write_line(HOW_TO_GET_ONE, yellow=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium for one module.
+
+    Not for the session: while Playwright is active its event loop counts as running in this
+    thread, where no test of another module could run one of its own.
+    """
+    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
+        # For the same reason Django believes that the ORM is called from a coroutine.
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=ARGUMENTS,
+            # Playwright turns it off, visitors do not.
+            ignore_default_args=["--disable-back-forward-cache"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(15_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page on which any script error, and any breach of the content policy, fails the test."""
+    faults: list[str] = []
+    page = context.new_page()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            faults.append(message.text) if "Content Security Policy" in message.text else None
+        ),
+    )
+    page.on("dialog", lambda dialog: faults.append(dialog.message) or dialog.dismiss())
+    yield page
+    assert faults == []
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    sites: list[Site] = []
+
+    def start(*rows: Task) -> Site:
+        sites.append(Site(*rows))
+        return sites[-1]
+
+    yield start
+    for site in sites:
+        site.end()

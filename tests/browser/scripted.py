@@ -1,0 +1,236 @@
+"""A site whose streams and answers a test scripts, around the real tag, script and styles."""
+
+from __future__ import annotations
+
+import json
+import queue
+import select
+import socket
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from django.contrib.auth.models import User
+from django.template import RequestContext, Template
+from django.test import RequestFactory
+
+import tasks_app
+from project.middleware import POLICY
+from tasks_app.models import Task
+
+STATIC = Path(tasks_app.__file__).parent / "static"
+TYPES = {".js": "text/javascript", ".css": "text/css"}
+OWNER = User(pk=1, username="owner")
+PATIENCE = 15.0
+
+Answer = tuple[int, Any]
+Serve = Callable[..., "Site"]
+
+
+def task(**fields: Any) -> Task:
+    """An unsaved row, running unless told otherwise."""
+    now = datetime.now(UTC)
+    status = fields.get("status", "running")
+    began = {"attempt": 1, "started_at": now} if status != "pending" else {}
+    ended = {"finished_at": now} if status in {"completed", "failed", "cancelled"} else {}
+    defaults = {"name": "shop.tasks.Import", "status": status, "owner_id": OWNER.pk}
+    times = {"created_at": now - timedelta(seconds=5), "run_after": now - timedelta(seconds=5)}
+    return Task(**(defaults | times | began | ended | fields))
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: dict[str, list[str]]
+
+
+@dataclass
+class Stream:
+    """The server's end of an open EventSource."""
+
+    site: Site
+    task_ids: list[str]
+    last_event_id: str
+    messages: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
+    closed: bool = False
+
+    def send(self, event_type: str, row: Task, event_id: str = "", **data: Any) -> None:
+        now = datetime.now(UTC)
+        message = {
+            "event_type": event_type,
+            "task_id": str(row.pk),
+            "timestamp": now.isoformat(),
+            "data": data,
+        }
+        identity = f"id: {event_id}\n" if event_id else ""
+        self.raw(f"event: {event_type}\n{identity}data: {json.dumps(message)}\n\n")
+
+    def status(self, row: Task) -> None:
+        self.send("task_status", row, **row.info().model_dump(mode="json"))
+
+    def progress(self, row: Task, value: float | None, text: str = "", attempt: int = 1) -> None:
+        row.progress, row.progress_text = value, text
+        self.send("progress_update", row, value=value, text=text, attempt=attempt)
+
+    def raw(self, text: str) -> None:
+        self.messages.put(text.encode())
+
+    def drop(self) -> None:
+        """Break the connection off."""
+        self.messages.put(None)
+
+
+class Site(ThreadingHTTPServer):
+    """Serves a page of bars, and the addresses they use."""
+
+    daemon_threads = True
+
+    def __init__(self, *rows: Task) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.rows = {str(row.pk): row for row in rows}
+        self.template = "{% for task in tasks %}{% task_progress task %}{% endfor %}"
+        self.head = ""
+        #: By the last part of the address (stream, status, cancel): what to answer instead.
+        self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
+        #: Whether a stream opens with each task's state, as a real one does.
+        self.greets = True
+        self.requests: list[Request] = []
+        self.streams: list[Stream] = []
+        self.changed = threading.Condition()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.ending = False
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def end(self) -> None:
+        self.ending = True
+        self.shutdown()
+        self.server_close()
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, PATIENCE), f"waited in vain for {what}"
+
+    def stream(self, number: int = 1) -> Stream:
+        """Return the stream that was opened as number so-and-so, when it is."""
+        self.wait_for(lambda: len(self.streams) >= number, f"stream {number}")
+        return self.streams[number - 1]
+
+    def asked(self, part: str) -> list[Request]:
+        return [request for request in self.requests if part in request.path.split("/")]
+
+    def render(self, template: str | None = None) -> str:
+        request = RequestFactory().get("/page/")
+        request.user = OWNER
+        context = RequestContext(request, {"tasks": list(self.rows.values())})
+        return Template("{% load tasks %}" + (template or self.template)).render(context)
+
+    def handle_error(self, *_args: object) -> None:
+        """A browser that hangs up is no error here."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Site
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.route()
+
+    def do_POST(self) -> None:
+        self.route()
+
+    def route(self) -> None:
+        site, url = self.server, urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        request = Request(
+            self.command,
+            url.path,
+            parse_qs(url.query),
+            {name.lower(): value for name, value in self.headers.items()},
+            {"raw": [body]}
+            if "multipart" in self.headers.get("Content-Type", "")
+            else parse_qs(body),
+        )
+        part = url.path.rstrip("/").rpartition("/")[2]
+        with site.changed:
+            site.requests.append(request)
+            site.changed.notify_all()
+        if part in site.answers:
+            answer = site.answers[part]
+            self.answer(*(answer(request) if callable(answer) else answer))
+        elif url.path.startswith("/static/"):
+            path = STATIC / url.path.removeprefix("/static/")
+            self.answer(200, path.read_bytes(), TYPES[path.suffix])
+        elif part == "stream":
+            self.stream(request)
+        elif part == "status":
+            shown = [site.rows[pk] for pk in request.query.get("task", []) if pk in site.rows]
+            self.answer(200, {"tasks": [row.info().model_dump(mode="json") for row in shown]})
+        elif part == "page":
+            html = (
+                f'<!doctype html><html lang="en"><head><title>Bars</title>{site.head}</head>'
+                f"<body><main>{site.render()}</main></body></html>"
+            )
+            self.answer(200, html.encode(), "text/html; charset=utf-8")
+        elif part == "elsewhere":
+            self.answer(200, b"<!doctype html><title>Elsewhere</title>", "text/html")
+        else:
+            self.answer(404, {})
+
+    def answer(self, status: int, body: Any, content_type: str = "application/json") -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "/elsewhere/")
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Security-Policy", POLICY)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def stream(self, request: Request) -> None:
+        site = self.server
+        newest = request.headers.get("last-event-id") or request.query.get("lastEventId", [""])[0]
+        stream = Stream(site, request.query.get("task", []), newest)
+        # The browser's own wait before it comes back, in milliseconds.
+        stream.raw("retry: 50\n\n")
+        if site.greets:
+            for pk in stream.task_ids:
+                if pk in site.rows:
+                    stream.status(site.rows[pk])
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with site.changed:
+            site.streams.append(stream)
+            site.changed.notify_all()
+        try:
+            while (message := self.next_message(stream)) is not None:
+                self.wfile.write(message)
+        finally:
+            with site.changed:
+                stream.closed = True
+                site.changed.notify_all()
+
+    def next_message(self, stream: Stream) -> bytes | None:
+        while not self.server.ending:
+            try:
+                return stream.messages.get(timeout=0.02)
+            except queue.Empty:
+                readable, _, _ = select.select([self.connection], [], [], 0)
+                if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                    return None
+        return None

@@ -1,0 +1,309 @@
+"""Bars that move: one stream, in order, out loud now and then, and no markup from anybody."""
+
+import pytest
+from playwright.sync_api import Page, expect
+from pytest_django import Settings
+
+from .pages import bar, part, shows
+from .scripted import Serve, task
+
+pytestmark = pytest.mark.browser
+
+XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>{{ 7|add:7 }}"
+
+
+def test_twelve_bars_share_one_stream(page: Page, serve: Serve) -> None:
+    rows = [task() for _ in range(12)]
+    site = serve(*rows)
+    # The first is shown twice.
+    site.template = (
+        "{% for task in tasks %}{% task_progress task %}{% endfor %}{% task_progress tasks.0 %}"
+    )
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    assert sorted(stream.task_ids) == sorted(str(row.pk) for row in rows)
+    for number, row in enumerate(rows):
+        stream.progress(row, number / 16, f"step {number}")
+    for number, row in enumerate(rows[1:], 1):
+        shows(page, row, "Running", str(number / 16), f"step {number}")
+    expect(part(page, rows[0], "text")).to_have_text(["step 0", "step 0"])
+    assert len(site.streams) == 1
+    assert site.asked("status") == []
+
+
+def test_a_bar_moves_and_ends(page: Page, serve: Serve) -> None:
+    row = task(status="pending")
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    page.evaluate(
+        "window.ends = [];"
+        "addEventListener('task-progress:end', (e) => ends.push([e.detail, "
+        "  e.target.querySelector('[data-part=state]').textContent]))"
+    )
+    stream = site.stream()
+    shows(page, row, "Waiting to start", "0")
+    stream.send("task_started", row, attempt=1, max_attempts=1, worker="here:1")
+    shows(page, row, "Running")
+    expect(part(page, row, "bar")).not_to_have_attribute("value", "0")
+    assert part(page, row, "bar").evaluate("bar => bar.matches(':indeterminate')")
+    expect(part(page, row, "percent")).to_have_text("")
+    stream.progress(row, 0.299, "reading")
+    shows(page, row, "Running", "0.299", "reading")
+    expect(part(page, row, "percent")).to_have_text("29%")
+    stream.progress(row, 0.999)
+    expect(part(page, row, "percent")).to_have_text("99%")
+    stream.send("task_completed", row, "7", result={"rows": 3})
+    shows(page, row, "Completed", "1")
+    expect(part(page, row, "percent")).to_have_text("100%")
+    expect(bar(page, row)).to_have_attribute("status", "completed")
+    # Closed by the page: the server left it open.
+    site.wait_for(lambda: stream.closed, "the page to close its stream")
+    ended = {"taskId": str(row.pk), "status": "completed"}
+    assert page.evaluate("ends") == [[ended, "Completed"]]
+    assert len(site.streams) == 1
+
+
+def test_failure_is_told(page: Page, serve: Serve) -> None:
+    row = task(progress=0.4)
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    error = {"type": "ValueError", "message": "no such file"}
+    site.stream().send("task_failed", row, error=error)
+    shows(page, row, "Failed", "0.4")
+    expect(part(page, row, "error")).to_have_text("ValueError: no such file")
+
+
+def test_text_is_never_markup(page: Page, serve: Serve) -> None:
+    rows = [task(name=XSS, progress_text=XSS), task(name=XSS, progress_text=XSS)]
+    site = serve(*rows)
+    page.goto(f"{site.url}/page/")
+    shows(page, rows[0], "Running", text=XSS)
+    stream = site.stream()
+    stream.progress(rows[0], 0.5, f"{XSS} live")
+    shows(page, rows[0], "Running", "0.5", f"{XSS} live")
+    stream.send("task_failed", rows[0], error={"type": XSS, "message": XSS})
+    expect(part(page, rows[0], "error")).to_have_text(f"{XSS}: {XSS}")
+    expect(part(page, rows[0], "announcer")).to_contain_text(XSS)
+    assert page.locator("task-progress img, task-progress script").count() == 0
+
+
+def test_stale_messages_change_nothing(page: Page, serve: Serve) -> None:
+    row, witness = task(max_attempts=3), task()
+    site = serve(row, witness)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(row, 0.6, "far")
+    stream.progress(row, 0.2, "late")
+    stream.progress(witness, 0.1)
+    shows(page, witness, "Running", "0.1")
+    shows(page, row, "Running", "0.6", "far")
+    later = {"run_after": "2099-01-01T10:00:00Z", "error": {"type": "E", "message": "m"}}
+    stream.send("task_retry_scheduled", row, attempt=1, **later)
+    expect(part(page, row, "state")).to_contain_text("Attempt 1 of 3 failed, trying again at")
+    expect(part(page, row, "state")).to_contain_text("2099")
+    expect(part(page, row, "bar")).to_have_attribute("value", "0")
+    stream.progress(row, 0.7, "late", attempt=1)
+    stream.send("task_started", row, attempt=2, max_attempts=3)
+    shows(page, row, "Running, attempt 2 of 3")
+    stream.progress(row, 0.1, "again", attempt=2)
+    shows(page, row, "Running, attempt 2 of 3", "0.1", "again")
+    stream.progress(row, 0.9, "late", attempt=1)
+    stream.progress(witness, 0.2)
+    shows(page, witness, "Running", "0.2")
+    shows(page, row, "Running, attempt 2 of 3", "0.1", "again")
+    stream.send("task_cancelled", row)
+    shows(page, row, "Cancelled", "0.1")
+    stream.progress(row, 0.8, "late", attempt=2)
+    stream.send("task_completed", row)
+    stream.status(row)
+    stream.progress(witness, 0.3)
+    shows(page, witness, "Running", "0.3")
+    shows(page, row, "Cancelled", "0.1", "again")
+
+
+def test_a_task_handed_back_waits_and_starts_again(page: Page, serve: Serve) -> None:
+    row = task(progress=0.5)
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_queued", row, run_after="2020-01-01T10:00:00Z", reason="released")
+    shows(page, row, "Waiting to start", "0")
+    stream.send("task_started", row, attempt=1, max_attempts=1)
+    stream.progress(row, 0.1, "from the start")
+    shows(page, row, "Running", "0.1", "from the start")
+
+
+def test_cancel_requested_elsewhere(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    expect(bar(page, row).get_by_role("button")).to_be_visible()
+    site.stream().send("task_cancel_requested", row, by="somebody")
+    shows(page, row, "Cancelling…")
+    expect(bar(page, row).get_by_role("button")).to_be_hidden()
+
+
+def test_progress_is_announced_now_and_then(page: Page, serve: Serve) -> None:
+    rows = [task(name=f"task {number}") for number in range(2)]
+    site = serve(*rows)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    page.evaluate(
+        """() => {
+          window.said = [];
+          for (const region of document.querySelectorAll('[aria-live=polite]'))
+            new MutationObserver(() => said.push(region.textContent))
+              .observe(region, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+
+    def step(value: float) -> None:
+        for row in rows:
+            stream.progress(row, value, "on")
+        for row in rows:
+            expect(part(page, row, "percent")).to_have_text(f"{value:.0%}")
+
+    for percent in range(1, 9):
+        step(percent / 100)
+    assert len(page.evaluate("said")) <= 1
+    page.clock.run_for(5_000)
+    assert page.evaluate("said.length") == 2
+    for percent in range(11, 19):
+        step(percent / 100)
+    page.clock.run_for(30_000)
+    said = page.evaluate("said")
+    # The newest at its turn, once for each bar.
+    assert len(said) == 4
+    assert said[-2:] == ["task 0: Running, 18%, on", "task 1: Running, 18%, on"]
+    # What matters is said at once.
+    stream.send("task_completed", rows[0])
+    expect(part(page, rows[0], "announcer")).to_have_text("task 0: Completed, 100%, on")
+
+
+def test_a_wait_that_is_over_says_so(page: Page, serve: Serve) -> None:
+    row = task(status="pending")
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    later = page.evaluate("new Date(Date.now() + 3600e3).toISOString()")
+    site.stream().send("task_queued", row, run_after=later)
+    expect(part(page, row, "state")).to_contain_text("Waiting until")
+    page.clock.fast_forward(3_600_000)
+    shows(page, row, "Waiting to start")
+
+
+def test_time_goes_on(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    page.clock.fast_forward(3 * 3600_000 + 5 * 60_000)
+    expect(part(page, row, "time")).to_have_text("3 h 5 min")
+
+
+def test_facts_reach_the_page(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    page.evaluate(
+        "window.facts = [];"
+        "addEventListener('task-progress:event', ({detail}) => facts.push(detail))"
+    )
+    site.stream().send("task_log", row, level="info", message=XSS)
+    site.stream().progress(row, 0.5)
+    shows(page, row, "Running", "0.5")
+    [fact] = page.evaluate("facts")
+    assert fact.pop("timestamp")
+    assert fact == {
+        "taskId": str(row.pk),
+        "eventType": "task_log",
+        "data": {"level": "info", "message": XSS},
+    }
+
+
+def test_a_moved_bar_keeps_its_stream(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(row, 0.5, "half")
+    shows(page, row, "Running", "0.5")
+    bar(page, row).evaluate(
+        "bar => document.body.appendChild(document.createElement('section')).append(bar)"
+    )
+    stream.progress(row, 0.6, "on")
+    shows(page, row, "Running", "0.6", "on")
+    assert len(site.streams) == 1
+
+
+def test_a_bar_added_later_joins_the_stream(page: Page, serve: Serve) -> None:
+    first, second = task(), task()
+    site = serve(first)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_log", first, "41", level="info", message="hello")
+    stream.progress(first, 0.5)
+    shows(page, first, "Running", "0.5")
+    site.rows[str(second.pk)] = second
+    page.evaluate(
+        "html => document.body.insertAdjacentHTML('beforeend', html)",
+        site.render("{% task_progress tasks.1 %}"),
+    )
+    joined = site.stream(2)
+    assert joined.task_ids == [str(first.pk), str(second.pk)]
+    assert joined.last_event_id == "41"
+    site.wait_for(lambda: stream.closed, "the first stream to close")
+    joined.progress(second, 0.25)
+    shows(page, second, "Running", "0.25")
+    page.evaluate("document.querySelectorAll('task-progress').forEach(bar => bar.remove())")
+    site.wait_for(lambda: joined.closed, "the stream of nobody to close")
+
+
+def test_the_script_may_load_twice(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    site.head = '<script type="module" src="/static/tasks_app/task-progress.js?again"></script>'
+    page.goto(f"{site.url}/page/")
+    site.stream().progress(row, 0.5)
+    shows(page, row, "Running", "0.5")
+    assert len(site.streams) == 1
+
+
+def test_a_page_that_goes_away_closes_and_one_that_returns_opens(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    page.evaluate("addEventListener('pageshow', (e) => { document.title = `back ${e.persisted}` })")
+    stream = site.stream()
+    stream.progress(row, 0.5, "then")
+    shows(page, row, "Running", "0.5")
+    page.goto(f"{site.url}/elsewhere/")
+    site.wait_for(lambda: stream.closed, "the stream to close on pagehide")
+    row.progress, row.progress_text = 0.75, "now"
+    # It returns from memory as it was, so there is no load event to wait for.
+    page.go_back(wait_until="commit")
+    expect(page).to_have_title("back true")
+    shows(page, row, "Running", "0.75", "now")
+    assert len(site.streams) == 2
+
+
+def test_more_bars_than_a_stream_takes(page: Page, serve: Serve, settings: Settings) -> None:
+    settings.TASK_STREAM_MAX_TASKS = 2
+    rows = [task(progress=0.1) for _ in range(3)]
+    site = serve(*rows)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    assert stream.task_ids == [str(row.pk) for row in rows[:2]]
+    expect(part(page, rows[2], "hint")).to_contain_text("checked every few seconds")
+    expect(part(page, rows[0], "hint")).to_be_hidden()
+    rows[2].progress = 0.4
+    page.clock.run_for(3_500)
+    shows(page, rows[2], "Running", "0.4")
+    assert site.asked("status")[-1].query["task"] == [str(rows[2].pk)]
+    # One ends, so there is room.
+    stream.send("task_completed", rows[0])
+    assert site.stream(2).task_ids == [str(row.pk) for row in rows[1:]]
+    expect(part(page, rows[2], "hint")).to_be_hidden()

@@ -1,0 +1,226 @@
+"""What a bar does when the connection, the server or the visitor's rights are not as they were."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from .pages import bar, part, pass_time, shows
+from .scripted import Request, Serve, task
+
+pytestmark = pytest.mark.browser
+
+INTERRUPTED = "Live updates are interrupted. Checking every few seconds…"
+LOST = "Connection lost. Trying again…"
+
+
+def test_a_broken_stream_is_taken_up_again(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_log", row, "12", level="info", message="hello")
+    stream.progress(row, 0.5)
+    shows(page, row, "Running", "0.5")
+    row.progress = 0.7
+    stream.drop()
+    again = site.stream(2)
+    assert again.last_event_id == "12"
+    shows(page, row, "Running", "0.7")
+    again.progress(row, 0.8)
+    shows(page, row, "Running", "0.8")
+    expect(part(page, row, "hint")).to_be_hidden()
+    assert site.asked("status") == []
+
+
+def test_a_deploy_passes(page: Page, serve: Serve) -> None:
+    """Streams are refused for a while: bars ask instead, say so, and go back when they can."""
+    rows = [task(name=f"task {number}") for number in range(3)]
+    row = rows[0]
+    site = serve(*rows)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(row, 0.1)
+    shows(page, row, "Running", "0.1")
+
+    site.answers["stream"] = (502, {})
+    stream.drop()
+    # Looked at once, in case all has ended; nobody is told of a short break.
+    site.wait_for(lambda: len(site.asked("status")) == 1, "a first look")
+    expect(part(page, row, "hint")).to_be_hidden()
+    page.clock.run_for(5_000)
+    for each in rows:
+        expect(part(page, each, "hint")).to_have_text(INTERRUPTED)
+    expect(part(page, row, "announcer")).to_have_text(f"task 0: {INTERRUPTED}")
+    expect(part(page, rows[1], "announcer")).to_have_text("")
+    row.progress, row.progress_text = 0.4, "asked for"
+    asked = len(site.asked("status"))
+    pass_time(page, site, lambda: len(site.asked("status")) >= asked + 2)
+    shows(page, row, "Running", "0.4", "asked for")
+    # One request for all bars, and the stream is tried all the while, but ever less often.
+    assert len(site.asked("status")[-1].query["task"]) == 3
+    tries = len(site.asked("stream"))
+    passed = pass_time(page, site, lambda: len(site.asked("stream")) >= tries + 8)
+    assert passed > 60
+    expect(part(page, row, "hint")).to_have_text(INTERRUPTED)
+
+    del site.answers["stream"]
+    pass_time(page, site, lambda: len(site.streams) == 2)
+    site.stream(2).progress(row, 0.6, "live")
+    shows(page, row, "Running", "0.6", "live")
+    for each in rows:
+        expect(part(page, each, "hint")).to_be_hidden()
+    asked = len(site.asked("status"))
+    page.clock.run_for(20_000)
+    assert len(site.asked("status")) == asked
+    assert len(site.streams) == 2
+
+
+def test_a_server_that_is_away(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    site.answers |= {"stream": (503, {}), "status": (503, {})}
+    stream.drop()
+    site.wait_for(lambda: site.asked("status"), "a first look")
+    page.clock.run_for(5_000)
+    expect(part(page, row, "hint")).to_have_text(LOST)
+    del site.answers["status"]
+    row.progress = 0.3
+    asked = len(site.asked("status"))
+    pass_time(page, site, lambda: len(site.asked("status")) > asked)
+    expect(part(page, row, "hint")).to_have_text(INTERRUPTED)
+    shows(page, row, "Running", "0.3")
+
+
+def test_a_stream_that_says_nothing(page: Page, serve: Serve) -> None:
+    """As behind a proxy that holds back what it should pass on."""
+    row = task(progress=0.2)
+    site = serve(row)
+    site.greets = False
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    page.clock.run_for(5_000)
+    expect(part(page, row, "hint")).to_have_text(INTERRUPTED)
+    # It was only slow.
+    stream.status(row)
+    expect(part(page, row, "hint")).to_be_hidden()
+
+
+def test_a_stream_that_died_silently(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    for _ in range(4):
+        page.clock.run_for(30_000)
+        stream.raw("event: keep-alive\ndata:\n\n")
+        stream.progress(row, (row.progress or 0) + 0.1)
+        expect(part(page, row, "bar")).to_have_attribute("value", str(row.progress))
+    assert len(site.streams) == 1
+    page.clock.run_for(40_000)
+    site.wait_for(lambda: stream.closed, "the dead stream to be given up")
+    site.stream(2)
+
+
+def test_all_ended_while_away(page: Page, serve: Serve) -> None:
+    row = task(progress=0.5)
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(row, 0.6)
+    shows(page, row, "Running", "0.6")
+    ended = task(pk=row.pk, status="failed", error_type="OSError", error_message="disk full")
+    site.rows[str(row.pk)] = ended
+    # What a server says to one who comes back to a finished stream.
+    site.answers["stream"] = (204, b"")
+    stream.drop()
+    shows(page, row, "Failed")
+    expect(part(page, row, "error")).to_have_text("OSError: disk full")
+    expect(part(page, row, "hint")).to_be_hidden()
+
+
+def test_a_late_answer_changes_nothing(page: Page, serve: Serve) -> None:
+    """An answer that was on its way while the stream came back and went further."""
+    row = task(progress=0.5, max_attempts=2)
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    early = {"tasks": [row.info().model_dump(mode="json")]}
+
+    def late(_request: Request) -> tuple[int, object]:
+        site.wait_for(lambda: row.progress == 0.2, "the second attempt")
+        return 200, early
+
+    site.answers |= {"stream": (502, {}), "status": late}
+    stream.drop()
+    site.wait_for(lambda: site.asked("status"), "a look")
+    del site.answers["stream"]
+    stream = site.stream(2)
+    stream.send("task_started", row, attempt=2, max_attempts=2)
+    with page.expect_response("**/status/**"):
+        stream.progress(row, 0.2, "again", attempt=2)
+        shows(page, row, "Running, attempt 2 of 2", "0.2", "again")
+        with site.changed:
+            site.changed.notify_all()
+    stream.progress(row, 0.3, "further", attempt=2)
+    shows(page, row, "Running, attempt 2 of 2", "0.3", "further")
+
+
+@pytest.mark.parametrize("status", [302, 401, 403, 404])
+def test_signed_out_meanwhile(page: Page, serve: Serve, status: int) -> None:
+    row = task()
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    site.answers |= {"stream": (403, {}), "status": (status, {})}
+    stream.drop()
+    expect(part(page, row, "hint")).to_have_text(
+        "Live updates stopped: you may have been signed out. Reload the page."
+    )
+    expect(bar(page, row).get_by_role("button")).to_be_hidden()
+    asked = len(site.requests)
+    page.clock.run_for(60_000)
+    assert len(site.requests) == asked
+
+
+def test_a_task_that_is_gone(page: Page, serve: Serve) -> None:
+    row, other = task(), task()
+    site = serve(row, other)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(row, 0.5)
+    shows(page, row, "Running", "0.5")
+    del site.rows[str(row.pk)]
+    site.answers["stream"] = lambda _request: (404, {})
+    stream.drop()
+    expect(part(page, row, "hint")).to_have_text(
+        "This task was removed, or you may not see it any more."
+    )
+    del site.answers["stream"]
+    again = site.stream(2)
+    assert again.task_ids == [str(other.pk)]
+    again.progress(other, 0.5)
+    shows(page, other, "Running", "0.5")
+
+
+def test_back_online_is_tried_at_once(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    site.answers["stream"] = (502, {})
+    stream.drop()
+    pass_time(page, site, lambda: len(site.asked("stream")) >= 5)
+    expect(part(page, row, "hint")).to_have_text(INTERRUPTED)
+    del site.answers["stream"]
+    # The clock stands still: only this can make it try.
+    page.clock.pause_at(page.evaluate("Date.now() + 1"))
+    page.evaluate("dispatchEvent(new Event('online'))")
+    site.stream(2)
+    expect(part(page, row, "hint")).to_be_hidden()
