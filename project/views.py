@@ -59,7 +59,9 @@ def task_file(request: HttpRequest, task_id: UUID) -> HttpResponse:
     # Not FileResponse: under ASGI it reads the whole file as well, and warns that it does.
     response = HttpResponse(path.read_bytes(), content_type="text/csv; charset=utf-8")
     name = re.sub(r"\W+", "-", task.label.lower()).strip("-")
-    response.headers["Content-Disposition"] = f'attachment; filename="{name}-{task.pk:.8}.csv"'
+    response.headers["Content-Disposition"] = (
+        f'attachment; filename="{name}-{str(task.pk)[:8]}.csv"'
+    )
     return response
 
 

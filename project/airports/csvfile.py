@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 #: How much of a file is read to tell what it is.
 HEAD_BYTES = 64 * 1024
@@ -23,7 +30,8 @@ BINARY_FORMATS = {
     b"SQLite format 3": "an SQLite database",
 }
 
-Code = Annotated[str, StringConstraints(strip_whitespace=True, to_upper=True)]
+# Before the pattern is looked at; Pydantic's own `to_upper` comes after it.
+Code = Annotated[str, BeforeValidator(lambda value: value.strip().upper())]
 # No control characters: none belongs here, and databases refuse NUL.
 Words = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")

@@ -24,7 +24,7 @@ from tasks_app.exceptions import DuplicateTask, InvalidParams
 from tasks_app.models import Task
 from tasks_app.service import task_service
 
-AIRPORTS_PER_PAGE = 50
+AIRPORTS_PER_PAGE = 25
 
 
 @login_required
@@ -78,13 +78,14 @@ class StartTask(LoginRequiredMixin, FormView):  # type: ignore[type-arg]
 
     def already_running(self, error: DuplicateTask) -> HttpResponse:
         user = self.request.user
+        link: str
         if error.task_id and Task.objects.visible_to(user).filter(pk=error.task_id).exists():
             link = format_html(
                 '<a href="{}">Watch it</a>, or cancel it first.',
                 reverse("task", args=[error.task_id]),
             )
         else:
-            link = format_html("It is somebody else’s; try again when it is done.")
+            link = "It is somebody else’s; try again when it is done."
         text = format_html(
             "“{}” is running or waiting already, and one at a time is enough. {}",
             self.task.verbose_name,

@@ -1,0 +1,178 @@
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from project.airports.csvfile import COLUMNS, NotAirportsCSV
+from project.airports.models import Airport
+from project.airports.tasks import BATCH, ExportAirports, FarthestReachable, ImportAirports
+from tasks_app.exceptions import InvalidParams, TaskCancelled
+from tasks_app.progress import ProgressHandle
+
+pytestmark = pytest.mark.django_db
+
+HEADER = ",".join(COLUMNS)
+OSLO = "ENGM,OSL,Oslo Gardermoen Airport,Oslo,Viken,NO,681,60.1939,11.1004,Europe/Oslo,"
+
+
+class Watched(ProgressHandle):
+    """Remembers every value, and may stop the task at one of them."""
+
+    def __init__(self, stop_at: float = 2) -> None:
+        super().__init__(self._look)
+        self.values: list[float | None] = []
+        self.stop_at = stop_at
+
+    def _look(self) -> None:
+        update, _ = self.take()
+        self.values.append(update.value)
+        if (update.value or 0) >= self.stop_at:
+            self.stop(TaskCancelled())
+
+
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_the_bundled_airports_are_imported_and_the_bar_moves() -> None:
+    progress = Watched()
+    summary = ImportAirports().run(progress, {})
+    assert summary["rows"] == summary["added"] == Airport.objects.count() > 28_000
+    assert summary["rejected"] == 0
+    assert summary["file"] is None
+    assert len(set(progress.values)) > 100
+    assert progress.values[-1] == 1.0
+    zurich = Airport.objects.get(icao="LSZH")
+    assert (zurich.iata, zurich.name, zurich.tz) == ("ZRH", "Zurich Airport", "Europe/Zurich")
+
+
+def test_a_second_import_changes_nothing_but_what_changed(run: Any) -> None:
+    run(ImportAirports, limit=20)
+    before = list(Airport.objects.order_by("pk").values())
+    changed = Airport.objects.order_by("pk")[3]
+    Airport.objects.filter(pk=changed.pk).update(name="Renamed")
+    summary, _ = run(ImportAirports, limit=20)
+    assert (summary["added"], summary["updated"]) == (0, 20)
+    assert list(Airport.objects.order_by("pk").values()) == before
+
+
+def test_good_rows_are_imported_and_bad_ones_reported(run: Any, upload: Any, media: Path) -> None:
+    bad = OSLO.replace("60.1939", "91")
+    name = upload("\n".join([HEADER, OSLO, "ENXX,,=1+1", "", bad.replace("ENGM", "ENAA")]))
+    summary, progress = run(ImportAirports, source=name, filename="norway.csv")
+    assert (summary["rows"], summary["added"], summary["rejected"]) == (3, 1, 2)
+    assert Airport.objects.get().icao == "ENGM"
+    assert summary["rejections"][0] == {"line": 3, "reason": "has 3 columns, the header 11"}
+    report = rows(media / summary["file"])
+    assert report[0] == ["line", "reason", "row"]
+    assert [row[0] for row in report[1:]] == ["3", "5"]
+    assert report[2][1] == "lat is '91', must be a number from -90 to 90"
+    assert progress.latest.text == "3 rows read, 2 rejected"
+    assert progress.lines[0].message == "norway.csv: 4 lines after the header"
+
+
+def test_a_file_without_a_row_is_imported_as_nothing(run: Any, upload: Any) -> None:
+    summary, progress = run(ImportAirports, source=upload(HEADER + "\n"))
+    assert (summary["rows"], summary["file"]) == (0, None)
+    assert progress.latest.value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "The file is empty."),
+        (b"PK\x03\x04", "is a ZIP archive or an Excel workbook"),
+        (b"price\n", "The first line lacks the columns of airports."),
+        (f"{HEADER}\n{OSLO}\n".encode() * 2000 + b"\xff", "Line 4,001 is not UTF-8."),
+    ],
+)
+def test_a_file_that_is_no_csv_of_airports_is_refused_whole(
+    run: Any, upload: Any, content: bytes, reason: str
+) -> None:
+    with pytest.raises(NotAirportsCSV, match=r"^mine\.csv was not imported\.") as refused:
+        run(ImportAirports, source=upload(content), filename="mine.csv")
+    assert reason in str(refused.value)
+    assert not Airport.objects.exists()
+
+
+def test_an_upload_that_is_gone_is_named(run: Any) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'mine\.csv' is no longer kept\. Upload it again"):
+        run(ImportAirports, source="f" * 32 + ".csv", filename="mine.csv")
+
+
+@pytest.mark.parametrize("source", ["", "../secret.csv", "/etc/passwd", "bundled\n", "x.csv"])
+def test_a_source_is_never_a_path(run: Any, source: str) -> None:
+    with pytest.raises(InvalidParams) as invalid:
+        run(ImportAirports, source=source)
+    assert list(invalid.value.errors) == ["source"]
+
+
+def test_a_cancelled_import_keeps_whole_batches() -> None:
+    with pytest.raises(TaskCancelled):
+        ImportAirports().run(Watched(stop_at=0.5), {})
+    assert 0 < Airport.objects.count() < 28_000
+    assert Airport.objects.count() % BATCH == 0
+
+
+def test_an_export_is_a_csv_that_can_be_imported(
+    run: Any, norway: list[Airport], media: Path
+) -> None:
+    summary, progress = run(ExportAirports, country="NO", min_elevation=100)
+    exported = media / summary["file"]
+    assert summary["airports"] == 2
+    assert summary["bytes"] == exported.stat().st_size
+    assert progress.latest.value == 1.0
+    assert [row[0] for row in rows(exported)] == ["icao", "ENBR", "ENGM"]
+    before = list(Airport.objects.order_by("pk").values())
+    again, _ = run(ImportAirports, source=summary["file"])
+    assert (again["updated"], again["rejected"]) == (2, 0)
+    assert list(Airport.objects.order_by("pk").values()) == before
+
+
+def test_an_export_of_nothing_has_a_header(run: Any, media: Path) -> None:
+    summary, _ = run(ExportAirports, country="XX")
+    assert summary["airports"] == 0
+    assert rows(media / summary["file"]) == [list(COLUMNS)]
+
+
+def test_the_farthest_airports_are_found(run: Any, norway: list[Airport], media: Path) -> None:
+    summary, progress = run(FarthestReachable, range_km=850, hops=2)
+    assert (summary["airports"], summary["isolated"]) == (3, 0)
+    longest = summary["journeys"][0]
+    assert {longest["start"], longest["end"]} == {"Bergen Airport", "Rost Airport"}
+    assert sorted(longest["route"]) == ["ENBR", "ENGM", "ENRS"]
+    # Each pair once, though the file has both directions.
+    assert len(summary["journeys"]) == 2
+    assert len(rows(media / summary["file"])) == 1 + 3
+    assert progress.latest.value == 1.0
+
+
+def test_airports_out_of_range_are_counted(run: Any, norway: list[Airport]) -> None:
+    summary, _ = run(FarthestReachable, range_km=10, hops=1)
+    assert (summary["isolated"], summary["journeys"]) == (3, [])
+
+
+def test_a_cancelled_computation_leaves_no_file(norway: list[Airport], media: Path) -> None:
+    with pytest.raises(TaskCancelled):
+        FarthestReachable().run(Watched(stop_at=0.3), {})
+    assert list(media.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "field"),
+    [
+        (ExportAirports, {"country": "Norway"}, "country"),
+        (ExportAirports, {"min_elevation": 40_000}, "min_elevation"),
+        (FarthestReachable, {"range_km": 5}, "range_km"),
+        (FarthestReachable, {"hops": 0}, "hops"),
+        (FarthestReachable, {"hop": 3}, "hop"),
+    ],
+)
+def test_wrong_parameters_are_refused(
+    run: Any, task: Any, params: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidParams) as invalid:
+        run(task, **params)
+    assert list(invalid.value.errors) == [field]
