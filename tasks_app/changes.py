@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import sqlite3
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -18,10 +19,8 @@ from django.db import connections
 
 from tasks_app.conf import task_settings
 
-if os.name == "posix" and os.uname().sysname == "Linux":
+if sys.platform == "linux":
     from inotify_simple import INotify, flags
-else:
-    INotify = None
 
 #: With a kernel that reports writes, the look that catches a report that never came.
 SAFETY_SECONDS = 1.0
@@ -161,7 +160,7 @@ class SQLiteChanges(Changes):
 
     def _watch_log(self) -> Any:
         log = f"{self._path}-wal"
-        if INotify is None or not os.path.exists(log):
+        if sys.platform != "linux" or not os.path.exists(log):
             return None
         try:
             inotify = INotify(nonblocking=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import connections
 from django.utils.module_loading import import_string
 from django_eventstream.channelmanager import DefaultChannelManager
@@ -77,7 +78,7 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     storage = _named("EVENTSTREAM_STORAGE_CLASS", object)
     if not issubclass(storage, TaskEventStorage):
         found.append(
-            Warning(
+            checks.Warning(
                 "EVENTSTREAM_STORAGE_CLASS does not read the events of tasks, so "
                 "django-eventstream's own views cannot resume their channels.",
                 hint=f'Set it to "{_path(TaskEventStorage)}".',
@@ -86,7 +87,7 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
         )
     if not getattr(settings, "ASGI_APPLICATION", None):
         found.append(
-            Warning(
+            checks.Warning(
                 "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
                 hint="Serve the site by uvicorn or daphne; wrap its application in "
                 "tasks_app.routing.with_task_streams.",
@@ -106,7 +107,7 @@ def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     found: list[CheckMessage] = []
     if str(options.get("transaction_mode", "")).upper() != "IMMEDIATE":
         found.append(
-            Warning(
+            checks.Warning(
                 "SQLite transactions are deferred: two that read and then write fail with "
                 '"database is locked", whatever the timeout.',
                 hint='Set "transaction_mode": "IMMEDIATE" in the OPTIONS of the database.',
@@ -115,7 +116,7 @@ def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
         )
     if not _writes_ahead(str(name), str(options.get("init_command", ""))):
         found.append(
-            Warning(
+            checks.Warning(
                 "SQLite is not in WAL mode: a page that reads stops the worker from writing.",
                 hint='Set "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = '
                 'NORMAL;" in the OPTIONS of the database.',
@@ -126,7 +127,7 @@ def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 
 def _writes_ahead(name: str, init_command: str) -> bool:
-    """Whether a database is in WAL mode: by its header where there is one, else by what makes it."""
+    """Whether a database is in WAL mode: as it is configured, else by the header of its file."""
     command = init_command.lower()
     if "journal_mode" in command:
         return "wal" in command

@@ -76,7 +76,7 @@ def enqueue(tasks: Sequence[Task]) -> None:
     try:
         with transaction.atomic(using=using):
             Task.objects.bulk_create(tasks)
-            _record(move, {task.pk: _waiting(task.run_after) for task in tasks}, now)
+            _record(move, [(task.pk, _waiting(task.run_after)) for task in tasks], now)
     except IntegrityError as error:
         holder = _holder_of_key([task.unique_key for task in tasks if task.unique_key])
         keys = [task.unique_key for task in tasks if task.unique_key]
@@ -129,10 +129,10 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
         started = {"worker": str(worker)}
         _record(
             move,
-            {
-                task.pk: {"attempt": task.attempt, "max_attempts": task.max_attempts} | started
+            [
+                (task.pk, {"attempt": task.attempt, "max_attempts": task.max_attempts} | started)
                 for task in tasks
-            },
+            ],
             now,
         )
     return tasks
@@ -169,13 +169,10 @@ def log(lines: Mapping[Claim, Sequence[LogLine]]) -> list[Claim]:
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         held = _hold(Verb.LOG, lines)
-        move, now = LEGAL[Verb.LOG], database_now(using)
-        TaskEvent.objects.bulk_create(
-            TaskEvent(
-                task_id=claim.task_id, event_type=move.event, timestamp=now, data=line._asdict()
-            )
-            for claim in held
-            for line in lines[claim]
+        _record(
+            LEGAL[Verb.LOG],
+            [(claim.task_id, line._asdict()) for claim in held for line in lines[claim]],
+            database_now(using),
         )
     return [claim for claim in lines if claim not in held]
 
@@ -235,7 +232,7 @@ def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> 
             run_after = now + backoff(row.attempt)
             _update([claim], **_UNCLAIMED, status=move.target, run_after=run_after)
             data = {"attempt": row.attempt, "error": failures[claim].public()}
-            _record(move, {claim.task_id: _waiting(run_after) | data}, now)
+            _record(move, [(claim.task_id, _waiting(run_after) | data)], now)
     return [claim for claim in failures if claim not in held]
 
 
@@ -270,7 +267,7 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
             attempt=F("attempt") - 1,
             started_at=None,
         )
-        _record(move, {claim.task_id: {"reason": "released"} for claim in wanted}, now)
+        _record(move, [(claim.task_id, {"reason": "released"}) for claim in wanted], now)
     return [claim for claim in claims if claim not in held]
 
 
@@ -329,7 +326,7 @@ def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
         else:
             raise IllegalTransition(task_id, Status(task.status), "cancelled")
         task.save(update_fields=["status", "finished_at", "cancel_requested_at"])
-        _record(move, {task.pk: who}, now)
+        _record(move, [(task.pk, who)], now)
     return task
 
 
@@ -363,7 +360,7 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
         for claims in alike.values():
             fields = endings[claims[0]].fields
             _update(claims, **_UNCLAIMED, status=move.target, finished_at=now, **fields)
-        _record(move, {claim.task_id: endings[claim].data for claim in held}, now)
+        _record(move, [(claim.task_id, endings[claim].data) for claim in held], now)
     return [claim for claim in endings if claim not in held]
 
 
@@ -378,7 +375,11 @@ def _hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, _Row]:
         .select_for_update(of=("self",))
         .values_list("pk", "fencing_token", "attempt", "cancel_requested_at")
     )
-    held = {Claim(pk, token): _Row(*rest) for pk, token, *rest in rows}
+    held = {
+        Claim(pk, token): _Row(attempt, cancel_requested_at)
+        for pk, token, attempt, cancel_requested_at in rows
+        if token is not None
+    }
     return {claim: row for claim, row in held.items() if claim in claims}
 
 
@@ -390,10 +391,11 @@ def _update(claims: Collection[Claim], **fields: Any) -> None:
         ).update(**fields)
 
 
-def _record(move: Move, data: Mapping[uuid.UUID, dict[str, Any]], now: datetime) -> None:
+def _record(move: Move, facts: Iterable[tuple[uuid.UUID, dict[str, Any]]], now: datetime) -> None:
+    assert move.event  # noqa: S101 - called for moves that tell something
     TaskEvent.objects.bulk_create(
-        TaskEvent(task_id=task_id, event_type=move.event, timestamp=now, data=facts)
-        for task_id, facts in data.items()
+        TaskEvent(task_id=task_id, event_type=move.event, timestamp=now, data=data)
+        for task_id, data in facts
     )
 
 

@@ -19,14 +19,14 @@ from tasks_app.exceptions import UnknownTask
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+    from django.contrib.auth.models import AnonymousUser, User
 
 DEFAULT_QUEUE = "default"
 
 
-def aware(moment: datetime | None) -> datetime | None:
+def aware(moment: datetime) -> datetime:
     """Return a time as every boundary shows it: with its zone, also where USE_TZ is off."""
-    return timezone.make_aware(moment) if moment and timezone.is_naive(moment) else moment
+    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
 
 
 class Worker(models.Model):
@@ -52,13 +52,13 @@ class Worker(models.Model):
 
 
 class TaskQuerySet(models.QuerySet["Task"]):
-    def visible_to(self, user: AbstractBaseUser | AnonymousUser) -> TaskQuerySet:
+    def visible_to(self, user: User | AnonymousUser) -> TaskQuerySet:
         """The tasks a user may see: all with the `view_task` permission, else their own."""
         if not user.is_authenticated or not user.is_active:
             return self.none()
-        if user.has_perm("tasks_app.view_task"):  # type: ignore[attr-defined]
+        if user.has_perm("tasks_app.view_task"):
             return self
-        return self.filter(owner=user)
+        return self.filter(owner_id=user.pk)
 
     def unfinished(self) -> TaskQuerySet:
         return self.filter(status__in=UNFINISHED)
@@ -250,8 +250,8 @@ class Task(models.Model):
             cancel_requested=self.cancel_requested_at is not None,
             created_time=aware(self.created_at),
             run_after=aware(self.run_after) if self.status == Status.PENDING else None,
-            start_time=aware(self.started_at),
-            end_time=aware(self.finished_at),
+            start_time=self.started_at and aware(self.started_at),
+            end_time=self.finished_at and aware(self.finished_at),
             result=self.result,
             error=error if self.error_type else None,
         )

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from tasks_app.models import Task
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+    from django.contrib.auth.models import AnonymousUser
+    from django.contrib.auth.models import User as AuthUser
 
-    User = AbstractBaseUser | AnonymousUser
+    #: Any user model with permissions; these two stand for it in annotations.
+    User = AuthUser | AnonymousUser
 
 
 def may_view_all(user: User) -> bool:
@@ -32,4 +34,4 @@ def _owns(user: User, task: Task) -> bool:
 
 
 def _may(user: User, action: str) -> bool:
-    return user.is_active and user.has_perm(f"tasks_app.{action}_task")  # type: ignore[union-attr]
+    return user.is_active and user.has_perm(f"tasks_app.{action}_task")

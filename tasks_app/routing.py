@@ -20,7 +20,7 @@ from tasks_app.urls import STREAM_VIEWS
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-class TaskStreamConsumer(AsyncHttpConsumer):  # type: ignore[misc]
+class TaskStreamConsumer(AsyncHttpConsumer):
     """Streams tasks' events to one client until they end or it leaves.
 
     A Django view for the same would keep a thread and a database connection for as long.

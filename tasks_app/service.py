@@ -23,7 +23,7 @@ from tasks_app.schemas import TaskInfo, TaskStartResponse
 from tasks_app.states import Status
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+    from tasks_app.permissions import User
 
 Params = Mapping[str, Any] | BaseModel
 
@@ -41,7 +41,7 @@ class TaskService:
         task: type[BaseTask] | str,
         params: Params | None = None,
         *,
-        owner: AbstractBaseUser | AnonymousUser | None = None,
+        owner: User | None = None,
         queue: str | None = None,
         priority: int | None = None,
         run_after: datetime | None = None,
@@ -96,7 +96,7 @@ class TaskService:
         except Task.DoesNotExist:
             raise TaskNotFound(task_id) from None
 
-    def cancel_task(self, task_id: UUID, *, by: AbstractBaseUser | None = None) -> TaskInfo:
+    def cancel_task(self, task_id: UUID, *, by: User | None = None) -> TaskInfo:
         """Cancel a pending task at once; ask a running one to stop.
 
         A running task learns of it at its next progress call, and the returned TaskInfo says
@@ -151,7 +151,7 @@ class StartOptions(BaseModel):
             owner_id=getattr(self.owner, "pk", None),
             queue=self.queue or cls.queue,
             priority=cls.priority if self.priority is None else self.priority,
-            run_after=self.run_after,
+            run_after=self.run_after,  # type: ignore[misc]  # enqueue() fills in None
             unique_key=self.unique_key,
             timeout_seconds=timeout,
             max_attempts=self.max_attempts or cls.max_attempts,

@@ -69,11 +69,12 @@ def statuses(request: HttpRequest) -> JsonResponse:
 def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     """Cancel a task: as JSON to a script, by a redirect back to a page without one."""
     task = Task.objects.filter(pk=task_id).first()
-    if task is None or not may_cancel(request.user, task):
+    user = request.user
+    if task is None or not user.is_authenticated or not may_cancel(user, task):
         raise Http404("There is no such task, or not for you.")
     code = HTTPStatus.OK
     try:
-        info = task_service.cancel_task(task_id, by=request.user)
+        info = task_service.cancel_task(task_id, by=user)
     except IllegalTransition:
         code, info = HTTPStatus.CONFLICT, task_service.get_task_status(task_id)
     if request.accepts("text/html"):

@@ -97,7 +97,7 @@ def requested(request: HttpRequest, task_id: UUID | None = None) -> set[str]:
         ) from None
 
 
-class TaskChannelManager(ChannelManagerBase):  # type: ignore[misc]
+class TaskChannelManager(ChannelManagerBase):
     """Tells django-eventstream who may read what: their own tasks, or all by permission.
 
     Denies every channel that is not a task's. A site with channels of its own subclasses it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from django.db.models import Max, QuerySet
 from django_eventstream.event import Event
@@ -20,11 +20,11 @@ def facts_of(channel: str) -> QuerySet[TaskEvent]:
     if task_id := task_of(channel):
         return facts.filter(task_id=task_id)
     if channel.startswith(OWNER_PREFIX):
-        return facts.filter(task__owner=channel.removeprefix(OWNER_PREFIX))
+        return facts.filter(task__owner__pk=channel.removeprefix(OWNER_PREFIX))
     return facts.none()
 
 
-class TaskEventStorage(StorageBase):  # type: ignore[misc]
+class TaskEventStorage(StorageBase):
     """Reads a channel's past from TaskEvent, where each fact is written once."""
 
     def append_event(self, channel: str, event_type: str, data: Any) -> NoReturn:
@@ -37,8 +37,9 @@ class TaskEventStorage(StorageBase):  # type: ignore[misc]
     def get_events(self, channel: str, last_id: int, limit: int = 100) -> list[Event]:
         facts = facts_of(channel).filter(id__gt=last_id).order_by("id")[:limit]
         return [
-            Event(channel, fact.event_type, fact.message().model_dump_json(), id=fact.pk)
-            for fact in facts
+            # django-eventstream writes `data` as it is, whatever its annotation says.
+            Event(channel, row.event_type, cast(Any, row.message().model_dump_json()), id=row.pk)
+            for row in facts
         ]
 
     def get_current_id(self, channel: str) -> int:

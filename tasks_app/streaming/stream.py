@@ -7,7 +7,7 @@ import itertools
 import operator
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from channels.db import database_sync_to_async
@@ -117,7 +117,7 @@ class View:
         unfinished = Task.objects.unfinished().order_by("-created_at")
         if self.channels != {ALL_TASKS}:
             [channel] = self.channels
-            unfinished = unfinished.filter(owner=channel.removeprefix(OWNER_PREFIX))
+            unfinished = unfinished.filter(owner__pk=channel.removeprefix(OWNER_PREFIX))
         return unfinished[:OPENING_TASKS]
 
     def _facts(self) -> QuerySet[TaskEvent]:
@@ -140,9 +140,10 @@ async def open_stream(
     """
     listener = Listener()
     listener.assign_loop()
-    listener.user_id = user.pk
     view = View(channels)
-    listener.channels = view.channels
+    # django-eventstream's kick compares it with the primary key, whatever its type.
+    listener.user_id = cast(Any, user.pk)
+    listener.channels = set(view.channels)
     stack = AsyncExitStack()
     try:
         await stack.enter_async_context(relay.attached(listener))

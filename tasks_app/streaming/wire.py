@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from django.utils import timezone
-from django_eventstream.event import Event
 from django_eventstream.utils import sse_encode_event
 
 from tasks_app.models import Task, TaskEvent, aware
@@ -37,31 +36,40 @@ class Progress:
 
 
 @dataclass(kw_only=True)
-class Fact(Event):  # type: ignore[misc]
-    """A fact on its way to listeners, encoded once for all of them."""
+class Fact:
+    """A fact on its way to listeners, encoded once for all of them.
 
-    wire: bytes = b""
+    Has what django-eventstream asks of an event, and what a stream asks to keep its promises.
+    """
+
+    type: str
+    data: str
+    id: int
+    wire: bytes
+    task_id: UUID
+    transaction: int | None
+    #: What a viewer has had who was sent this.
+    cursor: Cursor
     #: The relay's own count, by which a stream merges its channels.
     order: int = 0
-    task_id: UUID | None = None
-    transaction: int | None = None
-    cursor: Cursor | None = None
 
 
 @dataclass(kw_only=True)
-class Report(Event):  # type: ignore[misc]
+class Report:
     """Progress on its way to listeners. It has no id: nothing resumes from it."""
 
-    wire: bytes = b""
+    type: str
+    data: str
+    id: None = None
+    wire: bytes
+    progress: Progress
     order: int = 0
-    progress: Progress | None = None
 
 
 def fact(row: TaskEvent, cursor: Cursor) -> Fact:
-    """Return a stored fact as it is sent to a viewer who had what the cursor says."""
+    """Return a stored fact as it is sent; with it, a viewer has had what the cursor covers."""
     kind, data = row.event_type, row.message().model_dump_json()
     return Fact(
-        channel="",
         type=kind,
         data=data,
         id=row.pk,
@@ -78,7 +86,7 @@ def report(progress: Progress) -> Report:
         EventType.PROGRESS, progress.task_id, update.model_dump() | {"attempt": progress.attempt}
     )
     kind = EventType.PROGRESS.value
-    return Report("", kind, data, wire=_encode(kind, data), progress=progress)
+    return Report(type=kind, data=data, wire=_encode(kind, data), progress=progress)
 
 
 def status(task: Task, cursor: Cursor | None) -> bytes:

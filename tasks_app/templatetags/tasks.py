@@ -114,7 +114,7 @@ def progress_bar(
         "percent": percent(task, words),
         "text": task.progress_text,
         "error": f"{task.error_type}: {task.error_message}" if task.error_type else "",
-        "started": started.isoformat() if (started := aware(task.started_at)) else "",
+        "started": aware(task.started_at).isoformat() if task.started_at else "",
         "wait": wait(task, now),
         "elapsed": elapsed(task, now),
         "duration": time_taken(task, words, now),
@@ -145,7 +145,7 @@ def describe(task: Task, words: Mapping[str, str], now: datetime) -> str:
         return words["running_again" if task.attempt > 1 else "running"].format(**attempt)
     if not wait(task, now):
         return words["waiting"]
-    until = timezone.localtime(_aware(task.run_after))
+    until = timezone.localtime(aware(task.run_after))
     # The script shows the viewer's own zone; here it is the server's, so it says which.
     time = f"{date_format(until, 'SHORT_DATETIME_FORMAT')} {until.tzname()}"
     return words["retry_at" if task.attempt else "waiting_until"].format(time=time, **attempt)
@@ -177,15 +177,15 @@ def wait(task: Task, now: datetime) -> float:
     if task.status != Status.PENDING:
         return 0.0
     # A web host whose clock is behind the database's must not make a new task wait.
-    now = max(_aware(now), _aware(task.created_at))
-    return max(0.0, (_aware(task.run_after) - now).total_seconds())
+    now = max(aware(now), aware(task.created_at))
+    return max(0.0, (aware(task.run_after) - now).total_seconds())
 
 
 def elapsed(task: Task, now: datetime) -> float | None:
     """Return for how many seconds the newest attempt runs, or ran; None before it began."""
     if task.started_at is None or task.status == Status.PENDING:
         return None
-    return max(0.0, (_aware(task.finished_at or now) - _aware(task.started_at)).total_seconds())
+    return max(0.0, (aware(task.finished_at or now) - aware(task.started_at)).total_seconds())
 
 
 def time_taken(task: Task, words: Mapping[str, str], now: datetime) -> str:
@@ -204,10 +204,6 @@ def duration(seconds: float, words: Mapping[str, str]) -> str:
     days, hours = divmod(hours, 24)
     unit = "days" if days else "hours" if hours else "minutes" if minutes else "seconds"
     return words[unit].format(days=days, hours=hours, minutes=minutes, seconds=rest)
-
-
-def _aware(moment: datetime) -> datetime:
-    return cast(datetime, aware(moment))
 
 
 def _url(name: str, *args: object) -> str | None:

@@ -286,6 +286,7 @@ class Coordinator:
             for task_id, token, requested in rows.values_list(
                 "pk", "fencing_token", "cancel_requested_at"
             )
+            if token is not None
         }
         for claim, requested in standing.items():
             run = self.runs.get(claim)

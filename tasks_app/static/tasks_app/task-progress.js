@@ -111,7 +111,8 @@ function snapshot(state, message) {
  *
  * A message has the server's `time` of making it, and ours of when it was `asked` for and
  * `received`. What was asked for after all else was heard is the newest, whatever it says. The
- * rest may come twice or late: an ended task stays ended, progress never goes back in an attempt.
+ * rest may come twice or late (a stream that resumes tells the state first, and then the facts that
+ * led to it): an ended task stays ended, and progress never goes back in an attempt.
  */
 export function reduce(state, message) {
   if (TERMINAL.has(state.status)) return state;
@@ -127,16 +128,18 @@ export function reduce(state, message) {
       if (data.value !== null && data.value < now.value) return state;
       return { ...now, text: data.text, value: data.value ?? now.value };
     }
-    case "task_started":
-      if (data.attempt < state.attempt) return state;
-      if (data.attempt === state.attempt && running && time <= state.started) return state;
-      return begin(state, message);
+    case "task_started": {
+      // Handed back and taken again, the attempt has the number it had.
+      const again = running && data.attempt === state.attempt && time > state.started;
+      return data.attempt > state.attempt || again ? begin(state, message) : state;
+    }
     case "task_queued":
-      if (!running) return { ...state, due: untilThen(data.run_after, message) };
       // A worker that shut down hands it back, the attempt not counted.
-      return time < state.started ? state : wait(state, state.attempt - 1, message);
+      return running && time >= state.started ? wait(state, state.attempt - 1, message) : state;
     case "task_retry_scheduled":
-      return data.attempt < state.attempt ? state : wait(state, data.attempt, message);
+      return data.attempt > state.attempt || (running && data.attempt === state.attempt)
+        ? wait(state, data.attempt, message)
+        : state;
     case "task_cancel_requested":
       return state.cancelling ? state : { ...state, cancelling: true };
     default:
