@@ -50,7 +50,9 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "polled": _("Many tasks are shown, so this one is checked every few seconds."),
     "gone": _("This task was removed, or you may not see it any more."),
     "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
-    "cancel_refused": _("You may not cancel this task. If you should, reload the page and try again."),
+    "cancel_refused": _(
+        "You may not cancel this task. If you should, reload the page and try again."
+    ),
     "cancel_failed": _("The task could not be cancelled. Try again."),
 }
 

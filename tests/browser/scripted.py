@@ -6,8 +6,8 @@ import json
 import queue
 import select
 import socket
+import sys
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -63,12 +63,19 @@ class Stream:
     messages: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
     closed: bool = False
 
-    def send(self, event_type: str, row: Task, event_id: str = "", **data: Any) -> None:
-        now = datetime.now(UTC)
+    def send(
+        self,
+        event_type: str,
+        row: Task,
+        event_id: str = "",
+        *,
+        at: datetime | None = None,
+        **data: Any,
+    ) -> None:
         message = {
             "event_type": event_type,
             "task_id": str(row.pk),
-            "timestamp": now.isoformat(),
+            "timestamp": (at or datetime.now(UTC)).isoformat(),
             "data": data,
         }
         identity = f"id: {event_id}\n" if event_id else ""
@@ -108,12 +115,14 @@ class Site(ThreadingHTTPServer):
         self.changed = threading.Condition()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.ending = False
+        self.faults: list[BaseException | None] = []
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def end(self) -> None:
         self.ending = True
         self.shutdown()
         self.server_close()
+        assert self.faults == []
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> None:
         with self.changed:
@@ -134,7 +143,9 @@ class Site(ThreadingHTTPServer):
         return Template("{% load tasks %}" + (template or self.template)).render(context)
 
     def handle_error(self, *_args: object) -> None:
-        """A browser that hangs up is no error here."""
+        # A browser may hang up.
+        if not isinstance(error := sys.exception(), ConnectionError):
+            self.faults.append(error)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,5 +1,7 @@
 """Bars that move: one stream, in order, out loud now and then, and no markup from anybody."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from playwright.sync_api import Page, expect
 from pytest_django import Settings
@@ -121,6 +123,34 @@ def test_stale_messages_change_nothing(page: Page, serve: Serve) -> None:
     shows(page, row, "Cancelled", "0.1", "again")
 
 
+def test_facts_that_led_to_the_state_change_nothing(page: Page, serve: Serve) -> None:
+    """A stream that resumes tells the present state, and then the facts since."""
+    now = datetime.now(UTC)
+    waiting = task(
+        status="pending", attempt=1, max_attempts=2, run_after=now + timedelta(minutes=2)
+    )
+    handed_back = task(progress=0.4, started_at=now)
+    site = serve(waiting, handed_back)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    past = now - timedelta(minutes=1)
+    late = {"run_after": (now + timedelta(hours=1)).isoformat()}
+    stream.send("task_queued", waiting, at=past, **late)
+    stream.send("task_started", waiting, at=past, attempt=1, max_attempts=2)
+    stream.send("task_retry_scheduled", waiting, at=past, attempt=1, **late)
+    for _ in range(2):
+        stream.send("task_started", handed_back, at=past, attempt=1, max_attempts=1)
+        stream.send("task_queued", handed_back, at=past, reason="released", **late)
+    stream.send("task_started", handed_back, at=now, attempt=1, max_attempts=1)
+    stream.progress(handed_back, 0.5)
+    shows(page, handed_back, "Running", "0.5")
+    before = page.evaluate(
+        "date => new Intl.DateTimeFormat('en', {timeStyle: 'short'}).format(new Date(date))",
+        waiting.run_after.isoformat(),
+    )
+    shows(page, waiting, f"Attempt 1 of 2 failed, trying again at {before}")
+
+
 def test_a_task_handed_back_waits_and_starts_again(page: Page, serve: Serve) -> None:
     row = task(progress=0.5)
     site = serve(row)
@@ -186,10 +216,10 @@ def test_a_wait_that_is_over_says_so(page: Page, serve: Serve) -> None:
     site = serve(row)
     page.clock.install()
     page.goto(f"{site.url}/page/")
-    later = page.evaluate("new Date(Date.now() + 3600e3).toISOString()")
-    site.stream().send("task_queued", row, run_after=later)
+    row.run_after = datetime.now(UTC) + timedelta(seconds=30)
+    site.stream().status(row)
     expect(part(page, row, "state")).to_contain_text("Waiting until")
-    page.clock.fast_forward(3_600_000)
+    page.clock.fast_forward(30_000)
     shows(page, row, "Waiting to start")
 
 
