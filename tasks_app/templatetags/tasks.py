@@ -99,10 +99,11 @@ def progress_bar(
     words = {key: str(word) for key, word in WORDS.items()}
     ended = task.is_terminal
     cancelling = task.cancel_requested_at is not None and not ended
-    user = getattr(request, "user", None) or AnonymousUser()
-    cancel_url = None
-    if may_offer_cancel and not ended and not cancelling and may_cancel(user, task):
-        cancel_url = _url("cancel", task.pk)
+    cancel_url = csrf_token = None
+    wanted = may_offer_cancel and not ended and not cancelling
+    if wanted and request and may_cancel(getattr(request, "user", AnonymousUser()), task):
+        # Not from the context: a page rendered without context processors has no token.
+        cancel_url, csrf_token = _url("cancel", task.pk), get_token(request)
     streams_url, statuses_url = _url("streams"), _url("statuses")
     return {
         "task_id": str(task.pk),
@@ -123,8 +124,7 @@ def progress_bar(
         "ended": ended,
         "cancelling": cancelling,
         "cancel_url": cancel_url,
-        # Not from the context: a page rendered without context processors has none.
-        "csrf_token": get_token(request) if request and cancel_url else None,
+        "csrf_token": csrf_token,
         "next": request.get_full_path() if request else "",
         # Where the site leaves out `tasks_app.urls`, the bar is right but stands still.
         "live": bool(streams_url and statuses_url),
