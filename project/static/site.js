@@ -18,13 +18,19 @@ function localise(root) {
   }
 }
 
-/** Bring the parts of a task's page that its end changes up to date, without a reload. */
+let fetching = new AbortController();
+
+/** Bring parts of a task's page up to date, without a reload. A newer call replaces an older. */
 async function refresh(ids) {
-  const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+  fetching.abort();
+  fetching = new AbortController();
+  const { signal } = fetching;
+  const response = await fetch(location.href, { headers: { Accept: "text/html" }, signal });
   if (!response.ok || response.redirected) {
     throw new Error(`The page could not be fetched again: ${response.status}`);
   }
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  if (signal.aborted) return;
   for (const id of ids) {
     const old = document.getElementById(id);
     const fresh = page.getElementById(id);
@@ -38,14 +44,34 @@ async function refresh(ids) {
 
 localise(document);
 
+const HISTORY = "task-history";
+const OUTCOME = "task-outcome";
+const HISTORY_DELAY = 500;
+let historyDue = 0;
+
+// However many facts arrive at once, they are fetched together.
+document.addEventListener("task-progress:event", () => {
+  if (historyDue || !document.getElementById(HISTORY)) return;
+  historyDue = setTimeout(async () => {
+    historyDue = 0;
+    try {
+      await refresh([HISTORY]);
+    } catch (error) {
+      // The next fact tries again, and the end does in any case.
+      console.debug(error);
+    }
+  }, HISTORY_DELAY);
+});
+
 document.addEventListener("task-progress:end", async () => {
-  const outcome = document.getElementById("task-outcome");
-  if (!outcome) return;
+  if (!document.getElementById(OUTCOME)) return;
+  clearTimeout(historyDue);
   try {
-    await refresh(["task-outcome", "task-history"]);
-  } catch {
+    await refresh([OUTCOME, HISTORY]);
+  } catch (error) {
+    console.debug(error);
     const hint = document.createElement("p");
     hint.textContent = "The task has ended. Reload the page to see its result.";
-    outcome.append(hint);
+    document.getElementById(OUTCOME).append(hint);
   }
 });
