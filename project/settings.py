@@ -95,6 +95,8 @@ DATABASES = {"default": database()}
 # tasks_app: who may read which stream, and where streams resume from.
 EVENTSTREAM_CHANNELMANAGER_CLASS = "tasks_app.streaming.channels.TaskChannelManager"
 EVENTSTREAM_STORAGE_CLASS = "tasks_app.streaming.storage.TaskEventStorage"
+# Pages of other origins that may read the streams, if any.
+EVENTSTREAM_ALLOW_ORIGIN = os.environ.get("EVENTSTREAM_ALLOW_ORIGIN", "")
 
 # tasks_app: a short lease, so that a visitor who kills the worker sees soon what follows.
 TASK_LEASE_SECONDS = float(os.environ.get("TASK_LEASE_SECONDS", "10"))

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from tasks_app.models import Task, Worker
+from tasks_app.models import Worker
 from tests.harness import Process, Viewer, Web, ended, eventually
 
 #: Leases are short in tests, so that one can wait until they run out.
@@ -74,14 +73,6 @@ def watch(cookie: str) -> Iterator[Callable[..., Viewer]]:
     yield open_stream
     for viewer in viewers:
         viewer.leave()
-
-
-@pytest.fixture
-def status_of() -> Callable[[Any], str]:
-    def status(task_id: Any) -> str:
-        return Task.objects.values_list("status", flat=True).get(pk=task_id)
-
-    return status
 
 
 @pytest.fixture

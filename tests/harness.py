@@ -21,13 +21,16 @@ import httpx
 from django.db import connection
 from httpx_sse import ServerSentEvent, connect_sse
 
+from tasks_app.models import Task
+from tasks_app.states import TERMINAL, Status
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 30.0
 
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], *, within: float = PATIENCE, what: str = "") -> T:
+def eventually(look: Callable[[], T | None], *, within: float = PATIENCE, what: str = "") -> T:
     """Look until the answer is true, and return it. Fails after so many seconds."""
     deadline = time.monotonic() + within
     pause = threading.Event()
@@ -35,6 +38,22 @@ def eventually(look: Callable[[], T], *, within: float = PATIENCE, what: str = "
         assert time.monotonic() < deadline, f"not within {within:g} s: {what or look}"
         pause.wait(0.01)
     return answer
+
+
+def runs(task_id: UUID) -> Task:
+    """Wait until a worker runs the task."""
+    return eventually(
+        lambda: Task.objects.filter(pk=task_id, status=Status.RUNNING).first(), what="it runs"
+    )
+
+
+def ends(task_id: UUID, within: float = PATIENCE) -> Task:
+    """Wait until the task has ended, and return it."""
+    return eventually(
+        lambda: Task.objects.filter(pk=task_id, status__in=TERMINAL).first(),
+        within=within,
+        what="it ends",
+    )
 
 
 def database_url() -> str:

@@ -85,7 +85,7 @@ class Stubborn(BaseTask):
         while time.monotonic() < end:
             try:
                 progress.send_progress_text("still here")
-            except Exception:
+            except Exception:  # noqa: BLE001 - the point of it
                 progress.log("caught")
         return "outlived"
 

@@ -161,7 +161,7 @@ async def _events(
     stack: AsyncExitStack, relay: Relay, listener: Listener, view: View, opening: bytes
 ) -> AsyncIterator[bytes]:
     async with stack:
-        yield wire.RETRY + opening
+        yield wire.BEGINNING + opening
         while not view.ended:
             try:
                 async with asyncio.timeout(task_settings().stream_keepalive_seconds):

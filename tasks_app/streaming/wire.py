@@ -15,8 +15,10 @@ from tasks_app.states import EventType
 from tasks_app.streaming.cursor import Cursor
 
 KEEP_ALIVE = b"event: keep-alive\ndata:\n\n"
-#: Milliseconds a browser waits before it reconnects by itself.
-RETRY = b"retry: 2000\n\n"
+#: What a stream begins with: bytes, so that the headers go out even where no event does yet; and
+#: the milliseconds after which a browser reconnects by itself. The field is the first event's,
+#: for some clients take a blank line after it for an event of its own.
+BEGINNING = b": events of tasks\nretry: 2000\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tests.harness import Process, eventually
+from tests.harness import Process, ends, eventually, runs
 from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
 
 StartWorker = Callable[..., Process]
@@ -47,7 +47,7 @@ def test_a_worker_starts_tasks_as_they_come(start_worker: StartWorker) -> None:
     start_worker()
     for number in range(3):
         started = task_service.start_task(Add, {"a": number})
-        eventually(lambda: Task.objects.get(pk=started.task_id).is_terminal)
+        ends(started.task_id)
 
 
 def test_max_tasks_ends_the_worker(start_worker: StartWorker) -> None:
@@ -80,7 +80,7 @@ def test_the_first_signal_lets_running_tasks_finish(
 ) -> None:
     worker = start_worker()
     running = task_service.start_task(Steps, {"reins": reins})
-    eventually(lambda: Task.objects.get(pk=running.task_id).status == Status.RUNNING)
+    runs(running.task_id)
     worker.send(number)
     worker.says("is stopping")
     late = task_service.start_task(Noop)
@@ -94,7 +94,7 @@ def test_the_first_signal_lets_running_tasks_finish(
 def test_after_the_grace_tasks_are_released(start_worker: StartWorker, reins: Path) -> None:
     worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="0.2")
     running = task_service.start_task(Steps, {"reins": reins})
-    eventually(lambda: Task.objects.get(pk=running.task_id).status == Status.RUNNING)
+    runs(running.task_id)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     task = Task.objects.get(pk=running.task_id)
@@ -109,7 +109,7 @@ def test_after_the_grace_tasks_are_released(start_worker: StartWorker, reins: Pa
 def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path) -> None:
     worker = start_worker()
     deaf = task_service.start_task(Deaf, {"until": tmp_path / "never"})
-    eventually(lambda: Task.objects.get(pk=deaf.task_id).status == Status.RUNNING)
+    runs(deaf.task_id)
     worker.send(signal.SIGTERM)
     worker.says("is stopping")
     worker.send(signal.SIGTERM)
@@ -120,10 +120,10 @@ def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path)
 def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, reins: Path) -> None:
     doomed = start_worker()
     task = task_service.start_task(Steps, {"reins": reins})
-    eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.RUNNING)
+    runs(task.task_id)
     doomed.send(signal.SIGKILL)
     start_worker()
-    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal)
+    ends(task.task_id)
     error = task_service.get_task_status(task.task_id).error
     assert error is not None
     assert error.type == "WorkerLost"
@@ -135,11 +135,11 @@ def test_a_killed_workers_task_is_retried_where_it_may(
 ) -> None:
     doomed = start_worker()
     task = task_service.start_task(Steps, {"reins": reins}, max_attempts=2)
-    eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.RUNNING)
+    runs(task.task_id)
     doomed.send(signal.SIGKILL)
     reins.write_text("10")
     start_worker(TASK_RETRY_BACKOFF_SECONDS="0.1")
-    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal)
+    ends(task.task_id)
     assert facts(task.task_id) == [
         "task_queued",
         "task_started",
@@ -154,9 +154,9 @@ def test_a_running_task_is_cancelled_at_its_next_call(
 ) -> None:
     start_worker()
     task = task_service.start_task(Steps, {"reins": reins})
-    eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.RUNNING)
+    runs(task.task_id)
     assert task_service.cancel_task(task.task_id).cancel_requested
-    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal, within=5)
+    ends(task.task_id, within=5)
     assert facts(task.task_id)[-2:] == ["task_cancel_requested", "task_cancelled"]
 
 
@@ -171,7 +171,7 @@ def test_except_exception_does_not_swallow_a_cancel(start_worker: StartWorker) -
 def test_a_timeout_is_enforced_at_the_next_call(start_worker: StartWorker, reins: Path) -> None:
     start_worker()
     task = task_service.start_task(Steps, {"reins": reins}, timeout=0.3)
-    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal, within=5)
+    ends(task.task_id, within=5)
     error = task_service.get_task_status(task.task_id).error
     assert error is not None
     assert (error.type, error.message) == ("TaskTimedOut", "The task ran longer than its 0.3 s.")
@@ -182,7 +182,7 @@ def test_what_fails_is_tried_again_as_often_as_allowed(
 ) -> None:
     start_worker(TASK_RETRY_BACKOFF_SECONDS="0.05")
     task = task_service.start_task(FailTwice, {"ledger": tmp_path / "ledger"})
-    eventually(lambda: Task.objects.get(pk=task.task_id).is_terminal)
+    ends(task.task_id)
     row = Task.objects.get(pk=task.task_id)
     assert (row.status, row.attempt, row.result) == (Status.COMPLETED, 3, 3)
 
@@ -221,4 +221,4 @@ def test_short_tasks_do_not_wait_behind_long_ones(start_worker: StartWorker, rei
     eventually(lambda: Task.objects.filter(status=Status.COMPLETED).count() == 250)
     reins.write_text("10")
     for started in long:
-        eventually(lambda: Task.objects.get(pk=started.task_id).is_terminal)
+        ends(started.task_id)
