@@ -108,7 +108,7 @@ class ReachForm(SelectionForm):
     )
     hops = forms.IntegerField(
         label="Hops",
-        initial=6,
+        initial=4,
         min_value=1,
         max_value=20,
         help_text="At most this many, from 1 to 20. More hops and longer ones take longer.",

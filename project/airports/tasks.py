@@ -238,7 +238,7 @@ class FarthestReachable(SiteTask):
 
     class Params(Selection):
         range_km: Annotated[float, Field(ge=10, le=2_000)] = 500
-        hops: Annotated[int, Field(ge=1, le=20)] = 6
+        hops: Annotated[int, Field(ge=1, le=20)] = 4
 
     @classmethod
     def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:

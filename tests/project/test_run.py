@@ -1,0 +1,102 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.project.site import ROOT, environment, running
+
+
+def refused(data: Path, port: int | str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "project.run"],
+        cwd=ROOT,
+        env=environment(data, port),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def answers(url: str) -> bool:
+    with urllib.request.urlopen(f"{url}/login/", timeout=10) as response:
+        return response.status == 200
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = refused(tmp_path / "data", port)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"Port {port} cannot be used: Address already in use. Stop what uses it, or choose "
+        f"another: make run PORT={port + 1}\n"
+    )
+    assert ended.stdout == ""
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "8000.5", "²"])
+def test_a_port_that_is_none_is_told(tmp_path: Path, port: str) -> None:
+    ended = refused(tmp_path, port)
+    assert ended.returncode == 1
+    assert ended.stderr == f"PORT must be a number from 1 to 65535, not {port!r}.\n"
+
+
+def test_it_says_when_it_is_ready_and_stops_cleanly(tmp_path: Path) -> None:
+    with running(tmp_path) as site:
+        assert site.printed("^Site: (.*)$")[1] == f"{site.url}/"
+        assert site.printed("^Login: (.*)$")[1] == "demo / demo-airports"
+        assert answers(site.url)
+        worker = int(site.printed(r"Worker .*:(\d+) started")[1])
+        assert site.stop(signal.SIGINT) == 0
+    assert site.lines[-1] == "Stopped."
+    assert sum(bool(re.search("Worker .* is stopping", line)) for line in site.lines) == 1
+    assert not is_alive(worker)
+
+
+def test_a_second_start_keeps_the_data(tmp_path: Path) -> None:
+    with running(tmp_path):
+        pass
+    change = [sys.executable, "manage.py", "shell", "-c"]
+    code = (
+        "from django.contrib.auth.models import User;"
+        "user = User.objects.get(); user.set_password('mine'); user.save()"
+    )
+    subprocess.run([*change, code], cwd=ROOT, env=environment(tmp_path, 1), check=True)
+    with running(tmp_path) as site:
+        assert site.printed("^Login: (.*)$")[1] == "demo / (the password you gave it)"
+
+
+def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
+    with running(tmp_path) as site:
+        worker = int(site.printed(r"Worker .*:(\d+) started")[1])
+        os.kill(worker, signal.SIGKILL)
+        site.printed("^The worker ended by SIGKILL. Starting it again")
+        assert int(site.printed(r"Worker .*:(\d+) started", times=2)[1]) != worker
+        assert site.stop() == 0
+
+
+def test_children_do_not_outlive_it(tmp_path: Path) -> None:
+    with running(tmp_path) as site:
+        worker = int(site.printed(r"Worker .*:(\d+) started")[1])
+        site.stop(signal.SIGKILL)
+        # Its output is read to the end, which comes when the last of them has closed it.
+        assert site.lines[-1].endswith("tasks ended")
+    # It may still be waiting for somebody to collect it.
+    status = Path(f"/proc/{worker}/status")
+    assert not status.exists() or "Z (zombie)" in status.read_text()
