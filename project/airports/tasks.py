@@ -263,7 +263,7 @@ class FarthestReachable(SiteTask):
             progress.track(
                 reach.link(places, range_km),
                 total=count,
-                text=f"Looking which of {count:,} airports are {range_km:g} km apart or less",
+                text=f"Finding neighbours within {range_km:g} km for {count:,} airports",
                 within=(0.0, 0.05),
             )
         )

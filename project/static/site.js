@@ -49,8 +49,8 @@ const OUTCOME = "task-outcome";
 const HISTORY_DELAY = 500;
 let historyDue = 0;
 
-// However many facts arrive at once, they are fetched together.
-document.addEventListener("task-progress:event", () => {
+/** Fetch the history in a moment: however many facts arrive at once, they come together. */
+function historySoon() {
   if (historyDue || !document.getElementById(HISTORY)) return;
   historyDue = setTimeout(async () => {
     historyDue = 0;
@@ -61,7 +61,15 @@ document.addEventListener("task-progress:event", () => {
       console.debug(error);
     }
   }, HISTORY_DELAY);
-});
+}
+
+document.addEventListener("task-progress:event", historySoon);
+
+// What happened between the page and its stream comes as a new status and not as a fact.
+const statuses = new MutationObserver(historySoon);
+for (const bar of document.querySelectorAll("task-progress")) {
+  statuses.observe(bar, { attributeFilter: ["status"] });
+}
 
 document.addEventListener("task-progress:end", async () => {
   if (!document.getElementById(OUTCOME)) return;
