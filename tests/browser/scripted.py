@@ -105,7 +105,8 @@ class Site(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.rows = {str(row.pk): row for row in rows}
         self.template = "{% for task in tasks %}{% task_progress task %}{% endfor %}"
-        self.head = ""
+        self.head = '<meta name="color-scheme" content="light dark">'
+        self.language = "en"
         #: By the last part of the address (stream, status, cancel): what to answer instead.
         self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
         #: Whether a stream opens with each task's state, as a real one does.
@@ -190,8 +191,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"tasks": [row.info().model_dump(mode="json") for row in shown]})
         elif part == "page":
             html = (
-                f'<!doctype html><html lang="en"><head><title>Bars</title>{site.head}</head>'
-                f"<body><main>{site.render()}</main></body></html>"
+                f'<!doctype html><html lang="{site.language}"><title>Bars</title>{site.head}'
+                f"<body><main>{site.render()}</main>"
             )
             self.answer(200, html.encode(), "text/html; charset=utf-8")
         elif part == "elsewhere":

@@ -294,7 +294,7 @@ def test_a_bar_added_later_joins_the_stream(page: Page, serve: Serve) -> None:
 def test_the_script_may_load_twice(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
-    site.head = '<script type="module" src="/static/tasks_app/task-progress.js?again"></script>'
+    site.head += '<script type="module" src="/static/tasks_app/task-progress.js?again"></script>'
     page.goto(f"{site.url}/page/")
     site.stream().progress(row, 0.5)
     shows(page, row, "Running", "0.5")

@@ -164,11 +164,20 @@ export function duration(milliseconds, words) {
   });
 }
 
+/** The page's language; the viewer's own where the page names none, or none that there is. */
+function pageLanguage() {
+  try {
+    return Intl.DateTimeFormat.supportedLocalesOf(document.documentElement.lang);
+  } catch {
+    return [];
+  }
+}
+
 /** Say when, in the viewer's own time zone. */
 function moment(date) {
   const today = date.toDateString() === new Date().toDateString();
   const style = today ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" };
-  return new Intl.DateTimeFormat(document.documentElement.lang || undefined, style).format(date);
+  return new Intl.DateTimeFormat(pageLanguage(), style).format(date);
 }
 
 /** Return what to show of a state, at a time of ours. */
