@@ -40,11 +40,10 @@ def eventually(look: Callable[[], T | None], *, within: float = PATIENCE, what: 
     return answer
 
 
-def runs(task_id: UUID) -> Task:
-    """Wait until a worker runs the task."""
-    return eventually(
-        lambda: Task.objects.filter(pk=task_id, status=Status.RUNNING).first(), what="it runs"
-    )
+def begins(task_id: UUID) -> Task:
+    """Wait until a hand has begun the task, which says so: a claim alone may be handed back."""
+    begun = Task.objects.filter(pk=task_id, status=Status.RUNNING).exclude(progress_text="")
+    return eventually(begun.all().first, what="it begins")
 
 
 def ends(task_id: UUID, within: float = PATIENCE) -> Task:

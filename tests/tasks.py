@@ -59,6 +59,7 @@ class Steps(BaseTask):
 
     def execute(self, progress: ProgressHandle, reins: Path, steps: int = 10) -> str:
         pause = threading.Event()
+        progress.send_progress_text("ready")
         for step in range(1, steps + 1):
             while int(reins.read_text() or 0) < step:
                 progress.check_cancelled()
@@ -68,10 +69,11 @@ class Steps(BaseTask):
 
 
 class Deaf(BaseTask):
-    """Never calls in, until a file appears."""
+    """Says that it begins, and never calls in again, until a file appears."""
 
     def execute(self, progress: ProgressHandle, until: Path) -> str:
         pause = threading.Event()
+        progress.send_progress_text("calls in no more")
         while not until.exists():
             pause.wait(0.01)
         return "heard nothing"

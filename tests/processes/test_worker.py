@@ -11,7 +11,7 @@ import pytest
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tests.harness import Process, ends, eventually, runs
+from tests.harness import Process, begins, ends, eventually
 from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
 
 StartWorker = Callable[..., Process]
@@ -80,7 +80,7 @@ def test_the_first_signal_lets_running_tasks_finish(
 ) -> None:
     worker = start_worker()
     running = task_service.start_task(Steps, {"reins": reins})
-    runs(running.task_id)
+    begins(running.task_id)
     worker.send(number)
     worker.says("is stopping")
     late = task_service.start_task(Noop)
@@ -94,7 +94,7 @@ def test_the_first_signal_lets_running_tasks_finish(
 def test_after_the_grace_tasks_are_released(start_worker: StartWorker, reins: Path) -> None:
     worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="0.2")
     running = task_service.start_task(Steps, {"reins": reins})
-    runs(running.task_id)
+    begins(running.task_id)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     task = Task.objects.get(pk=running.task_id)
@@ -109,7 +109,7 @@ def test_after_the_grace_tasks_are_released(start_worker: StartWorker, reins: Pa
 def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path) -> None:
     worker = start_worker()
     deaf = task_service.start_task(Deaf, {"until": tmp_path / "never"})
-    runs(deaf.task_id)
+    begins(deaf.task_id)
     worker.send(signal.SIGTERM)
     worker.says("is stopping")
     worker.send(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path)
 def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, reins: Path) -> None:
     doomed = start_worker()
     task = task_service.start_task(Steps, {"reins": reins})
-    runs(task.task_id)
+    begins(task.task_id)
     doomed.send(signal.SIGKILL)
     start_worker()
     ends(task.task_id)
@@ -135,7 +135,7 @@ def test_a_killed_workers_task_is_retried_where_it_may(
 ) -> None:
     doomed = start_worker()
     task = task_service.start_task(Steps, {"reins": reins}, max_attempts=2)
-    runs(task.task_id)
+    begins(task.task_id)
     doomed.send(signal.SIGKILL)
     reins.write_text("10")
     start_worker(TASK_RETRY_BACKOFF_SECONDS="0.1")
@@ -154,7 +154,7 @@ def test_a_running_task_is_cancelled_at_its_next_call(
 ) -> None:
     start_worker()
     task = task_service.start_task(Steps, {"reins": reins})
-    runs(task.task_id)
+    begins(task.task_id)
     assert task_service.cancel_task(task.task_id).cancel_requested
     ends(task.task_id, within=5)
     assert facts(task.task_id)[-2:] == ["task_cancel_requested", "task_cancelled"]
