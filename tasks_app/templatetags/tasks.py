@@ -48,7 +48,7 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "interrupted": _("Live updates are interrupted. Checking every few seconds…"),
     "lost": _("Connection lost. Trying again…"),
     "polled": _("Many tasks are shown, so this one is checked every few seconds."),
-    "gone": _("This task was removed, or you may not see it any more."),
+    "gone": _("No more updates: the task was removed, or you were signed out. Reload the page."),
     "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
     "cancel_refused": _(
         "You may not cancel this task. If you should, reload the page and try again."

@@ -199,7 +199,7 @@ def test_a_task_that_is_gone(page: Page, serve: Serve) -> None:
     site.answers["stream"] = lambda _request: (404, {})
     stream.drop()
     expect(part(page, row, "hint")).to_have_text(
-        "This task was removed, or you may not see it any more."
+        "No more updates: the task was removed, or you were signed out. Reload the page."
     )
     del site.answers["stream"]
     again = site.stream(2)

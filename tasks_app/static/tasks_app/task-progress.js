@@ -5,6 +5,9 @@
  * so. Dispatches, bubbling:
  *   task-progress:end    when a task ends while the page is open; detail {taskId, status}
  *   task-progress:event  for each fact of its history; detail {taskId, eventType, timestamp, data}
+ *
+ * One file, though it has three parts: storages that rename static files for caching do not rename
+ * what a module imports, so an import might find an older file, or none.
  */
 
 const TERMINAL_EVENTS = {
