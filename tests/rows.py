@@ -1,0 +1,109 @@
+"""Rows as tests need them: made by the lifecycle where its doing matters, by hand where not."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from tasks_app import lifecycle
+from tasks_app.lifecycle import Claim, Failure, claim_of
+from tasks_app.models import Task, TaskEvent, Worker
+from tasks_app.states import Status
+
+#: What the constraints ask of a row of each status.
+FIELDS: dict[Status, dict[str, Any]] = {
+    Status.PENDING: {},
+    Status.RUNNING: {"attempt": 1},
+    Status.COMPLETED: {"attempt": 1, "progress": 1.0},
+    Status.FAILED: {"attempt": 1, "error_type": "ValueError", "error_message": "it broke"},
+    Status.CANCELLED: {},
+}
+
+BROKEN = Failure("ValueError", "it broke", "Traceback: it broke")
+
+
+def row(status: Status = Status.PENDING, *, age: timedelta = timedelta(), **fields: Any) -> Task:
+    """An unsaved task of a status, and of an age since it was made or, once over, ended."""
+    now = timezone.now() - age
+    values: dict[str, Any] = {"name": "tests.tasks.Noop", "created_at": now, "run_after": now}
+    if status == Status.RUNNING:
+        values |= {
+            "started_at": now,
+            "fencing_token": uuid.uuid4(),
+            "lease_expires_at": now + timedelta(seconds=30),
+        }
+    if status.is_terminal:
+        values["finished_at"] = now
+    return Task(**values | FIELDS[status] | fields, status=status)
+
+
+def saved(status: Status = Status.PENDING, **fields: Any) -> Task:
+    task = row(status, **fields)
+    task.save(force_insert=True)
+    return task
+
+
+def worker(**fields: Any) -> Worker:
+    now = timezone.now()
+    values: dict[str, Any] = {"hostname": "host", "pid": 1, "hands": 4}
+    return Worker.objects.create(**values | {"started_at": now, "heartbeat_at": now} | fields)
+
+
+def enqueued(**fields: Any) -> Task:
+    task = Task(**{"name": "tests.tasks.Noop", "run_after": None} | fields)
+    lifecycle.enqueue([task])
+    return task
+
+
+def claimed(by: Worker | None = None, **fields: Any) -> tuple[Task, Claim]:
+    """A task that was enqueued and claimed; nothing else may be waiting."""
+    task = enqueued(**fields)
+    [taken] = lifecycle.claim(by or worker(), 1)
+    assert taken.pk == task.pk
+    return taken, claim_of(taken)
+
+
+def ended(status: Status, **fields: Any) -> Task:
+    """A task that came to its end through the lifecycle."""
+    task, claim = claimed(**fields)
+    match status:
+        case Status.COMPLETED:
+            assert lifecycle.complete({claim: None}) == []
+        case Status.FAILED:
+            assert lifecycle.fail({claim: BROKEN}) == []
+        case Status.CANCELLED:
+            assert lifecycle.cancel([claim]) == []
+    return fresh(task)
+
+
+def fresh(task: Task) -> Task:
+    return Task.objects.get(pk=task.pk)
+
+
+def snapshot() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All there is, to compare with later."""
+    return (
+        list(Task.objects.order_by("pk").values()),
+        list(TaskEvent.objects.order_by("pk").values()),
+    )
+
+
+def facts(task: Task) -> list[str]:
+    """The types of its events, in order."""
+    return list(
+        TaskEvent.objects.filter(task=task).order_by("id").values_list("event_type", flat=True)
+    )
+
+
+def last_fact(task: Task) -> TaskEvent:
+    event = TaskEvent.objects.filter(task=task).order_by("id").last()
+    assert event is not None
+    return event
+
+
+def lapse(task: Task, by: timedelta, now: datetime | None = None) -> None:
+    """Let its lease have run out so long ago."""
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=(now or timezone.now()) - by)

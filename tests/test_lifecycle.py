@@ -1,0 +1,669 @@
+"""Each verb: the row and its event together, for the holder of the claim and for nobody else."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
+
+from tasks_app import lifecycle
+from tasks_app.clock import database_now
+from tasks_app.exceptions import DuplicateTask, IllegalTransition, TaskNotFound
+from tasks_app.lifecycle import Claim, Failure
+from tasks_app.models import Task, TaskEvent
+from tasks_app.progress import LogLine
+from tasks_app.schemas import TaskProgressUpdate
+from tasks_app.states import LEGAL, TERMINAL, UNFINISHED, EventType, Status, Verb
+from tests.rows import (
+    BROKEN,
+    claimed,
+    ended,
+    enqueued,
+    facts,
+    fresh,
+    lapse,
+    last_fact,
+    row,
+    saved,
+    snapshot,
+    worker,
+)
+
+pytestmark = pytest.mark.django_db
+
+#: Every verb that a worker calls, on one claim.
+FENCED: dict[Verb, Callable[[Claim], list[Claim]]] = {
+    Verb.RENEW: lambda claim: lifecycle.renew([claim]),
+    Verb.REPORT: lambda claim: lifecycle.report({claim: TaskProgressUpdate(text="x", value=0.5)}),
+    Verb.LOG: lambda claim: lifecycle.log({claim: [LogLine("info", "x")]}),
+    Verb.COMPLETE: lambda claim: lifecycle.complete({claim: 1}),
+    Verb.FAIL: lambda claim: lifecycle.fail({claim: BROKEN}),
+    Verb.CANCEL: lambda claim: lifecycle.cancel([claim]),
+    Verb.RETRY: lambda claim: lifecycle.retry({claim: BROKEN}),
+    Verb.RELEASE: lambda claim: lifecycle.release([claim]),
+}
+
+
+@contextmanager
+def changing_nothing() -> Iterator[None]:
+    before = snapshot()
+    yield
+    assert snapshot() == before
+
+
+def test_all_fenced_verbs_are_tested_here() -> None:
+    assert set(FENCED) == {verb for verb, move in LEGAL.items() if move.fenced}
+
+
+# The fence.
+
+
+@pytest.mark.parametrize("verb", FENCED)
+def test_a_stale_token_writes_nothing(verb: Verb) -> None:
+    task, _ = claimed(max_attempts=2)
+    stale = Claim(task.pk, uuid.uuid4())
+    with changing_nothing():
+        assert FENCED[verb](stale) == [stale]
+
+
+@pytest.mark.parametrize("verb", FENCED)
+def test_a_claim_is_void_once_the_task_was_released(verb: Verb) -> None:
+    _, claim = claimed(max_attempts=2)
+    assert lifecycle.release([claim]) == []
+    with changing_nothing():
+        assert FENCED[verb](claim) == [claim]
+
+
+@pytest.mark.parametrize("verb", FENCED)
+def test_a_claim_is_void_once_another_worker_holds_the_same_attempt(verb: Verb) -> None:
+    first = worker()
+    task, claim = claimed(first, max_attempts=2)
+    lifecycle.release([claim])
+    [again] = lifecycle.claim(first, 1)
+    assert (again.pk, again.attempt) == (task.pk, task.attempt)
+    with changing_nothing():
+        assert FENCED[verb](claim) == [claim]
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+@pytest.mark.parametrize("verb", FENCED)
+def test_no_worker_moves_what_has_ended(verb: Verb, status: Status) -> None:
+    _, claim = claimed()
+    finish = {
+        Status.COMPLETED: Verb.COMPLETE,
+        Status.FAILED: Verb.FAIL,
+        Status.CANCELLED: Verb.CANCEL,
+    }
+    assert FENCED[finish[status]](claim) == []
+    with changing_nothing():
+        assert FENCED[verb](claim) == [claim]
+
+
+@pytest.mark.parametrize("verb", FENCED)
+def test_a_claim_on_no_task_is_void(verb: Verb) -> None:
+    claim = Claim(uuid.uuid4(), uuid.uuid4())
+    with changing_nothing():
+        assert FENCED[verb](claim) == [claim]
+
+
+@pytest.mark.parametrize("verb", FENCED)
+def test_void_claims_do_not_hinder_good_ones(verb: Verb) -> None:
+    by = worker()
+    _, good = claimed(by, max_attempts=2)
+    other, _ = claimed(by, max_attempts=2)
+    stale = Claim(other.pk, good.token)
+    before = Task.objects.filter(pk=other.pk).values().get()
+    match verb:
+        case Verb.RENEW | Verb.CANCEL | Verb.RELEASE:
+            void = getattr(lifecycle, verb)([stale, good])
+        case Verb.REPORT:
+            update = TaskProgressUpdate(text="x", value=0.5)
+            void = lifecycle.report({stale: update, good: update})
+        case Verb.LOG:
+            void = lifecycle.log({stale: [LogLine("info", "x")], good: [LogLine("info", "x")]})
+        case Verb.COMPLETE:
+            void = lifecycle.complete({stale: 1, good: 1})
+        case _:
+            void = getattr(lifecycle, verb)({stale: BROKEN, good: BROKEN})
+    assert void == [stale]
+    assert FENCED[verb](good) == ([] if LEGAL[verb].target == Status.RUNNING else [good])
+    assert Task.objects.filter(pk=other.pk).values().get() == before
+    assert facts(other) == ["task_queued", "task_started"]
+
+
+@pytest.mark.parametrize("verb", FENCED)
+def test_nothing_to_write_is_nothing_written(verb: Verb) -> None:
+    empty: object = [] if verb in (Verb.RENEW, Verb.CANCEL, Verb.RELEASE) else {}
+    claimed()
+    with changing_nothing():
+        assert getattr(lifecycle, verb)(empty) == []
+
+
+# Enqueue.
+
+
+def test_enqueue_writes_the_row_and_its_event() -> None:
+    before = timezone.now()
+    task = enqueued(queue="mail", priority=3)
+    stored = fresh(task)
+    assert (stored.status, stored.queue, stored.priority) == (Status.PENDING, "mail", 3)
+    assert (stored.attempt, stored.max_attempts, stored.progress) == (0, 1, None)
+    assert stored.created_at == stored.run_after
+    assert before - timedelta(seconds=1) < stored.created_at < timezone.now() + timedelta(seconds=1)
+    [event] = stored.events.all()
+    assert event.event_type == EventType.QUEUED
+    assert event.timestamp == stored.created_at
+    assert event.data == {"run_after": stored.run_after.isoformat()}
+
+
+def test_enqueue_keeps_the_time_it_was_given() -> None:
+    later = timezone.now() + timedelta(hours=1)
+    task = enqueued(run_after=later)
+    assert fresh(task).run_after == later
+    assert last_fact(task).data == {"run_after": later.isoformat()}
+
+
+def test_enqueue_keeps_the_order_it_was_given() -> None:
+    tasks = [Task(name=f"tests.tasks.{letter}", run_after=None) for letter in "zyxabc"]
+    lifecycle.enqueue(tasks)
+    taken = lifecycle.claim(worker(), 10, now=timezone.now() + timedelta(seconds=1))
+    assert [task.name[-1] for task in taken] == list("zyxabc")
+    queued = TaskEvent.objects.filter(event_type=EventType.QUEUED).order_by("id")
+    assert [event.task.name[-1] for event in queued] == list("zyxabc")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_enqueue_is_part_of_the_callers_transaction() -> None:
+    with transaction.atomic():
+        enqueued()
+        assert Task.objects.count() == TaskEvent.objects.count() == 1
+        transaction.set_rollback(True)
+    assert Task.objects.count() == TaskEvent.objects.count() == 0
+    with transaction.atomic():
+        task = enqueued()
+    assert facts(task) == ["task_queued"]
+
+
+@pytest.mark.parametrize("status", sorted(UNFINISHED))
+def test_a_unique_key_is_held_by_an_unfinished_task(status: Status) -> None:
+    holder = saved(status, unique_key="import")
+    with changing_nothing(), pytest.raises(DuplicateTask) as caught:
+        enqueued(unique_key="import")
+    assert (caught.value.unique_key, caught.value.task_id) == ("import", holder.pk)
+    assert str(caught.value) == (
+        f"task {holder.pk} with the unique key 'import' has not finished. "
+        f"Wait for it, cancel it, or use another key."
+    )
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_a_finished_task_gives_its_unique_key_back(status: Status) -> None:
+    saved(status, unique_key="import")
+    enqueued(unique_key="import")
+    assert Task.objects.filter(unique_key="import").count() == 2
+
+
+def test_a_duplicate_refuses_the_whole_batch() -> None:
+    holder = enqueued(unique_key="two")
+    batch = [
+        Task(name="tests.tasks.Noop", unique_key=key, run_after=None) for key in ("one", "two")
+    ]
+    with changing_nothing(), pytest.raises(DuplicateTask) as caught:
+        lifecycle.enqueue(batch)
+    assert (caught.value.unique_key, caught.value.task_id) == ("two", holder.pk)
+
+
+def test_one_key_for_two_of_a_batch_is_a_duplicate() -> None:
+    batch = [Task(name="tests.tasks.Noop", unique_key="one", run_after=None) for _ in range(2)]
+    with changing_nothing(), pytest.raises(DuplicateTask) as caught:
+        lifecycle.enqueue(batch)
+    assert (caught.value.unique_key, caught.value.task_id) == ("one", None)
+    assert str(caught.value).startswith("another task with the unique key 'one'")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_after_a_duplicate_the_callers_transaction_goes_on() -> None:
+    holder = enqueued(unique_key="import")
+    with transaction.atomic():
+        first = enqueued()
+        with pytest.raises(DuplicateTask):
+            enqueued(unique_key="import")
+        second = enqueued()
+    assert set(Task.objects.values_list("pk", flat=True)) == {holder.pk, first.pk, second.pk}
+
+
+def test_other_faults_of_a_row_are_no_duplicates() -> None:
+    enqueued(unique_key="import")
+    with changing_nothing(), pytest.raises(IntegrityError, match="tasks_timeout_positive"):
+        enqueued(timeout_seconds=-1)
+
+
+# Claim.
+
+
+def test_claim_marks_the_row_and_tells_it(settings: Any) -> None:
+    settings.TASK_LEASE_SECONDS = 12
+    by = worker(hostname="ada", pid=7)
+    task = enqueued(max_attempts=2)
+    now = database_now("default")
+    [taken] = lifecycle.claim(by, 1, now=now)
+    stored = fresh(task)
+    assert (stored.status, stored.attempt, stored.worker_id) == (Status.RUNNING, 1, by.pk)
+    assert stored.lease_expires_at == now + timedelta(seconds=12)
+    assert stored.started_at == now
+    assert stored.fencing_token is not None
+    assert lifecycle.claim_of(taken) == (task.pk, stored.fencing_token)
+    for field in Task._meta.concrete_fields:
+        assert getattr(taken, field.attname) == getattr(stored, field.attname), field.attname
+    assert facts(task) == ["task_queued", "task_started"]
+    assert last_fact(task).data == {"attempt": 1, "max_attempts": 2, "worker": "ada:7"}
+
+
+def test_claim_takes_the_most_urgent_and_then_the_longest_due() -> None:
+    now = timezone.now()
+    for name, priority, minutes in (
+        ("d", 0, 1),
+        ("c", 0, 5),
+        ("b", 9, 1),
+        ("a", 9, 2),
+        ("e", -9, 9),
+    ):
+        row(name=name, priority=priority, run_after=now - timedelta(minutes=minutes)).save()
+    by = worker()
+    assert [task.name for task in lifecycle.claim(by, 2)] == ["a", "b"]
+    assert [task.name for task in lifecycle.claim(by, 9)] == ["c", "d", "e"]
+    assert lifecycle.claim(by, 9) == []
+
+
+def test_what_is_not_due_is_not_claimed() -> None:
+    now = timezone.now()
+    task = saved(run_after=now)
+    by = worker()
+    assert lifecycle.claim(by, 1, now=now - timedelta(microseconds=1)) == []
+    assert [taken.pk for taken in lifecycle.claim(by, 1, now=now)] == [task.pk]
+
+
+@pytest.mark.parametrize("status", sorted(set(Status) - {Status.PENDING}))
+def test_only_pending_tasks_are_claimed(status: Status) -> None:
+    saved(status)
+    by = worker()
+    with changing_nothing():
+        assert lifecycle.claim(by, 1, now=timezone.now() + timedelta(days=9)) == []
+
+
+def test_a_worker_claims_from_its_queues() -> None:
+    for queue in ("mail", "reports", "default"):
+        saved(queue=queue, name=queue)
+    taken = lifecycle.claim(worker(queues=["reports", "mail"]), 9)
+    assert {task.name for task in taken} == {"mail", "reports"}
+    assert [task.name for task in lifecycle.claim(worker(), 9)] == ["default"]
+
+
+def test_no_two_claims_share_a_task() -> None:
+    saved_tasks = {saved().pk for _ in range(5)}
+    batches = [lifecycle.claim(worker(), 2) for _ in range(4)]
+    assert [len(batch) for batch in batches] == [2, 2, 1, 0]
+    assert {task.pk for batch in batches for task in batch} == saved_tasks
+
+
+def test_each_claim_draws_a_new_token() -> None:
+    by = worker()
+    _, first = claimed(by)
+    lifecycle.release([first])
+    [again] = lifecycle.claim(by, 1)
+    assert again.fencing_token != first.token
+
+
+def test_a_claim_starts_the_progress_anew() -> None:
+    saved(progress=0.5, progress_text="half")
+    [taken] = lifecycle.claim(worker(), 1)
+    assert (fresh(taken).progress, fresh(taken).progress_text) == (None, "")
+
+
+# What a claim may do while it holds.
+
+
+def test_renew_extends_the_lease_and_tells_nothing(settings: Any) -> None:
+    settings.TASK_LEASE_SECONDS = 20
+    task, claim = claimed()
+    later = timezone.now() + timedelta(minutes=5)
+    assert lifecycle.renew([claim], now=later) == []
+    assert fresh(task).lease_expires_at == later + timedelta(seconds=20)
+    assert facts(task) == ["task_queued", "task_started"]
+
+
+def test_report_writes_over_the_last_progress_and_stores_no_event() -> None:
+    task, claim = claimed()
+    for text, value in (("one", 0.25), ("two", None), ("three", 0.75)):
+        assert lifecycle.report({claim: TaskProgressUpdate(text=text, value=value)}) == []
+        stored = fresh(task)
+        assert (stored.progress_text, stored.progress) == (text, value)
+    assert facts(task) == ["task_queued", "task_started"]
+
+
+def test_log_records_each_line_in_order() -> None:
+    task, claim = claimed()
+    lines = [LogLine("info", "one"), LogLine("error", "two"), LogLine("debug", "three")]
+    assert lifecycle.log({claim: lines}) == []
+    logged = task.events.filter(event_type=EventType.LOG).order_by("id")
+    assert [event.data for event in logged] == [
+        {"level": "info", "message": "one"},
+        {"level": "error", "message": "two"},
+        {"level": "debug", "message": "three"},
+    ]
+
+
+# How a claim ends.
+
+
+def unclaimed(task: Task) -> bool:
+    return task.fencing_token is None and task.lease_expires_at is None
+
+
+def test_complete_keeps_the_result() -> None:
+    task, claim = claimed()
+    lifecycle.report({claim: TaskProgressUpdate(text="nearly", value=0.9)})
+    now = timezone.now()
+    assert lifecycle.complete({claim: {"rows": [1, None]}}, now=now) == []
+    stored = fresh(task)
+    assert (stored.status, stored.result, stored.finished_at) == (
+        Status.COMPLETED,
+        {"rows": [1, None]},
+        now,
+    )
+    assert (stored.progress, stored.progress_text) == (1.0, "nearly")
+    assert unclaimed(stored)
+    assert last_fact(task).event_type == EventType.COMPLETED
+    assert last_fact(task).data == {"result": {"rows": [1, None]}}
+    assert last_fact(task).timestamp == now
+
+
+def test_results_of_a_batch_are_not_mixed_up() -> None:
+    by = worker()
+    results = [None, 1, True, "1", [1], {"a": 1}, 1.0, None, {"a": 1}]
+    pairs = [(claimed(by)[1], result) for result in results]
+    assert lifecycle.complete(dict(pairs)) == []
+    for claim, result in pairs:
+        stored = Task.objects.get(pk=claim.task_id)
+        assert (repr(stored.result), stored.status) == (repr(result), Status.COMPLETED)
+        assert repr(last_fact(stored).data["result"]) == repr(result)
+
+
+def test_fail_keeps_the_error_and_its_traceback_from_viewers() -> None:
+    task, claim = claimed()
+    assert lifecycle.fail({claim: Failure("KeyError", "'x'", "Traceback: secret")}) == []
+    stored = fresh(task)
+    assert stored.status == Status.FAILED
+    assert (stored.error_type, stored.error_message) == ("KeyError", "'x'")
+    assert stored.error_traceback == "Traceback: secret"
+    assert stored.finished_at is not None
+    assert unclaimed(stored)
+    assert last_fact(task).event_type == EventType.FAILED
+    assert last_fact(task).data == {"error": {"type": "KeyError", "message": "'x'"}}
+
+
+def test_cancel_ends_the_task() -> None:
+    task, claim = claimed()
+    lifecycle.report({claim: TaskProgressUpdate(text="half", value=0.5)})
+    assert lifecycle.cancel([claim]) == []
+    stored = fresh(task)
+    assert (stored.status, stored.progress, stored.progress_text) == (Status.CANCELLED, 0.5, "half")
+    assert stored.finished_at is not None
+    assert unclaimed(stored)
+    assert facts(task) == ["task_queued", "task_started", "task_cancelled"]
+
+
+def test_retry_makes_the_task_wait(settings: Any) -> None:
+    settings.TASK_RETRY_BACKOFF_SECONDS = 10
+    task, claim = claimed(max_attempts=2)
+    now = timezone.now()
+    assert lifecycle.retry({claim: BROKEN}, now=now) == []
+    stored = fresh(task)
+    assert (stored.status, stored.attempt, stored.finished_at) == (Status.PENDING, 1, None)
+    assert stored.error_type == ""
+    assert unclaimed(stored)
+    assert now + timedelta(seconds=5) <= stored.run_after <= now + timedelta(seconds=10)
+    assert last_fact(task).event_type == EventType.RETRY_SCHEDULED
+    assert last_fact(task).data == {
+        "attempt": 1,
+        "run_after": stored.run_after.isoformat(),
+        "error": {"type": "ValueError", "message": "it broke"},
+    }
+    assert lifecycle.claim(worker(), 1, now=now) == []
+    [again] = lifecycle.claim(worker(), 1, now=stored.run_after)
+    assert again.attempt == 2
+
+
+def test_release_does_not_count_the_attempt() -> None:
+    task, claim = claimed()
+    place = task.run_after
+    assert lifecycle.release([claim]) == []
+    stored = fresh(task)
+    assert (stored.status, stored.attempt, stored.started_at) == (Status.PENDING, 0, None)
+    assert stored.run_after == place
+    assert unclaimed(stored)
+    assert facts(task) == ["task_queued", "task_started", "task_queued"]
+    assert last_fact(task).data == {"reason": "released"}
+    [again] = lifecycle.claim(worker(), 1)
+    assert again.attempt == 1
+
+
+@pytest.mark.parametrize("verb", [Verb.RETRY, Verb.RELEASE])
+def test_what_was_asked_to_cancel_ends_instead_of_waiting(verb: Verb) -> None:
+    by = worker()
+    unwanted, claim = claimed(by, max_attempts=3)
+    wanted, other = claimed(by, max_attempts=3)
+    lifecycle.request_cancel(unwanted.pk)
+    values: object = [claim, other] if verb is Verb.RELEASE else {claim: BROKEN, other: BROKEN}
+    assert getattr(lifecycle, verb)(values) == []
+    assert fresh(unwanted).status == Status.CANCELLED
+    assert fresh(unwanted).finished_at is not None
+    assert facts(unwanted)[2:] == ["task_cancel_requested", "task_cancelled"]
+    assert fresh(wanted).status == Status.PENDING
+
+
+# Backoff.
+
+
+@pytest.mark.parametrize(
+    ("attempt", "longest"), [(1, 10), (2, 20), (3, 40), (4, 60), (5, 60), (1000, 60), (10**9, 60)]
+)
+def test_backoff_doubles_up_to_the_cap(attempt: int, longest: float, settings: Any) -> None:
+    settings.TASK_RETRY_BACKOFF_SECONDS = 10
+    settings.TASK_RETRY_BACKOFF_MAX_SECONDS = 60
+    waits = [lifecycle.backoff(attempt).total_seconds() for _ in range(200)]
+    assert longest / 2 <= min(waits) < longest * 0.6
+    assert longest * 0.9 < max(waits) <= longest
+
+
+# Rescue.
+
+
+@pytest.fixture
+def heartbeat(settings: Any) -> timedelta:
+    settings.TASK_HEARTBEAT_SECONDS = 60
+    return timedelta(seconds=60)
+
+
+def test_rescue_waits_a_heartbeat_past_the_lease(heartbeat: timedelta) -> None:
+    task, _ = claimed()
+    for lapsed in (-heartbeat, heartbeat * 0, heartbeat * 0.9):
+        lapse(task, lapsed)
+        with changing_nothing():
+            assert lifecycle.rescue() == []
+    lapse(task, heartbeat * 1.1)
+    assert [lost.pk for lost in lifecycle.rescue()] == [task.pk]
+
+
+def test_rescue_fails_what_has_no_attempt_left(heartbeat: timedelta) -> None:
+    by = worker(hostname="ada", pid=7)
+    task, claim = claimed(by)
+    lapse(task, heartbeat * 2)
+    [lost] = lifecycle.rescue()
+    assert (lost.status, lost.fencing_token) == (Status.RUNNING, claim.token)
+    stored = fresh(task)
+    beat = by.heartbeat_at.isoformat(timespec="seconds")
+    message = f"Worker ada:7 stopped responding; its last heartbeat was at {beat}."
+    assert (stored.status, stored.error_type) == (Status.FAILED, "WorkerLost")
+    assert stored.error_message == message
+    assert facts(task) == ["task_queued", "task_started", "task_failed"]
+    assert last_fact(task).data == {"error": {"type": "WorkerLost", "message": message}}
+
+
+def test_rescue_retries_what_has_attempts_left(heartbeat: timedelta) -> None:
+    task, _ = claimed(max_attempts=2)
+    lapse(task, heartbeat * 2)
+    lifecycle.rescue()
+    stored = fresh(task)
+    assert (stored.status, stored.attempt) == (Status.PENDING, 1)
+    assert stored.run_after > timezone.now()
+    assert facts(task) == ["task_queued", "task_started", "task_retry_scheduled"]
+    assert last_fact(task).data["error"]["type"] == "WorkerLost"
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+def test_rescue_cancels_what_was_asked_to(max_attempts: int, heartbeat: timedelta) -> None:
+    task, _ = claimed(max_attempts=max_attempts)
+    lifecycle.request_cancel(task.pk)
+    lapse(task, heartbeat * 2)
+    lifecycle.rescue()
+    assert fresh(task).status == Status.CANCELLED
+    assert facts(task)[2:] == ["task_cancel_requested", "task_cancelled"]
+
+
+def test_rescue_leaves_live_leases_alone(heartbeat: timedelta) -> None:
+    by = worker()
+    lost, _ = claimed(by)
+    alive, claim = claimed(by)
+    lapse(lost, heartbeat * 2)
+    lifecycle.rescue()
+    assert fresh(alive).status == Status.RUNNING
+    assert lifecycle.complete({claim: None}) == []
+
+
+def test_what_was_rescued_is_no_longer_the_first_workers(heartbeat: timedelta) -> None:
+    task, claim = claimed(max_attempts=2)
+    lapse(task, heartbeat * 2)
+    lifecycle.rescue()
+    with changing_nothing():
+        assert lifecycle.complete({claim: "late"}) == [claim]
+        assert lifecycle.rescue() == []
+
+
+def test_rescue_works_without_the_workers_record(heartbeat: timedelta) -> None:
+    by = worker()
+    task, _ = claimed(by)
+    by.delete()
+    lapse(task, heartbeat * 2)
+    lifecycle.rescue()
+    assert fresh(task).error_message == (
+        "The worker that ran this task is gone, and its record with it."
+    )
+
+
+def test_rescue_takes_the_longest_lost_first_and_no_more_than_asked(heartbeat: timedelta) -> None:
+    by = worker()
+    tasks = [claimed(by)[0] for _ in range(3)]
+    for task, times in zip(tasks, (3, 4, 2), strict=True):
+        lapse(task, heartbeat * times)
+    assert [lost.pk for lost in lifecycle.rescue(limit=2)] == [tasks[1].pk, tasks[0].pk]
+    assert [lost.pk for lost in lifecycle.rescue(limit=2)] == [tasks[2].pk]
+
+
+# Request to cancel.
+
+
+def test_a_pending_task_is_cancelled_at_once() -> None:
+    task = enqueued()
+    returned = lifecycle.request_cancel(task.pk, "ada")
+    stored = fresh(task)
+    assert (returned.status, stored.status) == (Status.CANCELLED, Status.CANCELLED)
+    assert stored.finished_at == stored.cancel_requested_at == returned.finished_at is not None
+    assert facts(task) == ["task_queued", "task_cancelled"]
+    assert last_fact(task).data == {"by": "ada"}
+    assert lifecycle.claim(worker(), 1) == []
+
+
+def test_a_running_task_is_asked_once() -> None:
+    task, claim = claimed()
+    returned = lifecycle.request_cancel(task.pk, "ada")
+    stored = fresh(task)
+    assert stored.status == Status.RUNNING
+    assert stored.cancel_requested_at == returned.cancel_requested_at is not None
+    assert last_fact(task).data == {"by": "ada"}
+    with changing_nothing():
+        again = lifecycle.request_cancel(task.pk, "bob")
+    assert again.cancel_requested_at == stored.cancel_requested_at
+    assert facts(task) == ["task_queued", "task_started", "task_cancel_requested"]
+    assert lifecycle.complete({claim: "done all the same"}) == []
+    assert fresh(task).status == Status.COMPLETED
+
+
+def test_nobody_need_have_asked() -> None:
+    task = enqueued()
+    lifecycle.request_cancel(task.pk)
+    assert last_fact(task).data == {}
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_what_has_finished_cannot_be_cancelled(status: Status) -> None:
+    task = ended(status)
+    with changing_nothing(), pytest.raises(IllegalTransition) as caught:
+        lifecycle.request_cancel(task.pk)
+    assert (caught.value.task_id, caught.value.status) == (task.pk, status)
+    assert str(caught.value) == f"Task {task.pk} is {status} and cannot be cancelled."
+
+
+def test_what_is_not_there_cannot_be_cancelled() -> None:
+    missing = uuid.uuid4()
+    with pytest.raises(TaskNotFound) as caught:
+        lifecycle.request_cancel(missing)
+    assert str(caught.value) == (
+        f"There is no task {missing}. It may have been removed by clean-up."
+    )
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_a_refused_cancel_leaves_the_callers_transaction_alone(status: Status) -> None:
+    task = ended(status)
+    with transaction.atomic():
+        with pytest.raises(IllegalTransition):
+            lifecycle.request_cancel(task.pk)
+        other = enqueued()
+    assert facts(other) == ["task_queued"]
+
+
+# The database's own word.
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_each_end_has_one_terminal_event(status: Status) -> None:
+    task = ended(status)
+    terminal = [kind for kind in facts(task) if EventType(kind).is_terminal]
+    assert terminal == [f"task_{status}"]
+    assert facts(task)[-1] == terminal[0]
+
+
+@pytest.mark.parametrize("second", sorted(event for event in EventType if event.is_terminal))
+def test_the_database_refuses_a_second_terminal_event(second: EventType) -> None:
+    task = ended(Status.COMPLETED)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        TaskEvent.objects.create(task=task, event_type=second, timestamp=timezone.now())
+    TaskEvent.objects.create(task=task, event_type=EventType.LOG, timestamp=timezone.now())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_row_and_its_event_commit_together() -> None:
+    """Were the event refused, the row would not have moved either."""
+    task, claim = claimed()
+    TaskEvent.objects.create(task=task, event_type=EventType.FAILED, timestamp=timezone.now())
+    with changing_nothing(), pytest.raises(IntegrityError):
+        lifecycle.complete({claim: 1})
+    assert fresh(task).status == Status.RUNNING
+    assert not connection.in_atomic_block
