@@ -48,10 +48,11 @@ const HISTORY = "task-history";
 const OUTCOME = "task-outcome";
 const HISTORY_DELAY = 500;
 let historyDue = 0;
+let ended = false;
 
 /** Fetch the history in a moment: however many facts arrive at once, they come together. */
 function historySoon() {
-  if (historyDue || !document.getElementById(HISTORY)) return;
+  if (ended || historyDue || !document.getElementById(HISTORY)) return;
   historyDue = setTimeout(async () => {
     historyDue = 0;
     try {
@@ -73,6 +74,8 @@ for (const bar of document.querySelectorAll("task-progress")) {
 
 document.addEventListener("task-progress:end", async () => {
   if (!document.getElementById(OUTCOME)) return;
+  // What is fetched now is the last of it; nothing may replace it half-way.
+  ended = true;
   clearTimeout(historyDue);
   try {
     await refresh([OUTCOME, HISTORY]);
