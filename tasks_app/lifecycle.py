@@ -343,6 +343,8 @@ class _Ending:
 class _Row(NamedTuple):
     attempt: int
     cancel_requested_at: datetime | None
+    progress: float | None
+    progress_text: str
 
 
 def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) -> list[Claim]:
@@ -360,7 +362,16 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
         for claims in alike.values():
             fields = endings[claims[0]].fields
             _update(claims, **_UNCLAIMED, status=move.target, finished_at=now, **fields)
-        _record(move, [(claim.task_id, endings[claim].data) for claim in held], now)
+        # With the last progress, which nobody is sent from the row once it has ended.
+        last = {
+            claim: {
+                "text": row.progress_text,
+                "value": endings[claim].fields.get("progress", row.progress),
+            }
+            for claim, row in held.items()
+        }
+        facts = [(c.task_id, endings[c].data | {"progress": last[c]}) for c in held]
+        _record(move, facts, now)
     return [claim for claim in endings if claim not in held]
 
 
@@ -373,13 +384,9 @@ def _hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, _Row]:
             pk__in=[claim.task_id for claim in claims], status__in=sorted(move.sources)
         )
         .select_for_update(of=("self",))
-        .values_list("pk", "fencing_token", "attempt", "cancel_requested_at")
+        .values_list("pk", "fencing_token", *_Row._fields)
     )
-    held = {
-        Claim(pk, token): _Row(attempt, cancel_requested_at)
-        for pk, token, attempt, cancel_requested_at in rows
-        if token is not None
-    }
+    held = {Claim(pk, token): _Row(*columns) for pk, token, *columns in rows}
     return {claim: row for claim, row in held.items() if claim in claims}
 
 

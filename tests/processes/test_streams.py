@@ -73,7 +73,7 @@ def test_a_stream_opens_with_the_state_and_ends_with_the_task(
     assert viewer.events[0].event == opening["event_type"] == "task_status"
     assert opening["data"]["task_id"] == str(task.task_id)
     end = viewer.sees("task_completed")
-    assert end["data"] == {"result": 3}
+    assert end["data"] == {"result": 3, "progress": {"text": "adding", "value": 1.0}}
     assert end["task_id"] == str(task.task_id)
     assert viewer.headers["content-type"] == "text/event-stream"
     assert viewer.headers["cache-control"] == "no-cache"
