@@ -67,7 +67,9 @@ const wait = (state, attempt, message) => ({
 const finish = (state, status, { data, time }) => ({
   ...state,
   status,
-  value: status === "completed" ? 1 : state.value,
+  // The last of it comes with the end: what is sent in between may have been overtaken.
+  text: data.progress?.text ?? state.text,
+  value: status === "completed" ? 1 : (data.progress?.value ?? state.value),
   error: data.error ?? null,
   took: state.started === null ? null : Math.max(0, time - state.started),
 });
