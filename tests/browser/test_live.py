@@ -151,6 +151,33 @@ def test_facts_that_led_to_the_state_change_nothing(page: Page, serve: Serve) ->
     shows(page, waiting, f"Attempt 1 of 2 failed, trying again at {before}")
 
 
+def test_an_ended_task_stays_ended(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.goto(f"{site.url}/page/")
+    info = row.info().model_dump(mode="json")
+    messages = [
+        ("task_status", info),
+        ("progress_update", {"attempt": 9, "value": 0.5, "text": ""}),
+        ("task_started", {"attempt": 9, "max_attempts": 9}),
+        ("task_queued", {"run_after": info["created_time"]}),
+        ("task_retry_scheduled", {"attempt": 9, "run_after": info["created_time"]}),
+        ("task_cancel_requested", {}),
+        ("task_completed", {}),
+        ("task_failed", {"error": {"type": "E", "message": "m"}}),
+    ]
+    kept = page.evaluate(
+        """async (messages) => {
+          const { reduce } = await import("/static/tasks_app/task-progress.js");
+          const state = { status: "cancelled", attempt: 1, value: null, heard: 0, started: 1 };
+          return messages.map(([type, data]) =>
+            reduce(state, { type, data, time: 5, asked: 5, received: 5 }) === state);
+        }""",
+        messages,
+    )
+    assert kept == [True] * len(messages)
+
+
 def test_a_task_handed_back_waits_and_starts_again(page: Page, serve: Serve) -> None:
     row = task(progress=0.5)
     site = serve(row)

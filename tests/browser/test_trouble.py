@@ -150,6 +150,13 @@ def test_a_late_answer_changes_nothing(page: Page, serve: Serve) -> None:
     page.goto(f"{site.url}/page/")
     stream = site.stream()
     early = {"tasks": [row.info().model_dump(mode="json")]}
+    part(page, row, "state").evaluate(
+        """state => {
+          window.said = [];
+          new MutationObserver(() => said.push(state.textContent))
+            .observe(state, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
 
     def late(_request: Request) -> tuple[int, object]:
         site.wait_for(lambda: row.progress == 0.2, "the second attempt")
@@ -168,6 +175,7 @@ def test_a_late_answer_changes_nothing(page: Page, serve: Serve) -> None:
             site.changed.notify_all()
     stream.progress(row, 0.3, "further", attempt=2)
     shows(page, row, "Running, attempt 2 of 2", "0.3", "further")
+    assert page.evaluate("said") == ["Running, attempt 2 of 2"]
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404])
@@ -211,16 +219,22 @@ def test_a_task_that_is_gone(page: Page, serve: Serve) -> None:
 def test_back_online_is_tried_at_once(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
+    tries: list[Request] = []
+
+    def refuse(request: Request) -> tuple[int, object]:
+        tries.append(request)
+        return 502, {}
+
     page.clock.install()
     page.goto(f"{site.url}/page/")
     stream = site.stream()
-    site.answers["stream"] = (502, {})
+    site.answers["stream"] = refuse
     stream.drop()
-    pass_time(page, site, lambda: len(site.asked("stream")) >= 5)
+    pass_time(page, site, lambda: len(tries) >= 5)
     expect(part(page, row, "hint")).to_have_text(INTERRUPTED)
-    del site.answers["stream"]
     # The clock stands still: only this can make it try.
     page.clock.pause_at(page.evaluate("Date.now() + 1"))
-    page.evaluate("dispatchEvent(new Event('online'))")
-    site.stream(2)
+    del site.answers["stream"]
+    while len(site.streams) < 2:
+        page.evaluate("dispatchEvent(new Event('online'))")
     expect(part(page, row, "hint")).to_be_hidden()

@@ -300,16 +300,9 @@ class Hub {
     this.#plan();
   }
 
-  /** Forget a bar that left the page; it may be on its way to another place of it. */
+  /** Forget a bar whose task has ended, or that left the page, if only for another place of it. */
   unwatch(bar) {
     if (this.#bars.delete(bar)) this.#plan();
-  }
-
-  /** Forget a bar whose task has ended. */
-  done(bar) {
-    this.#bars.delete(bar);
-    if (this.#bars.size === 0) this.#stop();
-    else this.#plan();
   }
 
   /** Ask how a task stands, now. */
@@ -583,7 +576,7 @@ class TaskProgress extends HTMLElement {
     if (after === before) return;
     this.#state = { ...after, heard: message.received };
     if (TERMINAL.has(after.status)) {
-      hub.done(this);
+      hub.unwatch(this);
       this.hint("");
       // Not in the next frame: a hidden page has none, and listeners read what is shown.
       this.#render();
@@ -603,7 +596,7 @@ class TaskProgress extends HTMLElement {
     this.hint(why);
     this.announce(why);
     this.#givenUp = true;
-    hub.done(this);
+    hub.unwatch(this);
     this.#render();
   }
 
