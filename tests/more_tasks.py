@@ -1,0 +1,173 @@
+"""More tasks for tests: of other shapes than those in `tests.tasks`."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import logging
+import pathlib
+import uuid
+from typing import Annotated, Any
+
+from django.contrib.auth.models import User
+from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
+
+from tasks_app.base import BaseTask, ProgressHandle
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Item(BaseModel):
+    sku: str
+    price: decimal.Decimal
+    key: SecretStr = SecretStr("")
+
+
+class Everything(BaseTask):
+    """Takes one of each kind that Pydantic turns into JSON and back, and returns it as it came."""
+
+    def execute(
+        self,
+        progress: ProgressHandle,
+        day: datetime.date,
+        moment: datetime.datetime,
+        amount: decimal.Decimal,
+        path: pathlib.Path,
+        key: uuid.UUID,
+        colour: Colour,
+        items: list[Item],
+        by_name: dict[str, Item],
+        pair: tuple[int, str],
+        tags: set[str],
+    ) -> str:
+        values = dict(locals())
+        return repr([values[name] for name in self.params_model().model_fields])
+
+
+class Secrets(BaseTask):
+    def execute(
+        self,
+        progress: ProgressHandle,
+        password: SecretStr,
+        token: SecretBytes,
+        items: list[Item],
+        by_name: dict[str, Item],
+        maybe: SecretStr | None = None,
+    ) -> list[Any]:
+        return [
+            password.get_secret_value(),
+            token.get_secret_value().decode(),
+            items[0].key.get_secret_value(),
+            by_name["a"].key.get_secret_value(),
+            maybe and maybe.get_secret_value(),
+        ]
+
+
+class Bounded(BaseTask):
+    def execute(
+        self, progress: ProgressHandle, number: Annotated[int, Field(ge=1, le=3)], text: str = "x"
+    ) -> str:
+        return text * number
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    day: datetime.date
+    number: int
+
+
+class StrictTask(BaseTask):
+    Params = Strict
+
+    def execute(self, progress: ProgressHandle, day: datetime.date, number: int) -> str:
+        return f"{day:%Y-%m-%d} {number}"
+
+
+class Summary(BaseModel):
+    rows: int
+    when: datetime.date
+
+
+class Summarise(BaseTask):
+    def execute(self, progress: ProgressHandle, rows: Any) -> Summary:
+        return Summary(rows=rows, when=datetime.date(2026, 1, 2))
+
+
+class SummariseLoosely(BaseTask):
+    """Declares its result apart from `execute`."""
+
+    Result = Summary
+
+    def execute(self, progress: ProgressHandle, rows: Any) -> Any:
+        return {"rows": rows, "when": "2026-01-02"}
+
+
+class Echo(BaseTask):
+    """Returns what it is given, whatever that is."""
+
+    def execute(self, progress: ProgressHandle, value: Any = None) -> Any:
+        return value
+
+
+class Untyped(BaseTask):
+    def execute(self, progress, value, other=1):  # type: ignore[no-untyped-def]
+        return value
+
+
+class StartsBadly(BaseTask):
+    def __init__(self) -> None:
+        raise RuntimeError("no instance")
+
+    def execute(self, progress: ProgressHandle) -> None: ...
+
+
+class CleansUpBadly(BaseTask):
+    """Fails in its own clean-up after it was told to stop."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        try:
+            progress.check_cancelled()
+        finally:
+            raise ValueError("clean-up failed")
+
+
+class Translates(BaseTask):
+    """Turns an interruption into an error of its own."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        try:
+            progress.check_cancelled()
+        except BaseException as error:
+            raise RuntimeError("stopped") from error
+
+
+class MakesUsers(BaseTask):
+    """Uses the database, as most tasks do."""
+
+    def execute(self, progress: ProgressHandle, names: list[str]) -> int:
+        for name in progress.track(names):
+            User.objects.create(username=name)
+        return User.objects.count()
+
+
+class Logs(BaseTask):
+    """Writes to a logger of its own."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        logging.getLogger("tests.more_tasks").info("hello")
+
+
+class NeverAgain(BaseTask):
+    restart_on_shutdown = False
+
+    def execute(self, progress: ProgressHandle) -> None:
+        pass
+
+
+class Abstract(BaseTask):
+    """Has no execute() of its own."""

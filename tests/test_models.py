@@ -1,0 +1,371 @@
+"""What the database refuses, who sees what, and how a row shows itself."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.db import IntegrityError, connection, transaction
+from django.test import override_settings
+from django.utils import timezone
+
+from tasks_app.models import Task, TaskEvent, aware
+from tasks_app.schemas import TaskError, TaskInfo, TaskProgressUpdate
+from tasks_app.states import FACTS, TERMINAL, EventType, Status
+from tests.rows import row, saved, worker
+
+pytestmark = pytest.mark.django_db
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+LEASED: dict[str, Any] = {"fencing_token": uuid.uuid4(), "lease_expires_at": NOW}
+
+
+@pytest.mark.parametrize("status", Status)
+def test_the_rows_of_these_tests_are_sound(status: Status) -> None:
+    """So that what follows is refused for the one thing it changes."""
+    saved(status)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "status", "fields"),
+    [
+        ("tasks_progress_is_fraction", Status.RUNNING, {"progress": -0.001}),
+        ("tasks_progress_is_fraction", Status.RUNNING, {"progress": 1.001}),
+        ("tasks_terminal_has_finished_at", Status.PENDING, {"finished_at": NOW}),
+        ("tasks_terminal_has_finished_at", Status.RUNNING, {"finished_at": NOW}),
+        ("tasks_terminal_has_finished_at", Status.COMPLETED, {"finished_at": None}),
+        ("tasks_terminal_has_finished_at", Status.FAILED, {"finished_at": None}),
+        ("tasks_terminal_has_finished_at", Status.CANCELLED, {"finished_at": None}),
+        ("tasks_running_is_claimed", Status.RUNNING, {"fencing_token": None}),
+        ("tasks_running_is_claimed", Status.RUNNING, {"lease_expires_at": None}),
+        ("tasks_running_is_claimed", Status.RUNNING, {"started_at": None}),
+        ("tasks_running_is_claimed", Status.PENDING, LEASED),
+        ("tasks_running_is_claimed", Status.PENDING, {"fencing_token": uuid.uuid4()}),
+        ("tasks_running_is_claimed", Status.COMPLETED, {"lease_expires_at": NOW}),
+        ("tasks_running_is_claimed", Status.FAILED, LEASED),
+        ("tasks_running_is_claimed", Status.CANCELLED, LEASED),
+        ("tasks_failed_has_error", Status.FAILED, {"error_type": ""}),
+        ("tasks_failed_has_error", Status.COMPLETED, {"error_type": "ValueError"}),
+        ("tasks_failed_has_error", Status.PENDING, {"error_type": "ValueError"}),
+        ("tasks_attempt_in_range", Status.PENDING, {"attempt": 2, "max_attempts": 1}),
+        ("tasks_attempt_in_range", Status.PENDING, {"attempt": 0, "max_attempts": 0}),
+        ("tasks_timeout_positive", Status.PENDING, {"timeout_seconds": 0}),
+        ("tasks_timeout_positive", Status.PENDING, {"timeout_seconds": -1}),
+    ],
+)
+def test_a_row_must_be_what_its_status_says(
+    constraint: str, status: Status, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(IntegrityError, match=constraint), transaction.atomic():
+        saved(status, **fields)
+
+
+def test_a_status_must_be_known() -> None:
+    task = row()
+    task.status = "paused"
+    with pytest.raises(IntegrityError, match="tasks_status_known"), transaction.atomic():
+        task.save(force_insert=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"progress": 0.0},
+        {"progress": 1.0},
+        {"progress": None},
+        {"timeout_seconds": None},
+        {"timeout_seconds": 0.001},
+        {"attempt": 3, "max_attempts": 3},
+    ],
+)
+def test_what_is_just_within_bounds_is_welcome(fields: dict[str, Any]) -> None:
+    saved(Status.RUNNING, **fields)
+
+
+@pytest.mark.parametrize("holder", sorted(set(Status) - TERMINAL))
+@pytest.mark.parametrize("other", sorted(set(Status) - TERMINAL))
+def test_two_unfinished_tasks_never_share_a_key(holder: Status, other: Status) -> None:
+    saved(holder, unique_key="k")
+    with pytest.raises(IntegrityError, match="unique"), transaction.atomic():
+        saved(other, unique_key="k")
+    saved(other, unique_key="another")
+    saved(other, unique_key=None)
+    saved(other, unique_key=None)
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_finished_tasks_share_a_key_with_anybody(status: Status) -> None:
+    for _ in range(2):
+        saved(status, unique_key="k")
+    saved(unique_key="k")
+
+
+@pytest.mark.parametrize("kind", sorted(set(EventType) - FACTS))
+def test_only_facts_are_stored(kind: EventType) -> None:
+    task = saved()
+    with pytest.raises(IntegrityError, match="tasks_event_is_fact"), transaction.atomic():
+        TaskEvent.objects.create(task=task, event_type=kind, timestamp=NOW)
+
+
+@pytest.mark.parametrize("second", sorted(event for event in FACTS if event.is_terminal))
+@pytest.mark.parametrize("first", sorted(event for event in FACTS if event.is_terminal))
+def test_a_task_has_one_terminal_event(first: EventType, second: EventType) -> None:
+    task, other = saved(), saved()
+    TaskEvent.objects.create(task=task, event_type=first, timestamp=NOW)
+    TaskEvent.objects.create(task=other, event_type=second, timestamp=NOW)
+    with pytest.raises(IntegrityError, match="(?i)unique"), transaction.atomic():
+        TaskEvent.objects.create(task=task, event_type=second, timestamp=NOW)
+
+
+def test_every_constraint_is_tested_here() -> None:
+    """Whoever adds one adds the row it refuses."""
+    names = {
+        constraint.name for model in (Task, TaskEvent) for constraint in model._meta.constraints
+    }
+    assert names == {
+        "tasks_status_known",
+        "tasks_progress_is_fraction",
+        "tasks_terminal_has_finished_at",
+        "tasks_running_is_claimed",
+        "tasks_failed_has_error",
+        "tasks_attempt_in_range",
+        "tasks_timeout_positive",
+        "tasks_unique_key_unfinished",
+        "tasks_event_is_fact",
+        "tasks_one_terminal_event",
+    }
+
+
+def test_an_event_knows_its_transaction_where_transactions_have_ids() -> None:
+    event = TaskEvent.objects.create(task=saved(), event_type=EventType.LOG, timestamp=NOW)
+    event.refresh_from_db()
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()::text::bigint")
+            assert cursor.fetchone() == (event.transaction,)
+    else:
+        assert event.transaction is None
+
+
+def test_a_tasks_events_go_with_it() -> None:
+    task = saved()
+    TaskEvent.objects.create(task=task, event_type=EventType.LOG, timestamp=NOW)
+    task.delete()
+    assert not TaskEvent.objects.exists()
+
+
+def test_a_task_outlives_its_owner_and_its_worker() -> None:
+    owner, by = User.objects.create(username="ada"), worker()
+    task = saved(Status.COMPLETED, owner=owner, worker=by)
+    owner.delete()
+    by.delete()
+    task.refresh_from_db()
+    assert (task.owner, task.worker) == (None, None)
+
+
+# Who sees what.
+
+
+def user(name: str, **fields: Any) -> User:
+    return User.objects.create(username=name, **fields)
+
+
+def permitted(name: str, *codenames: str, **fields: Any) -> User:
+    someone = user(name, **fields)
+    permissions = Permission.objects.filter(
+        content_type__app_label="tasks_app", codename__in=codenames
+    )
+    assert len(permissions) == len(codenames)
+    someone.user_permissions.set(permissions)
+    return User.objects.get(pk=someone.pk)
+
+
+def test_who_sees_which_tasks() -> None:
+    owner, other = user("owner"), user("other")
+    mine, theirs, nobodys = saved(owner=owner), saved(owner=other), saved()
+    everything = {mine.pk, theirs.pk, nobodys.pk}
+
+    def seen(by: User | AnonymousUser) -> set[uuid.UUID]:
+        return set(Task.objects.visible_to(by).values_list("pk", flat=True))
+
+    assert seen(AnonymousUser()) == set()
+    assert seen(owner) == {mine.pk}
+    assert seen(other) == {theirs.pk}
+    assert seen(user("stranger")) == set()
+    assert seen(user("staff", is_staff=True)) == set()
+    assert seen(permitted("changes", "change_task", "cancel_task", "delete_task")) == set()
+    assert seen(permitted("viewer", "view_task")) == everything
+    assert seen(permitted("staff viewer", "view_task", is_staff=True)) == everything
+    assert seen(user("root", is_superuser=True)) == everything
+
+
+@pytest.mark.parametrize("powers", [{}, {"is_superuser": True}])
+def test_an_inactive_user_sees_nothing(powers: dict[str, bool]) -> None:
+    gone = user("gone", is_active=False, **powers)
+    saved(owner=gone)
+    assert not Task.objects.visible_to(gone).exists()
+
+
+def test_what_is_visible_can_be_narrowed() -> None:
+    owner = user("owner")
+    saved(owner=owner)
+    failed = saved(Status.FAILED, owner=owner)
+    saved(Status.FAILED)
+    assert list(Task.objects.filter(status=Status.FAILED).visible_to(owner)) == [failed]
+
+
+# Scopes.
+
+
+def test_scopes_by_status() -> None:
+    rows = {status: saved(status) for status in Status}
+    assert set(Task.objects.unfinished()) == {rows[Status.PENDING], rows[Status.RUNNING]}
+    assert set(Task.objects.running()) == {rows[Status.RUNNING]}
+    assert set(Task.objects.waiting([])) == {rows[Status.PENDING]}
+    assert set(Task.objects.waiting(["elsewhere"])) == set()
+
+
+@pytest.mark.parametrize(
+    ("retention", "failed_retention", "expected"),
+    [
+        (100, 100, {"completed 101", "cancelled 101", "failed 101"}),
+        (100, 50, {"completed 101", "cancelled 101", "failed 101", "failed 99"}),
+        (None, 100, {"failed 101"}),
+        (100, None, {"completed 101", "cancelled 101"}),
+        (None, None, set()),
+    ],
+)
+def test_prunable(
+    retention: float | None, failed_retention: float | None, expected: set[str]
+) -> None:
+    now = timezone.now()
+    for status in Status:
+        for seconds in (99, 101):
+            moment = now - timedelta(seconds=seconds)
+            over = {"finished_at": moment} if status.is_terminal else {}
+            saved(status, name=f"{status} {seconds}", created_at=moment, **over)
+    past = Task.objects.prunable(now, retention, failed_retention)
+    assert {task.name for task in past} == expected
+
+
+# How a row shows itself.
+
+
+def test_info_of_a_new_task() -> None:
+    task = saved(name="tests.tasks.Add", created_at=NOW, run_after=NOW, max_attempts=3)
+    assert task.info() == TaskInfo(
+        task_id=task.pk,
+        name="tests.tasks.Add",
+        status=Status.PENDING,
+        progress=TaskProgressUpdate(text="", value=None),
+        attempt=0,
+        max_attempts=3,
+        cancel_requested=False,
+        created_time=NOW,
+        run_after=NOW,
+        start_time=None,
+        end_time=None,
+    )
+
+
+def test_info_of_a_failed_task_says_no_more_than_its_owner_may_know() -> None:
+    task = saved(
+        Status.FAILED,
+        created_at=NOW,
+        started_at=NOW,
+        finished_at=NOW,
+        cancel_requested_at=NOW,
+        progress=0.25,
+        progress_text="a quarter",
+        error_type="KeyError",
+        error_message="'x'",
+        error_traceback="Traceback: secret",
+    )
+    info = task.info()
+    assert info.error == TaskError(type="KeyError", message="'x'")
+    assert info.progress == TaskProgressUpdate(text="a quarter", value=0.25)
+    assert (info.run_after, info.start_time, info.end_time) == (None, NOW, NOW)
+    assert info.cancel_requested
+    assert "secret" not in info.model_dump_json()
+
+
+def test_info_of_a_completed_task_has_its_result() -> None:
+    task = saved(Status.COMPLETED, result={"rows": [1, None]})
+    task.refresh_from_db()
+    assert task.info().result == {"rows": [1, None]}
+    assert task.info().error is None
+
+
+@override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin")
+def test_info_has_zones_also_where_the_site_has_none() -> None:
+    naive = NOW.replace(tzinfo=None)
+    task = row(
+        Status.COMPLETED,
+        created_at=naive,
+        run_after=naive,
+        started_at=naive,
+        finished_at=naive,
+    )
+    info = task.info()
+    for moment in (info.created_time, info.start_time, info.end_time):
+        assert moment is not None
+        assert moment.isoformat() == "2026-01-02T03:04:05.000006+01:00"
+    assert aware(NOW) is NOW
+
+
+def test_a_message_of_a_stored_event() -> None:
+    event = TaskEvent(
+        task=row(), event_type=EventType.LOG, timestamp=NOW, data={"level": "info", "message": "x"}
+    )
+    message = event.message()
+    assert message.event_type is EventType.LOG
+    assert (message.task_id, message.timestamp) == (event.task_id, NOW)
+    assert message.data == {"level": "info", "message": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("tests.tasks.Add", "Add two numbers"),
+        ("tests.tasks.WithModel", "With model"),
+        ("tests.tasks.Gone", "tests.tasks.Gone"),
+        ("tests.tasks.Order", "tests.tasks.Order"),
+        ("no.such.Thing", "no.such.Thing"),
+        ("nodots", "nodots"),
+    ],
+)
+def test_a_label_is_the_name_people_read(name: str, label: str) -> None:
+    assert row(name=name).label == label
+
+
+def test_a_row_has_a_stream_where_the_site_has_the_urls() -> None:
+    task = row()
+    assert task.stream_url == f"/tasks/{task.pk}/stream/"
+    with override_settings(ROOT_URLCONF="tests.test_models"):
+        assert task.stream_url is None
+
+
+#: The URLs of a site that does not include the app's.
+urlpatterns: list[Any] = []
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_row_knows_whether_it_is_over(status: Status) -> None:
+    assert row(status).is_terminal is (status in TERMINAL)
+
+
+def test_rows_say_what_they_are() -> None:
+    task = row(name="shop.tasks.Import")
+    assert str(task) == f"shop.tasks.Import {task.pk}"
+    assert str(worker(hostname="ada", pid=7)) == "ada:7"
+    event = TaskEvent(task=task, event_type=EventType.LOG, timestamp=NOW)
+    assert str(event) == f"task_log of {task.pk}"
+
+
+def test_the_newest_task_comes_first() -> None:
+    for age in (2, 0, 1):
+        saved(name=str(age), age=timedelta(hours=age))
+    assert [task.name for task in Task.objects.all()] == ["0", "1", "2"]
