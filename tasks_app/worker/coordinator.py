@@ -36,7 +36,7 @@ logger = logging.getLogger("tasks_app.worker")
 FRUITLESS_PAUSE = 0.005
 #: The most tasks of a worker under way at once, where that is more than it has hands.
 GROUP_MAX = 200
-#: How long a claimed task may wait for a hand before it is handed back for another worker.
+#: How long claimed tasks wait for hands that finish nothing, before they are handed back.
 UNBEGUN_SECONDS = 0.1
 #: The wait after trouble with the database; it doubles up to the maximum.
 TROUBLE_PAUSE, TROUBLE_PAUSE_MAX = 0.1, 5.0
@@ -88,6 +88,8 @@ class Coordinator:
         #: heartbeat.
         self._look_at = self._beat_at = 0.0
         self._claim_at = NEVER
+        #: When a hand last delivered an outcome.
+        self._delivered_at = 0.0
         self._trouble = 0.0
 
     def stop(self) -> None:
@@ -146,11 +148,8 @@ class Coordinator:
             return self._trouble
         moments = [self._beat_at, self.pruner.next_step, self.shutdown.next_step]
         moments += [run.flush_at for run in self.reported]
-        for run in self.runs.values():
-            if run.began == NEVER:
-                moments.append(run.claimed + UNBEGUN_SECONDS)
-            elif not run.handle.is_cancelled:
-                moments.append(run.deadline)
+        moments += [run.deadline for run in self.runs.values() if not run.handle.is_cancelled]
+        moments.append(self._recall_at(time.monotonic()))
         if self._curious and self.runs:
             moments.append(self._look_at)
         if self._can_claim:
@@ -241,6 +240,7 @@ class Coordinator:
                 continue  # Released meanwhile, at the end of a shutdown.
             if isinstance(item, Outcome):
                 self.outcomes.append(item)
+                self._delivered_at = time.monotonic()
             else:
                 self.reported.add(run)
 
@@ -268,9 +268,17 @@ class Coordinator:
 
     def _recall_unbegun(self, moment: float) -> None:
         """Hand back what waits here while every hand is busy: another worker may be free."""
-        waiting = [run.claimed for run in self.runs.values() if run.began == NEVER]
-        if waiting and (self.shutdown.requested or moment >= min(waiting) + UNBEGUN_SECONDS):
+        if self.shutdown.requested or moment >= self._recall_at(moment):
             self.outcomes += [Outcome(run, Verb.RELEASE) for run in self.pool.recall()]
+
+    def _recall_at(self, moment: float) -> float:
+        """When to hand back what no hand has begun: once none has finished a task for a while."""
+        waiting = [run.claimed for run in self.runs.values() if run.began == NEVER]
+        if not waiting:
+            return NEVER
+        busy = len(self.runs) - len(self.outcomes) - len(waiting)
+        since = max(self._delivered_at, min(waiting)) if busy >= self.hands else moment
+        return since + UNBEGUN_SECONDS
 
     # The parts of a cycle.
 

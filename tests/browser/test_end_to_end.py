@@ -191,7 +191,7 @@ def test_a_task_whose_worker_was_killed_fails_and_the_page_says_why(
 ) -> None:
     visitor.goto(f"{site.url}/airports/import/")
     visitor.locator("main form button.primary").click()
-    visitor.wait_for_function("window.values.some((value) => value > 0.05)")
+    visitor.wait_for_function("() => window.values.some((value) => value > 0.05)")
     os.kill(site.child("run_tasks"), signal.SIGKILL)
     bar = visitor.locator("task-progress")
     expect(bar).to_have_attribute("status", "failed", timeout=RESCUED)
