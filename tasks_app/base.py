@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, ClassVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
 from django.utils.module_loading import import_string
 from django.utils.text import camel_case_to_spaces
@@ -67,9 +67,14 @@ class BaseTask:
 
     _progress: ProgressHandle
 
-    def execute(self, progress: ProgressHandle, /, **params: Any) -> Any:
-        """Do the work and return its result."""
-        raise NotImplementedError(f"{type(self).__name__} must define execute()")
+    if TYPE_CHECKING:
+        # Every task has parameters of its own, which a checker would take for a wrong override.
+        execute: Callable[..., Any]
+    else:
+
+        def execute(self, progress: ProgressHandle, /, **params: Any) -> Any:
+            """Do the work and return its result."""
+            raise NotImplementedError(f"{type(self).__name__} must define execute()")
 
     @property
     def is_cancelled(self) -> bool:
