@@ -129,8 +129,8 @@ def test_facts_that_led_to_the_state_change_nothing(page: Page, serve: Serve) ->
     waiting = task(
         status="pending", attempt=1, max_attempts=2, run_after=now + timedelta(minutes=2)
     )
-    handed_back = task(progress=0.4, started_at=now)
-    site = serve(waiting, handed_back)
+    handed_back, witness = task(progress=0.4, started_at=now), task()
+    site = serve(waiting, handed_back, witness)
     page.goto(f"{site.url}/page/")
     stream = site.stream()
     past = now - timedelta(minutes=1)
@@ -142,8 +142,9 @@ def test_facts_that_led_to_the_state_change_nothing(page: Page, serve: Serve) ->
         stream.send("task_started", handed_back, at=past, attempt=1, max_attempts=1)
         stream.send("task_queued", handed_back, at=past, reason="released", **late)
     stream.send("task_started", handed_back, at=now, attempt=1, max_attempts=1)
-    stream.progress(handed_back, 0.5)
-    shows(page, handed_back, "Running", "0.5")
+    stream.progress(witness, 0.5)
+    shows(page, witness, "Running", "0.5")
+    shows(page, handed_back, "Running", "0.4")
     before = page.evaluate(
         "date => new Intl.DateTimeFormat('en', {timeStyle: 'short'}).format(new Date(date))",
         waiting.run_after.isoformat(),
