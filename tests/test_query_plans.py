@@ -1,0 +1,270 @@
+"""The queries that run, and the indexes that were made for them, as the database plans them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from tasks_app import lifecycle, retention
+from tasks_app.models import Task, TaskEvent, Worker
+from tasks_app.progress import LogLine
+from tasks_app.states import EventType, Status
+from tasks_app.streaming.channels import owner_channel, task_channel
+from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.relay import _Feed
+from tasks_app.streaming.storage import TaskEventStorage
+from tasks_app.streaming.stream import View
+from tests.rows import row, worker
+
+pytestmark = pytest.mark.django_db
+
+#: The tables that grow.
+BIG = {Task._meta.db_table, TaskEvent._meta.db_table}
+TABLES = BIG | {Worker._meta.db_table}
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """Collect what is executed that reads or changes existing rows, with its parameters."""
+    collected: list[tuple[str, Any]] = []
+
+    def collect(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith(("SELECT", "UPDATE", "DELETE")) and any(table in sql for table in TABLES):
+            collected.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(collect):
+        yield collected
+
+
+def plan(sql: str, params: Any) -> tuple[set[str], set[str]]:
+    """Return the indexes that a statement uses, and the tables it reads whole."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            # With the parameters bound, as it runs: a partial index is chosen by their values.
+            cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
+            return _plan_of_sqlite([str(found[3]) for found in cursor.fetchall()])
+        # A test's tables are so small that to read them whole is often best.
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", params)
+        [[found]] = cursor.fetchall()
+        nodes = list(_nodes(json.loads(found) if isinstance(found, str) else found))
+        return (
+            {node["Index Name"] for node in nodes if "Index Name" in node},
+            {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} & BIG,
+        )
+
+
+def _plan_of_sqlite(lines: list[str]) -> tuple[set[str], set[str]]:
+    indexes: set[str] = set()
+    whole: set[str] = set()
+    for line in lines:
+        if found := re.match(r"(?:SEARCH|SCAN) (\w+) USING (?:COVERING )?INDEX (\w+)", line):
+            indexes.add(found[2])
+        elif found := re.match(r"SCAN (\w+)", line):
+            whole.add(found[1])
+    return indexes, whole & BIG
+
+
+def _nodes(found: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(found, list):
+        for item in found:
+            yield from _nodes(item)
+    elif "Plan" in found:
+        yield from _nodes(found["Plan"])
+    else:
+        yield found
+        yield from _nodes(found.get("Plans", []))
+
+
+@contextmanager
+def queries(**expected: int) -> Iterator[None]:
+    [(what, count)] = expected.items()
+    with CaptureQueriesContext(connection) as executed:
+        yield
+    assert len(executed) == count, [what, *(query["sql"] for query in executed)]
+
+
+@pytest.fixture
+def owner() -> User:
+    """Of a site that has run for a while: most tasks are over, some wait, and few run."""
+    owner = User.objects.create(username="ada")
+    by = worker()
+    minute = timedelta(minutes=1)
+    tasks = [
+        row(status, age=minute * number, owner=owner if number % 50 == 0 else None)
+        for number in range(300)
+        for status in (Status.COMPLETED, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+    ]
+    later = timezone.now() + timedelta(days=1)
+    for number in range(60):
+        tasks += [
+            row(age=minute * number, queue=f"q{number % 3}"),
+            row(run_after=later, queue=f"q{number % 3}"),
+        ]
+    tasks += [row(Status.RUNNING, worker=by) for _ in range(4)]
+    Task.objects.bulk_create(tasks)
+    TaskEvent.objects.bulk_create(
+        TaskEvent(task=task, event_type=kind, timestamp=task.created_at)
+        for task in tasks
+        for kind in (EventType.QUEUED, EventType.STARTED)
+    )
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
+    return owner
+
+
+Doing = Callable[[], object]
+
+
+def claim_from_a_queue(_owner: User) -> Doing:
+    by = worker(queues=["q1"])
+    return lambda: lifecycle.claim(by, 4)
+
+
+def prune(_owner: User) -> Doing:
+    old = 4.9 * 3600
+    return lambda: list(retention.prune(retention.Rule(old, old)))
+
+
+def count_for_a_prune(_owner: User) -> Doing:
+    old = 4.9 * 3600
+    return lambda: retention.count(retention.Rule(old, old))
+
+
+def some_task() -> Task:
+    return Task.objects.filter(status=Status.COMPLETED)[0]
+
+
+def resume_a_channel(_owner: User) -> Doing:
+    channel = task_channel(some_task().pk)
+    return lambda: TaskEventStorage().get_events(channel, 5)
+
+
+def open_a_stream(_owner: User) -> Doing:
+    view, until = View([task_channel(some_task().pk)]), Cursor.now("default")
+    return lambda: view.open(until.beginning(), until)
+
+
+def open_a_stream_of_an_owner(owner: User) -> Doing:
+    view, until = View([owner_channel(owner.pk)]), Cursor.now("default")
+    return lambda: view.open(None, until)
+
+
+def feed() -> _Feed:
+    """The relay's reader, without its thread."""
+    made = _Feed()
+    made.cursor = Cursor.now("default")
+    return made
+
+
+def a_pass_of_the_relay(_owner: User) -> Doing:
+    made = feed()
+    TaskEvent.objects.create(task=some_task(), event_type=EventType.LOG, timestamp=timezone.now())
+    return made._pass
+
+
+def remove(_owner: User) -> Doing:
+    task_id = some_task().pk
+    return lambda: retention.remove(task_id)
+
+
+#: What is done, and the indexes of which it must use one: databases choose differently where two
+#: are as good.
+QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
+    "claim from a queue": (claim_from_a_queue, {"tasks_waiting_in_queue"}),
+    "rescue": (lambda _: lifecycle.rescue, {"tasks_leased", "tasks_finished"}),
+    "list": (lambda _: lambda: list(Task.objects.all()[:100]), {"tasks_newest"}),
+    "list of an owner": (
+        lambda owner: lambda: list(Task.objects.visible_to(owner)[:100]),
+        {"tasks_newest_of_owner"},
+    ),
+    "prune": (prune, {"tasks_finished"}),
+    "count for a prune": (count_for_a_prune, {"tasks_finished"}),
+    # A site has few workers, so that either will do.
+    "prune workers": (
+        lambda _: retention.prune_workers,
+        {"tasks_worker_heartbeat", "tasks_app_worker_pkey"},
+    ),
+    "remove": (remove, {"tasks_event_of_task"}),
+    "resume a channel": (resume_a_channel, {"tasks_event_of_task"}),
+    "open a stream": (open_a_stream, {"tasks_event_of_task", "tasks_one_terminal_event"}),
+    "open a stream of an owner": (open_a_stream_of_an_owner, {"tasks_newest_of_owner"}),
+    # On SQLite it finds new facts by their ids, which need no index of their own.
+    "relay": (a_pass_of_the_relay, {"tasks_finished", "tasks_leased", "tasks_event_transaction"}),
+}
+
+
+def test_each_query_has_its_index(owner: User) -> None:
+    """And none reads a table whole that grows."""
+    for name, (prepare, indexes) in QUERIES.items():
+        do = prepare(owner)
+        savepoint = transaction.savepoint()
+        with statements() as executed:
+            do()
+        transaction.savepoint_rollback(savepoint)
+        assert executed, name
+        plans = [plan(*statement) for statement in executed]
+        used = set().union(*(found for found, _ in plans))
+        assert indexes & used, f"{name} uses {used}"
+        for (sql, _), (_, whole) in zip(executed, plans, strict=True):
+            assert not whole, f"{name} reads {whole} whole: {sql}"
+
+
+def test_a_query_without_an_index_would_be_found(owner: User) -> None:
+    with statements() as executed:
+        list(Task.objects.filter(progress_text="x").order_by())
+    [statement] = executed
+    _, whole = plan(*statement)
+    assert whole == {Task._meta.db_table}
+
+
+# How many queries.
+
+
+#: Of `atomic` inside a transaction: one to set it, one to release it.
+SAVEPOINT = 2
+
+
+def clock() -> int:
+    """PostgreSQL is asked for the time, SQLite's host is not."""
+    return 0 if connection.vendor == "sqlite" else 1
+
+
+@pytest.mark.parametrize("many", [1, 5, 30])
+def test_a_group_costs_as_many_queries_as_one(many: int) -> None:
+    by, now = worker(), timezone.now()
+    tasks = [Task(name="tests.tasks.Noop", run_after=now) for _ in range(many)]
+    with queries(enqueue=2 + SAVEPOINT + clock()):
+        lifecycle.enqueue(tasks)
+    with queries(claim=3):
+        taken = lifecycle.claim(by, many, now=now)
+    assert len(taken) == many
+    claims = [lifecycle.claim_of(task) for task in taken]
+    with queries(renew=2):
+        lifecycle.renew(claims, now=now)
+    with queries(log=2 + clock()):
+        lifecycle.log({claim: [LogLine("info", "x")] * 3 for claim in claims})
+    with queries(complete=3):
+        lifecycle.complete({claim: {"rows": 3} for claim in claims}, now=now)
+    assert Task.objects.filter(status=Status.COMPLETED).count() == many
+
+
+@pytest.mark.parametrize("many", [1, 5, 30])
+def test_a_group_that_is_released_costs_as_many_queries_as_one(many: int) -> None:
+    by, now = worker(), timezone.now()
+    lifecycle.enqueue([Task(name="tests.tasks.Noop", run_after=now) for _ in range(many)])
+    claims = [lifecycle.claim_of(task) for task in lifecycle.claim(by, many, now=now)]
+    with queries(release=3):
+        lifecycle.release(claims, now=now)
