@@ -1,0 +1,405 @@
+"""What task authors write, and what is refused at which door."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import pathlib
+import uuid
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+from tasks_app.base import UNSET, BaseTask, check_json, resolve
+from tasks_app.exceptions import (
+    InvalidParams,
+    InvalidResult,
+    InvalidTask,
+    TaskCancelled,
+    UnknownTask,
+)
+from tasks_app.progress import ProgressHandle
+from tests import more_tasks, tasks
+from tests.more_tasks import (
+    Bounded,
+    Colour,
+    Echo,
+    Everything,
+    Item,
+    Secrets,
+    StrictTask,
+    Summarise,
+    SummariseLoosely,
+    Summary,
+    Untyped,
+)
+from tests.tasks import Add, Noop, Order, WithModel, WrongResult
+
+
+def run(task: type[BaseTask], params: Any = None) -> Any:
+    """Run a task as a worker does: with the parameters that came through the row."""
+    row = json.loads(json.dumps(task.validate_params(params)))
+    return task().run(ProgressHandle(), row)
+
+
+def errors_of(task: type[BaseTask], params: Any) -> dict[str, str]:
+    with pytest.raises(InvalidParams) as caught:
+        task.validate_params(params)
+    return caught.value.errors
+
+
+# Parameters.
+
+
+def test_the_signature_declares_the_parameters() -> None:
+    assert Add.validate_params({"a": 1}) == {"a": 1, "b": 2}
+    assert Add.validate_params({"a": "40", "b": 2.0}) == {"a": 40, "b": 2}
+    assert run(Add, {"a": 40}) == 42
+
+
+def test_a_model_declares_the_parameters() -> None:
+    assert WithModel.validate_params({"number": 1}) == {"number": 1, "kind": "import"}
+    assert WithModel.validate_params(Order(number=7)) == {"number": 7, "kind": "import"}
+    assert run(WithModel, {"number": 1, "kind": "export"}) == {"number": 1, "kind": "export"}
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_task_may_take_nothing(nothing: Any) -> None:
+    assert Noop.validate_params(nothing) == {}
+    assert run(Noop, nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "errors"),
+    [
+        (Add, {}, {"a": "Field required"}),
+        (Add, None, {"a": "Field required"}),
+        (
+            Add,
+            {"a": "x"},
+            {"a": "Input should be a valid integer, unable to parse string as an integer"},
+        ),
+        (Add, {"a": 1, "c": 2}, {"c": "Extra inputs are not permitted"}),
+        (Noop, {"a": 1}, {"a": "Extra inputs are not permitted"}),
+        (Bounded, {"number": 4}, {"number": "Input should be less than or equal to 3"}),
+        (WithModel, {"number": 0}, {"number": "Input should be greater than 0"}),
+        (
+            WithModel,
+            {"number": 1, "kind": "x"},
+            {"kind": "Input should be 'import' or 'export'"},
+        ),
+        (
+            Add,
+            {"a": None, "b": []},
+            {"a": "Input should be a valid integer", "b": "Input should be a valid integer"},
+        ),
+        (
+            Secrets,
+            {
+                "password": "p",
+                "token": "t",
+                "items": [{"sku": "x"}],
+                "by_name": {"a": {"sku": 1, "price": 1}},
+            },
+            {
+                "items.0.price": "Field required",
+                "by_name.a.sku": "Input should be a valid string",
+            },
+        ),
+    ],
+)
+def test_each_fault_is_named_by_its_field(
+    task: type[BaseTask], params: Any, errors: dict[str, str]
+) -> None:
+    assert errors_of(task, params) == errors
+
+
+def test_the_message_names_task_field_and_fault() -> None:
+    with pytest.raises(InvalidParams) as caught:
+        Add.validate_params({"b": "x"})
+    assert str(caught.value) == (
+        "Parameters of Add are wrong: a: Field required; "
+        "b: Input should be a valid integer, unable to parse string as an integer"
+    )
+
+
+def test_the_row_is_checked_again_when_the_task_runs() -> None:
+    """It may be of an older version of the task."""
+    with pytest.raises(InvalidParams, match="Parameters of Add are wrong: a: Field required"):
+        Add().run(ProgressHandle(), {})
+
+
+def test_all_that_pydantic_knows_goes_into_the_row_and_out_again() -> None:
+    given: dict[str, Any] = {
+        "day": datetime.date(2026, 1, 2),
+        "moment": datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC),
+        "amount": decimal.Decimal("1.10"),
+        "path": pathlib.Path("/tmp/x"),
+        "key": uuid.UUID(int=7),
+        "colour": Colour.BLUE,
+        "items": [Item(sku="a", price=decimal.Decimal("2.50"))],
+        "by_name": {"a": Item(sku="a", price=decimal.Decimal("2.50"))},
+        "pair": (1, "x"),
+        "tags": {"only"},
+    }
+    kept = Everything.validate_params(given)
+    assert kept["day"] == "2026-01-02"
+    assert kept["colour"] == "blue"
+    assert kept["items"][0]["price"] == "2.50"
+    assert kept["pair"] == [1, "x"]
+    came = run(Everything, given)
+    # As Pydantic reads it from JSON, which the row holds.
+    expected = Everything.params_model().model_validate_json(json.dumps(kept))
+    assert expected == Everything.params_model()(**given)
+    assert came == repr([getattr(expected, name) for name in type(expected).model_fields])
+
+
+def test_a_strict_model_reads_its_dates_from_the_row() -> None:
+    assert run(StrictTask, {"day": datetime.date(2026, 1, 2), "number": 3}) == "2026-01-02 3"
+    assert errors_of(StrictTask, {"day": "2026-01-02", "number": "3"}) == {
+        "day": "Input should be a valid date",
+        "number": "Input should be a valid integer",
+    }
+
+
+def test_secrets_reach_the_task_and_no_repr() -> None:
+    given = {
+        "password": "hunter2",
+        "token": SecretBytes(b"t0ken"),
+        "items": [Item(sku="a", price=decimal.Decimal(1), key=SecretStr("nested"))],
+        "by_name": {"a": {"sku": "a", "price": 1, "key": "named"}},
+    }
+    assert run(Secrets, given) == ["hunter2", "t0ken", "nested", "named", None]
+    assert run(Secrets, {**given, "maybe": SecretStr("perhaps")})[-1] == "perhaps"
+    model = Secrets.params_model().model_validate(given)
+    assert run(Secrets, model) == ["hunter2", "t0ken", "nested", "named", None]
+    assert "hunter2" not in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("a\0b", "text with a NUL character cannot be stored; remove it"),
+        ({"a\0b": 1}, "text with a NUL character cannot be stored; remove it"),
+        ([{"x": ["\0"]}], "text with a NUL character cannot be stored; remove it"),
+        ("\ud800", "'utf-8' codec can't encode character"),
+        ("\\\0", "text with a NUL character cannot be stored; remove it"),
+    ],
+)
+def test_what_no_database_holds_is_refused_at_the_start(value: Any, fault: str) -> None:
+    [message] = errors_of(Echo, {"value": value}).values()
+    assert message.startswith(fault)
+
+
+@pytest.mark.parametrize(
+    "value", ["\\u0000", "\\\\u0000", "😀", "\u2028", "é", "", [], {}, {"a": [None, 1.5]}]
+)
+def test_what_only_looks_like_it_is_welcome(value: Any) -> None:
+    assert run(Echo, {"value": value}) == value
+    check_json(value)
+
+
+def test_half_a_surrogate_is_no_text() -> None:
+    assert list(errors_of(Bounded, {"number": 1, "text": "\ud800"})) == [""]
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        check_json("\ud800")
+
+
+def test_parameters_without_a_type_take_anything() -> None:
+    assert Untyped.validate_params({"value": [1]}) == {"value": [1], "other": 1}
+
+
+# Results.
+
+
+def test_the_return_annotation_declares_the_result() -> None:
+    assert run(Summarise, {"rows": 3}) == {"rows": 3, "when": "2026-01-02"}
+    assert Summarise.validate_result(Summary(rows=1, when=datetime.date(2026, 1, 2))) == {
+        "rows": 1,
+        "when": "2026-01-02",
+    }
+
+
+def test_result_declares_the_result() -> None:
+    assert run(SummariseLoosely, {"rows": "3"}) == {"rows": 3, "when": "2026-01-02"}
+    with pytest.raises(InvalidResult, match="SummariseLoosely returned a wrong result: "):
+        run(SummariseLoosely, {"rows": "many"})
+
+
+def test_a_wrong_result_says_what_was_wrong() -> None:
+    with pytest.raises(InvalidResult) as caught:
+        run(WrongResult)
+    message = str(caught.value)
+    assert message.startswith("WrongResult returned a wrong result: ")
+    assert "unable to parse string as an integer" in message
+    assert "'seven'" in message
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), "a\0b", "\ud800", object(), {1: object()}, b"\xff"]
+)
+def test_what_json_cannot_hold_is_a_wrong_result(value: Any) -> None:
+    with pytest.raises(InvalidResult, match=r"^Echo returned a wrong result: "):
+        Echo.validate_result(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (None, None),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        ((1, 2), [1, 2]),
+        (Item(sku="a", price=decimal.Decimal("1.5"), key=SecretStr("k")),
+         {"sku": "a", "price": "1.5", "key": "**********"}),
+    ],
+)  # fmt: skip
+def test_results_become_json(value: Any, kept: Any) -> None:
+    assert Echo.validate_result(value) == kept
+
+
+# Classes.
+
+
+@pytest.mark.parametrize(
+    ("task", "label"),
+    [(Noop, "Noop"), (WithModel, "With model"), (Add, "Add two numbers")],
+)
+def test_a_class_has_a_name_people_read(task: type[BaseTask], label: str) -> None:
+    assert task.verbose_name == label
+
+
+def test_unset_options_are_the_sites() -> None:
+    assert (Noop.queue, Noop.priority, Noop.timeout, Noop.max_attempts) == ("default", 0, UNSET, 1)
+    assert repr(UNSET) == "UNSET"
+
+
+def test_a_class_is_found_by_its_dotted_path() -> None:
+    assert Add.name() == "tests.tasks.Add"
+    assert resolve("tests.tasks.Add") is Add
+
+
+def test_a_local_class_cannot_be_imported() -> None:
+    class Local(BaseTask):
+        def execute(self, progress: ProgressHandle) -> None: ...
+
+    with pytest.raises(InvalidTask) as caught:
+        Local.name()
+    where = "test_a_local_class_cannot_be_imported.<locals>.Local"
+    assert str(caught.value) == (
+        f"{where} is not at the top level of tests.test_base, "
+        f"so a worker could not import it. Move it there."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("tests.tasks.Missing", 'Module "tests.tasks" does not define a "Missing" attribute/class'),
+        ("no.such.module.Task", "No module named 'no'"),
+        ("nodots", "nodots doesn't look like a module path"),
+        ("", " doesn't look like a module path"),
+        ("tests.tasks.Order", "it is 'ModelMetaclass' and no subclass of BaseTask"),
+        ("tests.tasks.threading", "it is 'module' and no subclass of BaseTask"),
+        ("tests.rows.BROKEN", "it is 'Failure' and no subclass of BaseTask"),
+    ],
+)
+def test_what_is_no_task_says_what_was_found(name: str, why: str) -> None:
+    with pytest.raises(UnknownTask) as caught:
+        resolve(name)
+    assert caught.value.name == name
+    assert str(caught.value) == (
+        f"There is no task {name!r}: {why}. Name a subclass of BaseTask by its dotted path, "
+        f"such as 'shop.tasks.ImportOrders'."
+    )
+
+
+def test_async_tasks_are_refused_where_they_are_written() -> None:
+    with pytest.raises(InvalidTask) as caught:
+
+        class Async(BaseTask):
+            async def execute(self, progress: ProgressHandle) -> None: ...  # type: ignore[override]
+
+    assert str(caught.value) == (
+        "Async.execute is async, and a hand is a thread. "
+        "Write a plain function; call async code by asgiref.sync.async_to_sync."
+    )
+
+
+@pytest.mark.parametrize("stars", ["*args", "**kwargs"])
+def test_a_signature_must_name_its_parameters(stars: str) -> None:
+    namespace: dict[str, Any] = {}
+    exec(f"def execute(self, progress, {stars}): ...", namespace)
+    task = type("Vague", (BaseTask,), {"execute": namespace["execute"]})
+    with pytest.raises(InvalidTask) as caught:
+        task.params_model()
+    assert str(caught.value) == (
+        f"Vague.execute takes {stars}, which declares nothing. "
+        f"Name each parameter with its type, or set Params to a Pydantic model."
+    )
+
+
+def test_annotations_must_be_readable() -> None:
+    namespace: dict[str, Any] = {}
+    exec("def execute(self, progress, a: 'Nowhere'): ...", namespace)
+    task = type("Hidden", (BaseTask,), {"execute": namespace["execute"]})
+    with pytest.raises(InvalidTask) as caught:
+        task.params_model()
+    assert str(caught.value) == (
+        "An annotation of Hidden.execute cannot be read: name 'Nowhere' is not defined. "
+        "Import the name at run time, not only under TYPE_CHECKING."
+    )
+
+
+def test_a_task_without_execute_says_so() -> None:
+    with pytest.raises(NotImplementedError, match=r"^Abstract must define execute\(\)$"):
+        more_tasks.Abstract().run(ProgressHandle(), {})
+
+
+def test_a_model_is_made_once() -> None:
+    assert Add.params_model() is Add.params_model()
+    assert Add.result_type() is Add.result_type()
+    assert Add.params_model() is not Noop.params_model()
+
+
+def test_a_subclass_has_parameters_of_its_own() -> None:
+    Add.params_model()
+
+    class Times(Add):
+        def execute(self, progress: ProgressHandle, a: int, b: int = 2, c: int = 1) -> int:
+            return (a + b) * c
+
+    assert list(Times.params_model().model_fields) == ["a", "b", "c"]
+
+
+def test_a_running_task_knows_that_it_must_stop() -> None:
+    seen = []
+
+    class Looks(BaseTask):
+        def execute(self, progress: ProgressHandle) -> None:
+            seen.append(self.is_cancelled)
+            progress.stop(TaskCancelled())
+            seen.append(self.is_cancelled)
+
+    Looks().run(ProgressHandle(), {})
+    assert seen == [False, True]
+
+
+def test_errors_of_a_task_pass_through() -> None:
+    with pytest.raises(ValueError, match=r"^it broke$"):
+        run(tasks.Fail)
+
+
+def test_a_task_runs_alone_in_a_test() -> None:
+    """As the guide shows it."""
+    handle = ProgressHandle()
+    assert Add().execute(handle, a=1, b=1) == 2
+    assert (handle.latest.text, handle.latest.value) == ("adding", 0.5)
+
+
+def test_a_models_own_validators_count() -> None:
+    assert isinstance(WithModel.params_model(), type)
+    assert issubclass(WithModel.params_model(), BaseModel)
+    assert WithModel.params_model() is Order
