@@ -39,7 +39,9 @@ async def answer(request: HttpRequest, user: User, task_id: UUID | None = None) 
     """
     found = await _answer(request, user, task_id)
     is_stream = found.stream is not None
-    found.headers["Content-Type"] = "text/event-stream" if is_stream else "text/plain"
+    found.headers["Content-Type"] = (
+        "text/event-stream" if is_stream else "text/plain; charset=utf-8"
+    )
     add_default_headers(found.headers, request)
     return found
 

@@ -14,7 +14,7 @@ from django.db import InterfaceError, OperationalError, connections, transaction
 from django.db.models import Min
 
 from tasks_app import lifecycle
-from tasks_app.changes import watch
+from tasks_app.changes import Changes, watch
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased, TaskTimedOut
@@ -38,6 +38,8 @@ FRUITLESS_PAUSE = 0.005
 GROUP_MAX = 200
 #: How long claimed tasks wait for hands that finish nothing, before they are handed back.
 UNBEGUN_SECONDS = 0.1
+#: How long idle hands have to go. A task that did not stop keeps its thread until the process ends.
+HANDS_SECONDS = 1.0
 #: The wait after trouble with the database; it doubles up to the maximum.
 TROUBLE_PAUSE, TROUBLE_PAUSE_MAX = 0.1, 5.0
 
@@ -81,6 +83,7 @@ class Coordinator:
         self.outcomes: list[Outcome] = []
         #: Runs with progress to write.
         self.reported: set[Run] = set()
+        self._changes: Changes | None = None
         self._inbox: deque[Outcome | Run] = deque()
         #: There may be tasks to claim; there may be requests to cancel.
         self._hungry = self._curious = True
@@ -90,16 +93,19 @@ class Coordinator:
         self._claim_at = NEVER
         #: When a hand last delivered an outcome.
         self._delivered_at = 0.0
-        self._trouble = 0.0
+        #: The pause after trouble with the database, and when it ends.
+        self._trouble = self._retry_at = 0.0
 
     def stop(self) -> None:
         """Claim no more and end when the running tasks have; a second call ends at once."""
         self.shutdown.signal()
-        self._changes.wake()
+        if self._changes is not None:
+            self._changes.wake()
 
     def run(self) -> int:
         """Work until stopped, drained or out of allowance. Return how many tasks ended."""
-        with watch(self.using) as self._changes:
+        with watch(self.using) as changes:
+            self._changes = changes
             self.worker = presence.register(self.hands, self.queues)
             self.pruner = Pruner(time.monotonic())
             self.pool = Pool(self.hands, self._deliver)
@@ -111,7 +117,7 @@ class Coordinator:
             )
             try:
                 while not self._finished:
-                    if self._changes.wait(self._patience()):
+                    if changes.wait(self._patience()):
                         self._hungry = self._curious = True
                     self._cycle()
             finally:
@@ -121,6 +127,9 @@ class Coordinator:
 
     @property
     def _finished(self) -> bool:
+        if self.shutdown.gives_up(time.monotonic()):
+            logger.error("Worker %s ends with %d tasks not released", self.worker, len(self.runs))
+            return True
         if self.runs or self._inbox:
             return False
         drained = self.drain and not self._hungry
@@ -145,7 +154,7 @@ class Coordinator:
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
         if self._trouble:
-            return self._trouble
+            return max(self._retry_at - time.monotonic(), 0.0)
         moments = [self._beat_at, self.pruner.next_step, self.shutdown.next_step]
         moments += [run.flush_at for run in self.reported]
         moments += [run.deadline for run in self.runs.values() if not run.handle.is_cancelled]
@@ -163,6 +172,8 @@ class Coordinator:
         self._heed_shutdown(moment)
         self._enforce_timeouts(moment)
         self._recall_unbegun(moment)
+        if moment < self._retry_at:
+            return
         if moment >= self._claim_at:
             self._hungry = True
         beating = moment >= self._beat_at
@@ -178,7 +189,7 @@ class Coordinator:
                 rescue()
             if moment >= self.pruner.next_step and not self.shutdown.requested:
                 self.pruner.step(moment)
-            self._trouble = 0.0
+            self._trouble = self._retry_at = 0.0
         except (OperationalError, InterfaceError) as error:
             self._wait_out(error)
 
@@ -230,7 +241,8 @@ class Coordinator:
     def _deliver(self, item: Outcome | Run) -> None:
         """Take an outcome, or a run with something to report. Called in the hands' threads."""
         self._inbox.append(item)
-        self._changes.wake()
+        if self._changes is not None:
+            self._changes.wake()
 
     def _collect(self) -> None:
         while self._inbox:
@@ -364,6 +376,7 @@ class Coordinator:
 
     def _wait_out(self, error: Exception) -> None:
         self._trouble = min(max(self._trouble * 2, TROUBLE_PAUSE), TROUBLE_PAUSE_MAX)
+        self._retry_at = time.monotonic() + self._trouble
         logger.warning(
             "The database does not answer (%s); %d outcomes wait; next try in %g s",
             str(error).strip(),
@@ -374,6 +387,7 @@ class Coordinator:
 
     def _leave(self) -> None:
         self.pool.close()
+        self.pool.join(HANDS_SECONDS)
         try:
             presence.leave(self.worker, database_now(self.using))
         except (OperationalError, InterfaceError) as error:

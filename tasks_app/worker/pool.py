@@ -47,10 +47,11 @@ class Pool:
         for _ in self._threads:
             self._orders.put(None)
 
-    def join(self, timeout: float) -> bool:
-        """Wait for all hands, each up to so many seconds; return whether all are gone."""
+    def join(self, seconds: float) -> bool:
+        """Wait until all hands are gone, for so long at most; return whether they are."""
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(deadline - time.monotonic(), 0))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:

@@ -7,6 +7,8 @@ from tasks_app.worker.run import NEVER
 
 #: How long interrupted tasks have to clean up before they are released.
 STOP_SECONDS = 1.0
+#: How long the release is tried, where the database does not take it.
+RELEASE_SECONDS = 5.0
 
 
 class Shutdown:
@@ -54,3 +56,7 @@ class Shutdown:
     def releases(self, moment: float) -> bool:
         """Whether what still runs must now be released."""
         return moment >= self.release_at
+
+    def gives_up(self, moment: float) -> bool:
+        """Whether to end with the release not written. Leases run out, and others rescue."""
+        return moment >= self.release_at + RELEASE_SECONDS
