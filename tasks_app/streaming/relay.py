@@ -107,6 +107,7 @@ class _Feed(threading.Thread):
         try:
             with watch(self._using) as self._changes:
                 self.cursor = Cursor.now(self._using)
+                logger.debug("The relay follows from event %s", self.cursor)
                 self.ready.set_result(None)
                 while not self._stopping:
                     self._follow(self._changes)
@@ -116,6 +117,7 @@ class _Feed(threading.Thread):
             self.ready.set_exception(error)
         finally:
             connections.close_all()
+            logger.debug("The relay ends: nobody listens")
 
     def _follow(self, changes: Changes) -> None:
         """Wait for a commit and pass on what it brought. Trouble is waited out."""

@@ -323,7 +323,9 @@ class Coordinator:
         soonest = delayed.aggregate(soonest=Min("run_after"))["soonest"]
         return moment + (soonest - now).total_seconds() if soonest else NEVER
 
-    def _hand_out(self, tasks: Iterable[Task]) -> None:
+    def _hand_out(self, tasks: list[Task]) -> None:
+        if tasks:
+            logger.debug("Worker %s claimed %d tasks", self.worker, len(tasks))
         for task in tasks:
             handle = ProgressHandle()
             run = Run(task, lifecycle.claim_of(task), handle)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from django.db import InterfaceError, OperationalError
+
 from tasks_app import lifecycle, retention
 from tasks_app.conf import task_settings
 
@@ -37,10 +39,24 @@ class Pruner:
         self._pruned = 0
 
     def step(self, moment: float) -> None:
+        """Delete one batch. Trouble with the database is the caller's; other failures are logged,
+        and the next prune is as due as ever.
+        """
         if self._batches is None:
             self._batches = retention.prune(retention.Rule.of_site())
             self._pruned = 0
-        size = next(self._batches, None)
+        try:
+            size = next(self._batches, None)
+            if size is None:
+                retention.prune_workers()
+        except (OperationalError, InterfaceError):
+            # A generator that raised is over.
+            self._batches = None
+            raise
+        except Exception:
+            # Such as a row of the site's own that protects its task from deletion.
+            logger.exception("Finished tasks could not be removed")
+            size = None
         if size is not None:
             self._pruned += size
             self.next_step = moment + BATCH_PAUSE
@@ -48,5 +64,4 @@ class Pruner:
         if self._pruned:
             logger.info("Removed %d finished tasks past their retention", self._pruned)
         self._batches = None
-        retention.prune_workers()
         self.next_step = moment + task_settings().cleanup_interval_seconds
