@@ -1,0 +1,26 @@
+"""What the benchmarks run."""
+
+import time
+
+from tasks_app.base import BaseTask, ProgressHandle
+
+
+class Noop(BaseTask):
+    def execute(self, progress: ProgressHandle) -> None:
+        pass
+
+
+class Stamp(BaseTask):
+    """Returns the time at which it began."""
+
+    def execute(self, progress: ProgressHandle) -> float:
+        return time.time()
+
+
+class Ticks(BaseTask):
+    """Sends the time as its progress text, now and then."""
+
+    def execute(self, progress: ProgressHandle, ticks: int = 40, pause: float = 0.15) -> None:
+        for tick in range(1, ticks + 1):
+            progress.send_progress(repr(time.time()), tick / ticks)
+            time.sleep(pause)
