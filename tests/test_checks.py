@@ -1,0 +1,231 @@
+"""What `manage.py check` says: each id, its message and its hint; and nothing of this project."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.core import checks
+from django.db import connections
+from django.db.utils import load_backend
+from django.test import override_settings
+from django_eventstream.channelmanager import DefaultChannelManager
+from django_eventstream.storage import StorageBase
+
+from tasks_app.checks import check_settings, check_sqlite, check_streams
+from tasks_app.streaming.channels import TaskChannelManager
+from tasks_app.streaming.storage import TaskEventStorage
+
+
+class SomeChannelManager(DefaultChannelManager):
+    """Lets anybody read anything, as its base does."""
+
+
+class OwnChannelManager(TaskChannelManager):
+    """A site's own, with channels beside those of tasks."""
+
+
+class SomeStorage(StorageBase):
+    """Knows nothing of tasks."""
+
+
+class OwnStorage(TaskEventStorage):
+    """A site's own."""
+
+
+def told(check: Any) -> list[tuple[str | None, str, str | None]]:
+    return [(message.id, message.msg, message.hint) for message in check(None)]
+
+
+def test_this_project_is_clean() -> None:
+    assert checks.run_checks() == []
+
+
+def test_the_checks_are_registered() -> None:
+    registered = checks.registry.registry.get_checks()
+    assert {check_settings, check_streams, check_sqlite} <= set(registered)
+
+
+# Settings.
+
+
+def test_each_wrong_setting_is_an_error() -> None:
+    with override_settings(TASK_MAX_WORKERS=-1, TASK_LEASE_SECONDS="x"):
+        assert told(check_settings) == [
+            (
+                "tasks_app.E001",
+                "TASK_MAX_WORKERS is -1. Input should be greater than 0.",
+                "See the settings in docs/task_system_usage.md.",
+            ),
+            (
+                "tasks_app.E001",
+                "TASK_LEASE_SECONDS is 'x'. Input should be a valid number, "
+                "unable to parse string as a number.",
+                "See the settings in docs/task_system_usage.md.",
+            ),
+        ]
+        assert all(message.level == checks.ERROR for message in check_settings(None))
+
+
+def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
+    with override_settings(TASK_LEASE_SECONDS=19.5, TASK_HEARTBEAT_SECONDS=10):
+        assert told(check_settings) == [
+            (
+                "tasks_app.E002",
+                "TASK_LEASE_SECONDS (19.5) is shorter than two heartbeats "
+                "(TASK_HEARTBEAT_SECONDS is 10).",
+                "One late heartbeat would take running tasks from a worker that lives. "
+                "Make the lease three heartbeats long.",
+            )
+        ]
+    with override_settings(TASK_LEASE_SECONDS=20, TASK_HEARTBEAT_SECONDS=10):
+        assert told(check_settings) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("no.such.Service", "No module named 'no'"),
+        ("nodots", "nodots doesn't look like a module path"),
+    ],
+)
+def test_a_service_that_is_not_there_is_an_error(path: str, why: str) -> None:
+    with override_settings():
+        # Past the signal by which the service would be replaced at once.
+        settings.TASK_SERVICE = path
+        found = told(check_settings)
+    assert found == [
+        (
+            "tasks_app.E003",
+            f"TASK_SERVICE cannot be imported: {why}.",
+            "Name a subclass of tasks_app.service.TaskService by its dotted path.",
+        )
+    ]
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("manager", ["", None, "tests.test_checks.SomeChannelManager"])
+def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None) -> None:
+    name = manager or "django_eventstream.channelmanager.DefaultChannelManager"
+    with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=manager):
+        assert told(check_streams) == [
+            (
+                "tasks_app.E004",
+                f"EVENTSTREAM_CHANNELMANAGER_CLASS is {name}, "
+                f"which does not know who may see which task.",
+                'Set it to "tasks_app.streaming.channels.TaskChannelManager", '
+                "or to a subclass of it.",
+            )
+        ]
+
+
+@pytest.mark.parametrize("storage", ["", None, "tests.test_checks.SomeStorage"])
+def test_a_storage_that_knows_no_tasks_is_a_warning(storage: str | None) -> None:
+    with override_settings(EVENTSTREAM_STORAGE_CLASS=storage):
+        assert told(check_streams) == [
+            (
+                "tasks_app.W001",
+                "EVENTSTREAM_STORAGE_CLASS does not read the events of tasks, so "
+                "django-eventstream's own views cannot resume their channels.",
+                'Set it to "tasks_app.streaming.storage.TaskEventStorage".',
+            )
+        ]
+
+
+def test_a_sites_own_subclasses_are_welcome() -> None:
+    with override_settings(
+        EVENTSTREAM_CHANNELMANAGER_CLASS="tests.test_checks.OwnChannelManager",
+        EVENTSTREAM_STORAGE_CLASS="tests.test_checks.OwnStorage",
+    ):
+        assert told(check_streams) == []
+
+
+@override_settings(ASGI_APPLICATION=None)
+def test_a_site_without_asgi_is_warned() -> None:
+    assert told(check_streams) == [
+        (
+            "tasks_app.W002",
+            "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
+            "Serve the site by uvicorn or daphne; wrap its application in "
+            "tasks_app.routing.with_task_streams.",
+        )
+    ]
+
+
+# SQLite.
+
+DEFERRED = (
+    "tasks_app.W003",
+    "SQLite transactions are deferred: two that read and then write fail with "
+    '"database is locked", whatever the timeout.',
+    'Set "transaction_mode": "IMMEDIATE" in the OPTIONS of the database.',
+)
+NO_WAL = (
+    "tasks_app.W004",
+    "SQLite is not in WAL mode: a page that reads stops the worker from writing.",
+    'Set "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" '
+    "in the OPTIONS of the database.",
+)
+WAL = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+
+
+Configure = Callable[..., None]
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Iterator[Configure]:
+    """Let the site's database be another one, which nobody connects to."""
+    site = connections["default"]
+
+    def use(engine: str = "sqlite3", **options: Any) -> None:
+        settings = {**site.settings_dict, "NAME": tmp_path / "new.sqlite3", "OPTIONS": options}
+        backend = load_backend(f"django.db.backends.{engine}")
+        connections["default"] = backend.DatabaseWrapper(settings, "default")
+
+    yield use
+    connections["default"] = site
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [DEFERRED, NO_WAL]),
+        ({"transaction_mode": "IMMEDIATE", "init_command": WAL}, []),
+        ({"transaction_mode": "immediate", "init_command": "pragma Journal_Mode=wal"}, []),
+        ({"transaction_mode": None, "init_command": WAL}, [DEFERRED]),
+        ({"transaction_mode": "DEFERRED", "init_command": WAL}, [DEFERRED]),
+        ({"transaction_mode": "EXCLUSIVE", "init_command": WAL}, [DEFERRED]),
+        ({"transaction_mode": "IMMEDIATE"}, [NO_WAL]),
+        ({"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=DELETE"}, [NO_WAL]),
+        ({"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA synchronous=NORMAL"}, [NO_WAL]),
+    ],
+)
+def test_sqlite_as_it_is_configured(
+    configure: Configure, options: dict[str, Any], expected: list[Any]
+) -> None:
+    configure(**options)
+    assert told(check_sqlite) == expected
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("WAL", []), ("DELETE", [NO_WAL])])
+def test_sqlite_as_its_file_is(
+    configure: Configure, tmp_path: Path, mode: str, expected: list[Any]
+) -> None:
+    """A file keeps its mode, whoever set it."""
+    file = sqlite3.connect(tmp_path / "new.sqlite3")
+    file.execute(f"PRAGMA journal_mode={mode}")
+    file.execute("CREATE TABLE t (x)")
+    file.close()
+    configure(transaction_mode="IMMEDIATE")
+    assert told(check_sqlite) == expected
+
+
+def test_other_databases_need_none_of_it(configure: Configure) -> None:
+    configure("postgresql")
+    assert told(check_sqlite) == []

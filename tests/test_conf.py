@@ -1,0 +1,136 @@
+"""Settings: typed, with defaults, and refused where they are nonsense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from tasks_app.conf import PREFIX, TaskSettings, declared, task_settings
+
+#: As documented; a site's settings stand in for some of them here.
+DEFAULTS = {
+    "max_workers": 4,
+    "timeout_seconds": 300.0,
+    "lease_seconds": 30.0,
+    "heartbeat_seconds": 10.0,
+    "shutdown_grace_seconds": 25.0,
+    "progress_interval_seconds": 0.1,
+    "poll_interval_seconds": 0.1,
+    "max_log_lines": 1000,
+    "retry_backoff_seconds": 5.0,
+    "retry_backoff_max_seconds": 3600.0,
+    "cleanup_interval_seconds": 600.0,
+    "retention_seconds": 604800.0,
+    "failed_retention_seconds": 2592000.0,
+    "service": "tasks_app.service.TaskService",
+    "stream_keepalive_seconds": 15.0,
+    "stream_max_tasks": 100,
+}
+
+
+def test_the_defaults() -> None:
+    assert TaskSettings().model_dump() == DEFAULTS
+
+
+def test_the_defaults_fit_together() -> None:
+    conf = TaskSettings()
+    assert conf.lease_seconds >= 2 * conf.heartbeat_seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("MAX_WORKERS", 1, 1),
+        ("MAX_WORKERS", "8", 8),
+        ("TIMEOUT_SECONDS", None, None),
+        ("TIMEOUT_SECONDS", 0.5, 0.5),
+        ("SHUTDOWN_GRACE_SECONDS", 0, 0.0),
+        ("PROGRESS_INTERVAL_SECONDS", 0, 0.0),
+        ("RETENTION_SECONDS", None, None),
+        ("FAILED_RETENTION_SECONDS", None, None),
+    ],
+)
+def test_a_site_sets_them(name: str, value: Any, kept: Any) -> None:
+    with override_settings(**{PREFIX + name: value}):
+        assert getattr(task_settings(), name.lower()) == kept
+
+
+def test_what_is_set_is_forgotten_when_it_is_set_anew() -> None:
+    with override_settings(TASK_MAX_WORKERS=7):
+        assert task_settings().max_workers == 7
+        assert task_settings() is task_settings()
+        with override_settings(TASK_MAX_WORKERS=9):
+            assert task_settings().max_workers == 9
+        assert task_settings().max_workers == 7
+    assert task_settings().max_workers == 4
+
+
+#: A wrong value for every setting, and the rule it breaks.
+NONSENSE: list[tuple[str, Any, str]] = [
+    ("MAX_WORKERS", 0, "Input should be greater than 0"),
+    ("MAX_WORKERS", 1.5, "Input should be a valid integer, got a number with a fractional part"),
+    ("MAX_WORKERS", None, "Input should be a valid integer"),
+    ("TIMEOUT_SECONDS", 0, "Input should be greater than 0"),
+    ("TIMEOUT_SECONDS", float("nan"), "Input should be greater than 0"),
+    ("LEASE_SECONDS", 0, "Input should be greater than 0"),
+    ("HEARTBEAT_SECONDS", -1, "Input should be greater than 0"),
+    ("SHUTDOWN_GRACE_SECONDS", -1, "Input should be greater than or equal to 0"),
+    ("PROGRESS_INTERVAL_SECONDS", -0.1, "Input should be greater than or equal to 0"),
+    ("POLL_INTERVAL_SECONDS", 0, "Input should be greater than 0"),
+    ("MAX_LOG_LINES", 0, "Input should be greater than 0"),
+    ("RETRY_BACKOFF_SECONDS", 0, "Input should be greater than 0"),
+    ("RETRY_BACKOFF_MAX_SECONDS", 0, "Input should be greater than 0"),
+    ("CLEANUP_INTERVAL_SECONDS", 0, "Input should be greater than 0"),
+    ("RETENTION_SECONDS", 0, "Input should be greater than 0"),
+    (
+        "FAILED_RETENTION_SECONDS",
+        "soon",
+        "Input should be a valid number, unable to parse string as a number",
+    ),
+    ("SERVICE", 5, "Input should be a valid string"),
+    ("STREAM_KEEPALIVE_SECONDS", 0, "Input should be greater than 0"),
+    ("STREAM_MAX_TASKS", 0, "Input should be greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "rule"), NONSENSE)
+def test_nonsense_names_the_setting_the_value_and_the_rule(
+    name: str, value: Any, rule: str
+) -> None:
+    with (
+        override_settings(**{PREFIX + name: value}),
+        pytest.raises(ImproperlyConfigured) as caught,
+    ):
+        task_settings()
+    assert str(caught.value) == f"{PREFIX}{name} = {value!r}: {rule}"
+
+
+def test_every_setting_has_nonsense_that_is_refused() -> None:
+    assert {name.lower() for name, _, _ in NONSENSE} == set(TaskSettings.model_fields)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with (
+        override_settings(TASK_MAX_WORKERS=0, TASK_LEASE_SECONDS="x"),
+        pytest.raises(ImproperlyConfigured) as caught,
+    ):
+        task_settings()
+    assert str(caught.value) == (
+        "TASK_MAX_WORKERS = 0: Input should be greater than 0; "
+        "TASK_LEASE_SECONDS = 'x': Input should be a valid number, "
+        "unable to parse string as a number"
+    )
+
+
+def test_other_settings_are_not_ours_to_judge() -> None:
+    with override_settings(TASK_OF_ANOTHER_APP="x", MAX_WORKERS=3):
+        assert "of_another_app" not in declared()
+        assert task_settings().max_workers == 4
+
+
+def test_settings_are_not_changed_at_run_time() -> None:
+    with pytest.raises(ValueError, match="Instance is frozen"):
+        task_settings().max_workers = 9  # type: ignore[misc]
