@@ -1,0 +1,299 @@
+"""Has anybody committed? Asked of real files, with real commits of other connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, connections, transaction
+
+from tasks_app import changes as changes_module
+from tasks_app.changes import Changes, SQLiteChanges, watch
+
+#: Longer than anything takes that these tests expect to come at once.
+LONG = 20.0
+#: Long enough for what must not happen to happen.
+SHORT = 0.1
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """Another connection to the file, as another process has it."""
+    found = sqlite3.connect(
+        tmp_path / "some.sqlite3", isolation_level=None, check_same_thread=False, timeout=5
+    )
+    found.execute("PRAGMA journal_mode = WAL")
+    found.execute("CREATE TABLE t (x)")
+    yield found
+    found.close()
+
+
+#: As on Linux; and as on other systems, or where the host's watches are used up.
+@pytest.fixture(params=["kernel", "timer"])
+def changes(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    writer: sqlite3.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[SQLiteChanges]:
+    if request.param == "timer":
+        monkeypatch.setattr(sys, "platform", "darwin")
+    with SQLiteChanges(str(tmp_path / "some.sqlite3")) as watched:
+        assert not watched.wait(0)
+        yield watched
+
+
+def write(writer: sqlite3.Connection) -> None:
+    writer.execute("INSERT INTO t VALUES (1)")
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    before = time.monotonic()
+    call()
+    return time.monotonic() - before
+
+
+def meanwhile(call: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+# SQLite.
+
+
+def test_a_commit_between_two_waits_ends_the_second(
+    changes: SQLiteChanges, writer: sqlite3.Connection
+) -> None:
+    write(writer)
+    assert changes.wait(LONG)
+    assert not changes.wait(0)
+    write(writer)
+    write(writer)
+    assert changes.wait(0)
+    assert not changes.wait(SHORT)
+
+
+def test_a_commit_ends_a_wait(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+    for _ in range(20):
+        thread = meanwhile(lambda: write(writer))
+        assert seconds(lambda: changes.wait(LONG)) < LONG / 2
+        thread.join()
+    assert not changes.wait(SHORT)
+
+
+def test_a_transaction_counts_when_it_commits(
+    changes: SQLiteChanges, writer: sqlite3.Connection
+) -> None:
+    writer.execute("BEGIN IMMEDIATE")
+    write(writer)
+    assert not changes.wait(SHORT)
+    writer.execute("COMMIT")
+    assert changes.wait(LONG)
+
+
+def test_a_rollback_does_not_count(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+    writer.execute("BEGIN IMMEDIATE")
+    write(writer)
+    writer.execute("ROLLBACK")
+    assert not changes.wait(SHORT)
+
+
+def test_a_look_does_not_count(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+    writer.execute("SELECT * FROM t").fetchall()
+    assert not changes.wait(SHORT)
+
+
+@pytest.mark.parametrize("mode", ["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+def test_commits_are_noticed_after_a_checkpoint(
+    changes: SQLiteChanges, writer: sqlite3.Connection, mode: str
+) -> None:
+    write(writer)
+    assert changes.wait(LONG)
+    writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+    changes.wait(0)
+    for _ in range(3):
+        write(writer)
+        assert changes.wait(LONG)
+    assert not changes.wait(SHORT)
+
+
+def test_commits_are_noticed_without_the_log(
+    changes: SQLiteChanges, writer: sqlite3.Connection, tmp_path: Path
+) -> None:
+    """Somebody removed it: the connections that are open write on, and the kernel is silent."""
+    (tmp_path / "some.sqlite3-wal").unlink()
+    for _ in range(3):
+        write(writer)
+        assert seconds(lambda: changes.wait(LONG)) < LONG / 2
+
+
+def test_commits_are_noticed_where_there_is_no_log(tmp_path: Path) -> None:
+    path = tmp_path / "rollback.sqlite3"
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("CREATE TABLE t (x)")
+    with SQLiteChanges(str(path)) as changes:
+        assert not changes.wait(SHORT)
+        write(writer)
+        assert changes.wait(LONG)
+        assert not changes.wait(SHORT)
+    writer.close()
+
+
+def test_what_the_kernel_does_not_report_is_noticed_all_the_same(
+    writer: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network share: a look now and then catches it."""
+    monkeypatch.setattr(changes_module, "SAFETY_SECONDS", 0.02)
+    with SQLiteChanges(str(tmp_path / "some.sqlite3")) as changes:
+        if changes._inotify is not None:
+            changes._inotify.rm_watch(1)  # The kernel numbers them from 1.
+            changes._inotify.read(timeout=0)
+        thread = meanwhile(lambda: write(writer))
+        assert seconds(lambda: changes.wait(LONG)) < LONG / 2
+        thread.join()
+
+
+# Any database.
+
+
+@pytest.fixture
+def timer(settings: Any) -> Iterator[Changes]:
+    """Of a database that cannot tell, looked at once in a long while."""
+    settings.TASK_POLL_INTERVAL_SECONDS = LONG * 2
+    with Changes() as changes:
+        assert changes.wait(0)
+        yield changes
+
+
+@pytest.fixture(params=["timer", "kernel"])
+def any_changes(
+    request: pytest.FixtureRequest, timer: Changes, tmp_path: Path, writer: sqlite3.Connection
+) -> Iterator[Changes]:
+    """Where nothing is committed."""
+    if request.param == "timer":
+        yield timer
+    else:
+        with SQLiteChanges(str(tmp_path / "some.sqlite3")) as changes:
+            yield changes
+
+
+def test_a_wait_ends_when_its_time_is_over(any_changes: Changes) -> None:
+    assert SHORT * 0.9 < seconds(lambda: any_changes.wait(SHORT)) < LONG / 2
+    assert not any_changes.wait(0)
+    assert not any_changes.wait(-1)
+
+
+def test_wake_ends_a_wait(any_changes: Changes) -> None:
+    for _ in range(20):
+        thread = meanwhile(any_changes.wake)
+        assert seconds(lambda: any_changes.wait(LONG)) < LONG / 2
+        thread.join()
+
+
+def test_wake_ends_the_next_wait_and_only_that(any_changes: Changes) -> None:
+    for _ in range(1000):
+        any_changes.wake()
+    assert seconds(lambda: any_changes.wait(LONG)) < LONG / 2
+    assert seconds(lambda: any_changes.wait(SHORT)) > SHORT * 0.9
+
+
+def test_wake_is_no_commit(any_changes: Changes) -> None:
+    any_changes.wake()
+    assert not any_changes.wait(LONG)
+
+
+def test_a_signal_handler_may_wake(any_changes: Changes) -> None:
+    previous = signal.signal(signal.SIGUSR1, lambda *_: any_changes.wake())
+    try:
+        thread = meanwhile(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        assert seconds(lambda: any_changes.wait(LONG)) < LONG / 2
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def test_a_pause_ends_with_its_time_or_with_wake(any_changes: Changes) -> None:
+    assert seconds(lambda: any_changes.pause(SHORT)) > SHORT * 0.9
+    any_changes.wake()
+    assert seconds(lambda: any_changes.pause(LONG)) < LONG / 2
+    any_changes.pause(-1)
+
+
+def test_a_commit_does_not_end_a_pause(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+    write(writer)
+    assert seconds(lambda: changes.pause(SHORT)) > SHORT * 0.9
+    assert changes.wait(0)
+
+
+def test_nothing_is_to_wake_after_the_end(any_changes: Changes) -> None:
+    any_changes.close()
+    any_changes.wake()
+
+
+def test_what_is_closed_is_given_back(writer: sqlite3.Connection, tmp_path: Path) -> None:
+    """Descriptors, counted by the lowest that is free."""
+
+    def lowest() -> int:
+        with socket.socket() as probe:
+            return probe.fileno()
+
+    before = lowest()
+    for _ in range(5):
+        with SQLiteChanges(str(tmp_path / "some.sqlite3")), Changes():
+            pass
+    assert lowest() == before
+
+
+# The timer.
+
+
+def test_the_timer_says_perhaps_as_often_as_it_is_set(settings: Any) -> None:
+    settings.TASK_POLL_INTERVAL_SECONDS = SHORT
+    with Changes() as changes:
+        assert changes.wait(LONG)
+        assert SHORT * 0.5 < seconds(lambda: changes.wait(LONG)) < LONG / 2
+        assert not changes.wait(0)
+
+
+def test_wake_does_not_hurry_the_timer(timer: Changes) -> None:
+    timer.wake()
+    assert not timer.wait(LONG)
+    assert not timer.wait(0)
+
+
+# The site's database.
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_sites_database_is_watched_by_the_best_means(settings: Any) -> None:
+    settings.TASK_POLL_INTERVAL_SECONDS = 0.01
+    with watch("default") as changes:
+        assert isinstance(changes, SQLiteChanges) is (connection.vendor == "sqlite")
+        changes.wait(0)
+
+        def commit() -> None:
+            with transaction.atomic():
+                User.objects.create(username="ada")
+            connections.close_all()
+
+        thread = meanwhile(commit)
+        assert changes.wait(LONG)
+        thread.join()
+
+
+def test_a_database_in_memory_is_watched_by_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    monkeypatch.setitem(connections["default"].settings_dict, "NAME", ":memory:")
+    with watch("default") as changes:
+        assert type(changes) is Changes

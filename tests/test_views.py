@@ -1,0 +1,308 @@
+"""What pages ask for, by whom, and how it is answered."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+
+from tasks_app.states import TERMINAL, Status
+from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot
+
+pytestmark = pytest.mark.django_db
+
+JSON = {"Accept": "application/json"}
+NOT_FOUND = {"detail": "There is no such task, or not for you."}
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_user("ada")
+
+
+def client_of(user: User | None, **options: Any) -> Client:
+    client = Client(**options)
+    if user is not None:
+        client.force_login(user)
+    return client
+
+
+def permitted(*codenames: str) -> User:
+    user = User.objects.create_user("permitted")
+    user.user_permissions.set(
+        Permission.objects.filter(content_type__app_label="tasks_app", codename__in=codenames)
+    )
+    return user
+
+
+def status_of(task_id: uuid.UUID) -> str:
+    return reverse("tasks_app:status", args=[task_id])
+
+
+def cancel_of(task_id: uuid.UUID) -> str:
+    return reverse("tasks_app:cancel", args=[task_id])
+
+
+# One task's status.
+
+
+def test_the_status_of_ones_own_task(ada: User) -> None:
+    task = saved(Status.COMPLETED, owner=ada, result={"rows": 3})
+    response = client_of(ada).get(status_of(task.pk))
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/json"
+    assert "no-store" in response.headers["Cache-Control"]
+    assert response.json() == task.info().model_dump(mode="json")
+    assert response.json()["result"] == {"rows": 3}
+
+
+def test_the_traceback_is_not_shown(ada: User) -> None:
+    task = saved(Status.FAILED, owner=ada, error_traceback="Traceback: secret")
+    response = client_of(ada).get(status_of(task.pk))
+    assert response.json()["error"] == {"type": "ValueError", "message": "it broke"}
+    assert b"secret" not in response.content
+
+
+@pytest.mark.parametrize("who", ["nobody", "another", "canceller"])
+def test_the_status_of_anothers_task_is_not_found(ada: User, who: str) -> None:
+    task = saved(owner=ada)
+    user = {
+        "nobody": lambda: None,
+        "another": lambda: User.objects.create_user("bob"),
+        "canceller": lambda: permitted("cancel_task"),
+    }[who]()
+    response = client_of(user).get(status_of(task.pk))
+    assert (response.status_code, response.json()) == (404, NOT_FOUND)
+
+
+def test_what_is_not_there_looks_like_what_is_not_yours(ada: User) -> None:
+    response = client_of(ada).get(status_of(uuid.uuid4()))
+    assert (response.status_code, response.json()) == (404, NOT_FOUND)
+
+
+def test_whoever_may_view_all_sees_anothers_task(ada: User) -> None:
+    task = saved(owner=ada)
+    assert client_of(permitted("view_task")).get(status_of(task.pk)).status_code == 200
+
+
+# Many tasks' statuses.
+
+
+def test_statuses_leave_out_what_is_not_yours(ada: User) -> None:
+    mine, other = saved(owner=ada), saved()
+    third = saved(Status.COMPLETED, owner=ada)
+    query = {"task": [str(mine.pk), str(other.pk), str(third.pk), str(uuid.uuid4())]}
+    response = client_of(ada).get(reverse("tasks_app:statuses"), query)
+    assert response.status_code == 200
+    assert "no-store" in response.headers["Cache-Control"]
+    found = {info["task_id"]: info for info in response.json()["tasks"]}
+    assert found == {str(task.pk): task.info().model_dump(mode="json") for task in (mine, third)}
+
+
+def test_statuses_for_nobody(ada: User) -> None:
+    task = saved(owner=ada)
+    response = client_of(None).get(reverse("tasks_app:statuses"), {"task": str(task.pk)})
+    assert (response.status_code, response.json()) == (200, {"tasks": []})
+
+
+def test_statuses_cost_as_many_queries_for_many(ada: User, django_assert_num_queries: Any) -> None:
+    client = client_of(ada)
+    ids = [str(saved(owner=ada).pk) for _ in range(20)]
+    with django_assert_num_queries(5):  # session, user, two for permissions, tasks
+        response = client.get(reverse("tasks_app:statuses"), {"task": ids})
+    assert len(response.json()["tasks"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ({}, "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1."),
+        (
+            {"task": "7"},
+            "A task's id is a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794.",
+        ),
+        (
+            {"task": [str(uuid.uuid4()) for _ in range(4)]},
+            "4 tasks are more than the 3 of TASK_STREAM_MAX_TASKS for one stream.",
+        ),
+    ],
+)
+def test_statuses_of_nonsense(ada: User, settings: Any, query: Any, detail: str) -> None:
+    settings.TASK_STREAM_MAX_TASKS = 3
+    response = client_of(ada).get(reverse("tasks_app:statuses"), query)
+    assert (response.status_code, response.json()) == (400, {"detail": detail})
+
+
+# Cancelling.
+
+
+def test_a_script_cancels_and_is_answered_in_json(ada: User) -> None:
+    task = enqueued(owner=ada)
+    response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
+    assert response.status_code == 200
+    assert response.json() == fresh(task).info().model_dump(mode="json")
+    assert response.json()["status"] == "cancelled"
+    assert last_fact(task).data == {"by": "ada"}
+
+
+def test_a_running_task_is_asked_to_cancel(ada: User) -> None:
+    task, _ = claimed(owner=ada)
+    response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
+    assert (response.json()["status"], response.json()["cancel_requested"]) == ("running", True)
+
+
+def test_whoever_may_cancel_cancels_anothers(ada: User) -> None:
+    task = enqueued(owner=ada)
+    response = client_of(permitted("cancel_task")).post(cancel_of(task.pk), headers=JSON)
+    assert response.status_code == 200
+    assert fresh(task).status == Status.CANCELLED
+    assert last_fact(task).data == {"by": "permitted"}
+
+
+@pytest.mark.parametrize("headers", [JSON, {}])
+@pytest.mark.parametrize("who", ["nobody", "another", "viewer"])
+def test_others_cancel_nothing(ada: User, who: str, headers: dict[str, str]) -> None:
+    task = enqueued(owner=ada)
+    user = {
+        "nobody": lambda: None,
+        "another": lambda: User.objects.create_user("bob"),
+        "viewer": lambda: permitted("view_task", "change_task", "delete_task"),
+    }[who]()
+    before = snapshot()
+    assert client_of(user).post(cancel_of(task.pk), headers=headers).status_code == 404
+    assert snapshot() == before
+
+
+def test_nobody_cancels_what_nobody_owns() -> None:
+    task = enqueued()
+    assert client_of(None).post(cancel_of(task.pk)).status_code == 404
+    assert fresh(task).status == Status.PENDING
+
+
+def test_what_is_not_there_cannot_be_cancelled(ada: User) -> None:
+    assert client_of(ada).post(cancel_of(uuid.uuid4()), headers=JSON).status_code == 404
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_what_has_finished_is_a_conflict(ada: User, status: Status) -> None:
+    task = ended(status, owner=ada)
+    before = snapshot()
+    response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
+    assert response.status_code == 409
+    assert response.json() == task.info().model_dump(mode="json")
+    assert snapshot() == before
+
+
+def test_a_form_needs_its_token(ada: User) -> None:
+    task = enqueued(owner=ada)
+    client = client_of(ada, enforce_csrf_checks=True)
+    assert client.post(cancel_of(task.pk), headers=JSON).status_code == 403
+    assert fresh(task).status == Status.PENDING
+    client.get(reverse("home"))
+    token = client.cookies["csrftoken"].value
+    headers = JSON | {"X-CSRFToken": token}
+    assert client.post(cancel_of(task.pk), headers=headers).status_code == 200
+
+
+HOME = "http://testserver/tasks/"
+
+
+@pytest.mark.parametrize(
+    ("following", "referer", "location"),
+    [
+        ("/tasks/?page=2", None, "/tasks/?page=2"),
+        ("/tasks/", HOME, "/tasks/"),
+        (HOME, None, HOME),
+        (None, HOME, HOME),
+        ("", HOME, HOME),
+        (None, None, "/"),
+        ("https://evil.example/", None, "/"),
+        ("https://evil.example/", "/here/", "/here/"),
+        ("//evil.example/", None, "/"),
+        ("/\\evil.example/", None, "/"),
+        ("https:///evil.example/", None, "/"),
+        ("javascript:alert(1)", None, "/"),
+        ("http://testserver@evil.example/", None, "/"),
+        (None, "https://evil.example/", "/"),
+        ("\0/", None, "/"),
+    ],
+)
+def test_a_form_goes_back_to_a_page_of_this_site(
+    ada: User, following: str | None, referer: str | None, location: str
+) -> None:
+    task = enqueued(owner=ada)
+    response = client_of(ada).post(
+        cancel_of(task.pk),
+        {} if following is None else {"next": following},
+        headers={"Accept": "text/html"} | ({"Referer": referer} if referer else {}),
+    )
+    assert (response.status_code, response.headers["Location"]) == (302, location)
+    assert fresh(task).status == Status.CANCELLED
+
+
+def test_a_secure_page_goes_back_to_no_insecure_one(ada: User) -> None:
+    task = enqueued(owner=ada)
+    response = client_of(ada).post(cancel_of(task.pk), {"next": HOME}, secure=True)
+    assert response.headers["Location"] == "/"
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_a_form_that_came_too_late_goes_back_all_the_same(ada: User, status: Status) -> None:
+    task = ended(status, owner=ada)
+    response = client_of(ada).post(
+        cancel_of(task.pk), {"next": "/tasks/"}, headers={"Accept": "text/html"}
+    )
+    assert (response.status_code, response.headers["Location"]) == (302, "/tasks/")
+
+
+# Methods and kinds.
+
+
+@pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
+@pytest.mark.parametrize("name", ["status", "statuses"])
+def test_statuses_are_only_read(ada: User, name: str, method: str) -> None:
+    task = saved(owner=ada)
+    url = reverse(f"tasks_app:{name}", args=[task.pk] if name == "status" else [])
+    response = getattr(client_of(ada), method)(url)
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize("method", ["get", "put", "patch", "delete"])
+def test_a_cancel_is_posted(ada: User, method: str) -> None:
+    task = enqueued(owner=ada)
+    response = getattr(client_of(ada), method)(cancel_of(task.pk))
+    assert (response.status_code, response.headers["Allow"]) == (405, "POST")
+    assert fresh(task).status == Status.PENDING
+
+
+@pytest.mark.parametrize("name", ["stream", "streams"])
+def test_streams_need_asgi(ada: User, name: str) -> None:
+    task = saved(owner=ada)
+    url = reverse(f"tasks_app:{name}", args=[task.pk] if name == "stream" else [])
+    response = client_of(ada).get(url)
+    assert (response.status_code, response.headers["Content-Type"]) == (501, "text/plain")
+    assert response.content == b"Streams need ASGI; serve this site by uvicorn or daphne."
+
+
+def test_the_urls() -> None:
+    task_id = uuid.UUID(int=0)
+    assert {
+        name: reverse(f"tasks_app:{name}", args=args)
+        for name, args in (
+            ("streams", []),
+            ("statuses", []),
+            ("stream", [task_id]),
+            ("status", [task_id]),
+            ("cancel", [task_id]),
+        )
+    } == {
+        "streams": "/tasks/stream/",
+        "statuses": "/tasks/status/",
+        "stream": f"/tasks/{task_id}/stream/",
+        "status": f"/tasks/{task_id}/status/",
+        "cancel": f"/tasks/{task_id}/cancel/",
+    }
