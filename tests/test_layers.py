@@ -1,0 +1,227 @@
+"""Imports go down only, and other rules that the code keeps about itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks_app.states import EventType, Status
+
+APP = Path(__file__).resolve().parent.parent / "tasks_app"
+FILES = sorted(path for path in APP.rglob("*.py") if "migrations" not in path.parts)
+
+#: From the lowest to the highest. What stands in one line may import each other where the line
+#: is one package, or the doors; and else only what stands below.
+LAYERS = [
+    {"states"},
+    {"exceptions"},
+    {"conf"},
+    {"clock"},
+    {"schemas"},
+    {"progress"},
+    {"base"},
+    {"models"},
+    {"changes"},
+    {"lifecycle"},
+    {"retention", "permissions"},
+    {"worker", "streaming"},
+    {"service"},
+    {
+        "admin",
+        "api",
+        "apps",
+        "backend",
+        "checks",
+        "management",
+        "routing",
+        "templatetags",
+        "urls",
+        "views",
+    },
+]
+HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+DOORS = LAYERS[-1]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(APP).as_posix()
+
+
+def part_of(path: Path) -> str:
+    """The layer's name that a file belongs to: its module, or its package."""
+    return path.relative_to(APP).parts[0].removesuffix(".py")
+
+
+def parsed(path: Path) -> ast.Module:
+    tree = ast.parse(path.read_text(), str(path))
+    for node in ast.walk(tree):
+        for child in ast.iter_child_nodes(node):
+            child.parent = node  # type: ignore[attr-defined]
+    return tree
+
+
+def ancestors(node: ast.AST) -> Iterator[ast.AST]:
+    while (node := getattr(node, "parent", None)) is not None:  # type: ignore[assignment]
+        yield node
+
+
+def imports(path: Path) -> Iterator[tuple[ast.stmt, list[str]]]:
+    """Each import of a file, and the parts of the app that it names."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)} imports relatively; name the package"
+            modules = [str(node.module)]
+            if node.module in ("tasks_app", "tasks_app.worker", "tasks_app.streaming"):
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield node, [name.split(".")[1] for name in modules if name.startswith("tasks_app.")]
+
+
+def for_types_only(node: ast.AST) -> bool:
+    return any(
+        isinstance(above, ast.If)
+        and isinstance(above.test, ast.Name)
+        and above.test.id == "TYPE_CHECKING"
+        for above in ancestors(node)
+    )
+
+
+def violations(path: Path) -> list[str]:
+    own = part_of(path)
+    return [
+        f"{name_of(path)}:{node.lineno} imports {part}"
+        for node, parts in imports(path)
+        if not for_types_only(node)
+        for part in parts
+        if part != own and not (own in DOORS and part in DOORS) and HEIGHT[part] >= HEIGHT[own]
+    ]
+
+
+def test_every_file_has_its_layer() -> None:
+    parts = {part_of(path) for path in FILES} - {"__init__"}
+    assert parts <= set(HEIGHT)
+    assert len(FILES) > 30
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down_only(path: Path) -> None:
+    assert violations(path) == []
+
+
+def test_an_import_upwards_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.test_layers.APP", tmp_path)
+    file = tmp_path / "models.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "from tasks_app import service, states\n"
+        "import tasks_app.streaming.relay\n"
+        "if TYPE_CHECKING:\n"
+        "    from tasks_app.permissions import User\n"
+    )
+    assert violations(file) == ["models.py:2 imports service", "models.py:3 imports streaming"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_import_hides_in_a_function(path: Path) -> None:
+    hidden = [
+        f"{name_of(path)}:{node.lineno}"
+        for node, _ in imports(path)
+        for above in ancestors(node)
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (name_of(path), above.name) != ("apps.py", "ready")
+    ]
+    assert hidden == []
+
+
+# Smells.
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if name_of(path) != "lifecycle.py"], ids=name_of
+)
+def test_only_the_lifecycle_writes_a_status(path: Path) -> None:
+    written = [
+        node.lineno
+        for node in ast.walk(parsed(path))
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and node.attr == "status"
+            and not (name_of(path) == "exceptions.py" and ast.unparse(node) == "self.status")
+        )
+        or (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("update", "bulk_update", "update_or_create")
+            and any(keyword.arg == "status" for keyword in node.keywords)
+        )
+    ]
+    assert written == []
+
+
+VOCABULARY = {*Status.values, *EventType.values}
+
+
+def words(path: Path) -> set[str]:
+    """The strings of a file that are a status's or an event's name, but for docstrings."""
+    return {
+        node.value
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Constant)
+        and node.value in VOCABULARY
+        and not isinstance(getattr(node, "parent", None), ast.Expr)
+    }
+
+
+#: Said to people, or named for a page's script, in words that happen to be a status's.
+SAID: dict[str, set[str]] = {
+    "lifecycle.py": {"cancelled"},
+    "worker/coordinator.py": {"completed"},
+    "templatetags/tasks.py": {"running", "completed", "failed", "cancelled"},
+}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if name_of(path) != "states.py"], ids=name_of
+)
+def test_statuses_and_events_are_named_in_one_place(path: Path) -> None:
+    assert words(path) <= SAID.get(name_of(path), set())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_sleeps(path: Path) -> None:
+    """What waits must hear of a shutdown."""
+    sleeping = [
+        node.lineno
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute) and node.attr == "sleep"
+    ]
+    assert sleeping == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_is_swallowed_in_silence(path: Path) -> None:
+    silent = [
+        node.lineno
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ExceptHandler)
+        and all(isinstance(statement, ast.Pass) for statement in node.body)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+    ]
+    assert silent == []
+
+
+def test_no_file_is_named_for_nothing() -> None:
+    assert not [name_of(path) for path in FILES if path.stem in ("utils", "helpers", "misc")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_one_idea(path: Path) -> None:
+    """One past some 400 lines has two."""
+    assert len(path.read_text().splitlines()) <= 420
