@@ -57,6 +57,8 @@ def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
 @never_cache
 def statuses(request: HttpRequest) -> JsonResponse:
     """Return the status of the tasks that the query names and the user may see."""
+    if not request.user.is_authenticated:
+        return JsonResponse({"detail": "Log in to see tasks."}, status=403)
     try:
         ids = [task_id for channel in requested(request) if (task_id := task_of(channel))]
     except BadRequest as error:
