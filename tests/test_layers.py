@@ -219,9 +219,3 @@ def test_nothing_is_swallowed_in_silence(path: Path) -> None:
 
 def test_no_file_is_named_for_nothing() -> None:
     assert not [name_of(path) for path in FILES if path.stem in ("utils", "helpers", "misc")]
-
-
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_is_one_idea(path: Path) -> None:
-    """One past some 400 lines has two."""
-    assert len(path.read_text().splitlines()) <= 420

@@ -1,0 +1,98 @@
+"""`manage.py run_tasks`, in this process; tests of signals are in tests/processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from tasks_app.management.commands import run_tasks
+from tasks_app.models import Task, Worker
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.rows import facts
+from tests.tasks import Add, Fail, Noop
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """The command takes them for its process, which here is the tests'."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def statuses() -> list[str]:
+    return list(Task.objects.order_by("run_after").values_list("status", flat=True))
+
+
+def test_drain_runs_what_is_ready() -> None:
+    added = task_service.start_task(Add, {"a": 40})
+    task_service.start_task(Fail)
+    call_command("run_tasks", "--drain")
+    assert statuses() == [Status.COMPLETED, Status.FAILED]
+    task = Task.objects.get(pk=added.task_id)
+    assert (task.result, facts(task)) == (42, ["task_queued", "task_started", "task_completed"])
+
+
+def test_drain_of_nothing() -> None:
+    call_command("run_tasks", "--drain")
+    assert Worker.objects.get().stopped_at is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "hands", "queues"),
+    [
+        ((), 7, []),
+        (("--max-workers", "2"), 2, []),
+        (("--queues", "mail"), 7, ["mail"]),
+        (("--queues", " mail, reports ,"), 7, ["mail", "reports"]),
+        (("--queues", " , "), 7, []),
+    ],
+)
+def test_options(settings: Any, options: tuple[str, ...], hands: int, queues: list[str]) -> None:
+    settings.TASK_MAX_WORKERS = 7
+    call_command("run_tasks", "--drain", *options)
+    worker = Worker.objects.get()
+    assert (worker.hands, worker.queues) == (hands, queues)
+
+
+def test_only_the_queues_that_are_named() -> None:
+    for queue in ("mail", "default"):
+        task_service.start_task(Noop, queue=queue)
+    call_command("run_tasks", "--drain", "--queues", "mail")
+    assert statuses() == [Status.COMPLETED, Status.PENDING]
+
+
+def test_max_tasks_ends_it() -> None:
+    task_service.start_many(Noop, [{}] * 5)
+    call_command("run_tasks", "--max-tasks", "3")
+    assert statuses() == [Status.COMPLETED] * 3 + [Status.PENDING] * 2
+
+
+@pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_nonsense_is_refused(option: str, value: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        call_command("run_tasks", "--drain", f"{option}={value}")
+    assert str(caught.value) == f"{option} must be 1 or more, not {value}"
+    assert not Worker.objects.exists()
+
+
+@pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
+def test_what_is_no_number_is_refused(option: str) -> None:
+    with pytest.raises(CommandError, match=f"argument {option}: invalid int value: 'many'"):
+        call_command("run_tasks", option, "many")
+
+
+def test_signals_are_the_commands() -> None:
+    call_command("run_tasks", "--drain")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handler: Any = signal.getsignal(number)
+        assert handler.__module__ == run_tasks.__name__

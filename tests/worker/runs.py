@@ -1,0 +1,19 @@
+"""Runs as the coordinator makes them."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from tasks_app.lifecycle import claim_of
+from tasks_app.progress import ProgressHandle
+from tasks_app.states import Status
+from tasks_app.worker.run import Run
+from tests.rows import row
+
+
+def made(task: type[Any] | str = "tests.tasks.Noop", **fields: Any) -> Run:
+    """A run of a task whose row is not stored."""
+    name = task if isinstance(task, str) else task.name()
+    found = row(Status.RUNNING, name=name, fencing_token=uuid.uuid4(), **fields)
+    return Run(found, claim_of(found), ProgressHandle())

@@ -1,0 +1,171 @@
+"""Each way a run may end, and the verb that tells it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks_app.exceptions import (
+    LeaseLost,
+    TaskCancelled,
+    TaskInterrupted,
+    TaskReleased,
+    TaskTimedOut,
+)
+from tasks_app.lifecycle import Failure
+from tasks_app.states import Verb
+from tasks_app.worker.execution import cut_short, execute, failure
+from tests.more_tasks import CleansUpBadly, Echo, NeverAgain, StartsBadly, Translates
+from tests.tasks import Add, Burst, Fail, Noop, Quit, WrongResult
+from tests.worker.runs import made
+
+CUT_SHORT = Failure(
+    "WorkerLost", "The worker was shut down, and this task does not start again by itself."
+)
+
+
+def test_a_result_completes_it() -> None:
+    run = made(Add, params={"a": 40})
+    assert execute(run) == (run, Verb.COMPLETE, 42)
+    assert execute(made(Noop)).value is None
+
+
+def test_an_exception_fails_it() -> None:
+    run = made(Fail, params={"message": "it broke"})
+    outcome = execute(run)
+    assert outcome[:2] == (run, Verb.FAIL)
+    assert (outcome.value.type, outcome.value.message) == ("ValueError", "it broke")
+    assert outcome.value.traceback.startswith("Traceback (most recent call last):")
+    assert outcome.value.traceback.endswith("ValueError: it broke\n")
+    assert outcome.value.public() == {"type": "ValueError", "message": "it broke"}
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "kind", "message"),
+    [
+        (Quit, {}, "SystemExit", "3"),
+        (WrongResult, {}, "InvalidResult", "WrongResult returned a wrong result: "),
+        (Add, {}, "InvalidParams", "Parameters of Add are wrong: a: Field required"),
+        (StartsBadly, {}, "RuntimeError", "no instance"),
+        ("tests.tasks.Gone", {}, "UnknownTask", "There is no task 'tests.tasks.Gone': "),
+        ("tests.tasks.Order", {}, "UnknownTask", "There is no task 'tests.tasks.Order': "),
+        ("tests.more_tasks.Abstract", {}, "NotImplementedError", "Abstract must define execute()"),
+    ],
+)
+def test_whatever_is_wrong_fails_it(
+    task: object, params: dict[str, object], kind: str, message: str
+) -> None:
+    outcome = execute(made(task, params=params))  # type: ignore[arg-type]
+    assert outcome.verb is Verb.FAIL
+    assert outcome.value.type == kind
+    assert outcome.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "max_attempts", "verb"),
+    [(1, 1, Verb.FAIL), (1, 2, Verb.RETRY), (2, 3, Verb.RETRY), (3, 3, Verb.FAIL)],
+)
+def test_a_failure_is_retried_while_attempts_are_left(
+    attempt: int, max_attempts: int, verb: Verb
+) -> None:
+    run = made(Fail, params={}, attempt=attempt, max_attempts=max_attempts)
+    outcome = execute(run)
+    assert (outcome.verb, outcome.value.message) == (verb, "it broke")
+
+
+@pytest.mark.parametrize(
+    ("reason", "verb", "value"),
+    [
+        (TaskCancelled(), Verb.CANCEL, None),
+        (TaskReleased(), Verb.RELEASE, None),
+        (LeaseLost(), Verb.RELEASE, None),
+    ],
+)
+@pytest.mark.parametrize("task", [Burst, CleansUpBadly, Translates])
+@pytest.mark.parametrize("max_attempts", [1, 2])
+def test_an_interruption_ends_it_as_its_reason_says(
+    task: type[object],
+    reason: TaskInterrupted,
+    verb: Verb,
+    value: object,
+    max_attempts: int,
+) -> None:
+    """Also where the task's own clean-up failed, or named it otherwise."""
+    run = made(task, max_attempts=max_attempts)
+    run.handle.stop(reason)
+    assert execute(run) == (run, verb, value)
+
+
+@pytest.mark.parametrize("task", [Burst, CleansUpBadly, Translates])
+@pytest.mark.parametrize("max_attempts", [1, 2])
+def test_a_timeout_fails_it_for_good(task: type[object], max_attempts: int) -> None:
+    run = made(task, max_attempts=max_attempts)
+    run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
+    outcome = execute(run)
+    assert outcome.verb is Verb.FAIL
+    assert (outcome.value.type, outcome.value.message) == (
+        "TaskTimedOut",
+        "The task ran longer than its 5 s.",
+    )
+
+
+def test_what_has_finished_when_it_is_told_to_stop_is_complete() -> None:
+    run = made(Noop)
+    run.handle.stop(TaskCancelled())
+    assert execute(run).verb is Verb.COMPLETE
+
+
+# Cut short.
+
+
+def test_a_shutdown_hands_it_to_another_worker() -> None:
+    run = made(Noop)
+    assert cut_short(run) == (run, Verb.RELEASE, None)
+
+
+def test_a_shutdown_fails_what_must_not_run_twice() -> None:
+    run = made(NeverAgain)
+    assert cut_short(run) == (run, Verb.FAIL, CUT_SHORT)
+
+
+@pytest.mark.parametrize("name", ["tests.tasks.Gone", "nodots"])
+def test_a_shutdown_leaves_what_is_unknown_to_the_next_worker(name: str) -> None:
+    run = made(name)
+    assert cut_short(run) == (run, Verb.RELEASE, None)
+
+
+# Failures.
+
+
+def test_a_failure_can_be_stored_whatever_it_says() -> None:
+    found = failure(ValueError("nul \0, half a pair \ud800"))
+    assert found.message == "nul \ufffd, half a pair ?"
+    assert "\0" not in found.traceback
+    assert "\ud800" not in found.traceback
+
+
+def test_a_failure_shows_its_causes() -> None:
+    def fails() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ValueError("second") from error
+
+    with pytest.raises(ValueError, match="second") as caught:
+        fails()
+    assert "KeyError: 'first'" in failure(caught.value).traceback
+
+
+def test_errors_that_cause_each_other_are_no_maze() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__context__ = second, first
+
+    run = made(Raises, params={})
+    Raises.error = first
+    assert execute(run).verb is Verb.FAIL
+
+
+class Raises(Echo):
+    error: Exception
+
+    def run(self, *_args: object) -> object:
+        raise self.error

@@ -1,0 +1,105 @@
+"""What every worker does on the side: take back lost tasks, delete old ones."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from tasks_app import retention
+from tasks_app.models import Task, Worker
+from tasks_app.states import Status
+from tasks_app.worker.housekeeping import BATCH_PAUSE, Pruner, rescue
+from tests.rows import claimed, fresh, lapse, saved, worker
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(autouse=True)
+def rules(settings: Any) -> None:
+    settings.TASK_RETENTION_SECONDS = 3600
+    settings.TASK_FAILED_RETENTION_SECONDS = 7200
+    settings.TASK_CLEANUP_INTERVAL_SECONDS = 600
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, "tasks_app")
+    return caplog
+
+
+def test_a_rescue_names_the_task_and_the_lost_worker(log: pytest.LogCaptureFixture) -> None:
+    task, _ = claimed(worker(hostname="ada", pid=7))
+    lapse(task, DAY)
+    assert rescue() == 1
+    assert fresh(task).status == Status.FAILED
+    [record] = log.records
+    assert (record.name, record.levelname) == ("tasks_app.cleanup", "WARNING")
+    assert record.getMessage() == (
+        f"Task {task.pk} (tests.tasks.Noop) was taken back from worker ada:7, "
+        f"which stopped responding"
+    )
+    assert record.task_id == str(task.pk)  # type: ignore[attr-defined]
+
+
+def test_a_rescue_of_nothing_says_nothing(log: pytest.LogCaptureFixture) -> None:
+    claimed()
+    assert rescue() == 0
+    assert log.records == []
+
+
+def test_a_pruner_goes_a_batch_at_a_step(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    for _ in range(3):
+        saved(Status.COMPLETED, age=DAY)
+    kept = [saved(Status.FAILED, age=timedelta(hours=1.5)), saved(Status.COMPLETED)]
+    pruner = Pruner(100.0)
+    assert pruner.next_step == 100.0
+    left = []
+    for moment in (100.0, 101.0, 102.0):
+        pruner.step(moment)
+        left.append((Task.objects.count() - len(kept), pruner.next_step - moment))
+    assert left == [(1, pytest.approx(BATCH_PAUSE)), (0, pytest.approx(BATCH_PAUSE)), (0, 600.0)]
+    assert set(Task.objects.all()) == set(kept)
+    [record] = log.records
+    assert (record.levelname, record.getMessage()) == (
+        "INFO",
+        "Removed 3 finished tasks past their retention",
+    )
+
+
+def test_a_pruner_starts_anew_after_its_pause(log: pytest.LogCaptureFixture) -> None:
+    pruner = Pruner(0.0)
+    pruner.step(0.0)
+    assert pruner.next_step == 600.0
+    saved(Status.COMPLETED, age=DAY)
+    pruner.step(600.0)
+    pruner.step(600.1)
+    assert not Task.objects.exists()
+    assert [record.getMessage() for record in log.records] == [
+        "Removed 1 finished tasks past their retention"
+    ]
+
+
+def test_a_pruner_forgets_workers_that_are_long_gone() -> None:
+    worker(heartbeat_at=timezone.now() - DAY * 2)
+    stays = worker()
+    Pruner(0.0).step(0.0)
+    assert list(Worker.objects.all()) == [stays]
+
+
+def test_a_pruner_heeds_a_change_of_the_rules(settings: Any) -> None:
+    saved(Status.COMPLETED, age=timedelta(minutes=30))
+    pruner = Pruner(0.0)
+    pruner.step(0.0)
+    assert Task.objects.count() == 1
+    settings.TASK_RETENTION_SECONDS = 60
+    pruner.step(600.0)
+    assert Task.objects.count() == 0

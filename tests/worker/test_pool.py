@@ -1,0 +1,130 @@
+"""The hands: threads that run user code, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+import pytest
+from django.db import connections
+
+from tasks_app.states import Verb
+from tasks_app.worker.execution import Outcome
+from tasks_app.worker.pool import Pool
+from tasks_app.worker.run import NEVER
+from tests.more_tasks import Echo
+from tests.tasks import Add, Deaf, Quit
+from tests.worker.runs import made
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def delivered() -> SimpleQueue[Outcome]:
+    return SimpleQueue()
+
+
+@pytest.fixture
+def pool(delivered: SimpleQueue[Outcome]) -> Iterator[Pool]:
+    made = Pool(2, delivered.put)
+    yield made
+    made.close()
+    assert made.join(PATIENCE)
+
+
+def test_it_runs_what_it_is_given(pool: Pool, delivered: SimpleQueue[Outcome]) -> None:
+    runs = [made(Add, params={"a": number}) for number in range(10)]
+    for run in runs:
+        pool.submit(run)
+    outcomes = {outcome.run: outcome for outcome in [delivered.get(timeout=PATIENCE) for _ in runs]}
+    assert [outcomes[run].value for run in runs] == [number + 2 for number in range(10)]
+    assert all(run.claimed <= run.began < NEVER for run in runs)
+
+
+def test_it_runs_as_many_at_a_time_as_it_has_hands(
+    pool: Pool, delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two meet at a barrier for two; were there one hand, they never would."""
+    meeting = threading.Barrier(2, timeout=PATIENCE)
+    monkeypatch.setattr(Echo, "run", lambda *_: meeting.wait() >= 0)
+    for _ in range(4):
+        pool.submit(made(Echo))
+    assert [delivered.get(timeout=PATIENCE).verb for _ in range(4)] == [Verb.COMPLETE] * 4
+
+
+def test_a_hand_survives_whatever_a_task_raises(
+    pool: Pool, delivered: SimpleQueue[Outcome]
+) -> None:
+    for _ in range(4):
+        pool.submit(made(Quit))
+    pool.submit(made(Add, params={"a": 1}))
+    verbs = [delivered.get(timeout=PATIENCE).verb for _ in range(5)]
+    assert sorted(verbs) == sorted([Verb.FAIL] * 4 + [Verb.COMPLETE])
+
+
+def test_what_no_hand_has_begun_is_recalled(
+    pool: Pool, delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def wait(*_: object) -> None:
+        begun.release()
+        go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(Deaf, "run", wait)
+    running, waiting = [made(Deaf) for _ in range(2)], [made(Deaf) for _ in range(3)]
+    for run in running:
+        pool.submit(run)
+    for _ in running:
+        assert begun.acquire(timeout=PATIENCE)
+    for run in waiting:
+        pool.submit(run)
+    assert pool.recall() == waiting
+    assert pool.recall() == []
+    assert all(run.began == NEVER for run in waiting)
+    go_on.set()
+    assert {delivered.get(timeout=PATIENCE).run for _ in running} == set(running)
+
+
+def test_close_does_not_wait_and_join_does(
+    delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(Deaf, "run", lambda *_: go_on.wait(PATIENCE))
+    pool = Pool(1, delivered.put)
+    pool.submit(made(Deaf))
+    pool.close()
+    assert not pool.join(0.01)
+    go_on.set()
+    assert pool.join(PATIENCE)
+    assert delivered.get(timeout=PATIENCE).verb is Verb.COMPLETE
+
+
+def test_a_task_does_not_keep_the_process() -> None:
+    pool = Pool(1, lambda _outcome: None)
+    hands = [thread for thread in threading.enumerate() if thread.name.startswith("hand-")]
+    assert hands
+    assert all(hand.daemon for hand in hands)
+    pool.close()
+    assert pool.join(PATIENCE)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_hand_closes_its_connection(
+    delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def use(*_: object) -> None:
+        connections["default"].ensure_connection()
+        used.append(connections["default"])
+
+    monkeypatch.setattr(Echo, "run", use)
+    pool = Pool(1, delivered.put)
+    pool.submit(made(Echo))
+    delivered.get(timeout=PATIENCE)
+    pool.close()
+    assert pool.join(PATIENCE)
+    [connection] = used
+    assert connection.connection is None

@@ -1,0 +1,85 @@
+"""When a worker that was told to stop must do what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks_app.worker.run import NEVER
+from tasks_app.worker.shutdown import STOP_SECONDS, Shutdown
+
+
+@pytest.fixture(autouse=True)
+def grace(settings: Any) -> float:
+    settings.TASK_SHUTDOWN_GRACE_SECONDS = 10
+    return 10.0
+
+
+def test_nothing_happens_unasked() -> None:
+    shutdown = Shutdown()
+    assert not shutdown.requested
+    assert not shutdown.heed(100.0)
+    assert not shutdown.interrupts(1e9)
+    assert not shutdown.releases(1e9)
+    assert shutdown.next_step == NEVER
+
+
+def test_the_first_signal_gives_a_grace() -> None:
+    shutdown = Shutdown()
+    shutdown.signal()
+    assert shutdown.requested
+    assert shutdown.heed(100.0)
+    assert shutdown.next_step == 110.0
+    assert not shutdown.interrupts(109.9)
+    assert not shutdown.releases(109.9)
+
+
+def test_the_first_signal_is_told_once() -> None:
+    shutdown = Shutdown()
+    shutdown.signal()
+    assert shutdown.heed(100.0)
+    assert not shutdown.heed(105.0)
+    assert shutdown.next_step == 110.0
+
+
+def test_after_the_grace_tasks_are_interrupted_once_and_then_released() -> None:
+    shutdown = Shutdown()
+    shutdown.signal()
+    shutdown.heed(100.0)
+    assert shutdown.interrupts(110.0)
+    assert not shutdown.interrupts(110.0)
+    assert not shutdown.releases(110.0)
+    assert shutdown.next_step == 110.0 + STOP_SECONDS
+    assert shutdown.releases(110.0 + STOP_SECONDS)
+    assert shutdown.releases(200.0)
+
+
+def test_a_second_signal_skips_the_waits() -> None:
+    shutdown = Shutdown()
+    shutdown.signal()
+    shutdown.heed(100.0)
+    shutdown.signal()
+    assert not shutdown.heed(101.0)
+    assert shutdown.next_step == 101.0
+    assert shutdown.interrupts(101.0)
+    assert shutdown.releases(101.0)
+
+
+def test_two_signals_before_the_first_look_end_at_once() -> None:
+    shutdown = Shutdown()
+    shutdown.signal()
+    shutdown.signal()
+    assert shutdown.heed(100.0)
+    assert shutdown.interrupts(100.0)
+    assert shutdown.releases(100.0)
+
+
+def test_without_a_grace_tasks_are_interrupted_at_once(settings: Any) -> None:
+    settings.TASK_SHUTDOWN_GRACE_SECONDS = 0
+    shutdown = Shutdown()
+    shutdown.signal()
+    shutdown.heed(100.0)
+    assert shutdown.interrupts(100.0)
+    assert not shutdown.releases(100.0)
+    assert shutdown.releases(100.0 + STOP_SECONDS)
