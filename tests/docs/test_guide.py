@@ -1,0 +1,159 @@
+"""The guide's snippets run, and its samples are what is sent."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.template import Context, Template
+from django.test import RequestFactory
+
+from tasks_app import lifecycle, schemas
+from tasks_app.lifecycle import Failure
+from tasks_app.models import Task, TaskEvent
+from tasks_app.progress import LogLine, ProgressHandle
+from tasks_app.service import task_service
+from tasks_app.states import FACTS, EventType
+from tests.docs.pages import GUIDE, PAGES, Snippet, section, snippets
+from tests.rows import worker
+
+RUNNABLE = [snippet for snippet in snippets(GUIDE, "python") if "run" in snippet.options]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The guide's files, importable."""
+    for snippet in snippets(GUIDE):
+        if snippet.file:
+            path = tmp_path / snippet.file
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a" if "append" in snippet.options else "w") as file:
+                file.write(snippet.text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "snippet", [one for page in PAGES for one in snippets(page, "python")], ids=str
+)
+def test_python_compiles(snippet: Snippet) -> None:
+    compile(snippet.text, str(snippet), "exec")
+
+
+@pytest.mark.django_db
+def test_snippets_run(shop: Path) -> None:
+    request = SimpleNamespace(user=User.objects.create(username="viewer"))
+    names: dict[str, Any] = {"request": request}
+    for snippet in RUNNABLE:
+        if "remove_completed_task" in snippet.text:
+            # It removes what it cancels, which is pending here, and so is cancelled at once.
+            assert names["started"].status == "pending"
+        exec(compile(snippet.text, str(snippet), "exec"), names)
+    assert names["running"]
+    assert names["info"].status == "cancelled"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_tests_of_the_guide_pass(shop: Path, tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec("".join(block.text for block in RUNNABLE if "def test_" in block.text), names)
+    tests = [one for name, one in names.items() if name.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        wanted = inspect.signature(test).parameters
+        test(**{"tmp_path": tmp_path} if "tmp_path" in wanted else {})
+
+
+@pytest.mark.django_db
+def test_tasks_of_the_guide_do_their_work(shop: Path, tmp_path: Path) -> None:
+    from shop import tasks  # type: ignore[import-not-found]
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("abc")
+    (folder / "b").write_text("de")
+    for task, params, result in (
+        (tasks.CountDays, {"first": "2026-01-01", "last": "2026-01-31"}, 31),
+        (tasks.Archive, {"folder": str(folder)}, 5),
+        (tasks.Prepare, {}, None),
+        (tasks.Shuffle, {"rows": 3}, 6),
+        (tasks.Drain, {"batches": 2}, 2),
+        (tasks.MakeUsers, {"names": ["ada", "ben"]}, 2),
+    ):
+        progress = ProgressHandle()
+        assert task().run(progress, task.validate_params(params)) == result
+        silent = task in (tasks.CountDays, tasks.Drain)
+        assert progress.latest.value == (None if silent else 1.0)
+
+
+def test_template_tag_takes_what_the_guide_gives_it(db: None) -> None:
+    started = task_service.start_task("tests.tasks.Noop")
+    [sample] = [block for block in snippets(GUIDE, "html") if "task_progress" in block.text]
+    request = RequestFactory().get("/")
+    task = Task.objects.get(pk=started.task_id)
+    page = Template(sample.text).render(
+        Context({"task": task, "request": request, "task_url": "/there/"})
+    )
+    assert page.count("<task-progress") == 2
+    assert '<a href="/there/">Progress</a>' in page
+
+
+def samples() -> list[schemas.TaskEvent]:
+    text = section(GUIDE, "Messages")
+    return [
+        schemas.TaskEvent.model_validate_json(line.removeprefix("data: "))
+        for line in text.splitlines()
+        if line.startswith(("data: {", "{"))
+    ]
+
+
+def test_there_is_a_sample_of_each_message() -> None:
+    assert {sample.event_type for sample in samples()} == set(EventType)
+    for sample in samples():
+        if sample.event_type is EventType.STATUS:
+            schemas.TaskInfo.model_validate_json(json.dumps(sample.data))
+
+
+def test_samples_have_the_fields_that_are_sent(db: None) -> None:
+    """And so does the table of messages."""
+    by = worker()
+
+    def claimed() -> lifecycle.Claim:
+        task_service.start_task("tests.tasks.Noop", max_attempts=2)
+        return lifecycle.claim_of(lifecycle.claim(by, 1)[0])
+
+    failure = Failure("ValueError", "it broke")
+    lifecycle.log({claimed(): [LogLine("info", "hello")]})
+    lifecycle.retry({claimed(): failure})
+    lifecycle.fail({claimed(): failure})
+    lifecycle.complete({claimed(): 1})
+    asked = claimed()
+    lifecycle.request_cancel(asked.task_id, by="ada")
+    lifecycle.cancel([asked])
+    lifecycle.release([claimed()])
+    lifecycle.request_cancel(task_service.start_task("tests.tasks.Noop").task_id, by="ada")
+
+    sent: dict[str, set[frozenset[str]]] = {}
+    for event in TaskEvent.objects.all():
+        sent.setdefault(event.event_type, set()).add(frozenset(event.data))
+    assert set(sent) == FACTS
+    for sample in samples():
+        if sample.event_type in FACTS:
+            assert frozenset(sample.data) in sent[sample.event_type], sample
+
+    rows = section(GUIDE, "Messages").splitlines()
+    for kind, shapes in sent.items():
+        [row] = [row for row in rows if row.startswith(f"| `{kind}`")]
+        said = set(re.findall(r"`(\w+)`", row.rsplit("|", 2)[1]))
+        for shape in shapes:
+            assert shape <= said, kind
