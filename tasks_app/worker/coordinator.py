@@ -31,9 +31,10 @@ from tasks_app.worker.shutdown import Shutdown
 
 logger = logging.getLogger("tasks_app.worker")
 
-#: After a look that found nothing, the soonest the next change is looked into: a site that
-#: commits thousands of times a second must not turn each into queries here.
-FRUITLESS_PAUSE = 0.005
+#: After a look that left nothing waiting, the soonest that the next change is looked into. Most
+#: such changes are this worker's own commits; and a site that commits thousands of times a second
+#: must not turn each into queries here.
+LOOK_PAUSE = 0.005
 #: The most tasks of a worker under way at once, where that is more than it has hands.
 GROUP_MAX = 200
 #: How long claimed tasks wait for hands that finish nothing, before they are handed back.
@@ -202,6 +203,7 @@ class Coordinator:
         outcomes = [outcome for outcome in self.outcomes if not outcome.run.lost]
         ending = {outcome.run for outcome in outcomes}
         tasks: list[Task] = []
+        limit = 0
         with transaction.atomic(using=self.using):
             now = database_now(self.using)
             void = set(
@@ -218,8 +220,7 @@ class Coordinator:
             if claiming:
                 limit = self._limit()
                 tasks = lifecycle.claim(self.worker, limit, now=now)
-                hungry = len(tasks) == limit
-                claim_at = NEVER if hungry else self._next_due(now, moment)
+                claim_at = NEVER if tasks else self._next_due(now, moment)
         # What follows is memory only: had the transaction failed, none of it would be true.
         for run in writing:
             run.written(moment + task_settings().progress_interval_seconds)
@@ -231,9 +232,9 @@ class Coordinator:
         if looking:
             self._curious = False
         if claiming:
-            self._hungry, self._claim_at = hungry, claim_at
-        if not tasks and not outcomes:
-            self._look_at = moment + FRUITLESS_PAUSE
+            self._hungry, self._claim_at = bool(tasks), claim_at
+        if not tasks or len(tasks) < limit:
+            self._look_at = moment + LOOK_PAUSE
         self._hand_out(tasks)
 
     # What came from the hands, from signals, from the clock.
