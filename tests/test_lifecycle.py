@@ -380,7 +380,10 @@ def test_complete_keeps_the_result() -> None:
     assert (stored.progress, stored.progress_text) == (1.0, "nearly")
     assert unclaimed(stored)
     assert last_fact(task).event_type == EventType.COMPLETED
-    assert last_fact(task).data == {"result": {"rows": [1, None]}}
+    assert last_fact(task).data == {
+        "result": {"rows": [1, None]},
+        "progress": {"text": "nearly", "value": 1.0},
+    }
     assert last_fact(task).timestamp == now
 
 
@@ -405,7 +408,10 @@ def test_fail_keeps_the_error_and_its_traceback_from_viewers() -> None:
     assert stored.finished_at is not None
     assert unclaimed(stored)
     assert last_fact(task).event_type == EventType.FAILED
-    assert last_fact(task).data == {"error": {"type": "KeyError", "message": "'x'"}}
+    assert last_fact(task).data == {
+        "error": {"type": "KeyError", "message": "'x'"},
+        "progress": {"text": "", "value": None},
+    }
 
 
 def test_cancel_ends_the_task() -> None:
@@ -513,7 +519,7 @@ def test_rescue_fails_what_has_no_attempt_left(heartbeat: timedelta) -> None:
     assert (stored.status, stored.error_type) == (Status.FAILED, "WorkerLost")
     assert stored.error_message == message
     assert facts(task) == ["task_queued", "task_started", "task_failed"]
-    assert last_fact(task).data == {"error": {"type": "WorkerLost", "message": message}}
+    assert last_fact(task).data["error"] == {"type": "WorkerLost", "message": message}
 
 
 def test_rescue_retries_what_has_attempts_left(heartbeat: timedelta) -> None:

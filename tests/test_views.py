@@ -106,7 +106,7 @@ def test_statuses_leave_out_what_is_not_yours(ada: User) -> None:
 def test_statuses_for_nobody(ada: User) -> None:
     task = saved(owner=ada)
     response = client_of(None).get(reverse("tasks_app:statuses"), {"task": str(task.pk)})
-    assert (response.status_code, response.json()) == (200, {"tasks": []})
+    assert (response.status_code, response.json()) == (403, {"detail": "Log in to see tasks."})
 
 
 def test_statuses_cost_as_many_queries_for_many(ada: User, django_assert_num_queries: Any) -> None:
