@@ -14,6 +14,7 @@ from django.contrib.auth.models import User
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
 
 from tasks_app.base import BaseTask, ProgressHandle
+from tests.tasks import Steps
 
 
 class Colour(enum.Enum):
@@ -171,3 +172,7 @@ class NeverAgain(BaseTask):
 
 class Abstract(BaseTask):
     """Has no execute() of its own."""
+
+
+class StepsOnce(Steps):
+    restart_on_shutdown = False

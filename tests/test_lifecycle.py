@@ -423,6 +423,7 @@ def test_cancel_ends_the_task() -> None:
     assert stored.finished_at is not None
     assert unclaimed(stored)
     assert facts(task) == ["task_queued", "task_started", "task_cancelled"]
+    assert last_fact(task).data == {"progress": {"text": "half", "value": 0.5}}
 
 
 def test_retry_makes_the_task_wait(settings: Any) -> None:

@@ -116,7 +116,7 @@ def test_a_task_has_one_terminal_event(first: EventType, second: EventType) -> N
     task, other = saved(), saved()
     TaskEvent.objects.create(task=task, event_type=first, timestamp=NOW)
     TaskEvent.objects.create(task=other, event_type=second, timestamp=NOW)
-    with pytest.raises(IntegrityError, match="(?i)unique"), transaction.atomic():
+    with pytest.raises(IntegrityError, match=r"(?i)unique"), transaction.atomic():
         TaskEvent.objects.create(task=task, event_type=second, timestamp=NOW)
 
 

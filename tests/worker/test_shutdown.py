@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks_app.worker.run import NEVER
-from tasks_app.worker.shutdown import STOP_SECONDS, Shutdown
+from tasks_app.worker.shutdown import RELEASE_SECONDS, STOP_SECONDS, Shutdown
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,7 @@ def test_nothing_happens_unasked() -> None:
     assert not shutdown.heed(100.0)
     assert not shutdown.interrupts(1e9)
     assert not shutdown.releases(1e9)
+    assert not shutdown.gives_up(1e9)
     assert shutdown.next_step == NEVER
 
 
@@ -83,3 +84,12 @@ def test_without_a_grace_tasks_are_interrupted_at_once(settings: Any) -> None:
     assert shutdown.interrupts(100.0)
     assert not shutdown.releases(100.0)
     assert shutdown.releases(100.0 + STOP_SECONDS)
+
+
+def test_a_release_that_cannot_be_written_is_given_up() -> None:
+    shutdown = Shutdown()
+    shutdown.signal()
+    shutdown.heed(100.0)
+    given_up = 110.0 + STOP_SECONDS + RELEASE_SECONDS
+    assert not shutdown.gives_up(given_up - 0.1)
+    assert shutdown.gives_up(given_up)
