@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PARALLEL = --numprocesses 3 --dist loadfile
 
 PAGES = $(shell find templates tasks_app/templates -name '*.html')
 
@@ -16,8 +17,9 @@ help: ## List what can be made
 run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
 	@exec $(BIN)/python -m project.run
 
-test: $(VENV)/.dev ## Run the tests; ARGS="-k worker" picks some
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
+	TEST_DATABASE=postgresql $(BIN)/python -m pytest -m "not browser" --no-cov $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, templates, migrations and settings
 	$(BIN)/ruff check
@@ -72,4 +74,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	[ -x $(MATRIX_VENV)/bin/python ] || "$$python" -m venv $(MATRIX_VENV); \
 	$(MATRIX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    -e '.[dev]' 'django~=$(DJANGO).0' && \
-	$(MATRIX_VENV)/bin/python -m pytest $(ARGS)
+	$(MATRIX_VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)

@@ -21,11 +21,17 @@ def _start_postgresql() -> None:
     os.environ["DATABASE_URL"] = server.get_uri()
 
 
-match os.environ.get("TEST_DATABASE", "sqlite"):
-    case "sqlite":
-        folder = os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="tasks-data-"))
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    case "postgresql":
-        _start_postgresql()
-    case other:
-        raise pytest.UsageError(f"TEST_DATABASE is sqlite or postgresql, not {other!r}")
+def _choose() -> None:
+    match os.environ.get("TEST_DATABASE", "sqlite"):
+        case "sqlite":
+            folder = os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="tasks-data-"))
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        case "postgresql":
+            _start_postgresql()
+        case other:
+            raise pytest.UsageError(f"TEST_DATABASE is sqlite or postgresql, not {other!r}")
+
+
+# The processes of one run share the choice, and each has a database of its own in it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _choose()

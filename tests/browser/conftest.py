@@ -1,21 +1,15 @@
 """A real Chromium for the tests marked `browser`."""
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tasks_app.models import Task
+from tests.chromium import CHROMIUM
 
 from .scripted import Serve, Site
 
-CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
-HOW_TO_GET_ONE = (
-    "The browser tests were skipped, for there is no Chromium here. To run them as well: "
-    "`apt-get install chromium`, or set CHROMIUM to the path of one."
-)
 ARGUMENTS = [
     "--no-sandbox",  # which a container's root cannot have
     "--disable-gpu",
@@ -25,28 +19,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-_skipped = pytest.StashKey[bool]()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = [item for item in items if item.get_closest_marker("browser")]
-    if CHROMIUM or not wanted:
-        return
-    if os.environ.get("CI"):
-        raise pytest.UsageError(
-            "There is no Chromium, and CI skips nothing. Install Debian's: apt-get install chromium"
-        )
-    config.stash[_skipped] = True
-    for item in wanted:
-        item.add_marker(pytest.mark.skip(reason="no Chromium"))
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    # Here and not in the terminal summary, so that these are the last lines of the run.
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and config.stash.get(_skipped, False):
-        reporter.write_line(HOW_TO_GET_ONE, yellow=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,33 @@
+"""A pytest plugin that finds the Chromium of the tests marked `browser`, or says how to get one."""
+
+import os
+import shutil
+
+import pytest
+
+CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
+NONE = "no Chromium"
+HOW_TO_GET_ONE = (
+    "The browser tests were skipped, for there is no Chromium here. To run them as well: "
+    "`apt-get install chromium`, or set CHROMIUM to the path of one."
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    wanted = [item for item in items if item.get_closest_marker("browser")]
+    if CHROMIUM or not wanted:
+        return
+    if os.environ.get("CI"):
+        raise pytest.UsageError(
+            "There is no Chromium, and CI skips nothing. Install Debian's: apt-get install chromium"
+        )
+    for item in wanted:
+        item.add_marker(pytest.mark.skip(reason=NONE))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # Here and not in the terminal summary, so that these are the last lines of the run.
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if any(NONE in str(report.longrepr) for report in skipped):
+        reporter.write_line(HOW_TO_GET_ONE, yellow=True)
