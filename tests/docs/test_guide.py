@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
+from logging.config import DictConfigurator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,12 +57,19 @@ def test_snippets_run(shop: Path) -> None:
     request = SimpleNamespace(user=User.objects.create(username="viewer"))
     names: dict[str, Any] = {"request": request}
     for snippet in RUNNABLE:
-        if "remove_completed_task" in snippet.text:
-            # It removes what it cancels, which is pending here, and so is cancelled at once.
-            assert names["started"].status == "pending"
         exec(compile(snippet.text, str(snippet), "exec"), names)
     assert names["running"]
+    assert_logs_with_and_without_a_task(names["LOGGING"])
     assert names["info"].status == "cancelled"
+
+
+def assert_logs_with_and_without_a_task(settings: dict[str, Any]) -> None:
+    [formatter] = settings["formatters"].values()
+    made = DictConfigurator({}).configure_formatter(dict(formatter))
+    record = logging.makeLogRecord({"name": "tasks_app.worker", "msg": "hello"})
+    assert made.format(record).endswith("tasks_app.worker [-] hello")
+    record.task_id = "4b98"
+    assert made.format(record).endswith("tasks_app.worker [4b98] hello")
 
 
 @pytest.mark.django_db(transaction=True)
