@@ -8,7 +8,6 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
@@ -17,135 +16,362 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name='Worker',
+            name="Worker",
             fields=[
-                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('hostname', models.CharField(max_length=255, verbose_name='host')),
-                ('pid', models.PositiveIntegerField(verbose_name='process id')),
-                ('hands', models.PositiveIntegerField(help_text='How many tasks it runs at a time', verbose_name='hands')),
-                ('queues', models.JSONField(default=list, help_text='Empty: all of them', verbose_name='queues')),
-                ('started_at', models.DateTimeField(verbose_name='started')),
-                ('heartbeat_at', models.DateTimeField(verbose_name='last heartbeat')),
-                ('stopped_at', models.DateTimeField(null=True, verbose_name='stopped')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("hostname", models.CharField(max_length=255, verbose_name="host")),
+                ("pid", models.PositiveIntegerField(verbose_name="process id")),
+                (
+                    "hands",
+                    models.PositiveIntegerField(
+                        help_text="How many tasks it runs at a time", verbose_name="hands"
+                    ),
+                ),
+                (
+                    "queues",
+                    models.JSONField(
+                        default=list, help_text="Empty: all of them", verbose_name="queues"
+                    ),
+                ),
+                ("started_at", models.DateTimeField(verbose_name="started")),
+                ("heartbeat_at", models.DateTimeField(verbose_name="last heartbeat")),
+                ("stopped_at", models.DateTimeField(null=True, verbose_name="stopped")),
             ],
             options={
-                'verbose_name': 'worker',
-                'verbose_name_plural': 'workers',
-                'indexes': [models.Index(fields=['heartbeat_at'], name='tasks_worker_heartbeat')],
+                "verbose_name": "worker",
+                "verbose_name_plural": "workers",
+                "indexes": [models.Index(fields=["heartbeat_at"], name="tasks_worker_heartbeat")],
             },
         ),
         migrations.CreateModel(
-            name='Task',
+            name="Task",
             fields=[
-                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('name', models.CharField(help_text='Dotted path of its class', max_length=200, verbose_name='name')),
-                ('params', models.JSONField(default=dict, verbose_name='parameters')),
-                ('queue', models.CharField(default='default', max_length=100, verbose_name='queue')),
-                ('priority', models.SmallIntegerField(default=0, help_text='Higher runs first', verbose_name='priority')),
-                ('run_after', models.DateTimeField(verbose_name='run after')),
-                ('unique_key', models.CharField(max_length=200, null=True, verbose_name='unique key')),
-                ('timeout_seconds', models.FloatField(null=True, verbose_name='timeout in seconds')),
-                ('max_attempts', models.PositiveIntegerField(default=1, verbose_name='attempts allowed')),
-                ('status', models.CharField(choices=[('pending', 'Pending'), ('running', 'Running'), ('completed', 'Completed'), ('failed', 'Failed'), ('cancelled', 'Cancelled')], default='pending', max_length=10, verbose_name='status')),
-                ('attempt', models.PositiveIntegerField(default=0, verbose_name='attempt')),
-                ('progress', models.FloatField(null=True, verbose_name='progress')),
-                ('progress_text', models.TextField(blank=True, default='', verbose_name='progress text')),
-                ('result', models.JSONField(null=True, verbose_name='result')),
-                ('error_type', models.CharField(blank=True, default='', max_length=200, verbose_name='error type')),
-                ('error_message', models.TextField(blank=True, default='', verbose_name='error')),
-                ('error_traceback', models.TextField(blank=True, default='', verbose_name='traceback')),
-                ('fencing_token', models.UUIDField(editable=False, null=True)),
-                ('lease_expires_at', models.DateTimeField(null=True, verbose_name='lease expires')),
-                ('cancel_requested_at', models.DateTimeField(null=True, verbose_name='cancel requested')),
-                ('created_at', models.DateTimeField(verbose_name='created')),
-                ('started_at', models.DateTimeField(null=True, verbose_name='started')),
-                ('finished_at', models.DateTimeField(null=True, verbose_name='finished')),
-                ('owner', models.ForeignKey(db_index=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL, verbose_name='owner')),
-                ('worker', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='tasks', to='tasks_app.worker', verbose_name='worker')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "name",
+                    models.CharField(
+                        help_text="Dotted path of its class", max_length=200, verbose_name="name"
+                    ),
+                ),
+                ("params", models.JSONField(default=dict, verbose_name="parameters")),
+                (
+                    "queue",
+                    models.CharField(default="default", max_length=100, verbose_name="queue"),
+                ),
+                (
+                    "priority",
+                    models.SmallIntegerField(
+                        default=0, help_text="Higher runs first", verbose_name="priority"
+                    ),
+                ),
+                ("run_after", models.DateTimeField(verbose_name="run after")),
+                (
+                    "unique_key",
+                    models.CharField(max_length=200, null=True, verbose_name="unique key"),
+                ),
+                (
+                    "timeout_seconds",
+                    models.FloatField(null=True, verbose_name="timeout in seconds"),
+                ),
+                (
+                    "max_attempts",
+                    models.PositiveIntegerField(default=1, verbose_name="attempts allowed"),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("pending", "Pending"),
+                            ("running", "Running"),
+                            ("completed", "Completed"),
+                            ("failed", "Failed"),
+                            ("cancelled", "Cancelled"),
+                        ],
+                        default="pending",
+                        max_length=10,
+                        verbose_name="status",
+                    ),
+                ),
+                ("attempt", models.PositiveIntegerField(default=0, verbose_name="attempt")),
+                ("progress", models.FloatField(null=True, verbose_name="progress")),
+                (
+                    "progress_text",
+                    models.TextField(blank=True, default="", verbose_name="progress text"),
+                ),
+                ("result", models.JSONField(null=True, verbose_name="result")),
+                (
+                    "error_type",
+                    models.CharField(
+                        blank=True, default="", max_length=200, verbose_name="error type"
+                    ),
+                ),
+                ("error_message", models.TextField(blank=True, default="", verbose_name="error")),
+                (
+                    "error_traceback",
+                    models.TextField(blank=True, default="", verbose_name="traceback"),
+                ),
+                ("fencing_token", models.UUIDField(editable=False, null=True)),
+                ("lease_expires_at", models.DateTimeField(null=True, verbose_name="lease expires")),
+                (
+                    "cancel_requested_at",
+                    models.DateTimeField(null=True, verbose_name="cancel requested"),
+                ),
+                ("created_at", models.DateTimeField(verbose_name="created")),
+                ("started_at", models.DateTimeField(null=True, verbose_name="started")),
+                ("finished_at", models.DateTimeField(null=True, verbose_name="finished")),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                        verbose_name="owner",
+                    ),
+                ),
+                (
+                    "worker",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="tasks",
+                        to="tasks_app.worker",
+                        verbose_name="worker",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'task',
-                'verbose_name_plural': 'tasks',
-                'ordering': ['-created_at'],
-                'permissions': [('cancel_task', 'Can cancel task')],
+                "verbose_name": "task",
+                "verbose_name_plural": "tasks",
+                "ordering": ["-created_at"],
+                "permissions": [("cancel_task", "Can cancel task")],
             },
         ),
         migrations.CreateModel(
-            name='TaskEvent',
+            name="TaskEvent",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('event_type', models.CharField(choices=[('task_status', 'Status'), ('progress_update', 'Progress'), ('task_queued', 'Queued'), ('task_started', 'Started'), ('task_log', 'Log'), ('task_cancel_requested', 'Cancel requested'), ('task_retry_scheduled', 'Retry scheduled'), ('task_completed', 'Completed'), ('task_failed', 'Failed'), ('task_cancelled', 'Cancelled')], max_length=30, verbose_name='type')),
-                ('timestamp', models.DateTimeField(verbose_name='time')),
-                ('data', models.JSONField(default=dict, verbose_name='data')),
-                ('transaction', models.BigIntegerField(db_default=tasks_app.models.CurrentTransaction(), editable=False, null=True)),
-                ('task', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='events', to='tasks_app.task', verbose_name='task')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "event_type",
+                    models.CharField(
+                        choices=[
+                            ("task_status", "Status"),
+                            ("progress_update", "Progress"),
+                            ("task_queued", "Queued"),
+                            ("task_started", "Started"),
+                            ("task_log", "Log"),
+                            ("task_cancel_requested", "Cancel requested"),
+                            ("task_retry_scheduled", "Retry scheduled"),
+                            ("task_completed", "Completed"),
+                            ("task_failed", "Failed"),
+                            ("task_cancelled", "Cancelled"),
+                        ],
+                        max_length=30,
+                        verbose_name="type",
+                    ),
+                ),
+                ("timestamp", models.DateTimeField(verbose_name="time")),
+                ("data", models.JSONField(default=dict, verbose_name="data")),
+                (
+                    "transaction",
+                    models.BigIntegerField(
+                        db_default=tasks_app.models.CurrentTransaction(), editable=False, null=True
+                    ),
+                ),
+                (
+                    "task",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="events",
+                        to="tasks_app.task",
+                        verbose_name="task",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'task event',
-                'verbose_name_plural': 'task events',
-                'ordering': ['id'],
-                'indexes': [models.Index(fields=['task', 'id'], name='tasks_event_of_task'), models.Index(condition=models.Q(('transaction__isnull', False)), fields=['transaction'], name='tasks_event_transaction')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('event_type__in', ['task_cancel_requested', 'task_cancelled', 'task_completed', 'task_failed', 'task_log', 'task_queued', 'task_retry_scheduled', 'task_started'])), name='tasks_event_is_fact'), models.UniqueConstraint(condition=models.Q(('event_type__in', ['task_cancelled', 'task_completed', 'task_failed'])), fields=('task',), name='tasks_one_terminal_event')],
+                "verbose_name": "task event",
+                "verbose_name_plural": "task events",
+                "ordering": ["id"],
+                "indexes": [
+                    models.Index(fields=["task", "id"], name="tasks_event_of_task"),
+                    models.Index(
+                        condition=models.Q(("transaction__isnull", False)),
+                        fields=["transaction"],
+                        name="tasks_event_transaction",
+                    ),
+                ],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            (
+                                "event_type__in",
+                                [
+                                    "task_cancel_requested",
+                                    "task_cancelled",
+                                    "task_completed",
+                                    "task_failed",
+                                    "task_log",
+                                    "task_queued",
+                                    "task_retry_scheduled",
+                                    "task_started",
+                                ],
+                            )
+                        ),
+                        name="tasks_event_is_fact",
+                    ),
+                    models.UniqueConstraint(
+                        condition=models.Q(
+                            ("event_type__in", ["task_cancelled", "task_completed", "task_failed"])
+                        ),
+                        fields=("task",),
+                        name="tasks_one_terminal_event",
+                    ),
+                ],
             },
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(condition=models.Q(('status', 'pending')), fields=['-priority', 'run_after'], name='tasks_waiting'),
+            model_name="task",
+            index=models.Index(
+                condition=models.Q(("status", "pending")),
+                fields=["-priority", "run_after"],
+                name="tasks_waiting",
+            ),
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(condition=models.Q(('status', 'pending')), fields=['queue', '-priority', 'run_after'], name='tasks_waiting_in_queue'),
+            model_name="task",
+            index=models.Index(
+                condition=models.Q(("status", "pending")),
+                fields=["queue", "-priority", "run_after"],
+                name="tasks_waiting_in_queue",
+            ),
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(condition=models.Q(('status', 'pending')), fields=['run_after'], name='tasks_due'),
+            model_name="task",
+            index=models.Index(
+                condition=models.Q(("status", "pending")), fields=["run_after"], name="tasks_due"
+            ),
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(condition=models.Q(('status', 'running')), fields=['lease_expires_at'], name='tasks_leased'),
+            model_name="task",
+            index=models.Index(
+                condition=models.Q(("status", "running")),
+                fields=["lease_expires_at"],
+                name="tasks_leased",
+            ),
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(fields=['-created_at'], name='tasks_newest'),
+            model_name="task",
+            index=models.Index(fields=["-created_at"], name="tasks_newest"),
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(fields=['owner', '-created_at'], name='tasks_newest_of_owner'),
+            model_name="task",
+            index=models.Index(fields=["owner", "-created_at"], name="tasks_newest_of_owner"),
         ),
         migrations.AddIndex(
-            model_name='task',
-            index=models.Index(fields=['status', 'finished_at'], name='tasks_finished'),
+            model_name="task",
+            index=models.Index(fields=["status", "finished_at"], name="tasks_finished"),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.CheckConstraint(condition=models.Q(('status__in', ['cancelled', 'completed', 'failed', 'pending', 'running'])), name='tasks_status_known'),
+            model_name="task",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("status__in", ["cancelled", "completed", "failed", "pending", "running"])
+                ),
+                name="tasks_status_known",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.CheckConstraint(condition=models.Q(('progress__isnull', True), models.Q(('progress__gte', 0), ('progress__lte', 1)), _connector='OR'), name='tasks_progress_is_fraction'),
+            model_name="task",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("progress__isnull", True),
+                    models.Q(("progress__gte", 0), ("progress__lte", 1)),
+                    _connector="OR",
+                ),
+                name="tasks_progress_is_fraction",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('finished_at__isnull', False), ('status__in', ['cancelled', 'completed', 'failed'])), models.Q(('finished_at__isnull', True), ('status__in', ['pending', 'running'])), _connector='OR'), name='tasks_terminal_has_finished_at'),
+            model_name="task",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(
+                        ("finished_at__isnull", False),
+                        ("status__in", ["cancelled", "completed", "failed"]),
+                    ),
+                    models.Q(("finished_at__isnull", True), ("status__in", ["pending", "running"])),
+                    _connector="OR",
+                ),
+                name="tasks_terminal_has_finished_at",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('fencing_token__isnull', False), ('lease_expires_at__isnull', False), ('started_at__isnull', False), ('status', 'running')), models.Q(models.Q(('status', 'running'), _negated=True), ('fencing_token__isnull', True), ('lease_expires_at__isnull', True)), _connector='OR'), name='tasks_running_is_claimed'),
+            model_name="task",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(
+                        ("fencing_token__isnull", False),
+                        ("lease_expires_at__isnull", False),
+                        ("started_at__isnull", False),
+                        ("status", "running"),
+                    ),
+                    models.Q(
+                        models.Q(("status", "running"), _negated=True),
+                        ("fencing_token__isnull", True),
+                        ("lease_expires_at__isnull", True),
+                    ),
+                    _connector="OR",
+                ),
+                name="tasks_running_is_claimed",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('status', 'failed'), models.Q(('error_type', ''), _negated=True)), models.Q(models.Q(('status', 'failed'), _negated=True), ('error_type', '')), _connector='OR'), name='tasks_failed_has_error'),
+            model_name="task",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("status", "failed"), models.Q(("error_type", ""), _negated=True)),
+                    models.Q(models.Q(("status", "failed"), _negated=True), ("error_type", "")),
+                    _connector="OR",
+                ),
+                name="tasks_failed_has_error",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.CheckConstraint(condition=models.Q(('attempt__lte', models.F('max_attempts')), ('max_attempts__gte', 1)), name='tasks_attempt_in_range'),
+            model_name="task",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("attempt__lte", models.F("max_attempts")), ("max_attempts__gte", 1)
+                ),
+                name="tasks_attempt_in_range",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.CheckConstraint(condition=models.Q(('timeout_seconds__isnull', True), ('timeout_seconds__gt', 0), _connector='OR'), name='tasks_timeout_positive'),
+            model_name="task",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("timeout_seconds__isnull", True), ("timeout_seconds__gt", 0), _connector="OR"
+                ),
+                name="tasks_timeout_positive",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='task',
-            constraint=models.UniqueConstraint(condition=models.Q(('status__in', ['pending', 'running'])), fields=('unique_key',), name='tasks_unique_key_unfinished'),
+            model_name="task",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("status__in", ["pending", "running"])),
+                fields=("unique_key",),
+                name="tasks_unique_key_unfinished",
+            ),
         ),
     ]
