@@ -174,6 +174,8 @@ def test_enqueue_keeps_the_order_it_was_given() -> None:
     lifecycle.enqueue(tasks)
     taken = lifecycle.claim(worker(), 10, now=timezone.now() + timedelta(seconds=1))
     assert [task.name[-1] for task in taken] == list("zyxabc")
+    # Not by chance: no two have the same moment.
+    assert sorted({task.run_after for task in taken}) == [task.run_after for task in taken]
     queued = TaskEvent.objects.filter(event_type=EventType.QUEUED).order_by("id")
     assert [event.task.name[-1] for event in queued] == list("zyxabc")
 

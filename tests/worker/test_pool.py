@@ -111,7 +111,7 @@ def test_a_task_does_not_keep_the_process() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_hand_closes_its_connection(
+def test_a_hand_closes_its_connection_after_each_task(
     delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
@@ -124,7 +124,31 @@ def test_a_hand_closes_its_connection(
     pool = Pool(1, delivered.put)
     pool.submit(made(Echo))
     delivered.get(timeout=PATIENCE)
-    pool.close()
-    assert pool.join(PATIENCE)
     [connection] = used
     assert connection.connection is None
+    pool.close()
+    assert pool.join(PATIENCE)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_hand_keeps_its_connection_as_long_as_the_site_says(
+    delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connections["default"].settings_dict, "CONN_MAX_AGE", None)
+    used = []
+
+    def use(*_: object) -> None:
+        connections["default"].ensure_connection()
+        used.append(connections["default"])
+
+    monkeypatch.setattr(Echo, "run", use)
+    pool = Pool(1, delivered.put)
+    for _ in range(2):
+        pool.submit(made(Echo))
+        delivered.get(timeout=PATIENCE)
+    first, second = used
+    assert first is second
+    assert first.connection is not None
+    pool.close()
+    assert pool.join(PATIENCE)
+    assert first.connection is None
