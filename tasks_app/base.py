@@ -65,7 +65,7 @@ class BaseTask:
     #: worker, or failed where half a run followed by a whole one would do harm.
     restart_on_shutdown: ClassVar[bool] = True
 
-    _progress: ProgressHandle
+    _progress: ProgressHandle | None = None
 
     if TYPE_CHECKING:
         # Every task has parameters of its own, which a checker would take for a wrong override.
@@ -79,7 +79,7 @@ class BaseTask:
     @property
     def is_cancelled(self) -> bool:
         """Whether this run must stop: cancelled, out of time, or taken by another worker."""
-        return self._progress.is_cancelled
+        return self._progress is not None and self._progress.is_cancelled
 
     def run(self, progress: ProgressHandle, params: Mapping[str, Any]) -> Any:
         """Validate, execute, validate; return the result as JSON-able data.

@@ -12,7 +12,6 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import connections
 from django.utils.module_loading import import_string
-from django_eventstream.channelmanager import DefaultChannelManager
 from pydantic import ValidationError
 
 from tasks_app.conf import PREFIX, TaskSettings, declared
@@ -65,22 +64,18 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     """Streams ask who may read them, resume from the facts, and are served by ASGI."""
     found: list[CheckMessage] = []
-    manager = _named("EVENTSTREAM_CHANNELMANAGER_CLASS", DefaultChannelManager)
-    if not issubclass(manager, TaskChannelManager):
+    if fault := _not_a(TaskChannelManager, "EVENTSTREAM_CHANNELMANAGER_CLASS"):
         found.append(
             Error(
-                f"EVENTSTREAM_CHANNELMANAGER_CLASS is {_path(manager)}, which does not know who "
-                f"may see which task.",
+                f"{fault}, so nobody asks who may see which task.",
                 hint=f'Set it to "{_path(TaskChannelManager)}", or to a subclass of it.',
                 id="tasks_app.E004",
             )
         )
-    storage = _named("EVENTSTREAM_STORAGE_CLASS", object)
-    if not issubclass(storage, TaskEventStorage):
+    if fault := _not_a(TaskEventStorage, "EVENTSTREAM_STORAGE_CLASS"):
         found.append(
             checks.Warning(
-                "EVENTSTREAM_STORAGE_CLASS does not read the events of tasks, so "
-                "django-eventstream's own views cannot resume their channels.",
+                f"{fault}, so django-eventstream's own views cannot resume the streams of tasks.",
                 hint=f'Set it to "{_path(TaskEventStorage)}".',
                 id="tasks_app.W001",
             )
@@ -139,9 +134,18 @@ def _writes_ahead(name: str, init_command: str) -> bool:
         return False
 
 
-def _named(setting: str, default: type) -> type:
+def _not_a(wanted: type, setting: str) -> str:
+    """Say what is wrong with a setting that names a class; nothing if it is of the wanted kind."""
     path = getattr(settings, setting, None)
-    return import_string(path) if path else default
+    if not path:
+        return f"{setting} is not set"
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        return f"{setting} cannot be imported ({error})"
+    if not (isinstance(found, type) and issubclass(found, wanted)):
+        return f"{setting} is {path}, no {wanted.__name__}"
+    return ""
 
 
 def _path(cls: type) -> str:

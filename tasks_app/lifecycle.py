@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 from django.db import IntegrityError, router, transaction
 from django.db.models import F
+from pydantic_core import to_jsonable_python
 
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import DuplicateTask, IllegalTransition, TaskNotFound, WorkerLost
-from tasks_app.models import Task, TaskEvent, Worker
+from tasks_app.models import Task, TaskEvent, Worker, aware
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import LEGAL, Move, Status, Verb
@@ -407,7 +408,7 @@ def _record(move: Move, facts: Iterable[tuple[uuid.UUID, dict[str, Any]]], now: 
 
 
 def _waiting(run_after: datetime) -> dict[str, Any]:
-    return {"run_after": run_after.isoformat()}
+    return {"run_after": to_jsonable_python(aware(run_after))}
 
 
 def _worker_lost(task: Task) -> Failure:

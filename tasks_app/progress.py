@@ -187,6 +187,15 @@ class ProgressHandle:
         """Interrupt the task at its next call. The first reason stands."""
         self._stop = self._stop or reason
 
+    def finish(self) -> None:
+        """Add what is only known at the end of the attempt: how many log lines were dropped."""
+        with self._lock:
+            if self.dropped_lines:
+                kept = task_settings().max_log_lines
+                said = f"{self.dropped_lines} more lines were dropped (TASK_MAX_LOG_LINES: {kept})"
+                self.lines.append(LogLine("warning", said))
+                self._reported = True
+
     def take(self) -> tuple[TaskProgressUpdate | None, list[LogLine]]:
         """Hand over what is new since the last call: the newest progress, and the log lines."""
         with self._lock:

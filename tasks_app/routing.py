@@ -1,4 +1,4 @@
-"""The stream endpoint for ASGI: a Channels consumer, which holds neither thread nor connection."""
+"""The stream endpoint for ASGI: a Channels consumer, which holds no thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 class TaskStreamConsumer(AsyncHttpConsumer):
     """Streams tasks' events to one client until they end or it leaves.
 
-    A Django view for the same would keep a thread and a database connection for as long.
+    A Django view for the same would keep a thread for as long.
     """
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

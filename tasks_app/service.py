@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from django.conf import settings
@@ -80,7 +80,7 @@ class TaskService:
         raises, and so DuplicateTask when one `unique_key` is given to many.
         """
         cls = resolve(task) if isinstance(task, str) else task
-        chosen = StartOptions(**options)
+        chosen = StartOptions.of(cls, options)
         rows = [chosen.row(cls, params) for params in many]
         if rows:
             lifecycle.enqueue(rows)
@@ -112,18 +112,35 @@ class TaskService:
         retention.remove(task_id)
 
 
-class StartOptions(BaseModel):
-    """How a task is to run, where that differs from what its class says."""
+_OF_CLASS = ("queue", "priority", "timeout", "max_attempts")
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+class StartOptions(BaseModel):
+    """How a task is to run: as its class says, and its start where that says otherwise."""
+
+    model_config = ConfigDict(extra="forbid")
 
     owner: Any = None
-    queue: str | None = Field(None, min_length=1, max_length=100)
-    priority: int | None = Field(None, ge=-100, le=100)
+    queue: str = Field(min_length=1, max_length=100)
+    priority: int = Field(ge=-100, le=100)
     run_after: datetime | None = None
     unique_key: str | None = Field(None, min_length=1, max_length=200)
-    timeout: PositiveFloat | Unset | None = UNSET
-    max_attempts: int | None = Field(None, ge=1)
+    timeout: PositiveFloat | None
+    max_attempts: int = Field(ge=1)
+
+    @classmethod
+    def of(cls, task: type[BaseTask], given: Mapping[str, Any]) -> Self:
+        """Raises Pydantic's ValidationError, naming the option, whoever gave it."""
+        options = {name: getattr(task, name) for name in _OF_CLASS}
+        options |= {
+            name: value
+            for name, value in given.items()
+            # Left out. But for a timeout, None is an answer: without limit.
+            if value is not UNSET and (value is not None or name == "timeout")
+        }
+        if options["timeout"] is UNSET:
+            options["timeout"] = task_settings().timeout_seconds
+        return cls(**options)
 
     @field_validator("run_after")
     @classmethod
@@ -140,21 +157,16 @@ class StartOptions(BaseModel):
         """Return the unsaved row of a new task. Raises InvalidTask and InvalidParams."""
         if cls.execute is BaseTask.execute:
             raise InvalidTask(f"{cls.__name__} has no execute() of its own, so nothing would run.")
-        timeout = self.timeout
-        if isinstance(timeout, Unset):
-            timeout = cls.timeout
-        if isinstance(timeout, Unset):
-            timeout = task_settings().timeout_seconds
         return Task(
             name=cls.name(),
             params=cls.validate_params(params),
             owner_id=getattr(self.owner, "pk", None),
-            queue=self.queue or cls.queue,
-            priority=cls.priority if self.priority is None else self.priority,
+            queue=self.queue,
+            priority=self.priority,
             run_after=self.run_after,  # type: ignore[misc]  # enqueue() fills in None
             unique_key=self.unique_key,
-            timeout_seconds=timeout,
-            max_attempts=self.max_attempts or cls.max_attempts,
+            timeout_seconds=self.timeout,
+            max_attempts=self.max_attempts,
         )
 
 

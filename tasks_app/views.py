@@ -26,11 +26,13 @@ from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
 from tasks_app.streaming.endpoint import answer
 
+NOT_FOUND = "There is no such task, or not for you."
+
 
 async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResponseBase:
     """Stream from a plain view: for a site without `with_task_streams` in its asgi.py.
 
-    Each open stream then keeps a thread and a database connection.
+    Each open stream then keeps a thread for as long as it lasts.
     """
     if not isinstance(request, ASGIRequest):
         return HttpResponse(
@@ -49,7 +51,7 @@ async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpRespo
 def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
     task = Task.objects.visible_to(request.user).filter(pk=task_id).first()
     if task is None:
-        return JsonResponse({"detail": "There is no such task, or not for you."}, status=404)
+        return JsonResponse({"detail": NOT_FOUND}, status=404)
     return JsonResponse(task.info().model_dump(mode="json"))
 
 
@@ -61,6 +63,8 @@ def statuses(request: HttpRequest) -> JsonResponse:
         return JsonResponse({"detail": "Log in to see tasks."}, status=403)
     try:
         ids = [task_id for channel in requested(request) if (task_id := task_of(channel))]
+        if not ids:
+            raise BadRequest("Ask for tasks by ?task=<id>, once for each.")
     except BadRequest as error:
         return JsonResponse({"detail": str(error)}, status=400)
     tasks = Task.objects.visible_to(request.user).filter(pk__in=ids)
@@ -73,7 +77,9 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     task = Task.objects.filter(pk=task_id).first()
     user = request.user
     if task is None or not user.is_authenticated or not may_cancel(user, task):
-        raise Http404("There is no such task, or not for you.")
+        if request.accepts("text/html"):
+            raise Http404(NOT_FOUND)
+        return JsonResponse({"detail": NOT_FOUND}, status=404)
     code = HTTPStatus.OK
     try:
         info = task_service.cancel_task(task_id, by=user)

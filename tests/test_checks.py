@@ -110,29 +110,49 @@ def test_a_service_that_is_not_there_is_an_error(path: str, why: str) -> None:
 # Streams.
 
 
-@pytest.mark.parametrize("manager", ["", None, "tests.test_checks.SomeChannelManager"])
-def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None) -> None:
-    name = manager or "django_eventstream.channelmanager.DefaultChannelManager"
+NOT_THERE = "cannot be imported (No module named 'no')"
+
+
+@pytest.mark.parametrize(
+    ("manager", "why"),
+    [
+        ("", "is not set"),
+        (None, "is not set"),
+        ("no.such.Manager", NOT_THERE),
+        (
+            "tests.test_checks.SomeChannelManager",
+            "is tests.test_checks.SomeChannelManager, no TaskChannelManager",
+        ),
+    ],
+)
+def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None, why: str) -> None:
     with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=manager):
         assert told(check_streams) == [
             (
                 "tasks_app.E004",
-                f"EVENTSTREAM_CHANNELMANAGER_CLASS is {name}, "
-                f"which does not know who may see which task.",
+                f"EVENTSTREAM_CHANNELMANAGER_CLASS {why}, so nobody asks who may see which task.",
                 'Set it to "tasks_app.streaming.channels.TaskChannelManager", '
                 "or to a subclass of it.",
             )
         ]
 
 
-@pytest.mark.parametrize("storage", ["", None, "tests.test_checks.SomeStorage"])
-def test_a_storage_that_knows_no_tasks_is_a_warning(storage: str | None) -> None:
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [
+        ("", "is not set"),
+        (None, "is not set"),
+        ("no.such.Storage", NOT_THERE),
+        ("tests.test_checks.SomeStorage", "is tests.test_checks.SomeStorage, no TaskEventStorage"),
+    ],
+)
+def test_a_storage_that_knows_no_tasks_is_a_warning(storage: str | None, why: str) -> None:
     with override_settings(EVENTSTREAM_STORAGE_CLASS=storage):
         assert told(check_streams) == [
             (
                 "tasks_app.W001",
-                "EVENTSTREAM_STORAGE_CLASS does not read the events of tasks, so "
-                "django-eventstream's own views cannot resume their channels.",
+                f"EVENTSTREAM_STORAGE_CLASS {why}, so django-eventstream's own views cannot resume "
+                f"the streams of tasks.",
                 'Set it to "tasks_app.streaming.storage.TaskEventStorage".',
             )
         ]

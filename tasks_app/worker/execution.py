@@ -34,6 +34,8 @@ def execute(run: Run) -> Outcome:
         result = resolve(run.task.name)().run(run.handle, run.task.params)
     except BaseException as error:  # noqa: BLE001 - SystemExit of a task must not end its hand
         return _outcome_of(run, error)
+    finally:
+        run.handle.finish()
     return Outcome(run, Verb.COMPLETE, result)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,19 +12,11 @@ from tasks_app.management.commands import run_tasks
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.worker.coordinator import Coordinator
 from tests.rows import facts
 from tests.tasks import Add, Fail, Noop
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """The command takes them for its process, which here is the tests'."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 def statuses() -> list[str]:
@@ -91,8 +82,16 @@ def test_what_is_no_number_is_refused(option: str) -> None:
         call_command("run_tasks", option, "many")
 
 
-def test_signals_are_the_commands() -> None:
+def test_signals_are_the_commands_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    heard: list[Any] = []
+
+    def run(coordinator: Coordinator) -> int:
+        heard.extend(signal.getsignal(number) for number in numbers)
+        return 0
+
+    monkeypatch.setattr(Coordinator, "run", run)
     call_command("run_tasks", "--drain")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        handler: Any = signal.getsignal(number)
-        assert handler.__module__ == run_tasks.__name__
+    assert [handler.__module__ for handler in heard] == [run_tasks.__name__] * 2
+    assert [signal.getsignal(number) for number in numbers] == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -49,7 +51,18 @@ class Command(BaseCommand):
             drain=drain,
             max_tasks=max_tasks,
         )
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: coordinator.stop())
-        coordinator.run()
+        with stopped_by_signals(coordinator):
+            coordinator.run()
+
+
+@contextmanager
+def stopped_by_signals(coordinator: Coordinator) -> Iterator[None]:
+    """Pass SIGTERM and SIGINT on, in the main thread, where Python hears signals."""
+    hears = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if hears else ()
+    before = {number: signal.signal(number, lambda *_: coordinator.stop()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
