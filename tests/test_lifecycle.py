@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -147,6 +147,10 @@ def test_nothing_to_write_is_nothing_written(verb: Verb) -> None:
 
 
 # Enqueue.
+
+
+def waits_until(event: TaskEvent) -> datetime:
+    return datetime.fromisoformat(event.data["run_after"])
 
 
 def test_enqueue_writes_the_row_and_its_event() -> None:
