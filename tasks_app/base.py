@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
 from django.utils.module_loading import import_string
@@ -20,6 +22,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
@@ -93,6 +96,7 @@ class BaseTask:
         except ValidationError as error:
             raise InvalidParams(type(self).__name__, error.errors()) from error
         arguments = {name: getattr(model, name) for name in type(model).model_fields}
+        arguments |= model.model_extra or {}
         return self.validate_result(self.execute(progress, **arguments))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,7 +106,8 @@ class BaseTask:
                 f"{cls.__name__}.execute is async, and a hand is a thread. "
                 f"Write a plain function; call async code by asgiref.sync.async_to_sync."
             )
-        if not cls.verbose_name:
+        # Of its own name: what a parent is called, its children are not.
+        if "verbose_name" not in cls.__dict__:
             cls.verbose_name = camel_case_to_spaces(cls.__name__).capitalize()
 
     @classmethod
@@ -141,15 +146,17 @@ class BaseTask:
         Secrets are revealed: the worker needs them. Raises InvalidParams, naming each field.
         """
         if isinstance(params, BaseModel):
-            params = params.model_dump()
+            params = params.model_dump(by_alias=True, round_trip=True)
         try:
             model = cls.params_model().model_validate({} if params is None else params)
         except ValidationError as error:
             raise InvalidParams(cls.__name__, error.errors()) from error
-        data = _reveal(model.model_dump(), model.model_dump(mode="json"))
+        # In the form that the model reads again: aliases, and without what it computes.
+        dump = partial(model.model_dump, by_alias=True, round_trip=True)
         try:
+            data = _reveal(dump(), dump(mode="json"))
             check_json(data)
-        except ValueError as error:
+        except (PydanticSerializationError, ValueError) as error:
             raise InvalidParams(cls.__name__, [{"loc": (), "msg": str(error)}]) from error
         return cast(dict[str, Any], data)
 
@@ -178,13 +185,15 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def _reveal(data: Any, jsonable: Any) -> Any:
-    """Put the secrets of `data` where `jsonable`, its JSON form, has asterisks."""
+    """Put secrets where their JSON form has asterisks, and NaN and infinity where it has null."""
     if isinstance(data, (SecretStr, SecretBytes)):
         return to_jsonable_python(data.get_secret_value())
+    if isinstance(data, float) and not math.isfinite(data):
+        return data  # JSON's null would be another value; check_json refuses it.
     if isinstance(data, Mapping) and isinstance(jsonable, dict):
         pairs = zip(data.values(), jsonable.items(), strict=True)
         return {key: _reveal(value, shown) for value, (key, shown) in pairs}
-    if isinstance(data, (list, tuple)) and isinstance(jsonable, list):
+    if isinstance(data, (list, tuple, set, frozenset)) and isinstance(jsonable, list):
         return [_reveal(value, shown) for value, shown in zip(data, jsonable, strict=True)]
     return jsonable
 
@@ -193,7 +202,8 @@ def resolve(name: str) -> type[BaseTask]:
     """Import a task class by its dotted path. Raises UnknownTask, saying what was found instead."""
     try:
         found = import_string(name)
-    except ImportError as error:
+    except Exception as error:
+        # Its module may do anything when it is imported.
         raise UnknownTask(name, str(error)) from error
     if not (isinstance(found, type) and issubclass(found, BaseTask)):
         raise UnknownTask(name, f"it is {type(found).__name__!r} and no subclass of BaseTask")
@@ -213,15 +223,33 @@ def _hints(cls: type[BaseTask]) -> dict[str, Any]:
 def _model_from_signature(cls: type[BaseTask]) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     hints = _hints(cls)
-    _self, _progress, *parameters = inspect.signature(cls.execute).parameters.values()
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD and cls.execute is BaseTask.execute:
-            continue
+    parameters = list(inspect.signature(cls.execute).parameters.values())
+    if cls.execute is BaseTask.execute:
+        parameters = parameters[:2]  # It has none, and says when it is run that it does nothing.
+    if len(parameters) < 2:
+        raise InvalidTask(f"{cls.__name__}.execute must take progress: execute(self, progress, …).")
+    for parameter in parameters[2:]:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             raise InvalidTask(
                 f"{cls.__name__}.execute takes {parameter}, which declares nothing. "
                 f"Name each parameter with its type, or set Params to a Pydantic model."
             )
+        if parameter.name.startswith("_"):
+            raise InvalidTask(
+                f"{cls.__name__}.execute takes {parameter.name}, and Pydantic takes no names with "
+                f"an underscore before them. Rename it."
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    return create_model(f"{cls.__name__}Params", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        with warnings.catch_warnings():
+            # A parameter may well be called `copy` or `json`, as methods of a model are.
+            warnings.simplefilter("ignore", UserWarning)
+            return create_model(
+                f"{cls.__name__}Params", __config__=ConfigDict(extra="forbid"), **fields
+            )
+    except PydanticSchemaGenerationError as error:
+        raise InvalidTask(
+            f"A parameter of {cls.__name__}.execute has a type that Pydantic does not know: "
+            f"{error.message}"
+        ) from error

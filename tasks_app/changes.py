@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -69,7 +70,8 @@ class Changes:
         """End the present or the next `wait`."""
         if not self._awake:
             self._awake = True
-            self._waking.send(b"!")
+            with suppress(OSError):  # Closed just now: nobody waits any more.
+                self._waking.send(b"!")
 
     def pause(self, seconds: float) -> None:
         """Sleep for so long, whatever is committed; `wake` ends it."""
@@ -99,9 +101,10 @@ class Changes:
         ready, _, _ = select.select([self._woken, *others], [], [], max(timeout, 0))
         if self._woken not in ready:
             return False
-        # In this order: a call in between sends once more, and is not lost.
-        self._awake = False
+        # In this order: the other way round, the byte of a call in between would be read with the
+        # first, and its flag would keep all later calls from sending one.
         self._woken.recv(4096)
+        self._awake = False
         return True
 
 
@@ -162,18 +165,17 @@ class SQLiteChanges(Changes):
         log = f"{self._path}-wal"
         if sys.platform != "linux" or not os.path.exists(log):
             return None
-        try:
+        # Where the host's limit of instances or watches is reached, the timer serves.
+        with suppress(OSError):
             inotify = INotify(nonblocking=True)
-            inotify.add_watch(log, flags.MODIFY | flags.DELETE_SELF)
-        except OSError:
-            # The host's limit of watches is reached: the timer serves.
-            return None
-        return inotify
+            try:
+                inotify.add_watch(log, flags.MODIFY)
+            except OSError:
+                inotify.close()
+                raise
+            return inotify
+        return None
 
     def _reported(self) -> bool:
         """Take the kernel's reports; return whether there were any."""
-        reports = self._inotify.read(timeout=0)
-        if any(report.mask & flags.DELETE_SELF for report in reports):
-            self._inotify.close()
-            self._inotify = self._watch_log()
-        return bool(reports)
+        return bool(self._inotify.read(timeout=0))

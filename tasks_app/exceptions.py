@@ -1,4 +1,7 @@
-"""Every error this app raises, in one tree. A class docstring is its default message."""
+"""Every error this app raises, in two trees: what is wrong, and what stops a running task.
+
+A class docstring is its default message.
+"""
 
 from __future__ import annotations
 
@@ -90,6 +93,9 @@ class TaskInterrupted(BaseException):
     Derived from BaseException so that `except Exception` in a task does not swallow it.
     Raised by the task's next progress call; let it pass, or clean up and re-raise.
     """
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
 
 
 class TaskCancelled(TaskInterrupted):

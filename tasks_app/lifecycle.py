@@ -8,7 +8,6 @@ finished meanwhile, is void: nothing is written for it, and the verb returns it.
 from __future__ import annotations
 
 import json
-import random
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from django.db import IntegrityError, router, transaction
 from django.db.models import F
 from pydantic_core import to_jsonable_python
 
+from tasks_app.backoff import backoff
+from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import DuplicateTask, IllegalTransition, TaskNotFound, WorkerLost
@@ -26,31 +27,6 @@ from tasks_app.models import Task, TaskEvent, Worker, aware
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import LEGAL, Move, Status, Verb
-
-
-class Claim(NamedTuple):
-    """The right to write a running task, good for as long as the row bears the token."""
-
-    task_id: uuid.UUID
-    token: uuid.UUID
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an attempt failed."""
-
-    type: str
-    message: str
-    traceback: str = ""
-
-    def public(self) -> dict[str, str]:
-        return {"type": self.type, "message": self.message}
-
-
-def claim_of(task: Task) -> Claim:
-    """Return the claim that a running row bears."""
-    assert task.fencing_token  # noqa: S101 - a running row has one, by constraint
-    return Claim(task.pk, task.fencing_token)
 
 
 def alias() -> str:
@@ -100,9 +76,7 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
         tasks = list(
-            Task.objects.waiting(worker.queues)
-            .filter(run_after__lte=now)
-            .select_for_update(skip_locked=True)[:limit]
+            Task.objects.ready(now, worker.queues).select_for_update(skip_locked=True)[:limit]
         )
         if not tasks:
             return []
@@ -235,16 +209,6 @@ def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> 
             data = {"attempt": row.attempt, "error": failures[claim].public()}
             _record(move, [(claim.task_id, _waiting(run_after) | data)], now)
     return [claim for claim in failures if claim not in held]
-
-
-def backoff(attempt: int) -> timedelta:
-    """Return the wait after an attempt, numbered from 1."""
-    conf = task_settings()
-    # An exponent past 64 is over any cap; without the bound it overflows a float.
-    wait = min(
-        conf.retry_backoff_seconds * 2.0 ** min(attempt - 1, 64), conf.retry_backoff_max_seconds
-    )
-    return timedelta(seconds=wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
 
 
 def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:

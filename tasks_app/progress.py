@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import TaskInterrupted
 from tasks_app.schemas import TaskProgressUpdate, printable
 
 T = TypeVar("T")
+
+#: In place of a text or a value: the one before stays.
+KEEP = object()
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -27,15 +30,15 @@ def checked_fraction(value: float) -> float:
     Raises TypeError for what is no number (True is none either) and ValueError for NaN and for
     what is outside 0 to 1.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            # numpy's and Decimal's numbers are welcome; strings are not.
-            value = value.__float__()
-        except AttributeError:
-            raise TypeError(
-                f"progress must be a number from 0.0 to 1.0, not {value!r} ({type(value).__name__})"
-            ) from None
-    value = float(value)
+    # numpy's and Decimal's numbers are welcome; strings have no such method.
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(
+            f"progress must be a number from 0.0 to 1.0, not {value!r} ({type(value).__name__})"
+        )
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf
     if math.isnan(value) or not 0.0 <= value <= 1.0:
         raise ValueError(
             f"progress must be from 0.0 to 1.0, not {value!r}; divide what is done by the total"
@@ -99,26 +102,29 @@ class ProgressHandle:
 
     def send_progress_value(self, value: float) -> None:
         """Say which part of the task is done, from 0.0 to 1.0; see `send_progress`."""
-        self._report(None, value)
+        self._report(KEEP, value)
 
     def send_progress_text(self, text: str) -> None:
         """Say what is being done; see `send_progress`."""
-        self._report(text, None)
+        self._report(text, KEEP)
 
     def advance(self, steps: float = 1) -> None:
         """Count steps done of `total`.
 
-        Raises ValueError when no total was set, or when it is not positive.
+        Raises ValueError when no total was set, when it is not positive, and for steps that are
+        negative or not finite.
         """
         if self.total is None or not self.total > 0:
             raise ValueError(
                 f"advance() counts to a total, which is {self.total!r}; "
                 f"set it first: progress.total = 100"
             )
+        if not 0 <= steps < math.inf:
+            raise ValueError(f"steps must be 0 or more, not {steps!r}")
         with self._lock:
             self._done += steps
             done = self._done
-        self._report(None, min(done / self.total, 1.0))
+        self._report(KEEP, min(done / self.total, 1.0))
 
     def track(
         self,
@@ -132,11 +138,16 @@ class ProgressHandle:
 
         Without a total, and for an iterable without a length, the bar is left as it is and each
         step only looks whether the task must stop. `within` gives the loop its part of the bar, so
-        that phases can follow each other: (0.0, 0.8), then (0.8, 1.0).
+        that phases can follow each other: (0.0, 0.8), then (0.8, 1.0). Raises ValueError for a
+        total that is negative or not finite, and for a part that ends before it starts.
         """
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
+        if total is not None and not 0 <= total < math.inf:
+            raise ValueError(f"total must be 0 or more, or None if unknown, not {total!r}")
         start, end = (checked_fraction(bound) for bound in within)
+        if start > end:
+            raise ValueError(f"within must be (start, end), the smaller first, not {within!r}")
         if text is not None:
             self.send_progress_text(text)
         if not total:
@@ -144,10 +155,9 @@ class ProgressHandle:
                 yield item
                 self.check_cancelled()
             return
-        step = (end - start) / total
         for done, item in enumerate(iterable, start=1):
             yield item
-            self._report(None, min(start + step * done, end))
+            self._report(KEEP, end if done >= total else start + (end - start) * done / total)
 
     def log(self, message: str, level: str = "info") -> None:
         """Add a line to the task's history, which viewers see as it is written.
@@ -205,22 +215,23 @@ class ProgressHandle:
             lines, self.lines = self.lines, []
             return TaskProgressUpdate(text=self._text, value=self._value), lines
 
-    def _report(self, text: str | None, value: float | None) -> None:
-        if value is not None and not (value.__class__ is float and 0.0 <= value <= 1.0):
+    def _report(self, text: Any, value: Any) -> None:
+        if value is not KEEP and not (value.__class__ is float and 0.0 <= value <= 1.0):
             value = checked_fraction(value)
-        if text is not None and text.__class__ is not str:
+        if text is not KEEP and text.__class__ is not str:
             text = str(text)
         with self._lock:
-            if value is not None and (self._value is None or value > self._value):
+            if value is not KEEP and (self._value is None or value > self._value):
                 self._value = value
-            if text is not None:
+            if text is not KEEP:
                 self._text = text
         self._tell()
 
     def _tell(self) -> None:
-        if self._stop is not None:
-            raise self._stop
+        # What was said goes out, also where it was the last that the task could say.
         if not self._reported:
             self._reported = True
             if self.notify is not None:
                 self.notify()
+        if self._stop is not None:
+            raise self._stop

@@ -87,4 +87,4 @@ def remove(task_id: uuid.UUID) -> None:
 def _delete(ids: Collection[uuid.UUID]) -> None:
     # Events first and by themselves: the cascade would read each of them to find that it has none.
     TaskEvent.objects.filter(task_id__in=ids).delete()
-    Task.objects.filter(pk__in=ids).delete()
+    Task.objects.filter(pk__in=ids).only("pk").delete()

@@ -142,6 +142,13 @@ class StartOptions(BaseModel):
             options["timeout"] = task_settings().timeout_seconds
         return cls(**options)
 
+    @field_validator("owner")
+    @classmethod
+    def is_a_user(cls, owner: Any) -> Any:
+        if owner is not None and not hasattr(owner, "pk"):
+            raise ValueError("must be a user, such as request.user, or None")
+        return owner
+
     @field_validator("run_after")
     @classmethod
     def fits_the_site(cls, moment: datetime | None) -> datetime | None:

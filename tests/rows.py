@@ -9,7 +9,7 @@ from typing import Any
 from django.utils import timezone
 
 from tasks_app import lifecycle
-from tasks_app.lifecycle import Claim, Failure, claim_of
+from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import Status
 

@@ -19,12 +19,12 @@ LAYERS = [
     {"states"},
     {"exceptions"},
     {"conf"},
-    {"clock"},
+    {"backoff", "clock"},
     {"schemas"},
     {"progress"},
     {"base"},
     {"models"},
-    {"changes"},
+    {"changes", "claims"},
     {"lifecycle"},
     {"retention", "permissions"},
     {"worker", "streaming"},
@@ -182,7 +182,7 @@ def words(path: Path) -> set[str]:
 #: Said to people, or named for a page's script, in words that happen to be a status's.
 SAID: dict[str, set[str]] = {
     "lifecycle.py": {"cancelled"},
-    "worker/coordinator.py": {"completed"},
+    "worker/outcomes.py": {"completed"},
     "templatetags/tasks.py": {"running", "completed", "failed", "cancelled"},
 }
 

@@ -14,9 +14,10 @@ from django.utils import timezone
 from pydantic_core import to_jsonable_python
 
 from tasks_app import lifecycle
+from tasks_app.backoff import backoff
+from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.clock import database_now
 from tasks_app.exceptions import DuplicateTask, IllegalTransition, TaskNotFound
-from tasks_app.lifecycle import Claim, Failure
 from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
@@ -265,7 +266,7 @@ def test_claim_marks_the_row_and_tells_it(settings: Any) -> None:
     assert stored.lease_expires_at == now + timedelta(seconds=12)
     assert stored.started_at == now
     assert stored.fencing_token is not None
-    assert lifecycle.claim_of(taken) == (task.pk, stored.fencing_token)
+    assert claim_of(taken) == (task.pk, stored.fencing_token)
     for field in Task._meta.concrete_fields:
         assert getattr(taken, field.attname) == getattr(stored, field.attname), field.attname
     assert facts(task) == ["task_queued", "task_started"]
@@ -491,7 +492,7 @@ def test_what_was_asked_to_cancel_ends_instead_of_waiting(verb: Verb) -> None:
 def test_backoff_doubles_up_to_the_cap(attempt: int, longest: float, settings: Any) -> None:
     settings.TASK_RETRY_BACKOFF_SECONDS = 10
     settings.TASK_RETRY_BACKOFF_MAX_SECONDS = 60
-    waits = [lifecycle.backoff(attempt).total_seconds() for _ in range(200)]
+    waits = [backoff(attempt).total_seconds() for _ in range(200)]
     assert longest / 2 <= min(waits) < longest * 0.6
     assert longest * 0.9 < max(waits) <= longest
 

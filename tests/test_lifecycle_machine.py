@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 )
 
 from tasks_app import lifecycle
+from tasks_app.claims import Claim, claim_of
 from tasks_app.exceptions import DuplicateTask, IllegalTransition
-from tasks_app.lifecycle import Claim
 from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
@@ -86,7 +86,7 @@ class Lifecycle(RuleBasedStateMachine):
         due = Task.objects.filter(status=Status.PENDING).count()
         taken = lifecycle.claim(self.by[who], limit, now=timezone.now() + AGES)
         assert len(taken) == min(limit, due)
-        return multiple(*(lifecycle.claim_of(task) for task in taken))
+        return multiple(*(claim_of(task) for task in taken))
 
     def stands(self, claim: Claim) -> bool:
         return Task.objects.filter(pk=claim.task_id, fencing_token=claim.token).exists()

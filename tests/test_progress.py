@@ -75,7 +75,7 @@ def test_fractions_are_kept_as_floats(value: Any, kept: float) -> None:
         (float("-inf"), "-inf"),
         (Decimal("1.5"), "1.5"),
         (Decimal("NaN"), "nan"),
-        (Number(50), "50.0"),
+        (Number(50.0), "50.0"),
         (Number(float("nan")), "nan"),
     ],
 )

@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tasks_app import lifecycle, retention
+from tasks_app.claims import claim_of
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.progress import LogLine
 from tasks_app.states import EventType, Status
@@ -251,7 +252,7 @@ def test_a_group_costs_as_many_queries_as_one(many: int) -> None:
     with queries(claim=3):
         taken = lifecycle.claim(by, many, now=now)
     assert len(taken) == many
-    claims = [lifecycle.claim_of(task) for task in taken]
+    claims = [claim_of(task) for task in taken]
     with queries(renew=2):
         lifecycle.renew(claims, now=now)
     with queries(log=2 + clock()):
@@ -265,6 +266,6 @@ def test_a_group_costs_as_many_queries_as_one(many: int) -> None:
 def test_a_group_that_is_released_costs_as_many_queries_as_one(many: int) -> None:
     by, now = worker(), timezone.now()
     lifecycle.enqueue([Task(name="tests.tasks.Noop", run_after=now) for _ in range(many)])
-    claims = [lifecycle.claim_of(task) for task in lifecycle.claim(by, many, now=now)]
+    claims = [claim_of(task) for task in lifecycle.claim(by, many, now=now)]
     with queries(release=3):
         lifecycle.release(claims, now=now)

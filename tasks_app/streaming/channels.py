@@ -49,7 +49,7 @@ def is_ours(channel: str) -> bool:
 
 def readable(user: User, channels: Collection[str]) -> set[str]:
     """Return those of the channels that a user may read, in one query for all their tasks."""
-    if not user.is_authenticated:
+    if not user.is_authenticated or not user.is_active:
         return set()
     by_task = {task_id: channel for channel in channels if (task_id := task_of(channel))}
     visible = Task.objects.visible_to(user).filter(pk__in=by_task).values_list("pk", flat=True)

@@ -168,8 +168,10 @@ class _Feed(threading.Thread):
         return stale
 
     def _running(self) -> list[tuple[wire.Progress, object]]:
-        rows = Task.objects.running().values_list(
-            "pk", "attempt", "progress", "progress_text", "owner_id"
+        rows = (
+            Task.objects.running()
+            .order_by()
+            .values_list("pk", "attempt", "progress", "progress_text", "owner_id")
         )
         return [
             (wire.Progress(task_id, attempt, value, text), owner_id)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from django.db import InterfaceError, OperationalError, connections, transaction
 from django.db.models import Min
 
 from tasks_app import lifecycle
 from tasks_app.changes import Changes, watch
+from tasks_app.claims import Claim, claim_of
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased, TaskTimedOut
-from tasks_app.lifecycle import Claim
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
 from tasks_app.worker import presence
 from tasks_app.worker.execution import Outcome, cut_short
 from tasks_app.worker.housekeeping import Pruner, rescue
+from tasks_app.worker.outcomes import tell, write
 from tasks_app.worker.pool import Pool
 from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.shutdown import Shutdown
@@ -43,14 +43,6 @@ UNBEGUN_SECONDS = 0.1
 HANDS_SECONDS = 1.0
 #: The wait after trouble with the database; it doubles up to the maximum.
 TROUBLE_PAUSE, TROUBLE_PAUSE_MAX = 0.1, 5.0
-
-WRITERS: dict[Verb, Callable[..., list[Claim]]] = {
-    Verb.COMPLETE: lifecycle.complete,
-    Verb.FAIL: lifecycle.fail,
-    Verb.CANCEL: lifecycle.cancel,
-    Verb.RETRY: lifecycle.retry,
-    Verb.RELEASE: lifecycle.release,
-}
 
 
 class Coordinator:
@@ -170,9 +162,9 @@ class Coordinator:
         """Take in what came, then do what is due in one transaction."""
         moment = time.monotonic()
         self._collect()
+        self._recall_unbegun(moment)
         self._heed_shutdown(moment)
         self._enforce_timeouts(moment)
-        self._recall_unbegun(moment)
         if moment < self._retry_at:
             return
         if moment >= self._claim_at:
@@ -209,7 +201,7 @@ class Coordinator:
             void = set(
                 lifecycle.report({run.claim: run.progress for run in kept if run.progress})
                 + lifecycle.log({run.claim: run.lines for run in kept if run.lines})
-                + _write(outcomes, now)
+                + write(outcomes, now)
             )
             if beating:
                 presence.beat(self.worker, now)
@@ -254,6 +246,8 @@ class Coordinator:
             if isinstance(item, Outcome):
                 self.outcomes.append(item)
                 self._delivered_at = time.monotonic()
+                # What it started itself must be run too, however a drain learns of it.
+                self._hungry = self._hungry or self.drain
             else:
                 self.reported.add(run)
 
@@ -329,7 +323,7 @@ class Coordinator:
             logger.debug("Worker %s claimed %d tasks", self.worker, len(tasks))
         for task in tasks:
             handle = ProgressHandle()
-            run = Run(task, lifecycle.claim_of(task), handle)
+            run = Run(task, claim_of(task), handle)
             handle.notify = partial(self._deliver, run)
             self.runs[run.claim] = run
             self.allowance -= 1
@@ -359,22 +353,9 @@ class Coordinator:
             del self.runs[run.claim]
             if run.lost:
                 continue
-            self.ended += 1
-            if verb in (Verb.FAIL, Verb.RETRY):
-                logger.error(
-                    "Task %s failed after %.3f s%s: %s: %s\n%s",
-                    run,
-                    run.seconds,
-                    "; it will be tried again" if verb is Verb.RETRY else "",
-                    value.type,
-                    value.message,
-                    value.traceback,
-                    extra=run.log_extra,
-                )
-            else:
-                logger.info(
-                    "Task %s %s after %.3f s", run, _PAST[verb], run.seconds, extra=run.log_extra
-                )
+            self.ended += verb not in (Verb.RELEASE, Verb.RETRY)
+            self.allowance += verb is Verb.RELEASE
+            tell(run, verb, value)
         self.outcomes = []
 
     def _wait_out(self, error: Exception) -> None:
@@ -395,14 +376,3 @@ class Coordinator:
             presence.leave(self.worker, database_now(self.using))
         except (OperationalError, InterfaceError) as error:
             logger.warning("The worker could not sign off: %s", str(error).strip())
-
-
-_PAST = {Verb.COMPLETE: "completed", Verb.CANCEL: "was cancelled", Verb.RELEASE: "was released"}
-
-
-def _write(outcomes: Iterable[Outcome], now: datetime) -> list[Claim]:
-    """Write outcomes, one statement group for each verb. Return the void claims."""
-    by_verb: dict[Verb, dict[Claim, Any]] = {}
-    for run, verb, value in outcomes:
-        by_verb.setdefault(verb, {})[run.claim] = value
-    return [claim for verb, values in by_verb.items() for claim in WRITERS[verb](values, now=now)]

@@ -6,6 +6,7 @@ import traceback
 from typing import Any, NamedTuple
 
 from tasks_app.base import resolve
+from tasks_app.claims import Failure
 from tasks_app.exceptions import (
     LeaseLost,
     TaskCancelled,
@@ -14,7 +15,6 @@ from tasks_app.exceptions import (
     TaskTimedOut,
     WorkerLost,
 )
-from tasks_app.lifecycle import Failure
 from tasks_app.schemas import printable
 from tasks_app.states import Verb
 from tasks_app.worker.run import Run

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks_app.lifecycle import Claim
+from tasks_app.claims import Claim
 from tasks_app.models import Task
 from tasks_app.progress import LogLine, ProgressHandle
 from tasks_app.schemas import TaskProgressUpdate

@@ -19,7 +19,7 @@ from django.template import Context, Template
 from django.test import RequestFactory
 
 from tasks_app import lifecycle, schemas
-from tasks_app.lifecycle import Failure
+from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine, ProgressHandle
 from tasks_app.service import task_service
@@ -137,9 +137,9 @@ def test_samples_have_the_fields_that_are_sent(db: None) -> None:
     """And so does the table of messages."""
     by = worker()
 
-    def claimed() -> lifecycle.Claim:
+    def claimed() -> Claim:
         task_service.start_task("tests.tasks.Noop", max_attempts=2)
-        return lifecycle.claim_of(lifecycle.claim(by, 1)[0])
+        return claim_of(lifecycle.claim(by, 1)[0])
 
     failure = Failure("ValueError", "it broke")
     lifecycle.log({claimed(): [LogLine("info", "hello")]})

@@ -181,7 +181,14 @@ def test_class_options_are_told() -> None:
 
 
 def test_progress_calls_are_told() -> None:
-    ours = {"stop", "take", "finish", "lines", "dropped_lines", "notify"}  # the worker's, and tests'
+    ours = {
+        "stop",
+        "take",
+        "finish",
+        "lines",
+        "dropped_lines",
+        "notify",
+    }  # the worker's, and tests'
     public = {name for name in dir(ProgressHandle) if not name.startswith("_")} - ours
     told = {
         re.match(r"progress\.(\w+)", call).group(1): call  # type: ignore[union-attr]

@@ -16,10 +16,12 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from tasks_app import lifecycle
+from tasks_app.claims import claim_of
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tasks_app.worker.coordinator import GROUP_MAX, WRITERS, Coordinator
+from tasks_app.worker.coordinator import GROUP_MAX, Coordinator
+from tasks_app.worker.outcomes import WRITERS
 from tests.harness import begins, ends, eventually
 from tests.more_tasks import MakesUsers, StepsOnce
 from tests.rows import facts, lapse, saved, worker
@@ -294,7 +296,7 @@ def test_it_notices_that_a_claim_was_taken_from_it(start: Start, reins: Path, lo
     started = task_service.start_task(Steps, {"reins": reins})
     start()
     task = begins(started.task_id)
-    assert lifecycle.release([lifecycle.claim_of(task)]) == []
+    assert lifecycle.release([claim_of(task)]) == []
     eventually(lambda: said(log, "was taken from this worker"), what="it notices")
     reins.write_text("10")
     assert ends(started.task_id).result == "done"

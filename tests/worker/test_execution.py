@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tasks_app.claims import Failure
 from tasks_app.exceptions import (
     LeaseLost,
     TaskCancelled,
@@ -11,7 +12,6 @@ from tasks_app.exceptions import (
     TaskReleased,
     TaskTimedOut,
 )
-from tasks_app.lifecycle import Failure
 from tasks_app.states import Verb
 from tasks_app.worker.execution import cut_short, execute, failure
 from tests.more_tasks import CleansUpBadly, Echo, NeverAgain, StartsBadly, Translates

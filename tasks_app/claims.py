@@ -1,0 +1,34 @@
+"""What a worker holds of a task, and what it says of one that failed."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tasks_app.models import Task
+
+
+class Claim(NamedTuple):
+    """The right to write a running task, good for as long as the row bears the token."""
+
+    task_id: uuid.UUID
+    token: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    def public(self) -> dict[str, str]:
+        return {"type": self.type, "message": self.message}
+
+
+def claim_of(task: Task) -> Claim:
+    """Return the claim that a running row bears."""
+    assert task.fencing_token  # noqa: S101 - a running row has one, by constraint
+    return Claim(task.pk, task.fencing_token)

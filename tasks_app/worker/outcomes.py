@@ -1,0 +1,51 @@
+"""What becomes of outcomes: how they are written, and what the log says of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
+
+from tasks_app import lifecycle
+from tasks_app.claims import Claim
+from tasks_app.states import Verb
+from tasks_app.worker.execution import Outcome
+from tasks_app.worker.run import Run
+
+logger = logging.getLogger("tasks_app.worker")
+
+WRITERS: dict[Verb, Callable[..., list[Claim]]] = {
+    Verb.COMPLETE: lifecycle.complete,
+    Verb.FAIL: lifecycle.fail,
+    Verb.CANCEL: lifecycle.cancel,
+    Verb.RETRY: lifecycle.retry,
+    Verb.RELEASE: lifecycle.release,
+}
+
+PAST = {Verb.COMPLETE: "completed", Verb.CANCEL: "was cancelled", Verb.RELEASE: "was released"}
+
+
+def write(outcomes: Iterable[Outcome], now: datetime) -> list[Claim]:
+    """Write outcomes, one statement group for each verb. Return the void claims."""
+    by_verb: dict[Verb, dict[Claim, Any]] = {}
+    for run, verb, value in outcomes:
+        by_verb.setdefault(verb, {})[run.claim] = value
+    return [claim for verb, values in by_verb.items() for claim in WRITERS[verb](values, now=now)]
+
+
+def tell(run: Run, verb: Verb, value: Any) -> None:
+    """Log how a run ended."""
+    if verb in PAST:
+        logger.info("Task %s %s after %.3f s", run, PAST[verb], run.seconds, extra=run.log_extra)
+        return
+    logger.error(
+        "Task %s failed after %.3f s%s: %s: %s\n%s",
+        run,
+        run.seconds,
+        "; it will be tried again" if verb is Verb.RETRY else "",
+        value.type,
+        value.message,
+        value.traceback,
+        extra=run.log_extra,
+    )
