@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import eventually
 from tests.project.site import ROOT, environment, running
 
 
@@ -97,6 +98,13 @@ def test_children_do_not_outlive_it(tmp_path: Path) -> None:
         site.stop(signal.SIGKILL)
         # Its output is read to the end, which comes when the last of them has closed it.
         assert site.lines[-1].endswith("tasks ended")
-    # It may still be waiting for somebody to collect it.
     status = Path(f"/proc/{worker}/status")
-    assert not status.exists() or "Z (zombie)" in status.read_text()
+
+    def gone() -> bool:
+        """Gone, or waiting only for somebody to collect it."""
+        try:
+            return "Z (zombie)" in status.read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    eventually(gone, what="the worker is gone")
