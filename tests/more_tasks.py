@@ -11,7 +11,7 @@ import uuid
 from typing import Annotated, Any
 
 from django.contrib.auth.models import User
-from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, computed_field
 
 from tasks_app.base import BaseTask, ProgressHandle
 from tests.tasks import Steps
@@ -87,6 +87,58 @@ class StrictTask(BaseTask):
 
     def execute(self, progress: ProgressHandle, day: datetime.date, number: int) -> str:
         return f"{day:%Y-%m-%d} {number}"
+
+
+class Aliased(BaseModel):
+    from_: int = Field(alias="from")
+
+
+class TakesAlias(BaseTask):
+    Params = Aliased
+
+    def execute(self, progress: ProgressHandle, from_: int) -> int:
+        return from_
+
+
+class Doubled(BaseModel):
+    """Dumps more than it takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def double(self) -> int:
+        return self.number * 2
+
+
+class TakesComputed(BaseTask):
+    Params = Doubled
+
+    def execute(self, progress: ProgressHandle, number: int) -> int:
+        return number
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class TakesMore(BaseTask):
+    Params = Open
+
+    def execute(self, progress: ProgressHandle, **params: Any) -> Any:
+        return params
+
+
+class SecretSet(BaseTask):
+    def execute(self, progress: ProgressHandle, keys: set[SecretStr]) -> list[str]:
+        return [key.get_secret_value() for key in keys]
+
+
+class Floats(BaseTask):
+    def execute(self, progress: ProgressHandle, number: float) -> float:
+        return number
 
 
 class Summary(BaseModel):

@@ -23,25 +23,32 @@ from tasks_app.exceptions import (
 from tasks_app.progress import ProgressHandle
 from tests import more_tasks, tasks
 from tests.more_tasks import (
+    Aliased,
     Bounded,
     Colour,
     Echo,
     Everything,
+    Floats,
     Item,
     Secrets,
+    SecretSet,
     StrictTask,
     Summarise,
     SummariseLoosely,
     Summary,
+    TakesAlias,
+    TakesComputed,
+    TakesMore,
     Untyped,
 )
+from tests.rows import row
 from tests.tasks import Add, Noop, Order, WithModel, WrongResult
 
 
 def run(task: type[BaseTask], params: Any = None) -> Any:
     """Run a task as a worker does: with the parameters that came through the row."""
-    row = json.loads(json.dumps(task.validate_params(params)))
-    return task().run(ProgressHandle(), row)
+    kept = json.loads(json.dumps(task.validate_params(params)))
+    return task().run(ProgressHandle(), kept)
 
 
 def errors_of(task: type[BaseTask], params: Any) -> dict[str, str]:
@@ -179,6 +186,25 @@ def test_secrets_reach_the_task_and_no_repr() -> None:
 
 
 @pytest.mark.parametrize(
+    ("task", "params", "result"),
+    [
+        (TakesAlias, {"from": 1}, 1),
+        (TakesAlias, Aliased(**{"from": 1}), 1),
+        (TakesComputed, {"number": 1}, 1),
+        (TakesMore, {"colour": "red"}, {"colour": "red"}),
+        (SecretSet, {"keys": ["hunter2"]}, ["hunter2"]),
+    ],
+)
+def test_what_was_accepted_runs(task: type[BaseTask], params: Any, result: Any) -> None:
+    """Whatever the model makes of its fields when it is dumped."""
+    assert run(task, params) == result
+
+
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
     ("value", "fault"),
     [
         ("a\0b", "text with a NUL character cannot be stored; remove it"),
@@ -186,11 +212,22 @@ def test_secrets_reach_the_task_and_no_repr() -> None:
         ([{"x": ["\0"]}], "text with a NUL character cannot be stored; remove it"),
         ("\ud800", "'utf-8' codec can't encode character"),
         ("\\\0", "text with a NUL character cannot be stored; remove it"),
+        (float("nan"), "Out of range float values are not JSON compliant"),
+        ([float("-inf")], "Out of range float values are not JSON compliant"),
+        (object(), "Unable to serialize unknown type: <class 'object'>"),
+        (b"\xff", "'utf-8' codec can't decode byte 0xff"),
+        (CIRCLE, "Circular reference detected"),
     ],
 )
 def test_what_no_database_holds_is_refused_at_the_start(value: Any, fault: str) -> None:
     [message] = errors_of(Echo, {"value": value}).values()
     assert message.startswith(fault)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_float_may_be_no_number_and_json_may_not(value: float) -> None:
+    [message] = errors_of(Floats, {"number": value}).values()
+    assert message.startswith("Out of range float values are not JSON compliant")
 
 
 @pytest.mark.parametrize(
@@ -271,6 +308,15 @@ def test_a_class_has_a_name_people_read(task: type[BaseTask], label: str) -> Non
     assert task.verbose_name == label
 
 
+def test_a_subclass_has_a_name_of_its_own() -> None:
+    class SubtractOne(Add): ...
+
+    class Named(Add):
+        verbose_name = "Subtract two"
+
+    assert (SubtractOne.verbose_name, Named.verbose_name) == ("Subtract one", "Subtract two")
+
+
 def test_unset_options_are_the_sites() -> None:
     assert (Noop.queue, Noop.priority, Noop.timeout, Noop.max_attempts) == ("default", 0, UNSET, 1)
     assert repr(UNSET) == "UNSET"
@@ -301,6 +347,8 @@ def test_a_local_class_cannot_be_imported() -> None:
         ("no.such.module.Task", "No module named 'no'"),
         ("nodots", "nodots doesn't look like a module path"),
         ("", " doesn't look like a module path"),
+        (".foo", "Empty module name"),
+        ("..a.b", "the 'package' argument is required to perform a relative import for '..a'"),
         ("tests.tasks.Order", "it is 'ModelMetaclass' and no subclass of BaseTask"),
         ("tests.tasks.threading", "it is 'module' and no subclass of BaseTask"),
         ("tests.rows.BROKEN", "it is 'Failure' and no subclass of BaseTask"),
@@ -314,6 +362,17 @@ def test_what_is_no_task_says_what_was_found(name: str, why: str) -> None:
         f"There is no task {name!r}: {why}. Name a subclass of BaseTask by its dotted path, "
         f"such as 'shop.tasks.ImportOrders'."
     )
+
+
+def test_a_module_that_breaks_has_no_task(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it break the pages that show the rows of its tasks."""
+    (tmp_path / "broken_module.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownTask, match=r"'broken_module\.Task': division by zero"):
+        resolve("broken_module.Task")
+    assert row(name="broken_module.Task").label == "broken_module.Task"
 
 
 def test_async_tasks_are_refused_where_they_are_written() -> None:
@@ -339,6 +398,46 @@ def test_a_signature_must_name_its_parameters(stars: str) -> None:
         f"Vague.execute takes {stars}, which declares nothing. "
         f"Name each parameter with its type, or set Params to a Pydantic model."
     )
+
+
+def test_execute_takes_progress() -> None:
+    class Silent(BaseTask):
+        def execute(self) -> None: ...
+
+    with pytest.raises(InvalidTask) as caught:
+        Silent.params_model()
+    assert str(caught.value) == "Silent.execute must take progress: execute(self, progress, …)."
+
+
+def test_a_parameter_has_no_underscore_before_it() -> None:
+    class Private(BaseTask):
+        def execute(self, progress: ProgressHandle, _secret: int = 1) -> None: ...
+
+    with pytest.raises(InvalidTask) as caught:
+        Private.params_model()
+    assert str(caught.value) == (
+        "Private.execute takes _secret, and Pydantic takes no names with an underscore before "
+        "them. Rename it."
+    )
+
+
+def test_a_parameter_has_a_type_that_pydantic_knows() -> None:
+    class Arbitrary(BaseTask):
+        def execute(self, progress: ProgressHandle, other: ProgressHandle) -> None: ...
+
+    fault = r"^A parameter of Arbitrary\.execute has a type that Pydantic does not know: "
+    with pytest.raises(InvalidTask, match=fault):
+        Arbitrary.params_model()
+
+
+def test_a_parameter_may_be_named_as_a_method_of_models_is() -> None:
+    """Without a warning, which would be an error here."""
+
+    class Copies(BaseTask):
+        def execute(self, progress: ProgressHandle, copy: bool = False, json: str = "") -> Any:
+            return [copy, json]
+
+    assert run(Copies, {"copy": True}) == [True, ""]
 
 
 def test_annotations_must_be_readable() -> None:
@@ -397,6 +496,14 @@ def test_a_task_runs_alone_in_a_test() -> None:
     handle = ProgressHandle()
     assert Add().execute(handle, a=1, b=1) == 2
     assert (handle.latest.text, handle.latest.value) == ("adding", 0.5)
+
+
+def test_a_task_that_runs_alone_is_not_cancelled() -> None:
+    class Looks(BaseTask):
+        def execute(self, progress: ProgressHandle) -> bool:
+            return self.is_cancelled
+
+    assert Looks().execute(ProgressHandle()) is False
 
 
 def test_a_models_own_validators_count() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import signal
 import socket
@@ -164,6 +166,25 @@ def test_what_the_kernel_does_not_report_is_noticed_all_the_same(
         thread.join()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_where_the_hosts_watches_are_used_up_the_timer_serves(
+    writer: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is left open, of which Python would warn."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(changes_module.INotify, "add_watch", refuse)
+    with SQLiteChanges(str(tmp_path / "some.sqlite3")) as changes:
+        write(writer)
+        assert seconds(lambda: changes.wait(LONG)) < LONG / 2
+    gc.collect()
+    assert unraisable == []
+
+
 # Any database.
 
 
@@ -206,6 +227,33 @@ def test_wake_ends_the_next_wait_and_only_that(any_changes: Changes) -> None:
         any_changes.wake()
     assert seconds(lambda: any_changes.wait(LONG)) < LONG / 2
     assert seconds(lambda: any_changes.wait(SHORT)) > SHORT * 0.9
+
+
+class Woken:
+    """A socket that is read just when another thread wakes whoever waits at it."""
+
+    def __init__(self, wake: Callable[[], None], whole: socket.socket) -> None:
+        self.wake = wake
+        self.whole = whole
+
+    def fileno(self) -> int:
+        return self.whole.fileno()
+
+    def recv(self, size: int) -> bytes:
+        self.wake()
+        return self.whole.recv(size)
+
+
+def test_wake_while_the_last_one_is_taken_in_does_not_deafen_it(
+    any_changes: Changes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(any_changes, "_woken", Woken(any_changes.wake, any_changes._woken))
+        any_changes.wake()
+        any_changes.pause(LONG)
+    any_changes.pause(0)
+    any_changes.wake()
+    assert seconds(lambda: any_changes.pause(LONG)) < LONG / 2
 
 
 def test_wake_is_no_commit(any_changes: Changes) -> None:

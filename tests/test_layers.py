@@ -217,5 +217,11 @@ def test_nothing_is_swallowed_in_silence(path: Path) -> None:
     assert silent == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_one_idea(path: Path) -> None:
+    """What takes more lines than this to say is two."""
+    assert len(path.read_text().splitlines()) <= 400
+
+
 def test_no_file_is_named_for_nothing() -> None:
     assert not [name_of(path) for path in FILES if path.stem in ("utils", "helpers", "misc")]

@@ -77,6 +77,7 @@ def test_fractions_are_kept_as_floats(value: Any, kept: float) -> None:
         (Decimal("NaN"), "nan"),
         (Number(50.0), "50.0"),
         (Number(float("nan")), "nan"),
+        (10**400, "inf"),
     ],
 )
 def test_what_is_no_fraction_raises_at_once(value: Any, shown: str) -> None:
@@ -98,6 +99,9 @@ def test_what_is_no_fraction_raises_at_once(value: Any, shown: str) -> None:
         (b"0.5", "b'0.5' (bytes)"),
         ([0.5], "[0.5] (list)"),
         (0.5j, "0.5j (complex)"),
+        (True, "True (bool)"),
+        (False, "False (bool)"),
+        (None, "None (NoneType)"),
     ],
 )
 def test_what_is_no_number_raises_at_once(value: Any, shown: str) -> None:
@@ -173,6 +177,17 @@ def test_advance_needs_a_total(total: float | None) -> None:
     assert handle.latest.value is None
 
 
+@pytest.mark.parametrize("steps", [float("nan"), float("inf"), -5])
+def test_a_refused_step_changes_nothing(steps: float) -> None:
+    handle = ProgressHandle()
+    handle.total = 10
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
+        handle.advance(steps)
+    assert str(caught.value) == f"steps must be 0 or more, not {steps}"
+    handle.advance(5)
+    assert handle.latest.value == 0.5
+
+
 def test_no_step_is_lost_between_threads() -> None:
     handle = ProgressHandle()
     handle.total = 8 * 500
@@ -205,6 +220,14 @@ def test_track_counts_what_has_a_length() -> None:
     assert list(handle.track("abcd")) == list("abcd")
     handle = ProgressHandle()
     assert values_while(handle, handle.track("abcd")) == [None, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("many", [49, 98, 103])
+@pytest.mark.parametrize("within", [(0.0, 1.0), (0.2, 0.9)])
+def test_track_ends_at_its_end(many: int, within: tuple[float, float]) -> None:
+    """Of these, so many steps of a part each add up to something else."""
+    handle = ProgressHandle()
+    assert values_while(handle, handle.track(range(many), within=within))[-1] == within[1]
 
 
 def test_track_counts_to_a_total_where_there_is_no_length() -> None:
@@ -251,6 +274,23 @@ def test_a_part_of_the_bar_is_made_of_fractions(bound: Any, error: type[Exceptio
     handle = ProgressHandle()
     with pytest.raises(error, match="progress must be"):
         list(handle.track("ab", within=(0.0, bound)))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"total": -1}, "total must be 0 or more, or None if unknown, not -1"),
+        ({"total": float("nan")}, "total must be 0 or more, or None if unknown, not nan"),
+        ({"total": float("inf")}, "total must be 0 or more, or None if unknown, not inf"),
+        ({"within": (0.8, 0.2)}, "within must be (start, end), the smaller first, not (0.8, 0.2)"),
+    ],
+)
+def test_track_refuses_nonsense_before_the_first_item(options: Any, fault: str) -> None:
+    handle = ProgressHandle()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
+        next(iter(handle.track("ab", text="reading", **options)))
+    assert str(caught.value) == fault
+    assert latest(handle) == ("", None)
 
 
 @pytest.mark.parametrize("nothing", [[], iter([])])
@@ -345,6 +385,31 @@ def test_lines_past_the_limit_are_counted_and_dropped(settings: Any) -> None:
     assert handle.lines == []
 
 
+def test_the_last_line_tells_how_many_were_dropped(settings: Any) -> None:
+    settings.TASK_MAX_LOG_LINES = 3
+    handle = ProgressHandle()
+    for number in range(3):
+        handle.log(f"{number}")
+    _, kept = handle.take()
+    for _ in range(2):
+        handle.log("too many")
+    assert [line.message for line in kept] == ["0", "1", "2"]
+    handle.take()
+    handle.finish()
+    _, told = handle.take()
+    assert told == [LogLine("warning", "2 more lines were dropped (TASK_MAX_LOG_LINES: 3)")]
+
+
+def test_where_no_line_was_dropped_none_is_told(settings: Any) -> None:
+    settings.TASK_MAX_LOG_LINES = 3
+    handle = ProgressHandle()
+    for number in range(3):
+        handle.log(f"{number}")
+    handle.take()
+    handle.finish()
+    assert handle.take() == (None, [])
+
+
 def test_lines_wait_until_they_are_taken() -> None:
     handle = ProgressHandle()
     for number in range(3):
@@ -434,6 +499,27 @@ def test_what_was_said_with_the_last_breath_is_kept() -> None:
     with pytest.raises(TaskCancelled):
         handle.send_progress("last", 0.75)
     assert latest(handle) == ("last", 0.75)
+    with pytest.raises(TaskCancelled):
+        handle.log("rolled back")
+    assert handle.take() == (
+        TaskProgressUpdate(text="last", value=0.75),
+        [LogLine("info", "rolled back")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (TaskCancelled(), "Somebody asked for this task to be cancelled."),
+        (TaskTimedOut("too long"), "too long"),
+    ],
+)
+def test_an_interruption_says_why(reason: TaskInterrupted, said: str) -> None:
+    handle = ProgressHandle()
+    handle.stop(reason)
+    with pytest.raises(TaskInterrupted) as caught:
+        handle.check_cancelled()
+    assert str(caught.value) == said
 
 
 # Taking.

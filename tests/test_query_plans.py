@@ -129,6 +129,11 @@ def owner() -> User:
 Doing = Callable[[], object]
 
 
+def claim(_owner: User) -> Doing:
+    by = worker()
+    return lambda: lifecycle.claim(by, 4)
+
+
 def claim_from_a_queue(_owner: User) -> Doing:
     by = worker(queues=["q1"])
     return lambda: lifecycle.claim(by, 4)
@@ -184,6 +189,7 @@ def remove(_owner: User) -> Doing:
 #: What is done, and the indexes of which it must use one: databases choose differently where two
 #: are as good.
 QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
+    "claim": (claim, {"tasks_waiting"}),
     "claim from a queue": (claim_from_a_queue, {"tasks_waiting_in_queue"}),
     "rescue": (lambda _: lifecycle.rescue, {"tasks_leased", "tasks_finished"}),
     "list": (lambda _: lambda: list(Task.objects.all()[:100]), {"tasks_newest"}),
@@ -221,6 +227,18 @@ def test_each_query_has_its_index(owner: User) -> None:
         assert indexes & used, f"{name} uses {used}"
         for (sql, _), (_, whole) in zip(executed, plans, strict=True):
             assert not whole, f"{name} reads {whole} whole: {sql}"
+
+
+def test_a_claim_writes_its_rows_by_their_ids(owner: User) -> None:
+    """And not by their status, which all that wait have in common."""
+    do = claim(owner)
+    with statements() as executed:
+        do()
+    (chosen, _), (written, _) = (plan(*statement) for statement in executed)
+    assert chosen == {"tasks_waiting"}
+    # PostgreSQL weighs it anew each time, and may look at both.
+    if connection.vendor == "sqlite":
+        assert written == {"sqlite_autoindex_tasks_app_task_1"}
 
 
 def test_a_query_without_an_index_would_be_found(owner: User) -> None:

@@ -102,6 +102,7 @@ def test_nobody_may_own_a_task(owner: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "fault"),
     [
+        ("owner", "ada", "Value error, must be a user, such as request.user, or None"),
         ("queue", "", "String should have at least 1 character"),
         ("queue", "x" * 101, "String should have at most 100 characters"),
         ("priority", 101, "Input should be less than or equal to 100"),
@@ -126,6 +127,25 @@ def test_an_option_that_makes_no_sense_is_named(option: str, value: Any, fault: 
         task_service.start_task(Noop, **{option: value})
     assert {error["msg"] for error in caught.value.errors() if error["loc"][0] == option} >= {fault}
     assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fault"),
+    [
+        ("queue", "x" * 200, "String should have at most 100 characters"),
+        ("priority", 101, "Input should be less than or equal to 100"),
+        ("timeout", -1, "Input should be greater than 0"),
+        ("max_attempts", 0, "Input should be greater than or equal to 1"),
+    ],
+)
+def test_an_option_of_a_class_that_makes_no_sense_is_named(
+    option: str, value: Any, fault: str
+) -> None:
+    task = type("Wrong", (Noop,), {option: value})
+    with pytest.raises(ValidationError) as caught:
+        task_service.start_task(task)
+    assert [(error["loc"], error["msg"]) for error in caught.value.errors()] == [((option,), fault)]
+    assert snapshot() == ([], [])
 
 
 def test_an_option_that_is_none_is_named() -> None:

@@ -121,6 +121,8 @@ def test_statuses_cost_as_many_queries_for_many(ada: User, django_assert_num_que
     ("query", "detail"),
     [
         ({}, "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1."),
+        ({"mine": "1"}, "Ask for tasks by ?task=<id>, once for each."),
+        ({"all": "1"}, "Ask for tasks by ?task=<id>, once for each."),
         (
             {"task": "7"},
             "A task's id is a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794.",
@@ -173,7 +175,10 @@ def test_others_cancel_nothing(ada: User, who: str, headers: dict[str, str]) -> 
         "viewer": lambda: permitted("view_task", "change_task", "delete_task"),
     }[who]()
     before = snapshot()
-    assert client_of(user).post(cancel_of(task.pk), headers=headers).status_code == 404
+    response = client_of(user).post(cancel_of(task.pk), headers=headers)
+    assert response.status_code == 404
+    if headers == JSON:
+        assert response.json() == NOT_FOUND
     assert snapshot() == before
 
 
@@ -184,7 +189,8 @@ def test_nobody_cancels_what_nobody_owns() -> None:
 
 
 def test_what_is_not_there_cannot_be_cancelled(ada: User) -> None:
-    assert client_of(ada).post(cancel_of(uuid.uuid4()), headers=JSON).status_code == 404
+    response = client_of(ada).post(cancel_of(uuid.uuid4()), headers=JSON)
+    assert (response.status_code, response.json()) == (404, NOT_FOUND)
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))

@@ -125,9 +125,10 @@ def test_nobody_reads_what_nobody_owns() -> None:
 
 
 @pytest.mark.django_db
-def test_an_inactive_user_reads_no_task() -> None:
+def test_an_inactive_user_reads_nothing() -> None:
     gone = permitted("view_task", is_active=False)
-    assert readable(gone, [task_channel(saved(owner=gone).pk), ALL_TASKS]) == set()
+    channels = [task_channel(saved(owner=gone).pk), owner_channel(gone.pk), ALL_TASKS]
+    assert readable(gone, channels) == set()
 
 
 @pytest.mark.django_db

@@ -19,11 +19,13 @@ from tasks_app import lifecycle
 from tasks_app.claims import claim_of
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
-from tasks_app.states import Status
+from tasks_app.states import EventType, Status
+from tasks_app.worker import coordinator as coordinator_module
 from tasks_app.worker.coordinator import GROUP_MAX, Coordinator
 from tasks_app.worker.outcomes import WRITERS
+from tasks_app.worker.run import NEVER
 from tests.harness import begins, ends, eventually
-from tests.more_tasks import MakesUsers, StepsOnce
+from tests.more_tasks import Echo, MakesUsers, StepsOnce
 from tests.rows import facts, lapse, saved, worker
 from tests.tasks import Add, Burst, Fail, FailTwice, Noop, Steps, Talk
 from tests.worker.conftest import Working
@@ -87,6 +89,34 @@ def test_progress_and_log_lines_are_written_before_the_end() -> None:
     assert (task_of(failed).progress, task_of(failed).progress_text) == (0.25, "about to fail")
 
 
+def test_the_history_tells_how_many_lines_were_dropped(settings: Any) -> None:
+    settings.TASK_MAX_LOG_LINES = 3
+    started = task_service.start_task(Talk, {"lines": 5})
+    drain()
+    told = task_of(started).events.filter(event_type=EventType.LOG).order_by("id")
+    assert [event.data for event in told] == [
+        {"level": "info", "message": "line 0"},
+        {"level": "warning", "message": "line 1"},
+        {"level": "info", "message": "line 2"},
+        {"level": "warning", "message": "2 more lines were dropped (TASK_MAX_LOG_LINES: 3)"},
+    ]
+    assert facts(task_of(started))[-1] == "task_completed"
+
+
+def test_a_drain_runs_what_its_tasks_start(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    """Also what they start late, where the database tells nothing of it."""
+    settings.TASK_POLL_INTERVAL_SECONDS = 60
+    coordinator = Coordinator(2, drain=True)
+
+    def run(*_: object) -> None:
+        eventually(lambda: not coordinator._hungry, what="the worker looked and found nothing")
+        task_service.start_task(Echo)
+
+    monkeypatch.setattr(Noop, "run", run)
+    task_service.start_task(Noop)
+    assert coordinator.run() == 2
+
+
 def test_a_drain_takes_back_what_a_lost_worker_ran() -> None:
     lost = saved(Status.RUNNING, worker=worker(hostname="gone"))
     lapse(lost, timedelta(days=1))
@@ -138,7 +168,7 @@ def test_after_the_grace_it_releases_them(start: Start, reins: Path, settings: A
     working = start()
     begins(started.task_id)
     working.coordinator.stop()
-    working.join()
+    assert working.join() == 0
     task = task_of(started)
     assert (task.status, task.attempt) == (Status.PENDING, 0)
     assert facts(task) == ["task_queued", "task_started", "task_queued"]
@@ -158,6 +188,24 @@ def test_after_the_grace_it_fails_what_must_not_run_twice(
     assert task.error_message == (
         "The worker was shut down, and this task does not start again by itself."
     )
+
+
+def test_two_signals_at_once_release_what_no_hand_has_begun(
+    start: Start, reins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them once, though both signals ask for it."""
+    monkeypatch.setattr(coordinator_module, "UNBEGUN_SECONDS", 60.0)
+    task_service.start_many(Noop, [{}] * 40)
+    long = task_service.start_task(Steps, {"reins": reins})
+    task_service.start_many(Noop, [{}] * 200)
+    working = start(1)
+    begins(long.task_id)
+    eventually(
+        lambda: any(run.began == NEVER for run in list(working.coordinator.runs.values())),
+        what="it holds more than it has hands",
+    )
+    assert working.end() == Task.objects.filter(status=Status.COMPLETED).count()
+    assert not Task.objects.running().exists()
 
 
 # While tasks run.
