@@ -27,6 +27,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
 from tasks_app.progress import ProgressHandle
+from tasks_app.schemas import JSON_MAX
 
 __all__ = ["BaseTask", "ProgressHandle", "resolve"]
 
@@ -173,9 +174,13 @@ class BaseTask:
 
 
 def check_json(data: Any) -> None:
-    """Raise ValueError for what not every database holds as JSON: NaN, NUL, half a surrogate."""
+    """Raise ValueError for what no row holds as JSON: NaN, NUL, half a surrogate, too much."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False)
-    text.encode()
+    if (size := len(text.encode())) > JSON_MAX:
+        raise ValueError(
+            f"it has {size:,} bytes as JSON, and {JSON_MAX:,} is the most; "
+            f"keep it in a file or a table of its own, and name that"
+        )
     if _NUL.search(text):
         raise ValueError("text with a NUL character cannot be stored; remove it")
 

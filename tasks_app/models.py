@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.db import models
+from django.db import models, router
 from django.db.models import F, Q
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
@@ -27,6 +27,13 @@ DEFAULT_QUEUE = "default"
 def aware(moment: datetime) -> datetime:
     """Return a time as every boundary shows it: with its zone, also where USE_TZ is off."""
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+
+
+class Primary(models.Manager[Any]):
+    """Reads where is written: for decisions that must not be made on a replica's old news."""
+
+    def get_queryset(self) -> models.QuerySet[Any]:
+        return super().get_queryset().using(router.db_for_write(self.model))
 
 
 class Worker(models.Model):
@@ -154,6 +161,7 @@ class Task(models.Model):
     finished_at = models.DateTimeField(_("finished"), null=True)
 
     objects = TaskQuerySet.as_manager()
+    primary = Primary.from_queryset(TaskQuerySet)()
 
     class Meta:
         verbose_name = _("task")
@@ -311,6 +319,9 @@ class TaskEvent(models.Model):
     timestamp = models.DateTimeField(_("time"))
     data = models.JSONField(_("data"), default=dict)
     transaction = models.BigIntegerField(null=True, editable=False, db_default=CurrentTransaction())
+
+    objects = models.Manager()
+    primary = Primary()
 
     class Meta:
         verbose_name = _("task event")

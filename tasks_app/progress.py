@@ -9,7 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import TaskInterrupted
-from tasks_app.schemas import TaskProgressUpdate, printable
+from tasks_app.schemas import (
+    LOG_LINE_MAX,
+    PROGRESS_MAX,
+    TaskProgressUpdate,
+    clipped,
+    printable,
+)
 
 T = TypeVar("T")
 
@@ -171,7 +177,8 @@ class ProgressHandle:
         with self._lock:
             if self._logged < task_settings().max_log_lines:
                 self._logged += 1
-                self.lines.append(LogLine(level, printable(str(message))))
+                text = clipped(printable(str(message)), LOG_LINE_MAX)
+                self.lines.append(LogLine(level, text))
             else:
                 self.dropped_lines += 1
         self._tell()
@@ -179,7 +186,8 @@ class ProgressHandle:
     def check_cancelled(self) -> None:
         """Raise TaskInterrupted if the task must stop; else do nothing."""
         if self._stop is not None:
-            raise self._stop
+            # Without the traceback that grew when it was raised before.
+            raise self._stop.with_traceback(None)
 
     @property
     def is_cancelled(self) -> bool:
@@ -213,7 +221,8 @@ class ProgressHandle:
                 return None, []
             self._reported = False
             lines, self.lines = self.lines, []
-            return TaskProgressUpdate(text=self._text, value=self._value), lines
+            text = clipped(self._text, PROGRESS_MAX)
+            return TaskProgressUpdate(text=text, value=self._value), lines
 
     def _report(self, text: Any, value: Any) -> None:
         if value is not KEEP and not (value.__class__ is float and 0.0 <= value <= 1.0):
@@ -233,5 +242,4 @@ class ProgressHandle:
             self._reported = True
             if self.notify is not None:
                 self.notify()
-        if self._stop is not None:
-            raise self._stop
+        self.check_cancelled()

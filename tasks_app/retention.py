@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef
 
 from tasks_app.clock import database_now
 from tasks_app.conf import DAY, task_settings
@@ -38,7 +39,7 @@ class Rule:
 
 def count(rule: Rule) -> int:
     """How many tasks a prune would delete now."""
-    past = Task.objects.prunable(database_now(alias()), rule.retention, rule.failed_retention)
+    past = Task.primary.prunable(database_now(alias()), rule.retention, rule.failed_retention)
     return past.filter(status__in=sorted(rule.statuses)).count()
 
 
@@ -51,7 +52,7 @@ def prune(rule: Rule) -> Iterator[int]:
     using = alias()
     while True:
         with transaction.atomic(using=using):
-            past = Task.objects.prunable(
+            past = Task.primary.prunable(
                 database_now(using), rule.retention, rule.failed_retention
             ).filter(status__in=sorted(rule.statuses))
             batch = past.order_by().select_for_update(skip_locked=True)
@@ -63,10 +64,10 @@ def prune(rule: Rule) -> Iterator[int]:
 
 
 def prune_workers() -> int:
-    """Delete the records of workers that are gone for a day; return how many."""
+    """Delete the records of workers gone for a day, and their tasks with them; return how many."""
     gone = database_now(alias()) - timedelta(seconds=WORKER_SECONDS)
-    old = Worker.objects.filter(heartbeat_at__lt=gone).exclude(tasks__status=Status.RUNNING)
-    _, deleted = old.delete()
+    ran = Task.primary.filter(worker=OuterRef("pk"))
+    _, deleted = Worker.objects.filter(~Exists(ran), heartbeat_at__lt=gone).delete()
     return deleted.get(Worker._meta.label, 0)
 
 
@@ -76,7 +77,7 @@ def remove(task_id: uuid.UUID) -> None:
     Raises TaskNotFound, and IllegalTransition while it has not finished.
     """
     with transaction.atomic(using=alias()):
-        task = Task.objects.select_for_update(of=("self",)).filter(pk=task_id).first()
+        task = Task.primary.select_for_update(of=("self",)).filter(pk=task_id).first()
         if task is None:
             raise TaskNotFound(task_id)
         if not task.is_terminal:
@@ -86,5 +87,5 @@ def remove(task_id: uuid.UUID) -> None:
 
 def _delete(ids: Collection[uuid.UUID]) -> None:
     # Events first and by themselves: the cascade would read each of them to find that it has none.
-    TaskEvent.objects.filter(task_id__in=ids).delete()
-    Task.objects.filter(pk__in=ids).only("pk").delete()
+    TaskEvent.primary.filter(task_id__in=ids).delete()
+    Task.primary.filter(pk__in=ids).only("pk").delete()

@@ -10,7 +10,7 @@ from typing import Any
 
 from channels.auth import AuthMiddlewareStack
 from channels.generic.http import AsyncHttpConsumer
-from django.core.exceptions import DisallowedHost
+from django.core.exceptions import SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
 from django.urls import Resolver404, resolve
 
@@ -30,13 +30,20 @@ class TaskStreamConsumer(AsyncHttpConsumer):
         self.receive = receive
         await super().__call__(scope, receive, send)
 
+    async def http_request(self, message: Any) -> None:
+        # Whatever body comes is not read: a stream needs none.
+        await super().http_request({"type": "http.request"})
+
     async def handle(self, body: bytes) -> None:
         request = ASGIRequest(self.scope, io.BytesIO(body))
         try:
             request.get_host()
-        except DisallowedHost:
+            await self._answer(request)
+        except SuspiciousOperation:
+            # As Django answers a foreign host, or more query fields than it reads.
             await self.send_response(400, b"Bad Request (400)")
-            return
+
+    async def _answer(self, request: ASGIRequest) -> None:
         request.user = self.scope["user"]
         found = await answer(
             request, self.scope["user"], self.scope["url_route"]["kwargs"].get("task_id")

@@ -14,6 +14,20 @@ def printable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
+def clipped(text: str, most: int) -> str:
+    """Return a text of so many characters at most, and a mark where the rest was."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+# The most characters kept of what tasks and their errors say; the rest is cut off with a mark.
+PROGRESS_MAX = 1_000
+LOG_LINE_MAX = 10_000
+TYPE_MAX = 200
+MESSAGE_MAX = 10_000
+TRACEBACK_MAX = 100_000
+#: The most bytes of parameters and of a result, as JSON; more is refused.
+JSON_MAX = 1_048_576
+
 Text = Annotated[str, AfterValidator(printable)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from uuid import UUID
 
 from django.core.handlers.asgi import ASGIRequest
+from django.db import transaction
 from django.http import (
     Http404,
     HttpRequest,
@@ -19,9 +20,9 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
-from tasks_app.exceptions import IllegalTransition
+from tasks_app.exceptions import IllegalTransition, TaskNotFound
 from tasks_app.models import Task
-from tasks_app.permissions import may_cancel
+from tasks_app.permissions import may_cancel, may_view
 from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
 from tasks_app.streaming.endpoint import answer
@@ -29,6 +30,7 @@ from tasks_app.streaming.endpoint import answer
 NOT_FOUND = "There is no such task, or not for you."
 
 
+@transaction.non_atomic_requests
 async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResponseBase:
     """Stream from a plain view: for a site without `with_task_streams` in its asgi.py.
 
@@ -62,7 +64,9 @@ def statuses(request: HttpRequest) -> JsonResponse:
     if not request.user.is_authenticated:
         return JsonResponse({"detail": "Log in to see tasks."}, status=403)
     try:
-        ids = [task_id for channel in requested(request) if (task_id := task_of(channel))]
+        ids = [
+            task_id for channel in requested(request, request.user) if (task_id := task_of(channel))
+        ]
         if not ids:
             raise BadRequest("Ask for tasks by ?task=<id>, once for each.")
     except BadRequest as error:
@@ -77,17 +81,27 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     task = Task.objects.filter(pk=task_id).first()
     user = request.user
     if task is None or not user.is_authenticated or not may_cancel(user, task):
-        if request.accepts("text/html"):
-            raise Http404(NOT_FOUND)
-        return JsonResponse({"detail": NOT_FOUND}, status=404)
+        return _not_found(request)
     code = HTTPStatus.OK
     try:
         info = task_service.cancel_task(task_id, by=user)
     except IllegalTransition:
-        code, info = HTTPStatus.CONFLICT, task_service.get_task_status(task_id)
+        # As it was when it was looked for: it may have been running then, and cannot be again.
+        task.refresh_from_db()
+        code, info = HTTPStatus.CONFLICT, task.info()
+    except TaskNotFound:
+        return _not_found(request)
     if request.accepts("text/html"):
         return HttpResponseRedirect(_way_back(request))
-    return JsonResponse(info.model_dump(mode="json"), status=code)
+    # To cancel is not to see: what it was given and what came of it is for those who may.
+    told = None if may_view(user, task) else {"task_id", "status", "cancel_requested"}
+    return JsonResponse(info.model_dump(mode="json", include=told), status=code)
+
+
+def _not_found(request: HttpRequest) -> HttpResponse:
+    if request.accepts("text/html"):
+        raise Http404(NOT_FOUND)
+    return JsonResponse({"detail": NOT_FOUND}, status=404)
 
 
 def _way_back(request: HttpRequest) -> str:

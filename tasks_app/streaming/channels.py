@@ -52,7 +52,7 @@ def readable(user: User, channels: Collection[str]) -> set[str]:
     if not user.is_authenticated or not user.is_active:
         return set()
     by_task = {task_id: channel for channel in channels if (task_id := task_of(channel))}
-    visible = Task.objects.visible_to(user).filter(pk__in=by_task).values_list("pk", flat=True)
+    visible = Task.primary.visible_to(user).filter(pk__in=by_task).values_list("pk", flat=True)
     own = {owner_channel(user.pk)}
     anyones = {channel for channel in channels if channel == ALL_TASKS or _is_owners(channel)}
     allowed = anyones if anyones - own and may_view_all(user) else anyones & own
@@ -67,7 +67,7 @@ class BadRequest(ValueError):
     """The request names no channels, or too many, or nonsense."""
 
 
-def requested(request: HttpRequest, task_id: UUID | None = None) -> set[str]:
+def requested(request: HttpRequest, user: User | None, task_id: UUID | None = None) -> set[str]:
     """Return the channels that a request asks for.
 
     The task of the URL; or `?task=…`, once for each; or `?mine=1`; or `?all=1`. One kind at a
@@ -82,7 +82,7 @@ def requested(request: HttpRequest, task_id: UUID | None = None) -> set[str]:
     if kinds == ["all"]:
         return {ALL_TASKS}
     if kinds == ["mine"]:
-        return {owner_channel(request.user.pk)}
+        return {owner_channel(getattr(user, "pk", None))}
     most = task_settings().stream_max_tasks
     ids = set(query.getlist("task"))
     if len(ids) > most:
@@ -106,7 +106,7 @@ class TaskChannelManager(ChannelManagerBase):
     def get_channels_for_request(
         self, request: HttpRequest, view_kwargs: dict[str, Any]
     ) -> set[str]:
-        return requested(request, view_kwargs.get("task_id"))
+        return requested(request, request.user, view_kwargs.get("task_id"))
 
     def can_read_channel(self, user: User | None, channel: str) -> bool:
         return user is not None and channel in readable(user, [channel])

@@ -69,7 +69,7 @@ class Cursor:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_current_snapshot()::text")
                 snapshot = Snapshot.parse(cursor.fetchone()[0])
-        newest = TaskEvent.objects.using(using).aggregate(newest=Max("id"))["newest"]
+        newest = TaskEvent.primary.aggregate(newest=Max("id"))["newest"]
         return cls(newest or 0, snapshot, snapshot)
 
     @classmethod
@@ -98,6 +98,18 @@ class Cursor:
             return events.filter(id__gt=self.id, id__lte=until.id).order_by("id")
         sent = Q(id__lte=self.id) & self.batch.seen
         return events.filter(self.before.unseen & ~sent & until.before.seen).order_by("id")
+
+    def replay(self, events: QuerySet[TaskEvent], until: Cursor) -> list[tuple[TaskEvent, Cursor]]:
+        """What `rest` returns, each with the cursor of a viewer who has had it.
+
+        What is left of the batch that the viewer was in the middle of goes first: what came later
+        may have smaller ids, and a cursor says "up to this id" of one batch only.
+        """
+        whole = Cursor(self.id, self.batch, self.batch)
+        if self.batch is None:
+            return [(row, self.at(row.pk, until)) for row in self.rest(events, until)]
+        left = [(row, self.at(row.pk, whole)) for row in self.rest(events, whole)]
+        return left + [(row, whole.at(row.pk, until)) for row in whole.rest(events, until)]
 
     def beginning(self) -> Cursor:
         """The cursor, of this one's kind, of a viewer who had nothing."""

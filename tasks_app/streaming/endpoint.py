@@ -20,6 +20,9 @@ from tasks_app.streaming.stream import open_stream
 if TYPE_CHECKING:
     from tasks_app.permissions import User
 
+#: The longest id that a stream gives: each is sent back with every event that follows from it.
+CURSOR_MAX = 2_000
+
 
 @dataclass
 class Answer:
@@ -54,7 +57,7 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
     if not user.is_authenticated:
         return Answer(HTTPStatus.FORBIDDEN, "Log in to watch tasks.")
     try:
-        channels = requested(request, task_id)
+        channels = requested(request, user, task_id)
         resumed = _resumed(request)
     except BadRequest as error:
         return Answer(HTTPStatus.BAD_REQUEST, str(error))
@@ -73,8 +76,10 @@ def _resumed(request: HttpRequest) -> Cursor | None:
     if not last:
         return None
     try:
+        if len(last) > CURSOR_MAX:
+            raise ValueError
         return Cursor.parse(last)
     except ValueError:
         raise BadRequest(
-            f"{last!r} is no id of this stream. Send the id of the last event, or none."
+            f"{last[:80]!r} is no id of this stream. Send the id of the last event, or none."
         ) from None

@@ -34,7 +34,7 @@ _TURNS = (
     frozenset({EventType.QUEUED, EventType.STARTED, EventType.RETRY_SCHEDULED}) | TERMINAL_EVENTS
 )
 
-_COLUMNS = ("event_type", "timestamp", "data", "transaction", "task_id", "task__owner_id")
+_COLUMNS = ("pk", "task_id", "event_type", "task__owner_id")
 
 
 class Relay:
@@ -134,6 +134,10 @@ class _Feed(threading.Thread):
             )
             connections.close_all()
             changes.pause(TROUBLE_SECONDS)
+        except Exception:
+            # Whatever it is, it must not silence every stream of this process for good.
+            logger.exception("The relay stumbled; next try in %g s", TROUBLE_SECONDS)
+            changes.pause(TROUBLE_SECONDS)
 
     def _pass(self) -> bool:
         """Send what is new. Returns whether there may be more already.
@@ -144,19 +148,24 @@ class _Feed(threading.Thread):
         """
         running = self._running()
         until = Cursor.now(self._using)
-        facts = list(
-            self.cursor.rest(TaskEvent.objects.select_related("task").only(*_COLUMNS), until)
-        )
+        # What nobody listens to is not read: a result may be long, and a batch of them longer.
+        news = list(self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS))
+        heard = {
+            pk: channels
+            for pk, task_id, _kind, owner_id in news
+            if (channels := self._listened(task_id, owner_id))
+        }
+        rows = TaskEvent.primary.in_bulk(list(heard))
         # Before the facts go out: who attaches from here on reads them from the database.
         before, self.cursor = self.cursor, until
         ended = set()
-        for row in facts:
-            if row.event_type in _TURNS:
-                self._sent.pop(row.task_id, None)
-                if row.event_type != EventType.STARTED:
-                    ended.add(row.task_id)
-            if channels := self._listened(row.task_id, row.task.owner_id):
-                self._send(channels, wire.fact(row, before.at(row.pk, until)))
+        for pk, task_id, kind, _owner_id in news:
+            if kind in _TURNS:
+                self._sent.pop(task_id, None)
+                if kind != EventType.STARTED:
+                    ended.add(task_id)
+            if row := rows.get(pk):
+                self._tell(heard[pk], row, before.at(pk, until))
         stale = False
         for progress, owner_id in running:
             if progress.task_id in ended:
@@ -169,7 +178,7 @@ class _Feed(threading.Thread):
 
     def _running(self) -> list[tuple[wire.Progress, object]]:
         rows = (
-            Task.objects.running()
+            Task.primary.running()
             .order_by()
             .values_list("pk", "attempt", "progress", "progress_text", "owner_id")
         )
@@ -182,6 +191,15 @@ class _Feed(threading.Thread):
     def _listened(task_id: UUID, owner_id: object) -> list[str]:
         listened = get_listener_manager().listeners_by_channel
         return [channel for channel in channels_of(task_id, owner_id) if channel in listened]
+
+    def _tell(self, channels: list[str], row: TaskEvent, cursor: Cursor) -> None:
+        try:
+            fact = wire.fact(row, cursor)
+        except ValueError:
+            # Such as an event that a newer worker writes and this process does not know.
+            logger.exception("Event %s cannot be sent, and is left out", row.pk)
+        else:
+            self._send(channels, fact)
 
     def _send(self, channels: list[str], event: wire.Fact | wire.Report) -> None:
         event.order = next(self._numbers)

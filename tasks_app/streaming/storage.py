@@ -14,7 +14,7 @@ from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, task_of
 
 def facts_of(channel: str) -> QuerySet[TaskEvent]:
     """The facts that a channel carries."""
-    facts = TaskEvent.objects.all()
+    facts = TaskEvent.primary.all()
     if channel == ALL_TASKS:
         return facts
     if task_id := task_of(channel):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import operator
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from channels.db import database_sync_to_async
+from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
 from django_eventstream.utils import sse_encode_error
 from django_eventstream.views import Listener, get_listener_manager
@@ -19,7 +21,7 @@ from tasks_app.conf import task_settings
 from tasks_app.models import Task, TaskEvent
 from tasks_app.states import TERMINAL_EVENTS, EventType, Status
 from tasks_app.streaming import wire
-from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, task_of
+from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, readable, task_of
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import Relay
 from tasks_app.streaming.storage import facts_of
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 #: The most states that a stream of an owner, or of all, opens with: the newest unfinished.
 OPENING_TASKS = 100
+#: The most facts that such a stream sends to somebody who was away.
+MISSED_MAX = 1_000
+#: How often an open stream asks whether its viewer may still read it.
+RECHECK_SECONDS = 60.0
 
 
 class View:
@@ -62,7 +68,7 @@ class View:
         finished = [task.pk for task in tasks if task.is_terminal]
         ends = [
             row
-            for row in TaskEvent.objects.filter(
+            for row in TaskEvent.primary.filter(
                 task__in=finished, event_type__in=TERMINAL_EVENTS
             ).order_by("id")
             if until.covers(row.pk, row.transaction)
@@ -75,19 +81,31 @@ class View:
                     task.pk, task.attempt, task.progress, task.progress_text
                 )
         self.had = until
+        if resumed is not None and self.open_tasks is None:
+            # Who was away for very long is told the state, like somebody new.
+            missed = resumed.rest(self._facts(), until)
+            resumed = None if missed[MISSED_MAX:].exists() else resumed
         if resumed is None:
             # Until the ends are out, nothing to resume from: who is cut off here begins again.
-            seen, facts, since = (None if ends else until), ends, until.beginning()
+            seen, none = (None if ends else until), until.beginning()
+            facts = [(row, none.at(row.pk, until)) for row in ends]
         else:
-            seen, facts, since = resumed, list(resumed.rest(self._facts(), until)), resumed
+            seen, facts = resumed, resumed.replay(self._facts(), until)
             if self.ended and not facts:
                 return None
         return b"".join(
             [
                 *(wire.status(task, seen) for task in tasks),
-                *(wire.fact(row, since.at(row.pk, until)).wire for row in facts),
+                *(wire.fact(row, cursor).wire for row, cursor in facts),
             ]
         )
+
+    def narrow(self, allowed: Collection[str]) -> None:
+        """Follow only what the viewer may still read, and what still exists."""
+        if self.open_tasks is None:
+            self.open_tasks = None if allowed else set()
+        else:
+            self.open_tasks &= {task_id for channel in allowed if (task_id := task_of(channel))}
 
     def admit(self, event: wire.Fact | wire.Report) -> bool:
         """Whether an event that the relay brought is news to this viewer. Takes it for sent."""
@@ -113,8 +131,8 @@ class View:
 
     def _tasks(self) -> QuerySet[Task]:
         if self.open_tasks is not None:
-            return Task.objects.filter(pk__in=self.open_tasks)
-        unfinished = Task.objects.unfinished().order_by("-created_at")
+            return Task.primary.filter(pk__in=self.open_tasks)
+        unfinished = Task.primary.unfinished().order_by("-created_at")
         if self.channels != {ALL_TASKS}:
             [channel] = self.channels
             unfinished = unfinished.filter(owner__pk=channel.removeprefix(OWNER_PREFIX))
@@ -122,7 +140,7 @@ class View:
 
     def _facts(self) -> QuerySet[TaskEvent]:
         if self.open_tasks is not None:
-            return TaskEvent.objects.filter(task__in=self._watched)
+            return TaskEvent.primary.filter(task__in=self._watched)
         [channel] = self.channels
         return facts_of(channel)
 
@@ -154,15 +172,25 @@ async def open_stream(
     except BaseException:
         await stack.aclose()
         raise
-    return _events(stack, relay, listener, view, opening)
+    return _events(stack, relay, listener, user, view, opening)
+
+
+def _still_readable(user: User, channels: Collection[str]) -> set[str]:
+    now = get_user_model()._default_manager.filter(pk=cast(Any, user.pk)).first()
+    return readable(cast("User", now), channels) if now else set()
 
 
 async def _events(
-    stack: AsyncExitStack, relay: Relay, listener: Listener, view: View, opening: bytes
+    stack: AsyncExitStack, relay: Relay, listener: Listener, user: User, view: View, opening: bytes
 ) -> AsyncIterator[bytes]:
     async with stack:
         yield wire.BEGINNING + opening
+        recheck_at = time.monotonic() + RECHECK_SECONDS
         while not view.ended:
+            if time.monotonic() >= recheck_at:
+                view.narrow(await database_sync_to_async(_still_readable)(user, view.channels))
+                recheck_at = time.monotonic() + RECHECK_SECONDS
+                continue
             try:
                 async with asyncio.timeout(task_settings().stream_keepalive_seconds):
                     await listener.aevent.wait()

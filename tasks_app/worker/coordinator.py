@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import partial
 
-from django.db import InterfaceError, OperationalError, connections, transaction
-from django.db.models import Min
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db.models import Min, Q
 
 from tasks_app import lifecycle
 from tasks_app.changes import Changes, watch
@@ -24,25 +24,21 @@ from tasks_app.states import Verb
 from tasks_app.worker import presence
 from tasks_app.worker.execution import Outcome, cut_short
 from tasks_app.worker.housekeeping import Pruner, rescue
-from tasks_app.worker.outcomes import tell, write
+from tasks_app.worker.outcomes import tell, write, write_alone
 from tasks_app.worker.pool import Pool
 from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.shutdown import Shutdown
+from tasks_app.worker.trouble import Trouble
 
 logger = logging.getLogger("tasks_app.worker")
 
-#: After a look that left nothing waiting, the soonest that the next change is looked into. Most
-#: such changes are this worker's own commits; and a site that commits thousands of times a second
-#: must not turn each into queries here.
+#: After a look that left nothing waiting, the soonest that the next change is looked into: most
+#: are this worker's own commits, and a busy site's must not each become queries here.
 LOOK_PAUSE = 0.005
 #: The most tasks of a worker under way at once, where that is more than it has hands.
 GROUP_MAX = 200
 #: How long claimed tasks wait for hands that finish nothing, before they are handed back.
 UNBEGUN_SECONDS = 0.1
-#: How long idle hands have to go. A task that did not stop keeps its thread until the process ends.
-HANDS_SECONDS = 1.0
-#: The wait after trouble with the database; it doubles up to the maximum.
-TROUBLE_PAUSE, TROUBLE_PAUSE_MAX = 0.1, 5.0
 
 
 class Coordinator:
@@ -86,8 +82,9 @@ class Coordinator:
         self._claim_at = NEVER
         #: When a hand last delivered an outcome.
         self._delivered_at = 0.0
-        #: The pause after trouble with the database, and when it ends.
-        self._trouble = self._retry_at = 0.0
+        self._trouble = Trouble()
+        #: The last transaction was refused for what it held, not for want of a database.
+        self._refused = False
 
     def stop(self) -> None:
         """Claim no more and end when the running tasks have; a second call ends at once."""
@@ -146,9 +143,11 @@ class Coordinator:
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
-        if self._trouble:
-            return max(self._retry_at - time.monotonic(), 0.0)
-        moments = [self._beat_at, self.pruner.next_step, self.shutdown.next_step]
+        if self._trouble.pause:
+            return max(self._trouble.retry_at - time.monotonic(), 0.0)
+        moments = [self._beat_at, self.shutdown.next_step]
+        if not self.shutdown.requested:
+            moments.append(self.pruner.next_step)
         moments += [run.flush_at for run in self.reported]
         moments += [run.deadline for run in self.runs.values() if not run.handle.is_cancelled]
         moments.append(self._recall_at(time.monotonic()))
@@ -165,7 +164,7 @@ class Coordinator:
         self._recall_unbegun(moment)
         self._heed_shutdown(moment)
         self._enforce_timeouts(moment)
-        if moment < self._retry_at:
+        if moment < self._trouble.retry_at:
             return
         if moment >= self._claim_at:
             self._hungry = True
@@ -182,9 +181,29 @@ class Coordinator:
                 rescue()
             if moment >= self.pruner.next_step and not self.shutdown.requested:
                 self.pruner.step(moment)
-            self._trouble = self._retry_at = 0.0
+            self._trouble = Trouble()
+            self._refused = False
         except (OperationalError, InterfaceError) as error:
             self._wait_out(error)
+        except DatabaseError:
+            if self._refused:
+                raise
+            # Once, with the outcomes out of the way and, if that was it, this worker's row back.
+            self._refused = True
+            self._beat_at = 0.0
+            self._isolate()
+
+    def _isolate(self) -> None:
+        """Write each outcome by itself: one odd result must cost neither its neighbours nor us."""
+        while self.outcomes:
+            try:
+                outcome, void = write_alone(self.outcomes[0], self.using)
+            except (OperationalError, InterfaceError) as error:
+                self._wait_out(error)
+                return
+            self._lose(void)
+            self._settle([outcome])
+            del self.outcomes[0]
 
     def _commit(
         self, moment: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
@@ -214,11 +233,12 @@ class Coordinator:
                 tasks = lifecycle.claim(self.worker, limit, now=now)
                 claim_at = NEVER if tasks else self._next_due(now, moment)
         # What follows is memory only: had the transaction failed, none of it would be true.
+        self.reported -= writing
         for run in writing:
             run.written(moment + task_settings().progress_interval_seconds)
-            self.reported.discard(run)
         self._lose(void)
-        self._settle()
+        self._settle(self.outcomes)
+        self.outcomes = []
         if beating:
             self._beat_at = moment + task_settings().heartbeat_seconds
         if looking:
@@ -295,26 +315,29 @@ class Coordinator:
         Tells those to stop that somebody cancelled, and hands back those that nobody here knows
         of: claims of a commit whose answer was lost with the connection.
         """
-        rows = Task.objects.running().filter(worker=self.worker)
-        standing = {
-            Claim(task_id, token): requested
-            for task_id, token, requested in rows.values_list(
-                "pk", "fencing_token", "cancel_requested_at"
-            )
-            if token is not None
-        }
+        known = [claim.task_id for claim in self.runs]
+        rows = Task.primary.running().filter(Q(worker=self.worker) | Q(pk__in=known)).order_by()
+        standing: dict[Claim, datetime | None] = {}
+        strays: set[Claim] = set()
+        for task_id, token, requested, worker_id in rows.values_list(
+            "pk", "fencing_token", "cancel_requested_at", "worker_id"
+        ):
+            assert token is not None  # noqa: S101 - a running row has one, by constraint
+            standing[Claim(task_id, token)] = requested
+            if worker_id == self.worker.pk:
+                strays.add(Claim(task_id, token))
         for claim, requested in standing.items():
             run = self.runs.get(claim)
             if run and requested and not run.handle.is_cancelled:
                 logger.info("Task %s is asked to cancel", run, extra=run.log_extra)
                 run.handle.stop(TaskCancelled())
-        lifecycle.release(standing.keys() - self.runs.keys(), now=now)
+        lifecycle.release(strays - self.runs.keys(), now=now)
         ending = {outcome.run.claim for outcome in self.outcomes}
         return self.runs.keys() - standing.keys() - ending
 
     def _next_due(self, now: datetime, moment: float) -> float:
         """When the next delayed task may start, by the monotonic clock."""
-        delayed = Task.objects.waiting(self.queues).filter(run_after__gt=now).order_by()
+        delayed = Task.primary.waiting(self.queues).filter(run_after__gt=now).order_by()
         soonest = delayed.aggregate(soonest=Min("run_after"))["soonest"]
         return moment + (soonest - now).total_seconds() if soonest else NEVER
 
@@ -348,30 +371,29 @@ class Coordinator:
                     extra=run.log_extra,
                 )
 
-    def _settle(self) -> None:
-        for run, verb, value in self.outcomes:
+    def _settle(self, outcomes: Iterable[Outcome]) -> None:
+        for run, verb, value in outcomes:
             del self.runs[run.claim]
+            self.reported.discard(run)
             if run.lost:
                 continue
             self.ended += verb not in (Verb.RELEASE, Verb.RETRY)
             self.allowance += verb is Verb.RELEASE
             tell(run, verb, value)
-        self.outcomes = []
 
     def _wait_out(self, error: Exception) -> None:
-        self._trouble = min(max(self._trouble * 2, TROUBLE_PAUSE), TROUBLE_PAUSE_MAX)
-        self._retry_at = time.monotonic() + self._trouble
+        pause = self._trouble.strike(time.monotonic())
         logger.warning(
             "The database does not answer (%s); %d outcomes wait; next try in %g s",
             str(error).strip(),
             len(self.outcomes),
-            self._trouble,
+            pause,
         )
         connections[self.using].close()
 
     def _leave(self) -> None:
         self.pool.close()
-        self.pool.join(HANDS_SECONDS)
+        self.pool.join()
         try:
             presence.leave(self.worker, database_now(self.using))
         except (OperationalError, InterfaceError) as error:

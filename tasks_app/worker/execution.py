@@ -15,7 +15,7 @@ from tasks_app.exceptions import (
     TaskTimedOut,
     WorkerLost,
 )
-from tasks_app.schemas import printable
+from tasks_app.schemas import MESSAGE_MAX, TRACEBACK_MAX, TYPE_MAX, clipped, printable
 from tasks_app.states import Verb
 from tasks_app.worker.run import Run
 
@@ -65,19 +65,25 @@ def cut_short(run: Run) -> Outcome:
 
 
 def failure(error: BaseException) -> Failure:
+    """Return what is told of an error, whatever its class does when asked for its words."""
+    told = traceback.TracebackException.from_exception(error, compact=True)
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a class of the task's may do anything
+        message = f"{type(error).__name__} cannot say what it is: its str() fails."
     return Failure(
-        type=type(error).__name__,
-        message=printable(str(error)),
-        traceback=printable("".join(traceback.format_exception(error))),
+        type=type(error).__name__[:TYPE_MAX] or "Exception",
+        message=clipped(printable(message), MESSAGE_MAX),
+        traceback=clipped(printable("".join(told.format())), TRACEBACK_MAX),
     )
 
 
 def _interruption(error: BaseException | None) -> TaskInterrupted | None:
     """Find the interruption behind an error, also where the task's own clean-up failed after it."""
-    seen = set()
-    while error is not None and error not in seen:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
         if isinstance(error, TaskInterrupted):
             return error
-        seen.add(error)
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None

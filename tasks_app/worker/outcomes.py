@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
+from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+
 from tasks_app import lifecycle
 from tasks_app.claims import Claim
+from tasks_app.clock import database_now
 from tasks_app.states import Verb
-from tasks_app.worker.execution import Outcome
+from tasks_app.worker.execution import Outcome, failure
 from tasks_app.worker.run import Run
 
 logger = logging.getLogger("tasks_app.worker")
@@ -32,6 +35,25 @@ def write(outcomes: Iterable[Outcome], now: datetime) -> list[Claim]:
     for run, verb, value in outcomes:
         by_verb.setdefault(verb, {})[run.claim] = value
     return [claim for verb, values in by_verb.items() for claim in WRITERS[verb](values, now=now)]
+
+
+def write_alone(outcome: Outcome, using: str) -> tuple[Outcome, list[Claim]]:
+    """Write an outcome in a transaction of its own. Return what was written, and the void claims.
+
+    An outcome that the database refuses is told as its task's failure instead. Raises what Django
+    raises when the database does not answer.
+    """
+    if outcome.run.lost:
+        return outcome, []
+    try:
+        with transaction.atomic(using=using):
+            return outcome, write([outcome], database_now(using))
+    except (OperationalError, InterfaceError):
+        raise
+    except DatabaseError as error:
+        outcome = Outcome(outcome.run, Verb.FAIL, failure(error))
+        with transaction.atomic(using=using):
+            return outcome, write([outcome], database_now(using))
 
 
 def tell(run: Run, verb: Verb, value: Any) -> None:

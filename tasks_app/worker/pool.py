@@ -10,7 +10,8 @@ from queue import Empty, SimpleQueue
 
 from django.db import close_old_connections, connections
 
-from tasks_app.worker.execution import Outcome, execute
+from tasks_app.states import Verb
+from tasks_app.worker.execution import Outcome, execute, failure
 from tasks_app.worker.run import Run
 
 
@@ -47,8 +48,11 @@ class Pool:
         for _ in self._threads:
             self._orders.put(None)
 
-    def join(self, seconds: float) -> bool:
-        """Wait until all hands are gone, for so long at most; return whether they are."""
+    def join(self, seconds: float = 1.0) -> bool:
+        """Wait until all hands are gone, for so long at most; return whether they are.
+
+        A task that does not stop keeps its thread until the process ends.
+        """
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0))
@@ -58,10 +62,27 @@ class Pool:
         try:
             while (run := self._orders.get()) is not None:
                 run.began = time.monotonic()
-                # As Django does around a request: a task must not inherit a dead connection.
-                close_old_connections()
-                outcome = execute(run)
-                close_old_connections()
-                self._deliver(outcome)
+                self._deliver(_run(run))
         finally:
             connections.close_all()
+
+
+def _run(run: Run) -> Outcome:
+    """Run a task between two sweeps of its thread's connections. Never raises."""
+    try:
+        _sweep()
+        outcome = execute(run)
+        _sweep()
+    except BaseException as error:  # noqa: BLE001 - a hand that dies is lost to the worker
+        return Outcome(run, Verb.FAIL, failure(error))
+    return outcome
+
+
+def _sweep() -> None:
+    """Leave no connection to the next task that is dead, stale or in the middle of something."""
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block:
+            # Once closed, such a wrapper stays broken: the next task gets a new one.
+            connection.close()
+            del connections[connection.alias]
+    close_old_connections()

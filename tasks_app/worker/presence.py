@@ -24,7 +24,10 @@ def register(hands: int, queues: list[str]) -> Worker:
 
 
 def beat(worker: Worker, now: datetime) -> None:
-    Worker.objects.filter(pk=worker.pk).update(heartbeat_at=now)
+    """Say that the worker lives, also where somebody has deleted its row meanwhile."""
+    worker.heartbeat_at = now
+    if not Worker.objects.filter(pk=worker.pk).update(heartbeat_at=now):
+        worker.save(force_insert=True)
 
 
 def leave(worker: Worker, now: datetime) -> None:

@@ -29,7 +29,7 @@ ID = uuid.UUID("4b989876-840f-48f8-84a9-bfd1b9303794")
 def asked(query: Any = None, user: Any = None, task_id: uuid.UUID | None = None) -> set[str]:
     request = RequestFactory().get("/tasks/stream/", query)
     request.user = user or AnonymousUser()
-    return requested(request, task_id)
+    return requested(request, request.user, task_id)
 
 
 # Names.
