@@ -58,8 +58,8 @@ function historySoon() {
     try {
       await refresh([HISTORY]);
     } catch (error) {
-      // The next fact tries again, and the end does in any case.
-      console.debug(error);
+      // The next fact tries again, and the end, which may have been faster, does in any case.
+      if (error.name !== "AbortError") console.debug(error);
     }
   }, HISTORY_DELAY);
 }
