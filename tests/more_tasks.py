@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -11,6 +12,7 @@ import uuid
 from typing import Annotated, Any
 
 from django.contrib.auth.models import User
+from django.db import transaction
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, computed_field
 
 from tasks_app.base import BaseTask, ProgressHandle
@@ -228,3 +230,60 @@ class Abstract(BaseTask):
 
 class StepsOnce(Steps):
     restart_on_shutdown = False
+
+
+@dataclasses.dataclass
+class Rejected(Exception):
+    """Has no hash, as every dataclass that compares its fields."""
+
+    line: int
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        return self.words  # type: ignore[attr-defined,no-any-return]
+
+
+#: What a task may raise that is told badly, by a name of its own.
+ODD_ERRORS: dict[str, BaseException] = {
+    "unhashable": Rejected(3),
+    "mute": Mute(),
+    "nameless": type("", (Exception,), {})("it broke"),
+    "long name": type("E" * 300, (Exception,), {})("it broke"),
+    "long message": ValueError("x" * 20_000),
+    "long traceback": RuntimeError("\n" * 200_000),
+    "half a surrogate": ValueError("\ud800 and \0"),
+}
+
+
+class RaisesOdd(BaseTask):
+    def execute(self, progress: ProgressHandle, which: str) -> None:
+        raise ODD_ERRORS[which].with_traceback(None)
+
+
+class Unstorable(BaseTask):
+    """Answers, past the validation of its result, what no database takes for JSON."""
+
+    def execute(self, progress: ProgressHandle) -> None: ...
+
+    def run(self, progress: ProgressHandle, params: Any) -> Any:
+        return float("nan")
+
+
+class LeavesOpen(BaseTask):
+    """Begins a transaction, writes in it, and never ends it."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        transaction.atomic().__enter__()
+        User.objects.create(username="never")
+
+
+class Large(BaseTask):
+    def execute(self, progress: ProgressHandle, size: int) -> str:
+        return "x" * size
+
+
+class Wordy(BaseTask):
+    def execute(self, progress: ProgressHandle, size: int) -> None:
+        progress.log("l" * size)
+        progress.send_progress_text("p" * size)

@@ -1,0 +1,324 @@
+"""Hands and worker survive what is odd: errors, results, transactions, deleted rows, replicas."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db.utils import ConnectionDoesNotExist
+
+from tasks_app import lifecycle, retention
+from tasks_app.exceptions import DuplicateTask, InvalidParams, TaskCancelled
+from tasks_app.models import Task, TaskEvent, Worker
+from tasks_app.progress import ProgressHandle
+from tasks_app.schemas import (
+    JSON_MAX,
+    LOG_LINE_MAX,
+    MESSAGE_MAX,
+    PROGRESS_MAX,
+    TRACEBACK_MAX,
+    TYPE_MAX,
+)
+from tasks_app.service import task_service
+from tasks_app.states import EventType, Status, Verb
+from tasks_app.streaming.channels import readable, task_channel
+from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.storage import facts_of
+from tasks_app.streaming.stream import View
+from tasks_app.worker.coordinator import Coordinator
+from tasks_app.worker.execution import execute
+from tasks_app.worker.housekeeping import Pruner
+from tests.harness import begins, ends
+from tests.more_tasks import (
+    ODD_ERRORS,
+    Echo,
+    Large,
+    LeavesOpen,
+    MakesUsers,
+    RaisesOdd,
+    Unstorable,
+    Wordy,
+)
+from tests.rows import claimed, facts, fresh, last_fact
+from tests.tasks import Add, Noop, Steps
+from tests.worker.conftest import Working
+from tests.worker.runs import made
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def drain(hands: int = 1) -> int:
+    return Coordinator(hands, drain=True).run()
+
+
+def task_of(started: Any) -> Task:
+    return Task.objects.get(pk=started.task_id)
+
+
+@contextmanager
+def working(hands: int = 1) -> Iterator[Working]:
+    worker = Working(hands)
+    try:
+        yield worker
+    finally:
+        worker.end()
+
+
+# What tasks raise.
+
+
+@pytest.mark.parametrize("which", ODD_ERRORS)
+def test_a_hand_survives_an_odd_error_and_tells_it(which: str) -> None:
+    odd = task_service.start_task(RaisesOdd, {"which": which})
+    after = task_service.start_task(Add, {"a": 1})
+    assert drain() == 2
+    task = task_of(odd)
+    assert (task.status, task_of(after).result) == (Status.FAILED, 3)
+    assert 0 < len(task.error_type) <= TYPE_MAX
+    assert 0 < len(task.error_message) <= MESSAGE_MAX
+    assert 0 < len(task.error_traceback) <= TRACEBACK_MAX
+    assert last_fact(task).data["error"] == {
+        "type": task.error_type,
+        "message": task.error_message,
+    }
+
+
+@pytest.mark.parametrize(
+    ("which", "kind", "message"),
+    [
+        ("unhashable", "Rejected", "3"),
+        ("mute", "Mute", "Mute cannot say what it is: its str() fails."),
+        ("nameless", "Exception", "it broke"),
+        ("long name", "E" * 200, "it broke"),
+        ("long message", "ValueError", "x" * (MESSAGE_MAX - 1) + "…"),
+        ("half a surrogate", "ValueError", "? and \ufffd"),
+    ],
+)
+def test_how_an_odd_error_is_told(which: str, kind: str, message: str) -> None:
+    outcome = execute(made(RaisesOdd, params={"which": which}))
+    assert outcome.verb is Verb.FAIL
+    assert (outcome.value.type, outcome.value.message) == (kind, message)
+
+
+def test_a_long_traceback_is_cut_off() -> None:
+    told = execute(made(RaisesOdd, params={"which": "long traceback"})).value.traceback
+    assert len(told) == TRACEBACK_MAX
+    assert told.startswith("Traceback (most recent call last):")
+    assert told.endswith("…")
+
+
+# What the database refuses.
+
+
+def test_a_refused_result_fails_its_task_alone(reins: Path) -> None:
+    with working(3) as worker:
+        neighbour = task_service.start_task(Steps, {"reins": reins})
+        begins(neighbour.task_id)
+        odd = task_service.start_many(Unstorable, [{}] * 3)
+        others = task_service.start_many(Add, [{"a": number} for number in range(20)])
+        for one in odd:
+            task = ends(one.task_id)
+            assert task.status == Status.FAILED
+            assert task.error_type in ("IntegrityError", "DataError")
+            assert task.error_message
+            assert facts(task) == ["task_queued", "task_started", "task_failed"]
+        assert [ends(one.task_id).result for one in others] == list(range(2, 22))
+        reins.write_text("10")
+        assert ends(neighbour.task_id).result == "done"
+        assert ends(task_service.start_task(Noop).task_id).status == Status.COMPLETED
+        assert worker.end() == 25
+
+
+def test_a_worker_goes_on_whose_row_was_deleted(reins: Path) -> None:
+    with working(2) as worker:
+        running = task_service.start_task(Steps, {"reins": reins})
+        begins(running.task_id)
+        Worker.objects.all().delete()
+        later = task_service.start_task(Add, {"a": 1})
+        assert ends(later.task_id).result == 3
+        again = Worker.objects.get()
+        assert (again.pk, again.hands, again.stopped_at) == (worker.worker.pk, 2, None)
+        reins.write_text("10")
+        assert ends(running.task_id).result == "done"
+
+
+# What a task leaves behind.
+
+
+def test_an_open_transaction_does_not_reach_the_next_task() -> None:
+    task_service.start_task(LeavesOpen)
+    after = [task_service.start_task(MakesUsers, {"names": [name]}) for name in ("ada", "bob")]
+    assert drain(hands=1) == 3
+    assert [task_of(one).status for one in after] == [Status.COMPLETED] * 2
+    assert set(User.objects.values_list("username", flat=True)) == {"ada", "bob"}
+
+
+def test_swallowed_interruptions_do_not_pile_up() -> None:
+    handle = ProgressHandle()
+    handle.stop(TaskCancelled())
+    lengths = set()
+    for number in range(10_000):
+        with pytest.raises(TaskCancelled) as caught:
+            handle.send_progress_text(f"still here, {number}")
+        lengths.add(len(list(caught.traceback)))
+        assert caught.value.__context__ is None
+    assert len(lengths) == 1
+
+
+def test_what_is_said_while_stopping_is_kept() -> None:
+    handle = ProgressHandle()
+    handle.stop(TaskCancelled())
+    with pytest.raises(TaskCancelled):
+        handle.log("rolled back 3 files")
+    _, lines = handle.take()
+    assert [line.message for line in lines] == ["rolled back 3 files"]
+
+
+# Sizes.
+
+
+def test_parameters_have_a_most() -> None:
+    whole = JSON_MAX - len('{"value": ""}')
+    task_service.start_task(Echo, {"value": "x" * whole})
+    with pytest.raises(InvalidParams) as caught:
+        task_service.start_task(Echo, {"value": "x" * (whole + 1)})
+    assert caught.value.errors == {
+        "": "it has 1,048,577 bytes as JSON, and 1,048,576 is the most; "
+        "keep it in a file or a table of its own, and name that"
+    }
+    assert Task.objects.count() == 1
+
+
+def test_a_result_has_a_most() -> None:
+    fits = task_service.start_task(Large, {"size": JSON_MAX - 2})
+    too_large = task_service.start_task(Large, {"size": JSON_MAX})
+    assert drain() == 2
+    assert len(task_of(fits).result) == JSON_MAX - 2
+    task = task_of(too_large)
+    assert (task.status, task.error_type) == (Status.FAILED, "InvalidResult")
+    assert task.error_message.startswith(
+        "Large returned a wrong result: it has 1,048,578 bytes as JSON, and 1,048,576 is the most"
+    )
+
+
+def test_what_a_task_says_is_cut_off() -> None:
+    started = task_service.start_task(Wordy, {"size": 20_000})
+    exact = task_service.start_task(Wordy, {"size": PROGRESS_MAX})
+    assert drain() == 2
+    task = task_of(started)
+    assert task.progress_text == "p" * (PROGRESS_MAX - 1) + "…"
+    [line] = task.events.filter(event_type=EventType.LOG)
+    assert line.data == {"level": "info", "message": "l" * (LOG_LINE_MAX - 1) + "…"}
+    assert task_of(exact).progress_text == "p" * PROGRESS_MAX
+
+
+# A worker that has nothing to do.
+
+
+def test_a_due_prune_does_not_keep_a_stopping_worker_awake() -> None:
+    """It prunes no more once it was told to stop, so it must not wait for that either."""
+    coordinator = Coordinator(1)
+    run = made(Noop)
+    run.began = time.monotonic()
+    coordinator.runs[run.claim] = run
+    coordinator.pruner = Pruner(time.monotonic() - 1)
+    coordinator._beat_at = time.monotonic() + 100
+    coordinator._hungry = coordinator._curious = False
+    assert coordinator._patience() == 0.0
+    coordinator.stop()
+    assert coordinator._patience() > 1.0
+
+
+# A site that reads from a replica.
+
+
+class Replica:
+    """Sends reads of tasks where there is no database: to ask it is an error."""
+
+    def db_for_read(self, model: type[Any], **hints: Any) -> str | None:
+        return "replica" if model._meta.app_label == "tasks_app" else None
+
+
+@pytest.fixture
+def replica(settings: Any) -> None:
+    settings.DATABASE_ROUTERS = [Replica()]
+    with pytest.raises(ConnectionDoesNotExist):
+        Task.objects.first()
+
+
+@pytest.mark.usefixtures("replica")
+def test_what_decides_reads_the_database_that_is_written_to() -> None:
+    assert Task.objects.all().db == "replica"
+    assert {query.db for query in (Task.primary.running(), TaskEvent.primary.all())} == {"default"}
+    assert facts_of("tasks").db == "default"
+
+
+@pytest.mark.usefixtures("replica")
+def test_a_worker_asks_no_replica() -> None:
+    done = task_service.start_task(Add, {"a": 1})
+    failed = task_service.start_task(RaisesOdd, {"which": "mute"}, max_attempts=2)
+    task_service.cancel_task(failed.task_id)
+    assert drain() == 1
+    assert Task.primary.get(pk=done.task_id).result == 3
+    assert lifecycle.rescue() == []
+    assert retention.count(retention.Rule(0.0, 0.0)) == 2
+    assert sum(retention.prune(retention.Rule(0.0, None))) == 2
+    retention.prune_workers()
+
+
+@pytest.mark.usefixtures("replica")
+def test_a_start_and_a_removal_ask_no_replica() -> None:
+    started = task_service.start_task(Noop, unique_key="k")
+    with pytest.raises(DuplicateTask):
+        task_service.start_task(Noop, unique_key="k")
+    task_service.cancel_task(started.task_id)
+    task_service.remove_completed_task(started.task_id)
+    assert not Task.primary.exists()
+
+
+@pytest.mark.usefixtures("replica")
+def test_a_stream_asks_no_replica() -> None:
+    ada = User.objects.create_user("ada")
+    started = task_service.start_task(Noop, owner=ada)
+    channel = task_channel(started.task_id)
+    assert readable(ada, [channel]) == {channel}
+    drain()
+    opening = View([channel]).open(None, Cursor.now("default"))
+    assert opening is not None
+    assert b"event: task_completed" in opening
+
+
+# Two starts at once.
+
+
+def test_a_key_whose_holder_ends_just_now_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The insert was refused for a task that has ended by the time it is looked for."""
+    first = task_service.start_task(Noop, unique_key="k")
+    look = lifecycle._holder_of_key
+
+    def ended_meanwhile(keys: Any) -> Task | None:
+        if task_of(first).status == Status.PENDING:
+            task_service.cancel_task(first.task_id)
+        return look(keys)
+
+    monkeypatch.setattr(lifecycle, "_holder_of_key", ended_meanwhile)
+    second = task_service.start_task(Noop, unique_key="k")
+    assert facts(task_of(second)) == ["task_queued"]
+    with pytest.raises(DuplicateTask) as caught:
+        task_service.start_task(Noop, unique_key="k")
+    assert caught.value.task_id == second.task_id
+
+
+def test_a_claim_of_a_worker_whose_row_is_gone_holds() -> None:
+    """Who deletes a worker's record takes nothing from the task that it runs."""
+    task, claim = claimed()
+    Worker.objects.all().delete()
+    assert fresh(task).worker is None
+    assert lifecycle.renew([claim]) == []
+    assert lifecycle.complete({claim: None}) == []
+    assert fresh(task).status == Status.COMPLETED

@@ -1,0 +1,25 @@
+"""The pauses between tries, while a database does not answer."""
+
+from __future__ import annotations
+
+from tasks_app.worker.trouble import PAUSE, PAUSE_MAX, Trouble
+
+
+def test_without_trouble_nothing_waits() -> None:
+    trouble = Trouble()
+    assert (trouble.pause, trouble.retry_at) == (0.0, 0.0)
+
+
+def test_pauses_double_up_to_the_most() -> None:
+    trouble = Trouble()
+    pauses = [trouble.strike(100.0) for _ in range(10)]
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 5.0]
+    assert (PAUSE, PAUSE_MAX) == (0.1, 5.0)
+
+
+def test_the_next_try_is_a_pause_after_the_last() -> None:
+    trouble = Trouble()
+    assert trouble.strike(100.0) == trouble.pause
+    assert trouble.retry_at == 100.0 + trouble.pause
+    trouble.strike(200.0)
+    assert trouble.retry_at == 200.2
