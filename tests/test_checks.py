@@ -41,6 +41,7 @@ def told(check: Any) -> list[tuple[str | None, str, str | None]]:
     return [(message.id, message.msg, message.hint) for message in check(None)]
 
 
+@pytest.mark.django_db  # Django's own checks ask what the database can do.
 def test_this_project_is_clean() -> None:
     assert checks.run_checks() == []
 
