@@ -90,6 +90,10 @@ TERMINAL = frozenset(Status) - frozenset(
     source for move in LEGAL.values() for source in move.sources
 )
 UNFINISHED = frozenset(Status) - TERMINAL
+#: After these a task does not run, or not in the attempt it was in.
+ATTEMPT_ENDS = frozenset(
+    move.event for move in LEGAL.values() if move.target is not Status.RUNNING and move.event
+)
 FACTS = frozenset(EventType) - {EventType.STATUS, EventType.PROGRESS}
 TERMINAL_EVENTS = frozenset(
     move.event for move in LEGAL.values() if move.target in TERMINAL and move.event

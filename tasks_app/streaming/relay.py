@@ -17,7 +17,7 @@ from django_eventstream.views import Listener, get_listener_manager
 from tasks_app.changes import Changes, watch
 from tasks_app.lifecycle import alias
 from tasks_app.models import Task, TaskEvent
-from tasks_app.states import TERMINAL_EVENTS, EventType
+from tasks_app.states import ATTEMPT_ENDS
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import channels_of
 from tasks_app.streaming.cursor import Cursor
@@ -28,11 +28,6 @@ logger = logging.getLogger("tasks_app.relay")
 PASS_SECONDS = 0.005
 TROUBLE_SECONDS = 1.0
 IDLE_SECONDS = 60.0
-
-#: After these a task's progress starts anew, or is over.
-_TURNS = (
-    frozenset({EventType.QUEUED, EventType.STARTED, EventType.RETRY_SCHEDULED}) | TERMINAL_EVENTS
-)
 
 _COLUMNS = ("pk", "task_id", "event_type", "task__owner_id")
 
@@ -160,10 +155,9 @@ class _Feed(threading.Thread):
         before, self.cursor = self.cursor, until
         ended = set()
         for pk, task_id, kind, _owner_id in news:
-            if kind in _TURNS:
+            if kind in ATTEMPT_ENDS:
                 self._sent.pop(task_id, None)
-                if kind != EventType.STARTED:
-                    ended.add(task_id)
+                ended.add(task_id)
             if row := rows.get(pk):
                 self._tell(heard[pk], row, before.at(pk, until))
         stale = False

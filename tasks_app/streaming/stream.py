@@ -19,7 +19,7 @@ from django_eventstream.views import Listener, get_listener_manager
 
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, TaskEvent
-from tasks_app.states import TERMINAL_EVENTS, EventType, Status
+from tasks_app.states import ATTEMPT_ENDS, TERMINAL_EVENTS, Status
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, readable, task_of
 from tasks_app.streaming.cursor import Cursor
@@ -114,7 +114,7 @@ class View:
         if self.had.covers(event.id, event.transaction):
             return False
         self.had = event.cursor
-        if event.type in _ATTEMPT_ENDS:
+        if event.type in ATTEMPT_ENDS:
             self._progress.pop(event.task_id, None)
         if event.type in TERMINAL_EVENTS and self.open_tasks is not None:
             self.open_tasks.discard(event.task_id)
@@ -143,9 +143,6 @@ class View:
             return TaskEvent.primary.filter(task__in=self._watched)
         [channel] = self.channels
         return facts_of(channel)
-
-
-_ATTEMPT_ENDS = TERMINAL_EVENTS | {EventType.QUEUED, EventType.RETRY_SCHEDULED}
 
 
 async def open_stream(
