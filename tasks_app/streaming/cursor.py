@@ -30,7 +30,7 @@ class Snapshot:
     @classmethod
     def parse(cls, text: str) -> Self:
         _xmin, xmax, listed = text.split(":")
-        return cls(int(xmax), frozenset(int(xid) for xid in listed.split(",") if xid))
+        return cls(_number(xmax), frozenset(_number(xid) for xid in listed.split(",") if xid))
 
     def __str__(self) -> str:
         listed = sorted(self.in_progress)
@@ -78,7 +78,7 @@ class Cursor:
         number, *snapshots = text.split("@")
         if len(snapshots) not in (0, 2):
             raise ValueError(f"{text!r} is no id of a task stream")
-        return cls(int(number), *(Snapshot.parse(snapshot) for snapshot in snapshots))
+        return cls(_number(number), *(Snapshot.parse(snapshot) for snapshot in snapshots))
 
     def __str__(self) -> str:
         if self.before is None or self.batch is None:
@@ -119,3 +119,11 @@ class Cursor:
     def at(self, event_id: int, batch: Cursor) -> Cursor:
         """The cursor of a viewer who had all of this one, and of the next batch up to an id."""
         return Cursor(event_id, self.before, batch.before)
+
+
+def _number(text: str) -> int:
+    """Read what a database's bigint holds. Raises ValueError."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise ValueError(f"{number} is no id")
+    return number

@@ -30,6 +30,7 @@ TROUBLE_SECONDS = 1.0
 IDLE_SECONDS = 60.0
 
 _COLUMNS = ("pk", "task_id", "event_type", "task__owner_id")
+_News = tuple[int, UUID, str, object]
 
 
 class Relay:
@@ -143,23 +144,18 @@ class _Feed(threading.Thread):
         """
         running = self._running()
         until = Cursor.now(self._using)
-        # What nobody listens to is not read: a result may be long, and a batch of them longer.
         news = list(self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS))
-        heard = {
-            pk: channels
-            for pk, task_id, _kind, owner_id in news
-            if (channels := self._listened(task_id, owner_id))
-        }
-        rows = TaskEvent.primary.in_bulk(list(heard))
-        # Before the facts go out: who attaches from here on reads them from the database.
+        # Before asking who listens: who attaches from here on reads the news from the database.
         before, self.cursor = self.cursor, until
-        ended = set()
-        for pk, task_id, kind, _owner_id in news:
-            if kind in ATTEMPT_ENDS:
-                self._sent.pop(task_id, None)
-                ended.add(task_id)
-            if row := rows.get(pk):
-                self._tell(heard[pk], row, before.at(pk, until))
+        try:
+            self._tell(news, before, until)
+        except BaseException:
+            # Once more, then. Whoever has had some of it is not sent that again.
+            self.cursor = before
+            raise
+        ended = {task_id for _, task_id, kind, _ in news if kind in ATTEMPT_ENDS}
+        for task_id in ended:
+            self._sent.pop(task_id, None)
         stale = False
         for progress, owner_id in running:
             if progress.task_id in ended:
@@ -186,14 +182,23 @@ class _Feed(threading.Thread):
         listened = get_listener_manager().listeners_by_channel
         return [channel for channel in channels_of(task_id, owner_id) if channel in listened]
 
-    def _tell(self, channels: list[str], row: TaskEvent, cursor: Cursor) -> None:
-        try:
-            fact = wire.fact(row, cursor)
-        except ValueError:
-            # Such as an event that a newer worker writes and this process does not know.
-            logger.exception("Event %s cannot be sent, and is left out", row.pk)
-        else:
-            self._send(channels, fact)
+    def _tell(self, news: list[_News], before: Cursor, until: Cursor) -> None:
+        """Send the facts that somebody listens to, and read no others: a result may be long."""
+        heard = {
+            pk: channels
+            for pk, task_id, _, owner_id in news
+            if (channels := self._listened(task_id, owner_id))
+        }
+        rows = TaskEvent.primary.in_bulk(list(heard))
+        # One that is missing was deleted meanwhile, and its task with it.
+        for pk in sorted(rows):
+            try:
+                fact = wire.fact(rows[pk], before.at(pk, until))
+            except ValueError:
+                # Such as an event that a newer worker writes and this process does not know.
+                logger.exception("Event %s cannot be sent, and is left out", pk)
+            else:
+                self._send(heard[pk], fact)
 
     def _send(self, channels: list[str], event: wire.Fact | wire.Report) -> None:
         event.order = next(self._numbers)
