@@ -25,8 +25,8 @@ snapshots = st.builds(
     st.integers(1, 1000),
     st.sets(st.integers(1, 1000), max_size=4),
 )
-cursors = st.builds(Cursor, st.integers(0, 2**63)) | st.builds(
-    Cursor, st.integers(0, 2**63), snapshots, snapshots
+cursors = st.builds(Cursor, st.integers(0, 2**63 - 1)) | st.builds(
+    Cursor, st.integers(0, 2**63 - 1), snapshots, snapshots
 )
 
 
