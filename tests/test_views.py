@@ -312,3 +312,39 @@ def test_the_urls() -> None:
         "status": f"/tasks/{task_id}/status/",
         "cancel": f"/tasks/{task_id}/cancel/",
     }
+
+
+# To cancel is not to see.
+
+TOLD = {"task_id", "status", "cancel_requested"}
+
+
+def test_whoever_may_only_cancel_is_told_no_more_than_that(ada: User) -> None:
+    task, _ = claimed(owner=ada, params={"token": "secret"})
+    response = client_of(permitted("cancel_task")).post(cancel_of(task.pk), headers=JSON)
+    assert response.status_code == 200
+    assert response.json() == {
+        "task_id": str(task.pk),
+        "status": "running",
+        "cancel_requested": True,
+    }
+
+
+def test_whoever_may_only_cancel_is_shown_no_result(ada: User) -> None:
+    task = saved(Status.COMPLETED, owner=ada, result="secret", progress_text="secret")
+    response = client_of(permitted("cancel_task")).post(cancel_of(task.pk), headers=JSON)
+    assert (response.status_code, set(response.json())) == (409, TOLD)
+    assert b"secret" not in response.content
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED])
+def test_whoever_may_cancel_and_view_is_told_all(ada: User, status: Status) -> None:
+    task = saved(status, owner=ada)
+    user = permitted("cancel_task", "view_task")
+    response = client_of(user).post(cancel_of(task.pk), headers=JSON)
+    assert set(response.json()) == set(task.info().model_dump())
+
+
+def test_more_fields_than_django_reads_are_refused(ada: User) -> None:
+    url = reverse("tasks_app:statuses") + "?" + "&".join(["task=x"] * 1001)
+    assert client_of(ada).get(url).status_code == 400

@@ -1,0 +1,245 @@
+"""What the relay reads, passes on, and survives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.db import database_sync_to_async
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_eventstream.views import Listener, get_listener_manager
+
+from tasks_app import lifecycle
+from tasks_app.models import Task, TaskEvent
+from tasks_app.progress import LogLine
+from tasks_app.states import EventType
+from tasks_app.streaming import relay as relay_module
+from tasks_app.streaming import wire
+from tasks_app.streaming.channels import ALL_TASKS, owner_channel, task_channel
+from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.relay import _Feed, relay
+from tests.rows import claimed, enqueued
+from tests.streaming.watching import Watching
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_user("ada")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "TROUBLE_SECONDS", 0.01)
+
+
+def said(log: pytest.LogCaptureFixture, text: str) -> list[logging.LogRecord]:
+    return [record for record in log.records if text in record.getMessage()]
+
+
+async def until_said(log: pytest.LogCaptureFixture, text: str) -> None:
+    async with asyncio.timeout(20):
+        while not said(log, text):
+            await asyncio.sleep(0.01)
+
+
+# What it survives.
+
+
+def test_a_fact_that_cannot_be_encoded_is_left_out(
+    ada: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a newer worker may write one that this process does not know."""
+    task, claim = claimed(owner=ada)
+
+    def write() -> None:
+        TaskEvent.objects.create(
+            task=task, event_type=EventType.LOG, timestamp=timezone.now(), data=["no", "mapping"]
+        )
+        lifecycle.log({claim: [LogLine("info", "after it")]})
+        lifecycle.complete({claim: 7})
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            await database_sync_to_async(write)()
+            await watching.finish()
+            return watching
+
+    watching = async_to_sync(watch)()
+    assert watching.types == ["task_status", "task_log", "task_completed"]
+    assert watching.seen[1].data["message"] == "after it"
+    [record] = said(caplog, "cannot be sent, and is left out")
+    assert record.exc_info
+
+
+def test_it_goes_on_after_an_error(
+    ada: User, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whatever kind, while it reads: what it had not read yet, it reads again."""
+    task, claim = claimed(owner=ada)
+    real = _Feed._running
+    faults = [RuntimeError("once"), RuntimeError("twice")]
+
+    def running(feed: _Feed) -> Any:
+        if faults:
+            raise faults.pop()
+        return real(feed)
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            monkeypatch.setattr(_Feed, "_running", running)
+            await database_sync_to_async(lifecycle.log)({claim: [LogLine("info", "first")]})
+            await watching.sees("task_log")
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching
+
+    assert async_to_sync(watch)().types == ["task_status", "task_log", "task_completed"]
+    assert len(said(caplog, "The relay stumbled; next try in 0.01 s")) == 2
+
+
+def test_an_error_while_sending_loses_nothing(
+    ada: User, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is sent once more, and who has had some of it is not sent that again."""
+    task, claim = claimed(owner=ada)
+    real = wire.fact
+    faults = [RuntimeError("at the second")]
+
+    def fact(row: TaskEvent, cursor: Cursor) -> wire.Fact:
+        if faults and row.data.get("message") == "second":
+            raise faults.pop()
+        return real(row, cursor)
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            monkeypatch.setattr(wire, "fact", fact)
+            lines = [LogLine("info", said) for said in ("first", "second", "third")]
+            await database_sync_to_async(lifecycle.log)({claim: lines})
+            await until_said(caplog, "The relay stumbled")
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching
+
+    status, *lines, end = async_to_sync(watch)().seen
+    assert (status.type, end.type) == ("task_status", "task_completed")
+    assert [line.data["message"] for line in lines] == ["first", "second", "third"]
+
+
+def test_it_ends_with_the_last_stream(ada: User) -> None:
+    task = enqueued(owner=ada)
+
+    async def watch() -> None:
+        async with Watching(ada, {task_channel(task.pk)}):
+            assert relay.cursor.id >= 1
+        with pytest.raises(RuntimeError, match="Nobody is attached"):
+            _ = relay.cursor
+
+    async_to_sync(watch)()
+    assert get_listener_manager().listeners_by_channel == {}
+
+
+# What it reads.
+
+
+@contextmanager
+def listening(*channels: str) -> Iterator[Listener]:
+    listener = Listener()
+    listener.loop = asyncio.new_event_loop()  # Never run: only what was queued matters here.
+    listener.channels = set(channels)
+    get_listener_manager().add_listener(listener)
+    try:
+        yield listener
+    finally:
+        get_listener_manager().remove_listener(listener)
+        listener.loop.close()
+
+
+def got(listener: Listener) -> list[wire.Fact]:
+    return [event for queue in listener.channel_items.values() for event in queue]
+
+
+@pytest.fixture
+def feed() -> _Feed:
+    feed = _Feed()
+    feed.cursor = Cursor.now("default")
+    return feed
+
+
+def reads_data(queries: CaptureQueriesContext) -> list[str]:
+    return [
+        query["sql"]
+        for query in queries.captured_queries
+        if '"tasks_app_taskevent"."data"' in query["sql"]
+    ]
+
+
+def test_what_nobody_listens_to_is_not_read(feed: _Feed) -> None:
+    for _ in range(3):
+        enqueued()
+    with CaptureQueriesContext(connection) as queries:
+        feed._pass()
+    assert queries.captured_queries
+    assert reads_data(queries) == []
+    newest = TaskEvent.objects.latest("id")
+    assert feed.cursor.covers(newest.pk, newest.transaction)
+
+
+@pytest.mark.parametrize("kind", ["task", "owner", "all"])
+def test_what_somebody_listens_to_is_read_once(feed: _Feed, ada: User, kind: str) -> None:
+    tasks = [enqueued(), enqueued(owner=ada), enqueued()]
+    channel, heard = {
+        "task": (task_channel(tasks[1].pk), tasks[1:2]),
+        "owner": (owner_channel(ada.pk), tasks[1:2]),
+        "all": (ALL_TASKS, tasks),
+    }[kind]
+    with listening(channel) as listener, CaptureQueriesContext(connection) as queries:
+        feed._pass()
+    assert [event.task_id for event in got(listener)] == [task.pk for task in heard]
+    [sql] = reads_data(queries)
+    others = [
+        event
+        for event in TaskEvent.objects.exclude(task__in=[task.pk for task in heard])
+        if f" {event.pk}," in sql or f"({event.pk})" in sql
+    ]
+    assert others == []
+
+
+def test_who_attaches_while_facts_are_read_misses_none(feed: _Feed, ada: User) -> None:
+    """Either the relay sends it, or its cursor says that the database is to be asked."""
+    heard, late = enqueued(owner=ada), enqueued(owner=ada)
+    attached: list[tuple[Listener, Cursor]] = []
+
+    def attach(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if not attached and '"tasks_app_taskevent"."data"' in sql:
+            attached.append((stack.enter_context(listening(task_channel(late.pk))), feed.cursor))
+        return execute(sql, params, many, context)
+
+    with (
+        ExitStack() as stack,
+        listening(task_channel(heard.pk)),
+        connection.execute_wrapper(attach),
+    ):
+        feed._pass()
+    [(listener, cursor)] = attached
+    fact = TaskEvent.objects.get(task=late)
+    sent = [event.id for event in got(listener)]
+    assert sent == [fact.pk] or cursor.covers(fact.pk, fact.transaction)
+
+
+def test_the_events_of_a_task_that_was_removed_are_left_out(feed: _Feed, ada: User) -> None:
+    task = enqueued(owner=ada)
+    with listening(ALL_TASKS) as listener:
+        TaskEvent.objects.all().delete()
+        Task.objects.filter(pk=task.pk).delete()
+        feed._pass()
+    assert got(listener) == []

@@ -1,0 +1,259 @@
+"""What one viewer is sent, and when the stream ends."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.db import database_sync_to_async
+from django.contrib.auth.models import Permission, User
+from django.utils import timezone
+
+from tasks_app import lifecycle
+from tasks_app.models import Task, TaskEvent
+from tasks_app.progress import LogLine
+from tasks_app.states import EventType
+from tasks_app.streaming import stream as stream_module
+from tasks_app.streaming.channels import ALL_TASKS, owner_channel, task_channel
+from tasks_app.streaming.cursor import Cursor, Snapshot
+from tasks_app.streaming.stream import View
+from tests.rows import claimed, enqueued, saved
+from tests.streaming.watching import Watching, parsed
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_user("ada")
+
+
+@pytest.fixture
+def staff() -> User:
+    user = User.objects.create_user("staff")
+    user.user_permissions.set(Permission.objects.filter(codename="view_task"))
+    return user
+
+
+def now() -> Cursor:
+    return Cursor.now("default")
+
+
+def opened(view: View, resumed: Cursor | None = None) -> list[str]:
+    opening = view.open(resumed, now())
+    assert opening is not None
+    return [event.type for event in parsed(opening)]
+
+
+def logged(owner: User, lines: int) -> None:
+    _, claim = claimed(owner=owner)
+    lifecycle.log({claim: [LogLine("info", f"line {number}") for number in range(lines)]})
+
+
+# Who was away for long.
+
+
+def test_who_missed_much_opens_with_the_state_alone(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "MISSED_MAX", 5)
+    start = now()
+    logged(ada, lines=4)  # with the two of its beginning, one too many
+    assert opened(View([owner_channel(ada.pk)]), start.beginning()) == ["task_status"]
+
+
+def test_who_missed_little_is_sent_it(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "MISSED_MAX", 5)
+    start = now()
+    logged(ada, lines=3)
+    assert opened(View([owner_channel(ada.pk)]), start.beginning()) == [
+        "task_status", "task_queued", "task_started", *["task_log"] * 3,
+    ]  # fmt: skip
+
+
+def test_who_watches_a_task_is_sent_all_of_it(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "MISSED_MAX", 5)
+    logged(ada, lines=20)
+    view = View([task_channel(Task.objects.get().pk)])
+    assert opened(view, now().beginning()).count("task_log") == 20
+
+
+# Who is cut off in the middle.
+
+
+def snapshot(xmax: int, *in_progress: int) -> Snapshot:
+    return Snapshot(xmax, frozenset(in_progress))
+
+
+def test_nothing_comes_twice_or_out_of_order_wherever_a_viewer_is_cut_off() -> None:
+    """Transaction 100 drew the id 11 and committed after those with 12 to 14 were sent.
+
+    The viewer is cut off in the first batch, and again in what is replayed.
+    """
+    late, other = saved(), saved()
+    rows = [(11, late, 100), (12, other, 101), (13, other, 102), (14, other, 103), (15, late, 108)]
+    TaskEvent.objects.bulk_create(
+        TaskEvent(
+            id=number,
+            task=task,
+            event_type=EventType.LOG,
+            timestamp=timezone.now(),
+            transaction=transaction,
+        )
+        for number, task, transaction in rows
+    )
+    facts = TaskEvent.objects.all()
+    start = Cursor(10, snapshot(100), snapshot(100))
+    batches = [
+        Cursor(14, snapshot(104, 100), snapshot(104, 100)),
+        Cursor(14, snapshot(106), snapshot(106)),
+        Cursor(15, snapshot(110), snapshot(110)),
+    ]
+    for cuts in itertools.product(range(5), repeat=2):
+        had, sent = start, list[int]()
+        for until, cut in zip(batches, [*cuts, None], strict=True):
+            for row, cursor in had.replay(facts, until)[:cut]:
+                sent.append(row.pk)
+                had = cursor
+        assert sorted(sent) == [11, 12, 13, 14, 15], (cuts, sent)
+        assert [number for number in sent if number not in (11, 15)] == [12, 13, 14], (cuts, sent)
+        assert sent.index(11) < sent.index(15), (cuts, sent)
+
+
+def test_what_came_late_follows_the_batch_that_was_cut() -> None:
+    task, other = saved(), saved()
+    for number, of, transaction in ((10, other, 100), (11, task, 101), (12, task, 102)):
+        TaskEvent.objects.create(
+            id=number,
+            task=of,
+            event_type=EventType.LOG,
+            timestamp=timezone.now(),
+            transaction=transaction,
+        )
+    had = Cursor(11, snapshot(100), snapshot(104, 100))
+    until = Cursor(12, snapshot(110), snapshot(110))
+    replayed = had.replay(TaskEvent.objects.all(), until)
+    assert [row.pk for row, _ in replayed] == [12, 10]
+    for position, (_, cursor) in enumerate(replayed, start=1):
+        rest = cursor.replay(TaskEvent.objects.all(), until)
+        assert [row.pk for row, _ in rest] == [12, 10][position:]
+
+
+# Narrowing.
+
+
+def test_a_view_of_tasks_ends_with_the_last_that_may_be_read(ada: User) -> None:
+    first, second = enqueued(owner=ada), enqueued(owner=ada)
+    channels = [task_channel(task.pk) for task in (first, second)]
+    view = View(channels)
+    view.open(None, now())
+    view.narrow(channels)
+    assert view.open_tasks == {first.pk, second.pk}
+    view.narrow(channels[1:])
+    assert view.open_tasks == {second.pk}
+    assert not view.ended
+    view.narrow([])
+    assert view.ended
+
+
+def test_narrowing_brings_no_ended_task_back(ada: User) -> None:
+    task, claim = claimed(owner=ada)
+    lifecycle.complete({claim: None})
+    view = View([task_channel(task.pk)])
+    view.open(None, now())
+    view.narrow([task_channel(task.pk)])
+    assert view.ended
+
+
+@pytest.mark.parametrize("channel", [ALL_TASKS, "owner-1"])
+def test_a_view_without_end_ends_when_it_may_not_be_read(channel: str) -> None:
+    view = View([channel])
+    view.open(None, now())
+    view.narrow({channel})
+    assert not view.ended
+    view.narrow(set())
+    assert view.ended
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    monkeypatch.setattr(stream_module, "RECHECK_SECONDS", 0.05)
+    settings.TASK_STREAM_KEEPALIVE_SECONDS = 0.02
+
+
+def finish(user: User, channel: str, change: Any) -> list[str]:
+    """Watch, change something in the database, watch to the end; return what was seen."""
+
+    async def watch() -> list[str]:
+        async with Watching(user, {channel}) as watching:
+            await database_sync_to_async(change)()
+            await watching.finish()
+            return watching.types
+
+    return async_to_sync(watch)()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("change", ["permission", "account", "deletion"])
+def test_a_stream_of_all_ends_with_the_right_to_it(staff: User, change: str) -> None:
+    changes = {
+        "permission": staff.user_permissions.clear,
+        "account": lambda: User.objects.filter(pk=staff.pk).update(is_active=False),
+        "deletion": lambda: User.objects.filter(pk=staff.pk).delete(),
+    }
+    assert finish(staff, ALL_TASKS, changes[change]) == []
+
+
+@pytest.mark.usefixtures("often")
+def test_a_stream_of_ones_own_ends_with_the_account(ada: User) -> None:
+    enqueued(owner=ada)
+
+    def leave() -> None:
+        User.objects.filter(pk=ada.pk).update(is_active=False)
+
+    assert finish(ada, owner_channel(ada.pk), leave) == ["task_status"]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_stream_ends_when_its_task_is_removed(ada: User) -> None:
+    task = enqueued(owner=ada)
+
+    def remove() -> None:
+        Task.objects.filter(pk=task.pk).delete()
+
+    assert finish(ada, task_channel(task.pk), remove) == ["task_status"]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_stream_ends_when_its_task_is_anothers(ada: User) -> None:
+    task = enqueued(owner=ada)
+    bob = User.objects.create_user("bob")
+
+    def give_away() -> None:
+        Task.objects.filter(pk=task.pk).update(owner=bob)
+
+    assert finish(ada, task_channel(task.pk), give_away) == ["task_status"]
+
+
+@pytest.mark.usefixtures("often")
+def test_who_still_may_reads_on(ada: User) -> None:
+    task, claim = claimed(owner=ada)
+
+    async def watch() -> list[str]:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            for _ in range(10):  # signs of life, and looks between them
+                await watching.next()
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching.types
+
+    assert async_to_sync(watch)() == ["task_status", "task_completed"]
+
+
+def test_a_stream_of_nothing_that_exists_ends_at_once() -> None:
+    view = View([task_channel(uuid.uuid4())])
+    assert opened(view) == []
+    assert view.ended

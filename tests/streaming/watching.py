@@ -1,0 +1,82 @@
+"""Streams of this process, read event by event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.auth.models import User
+
+from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.relay import relay
+from tasks_app.streaming.stream import open_stream
+
+PATIENCE = 20.0
+
+
+@dataclass
+class Seen:
+    type: str
+    id: str
+    message: dict[str, Any]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = self.message["data"]
+        return data
+
+
+def parsed(chunk: bytes) -> list[Seen]:
+    """The events of some bytes, without comments and keep-alives."""
+    events = []
+    for block in chunk.decode().split("\n\n"):
+        lines = [line.split(": ", 1) for line in block.splitlines() if not line.startswith(":")]
+        fields = {line[0].rstrip(":"): line[1] for line in lines if len(line) == 2}
+        if fields.get("data"):
+            events.append(Seen(fields["event"], fields.get("id", ""), json.loads(fields["data"])))
+    return events
+
+
+class Watching:
+    """One open stream; use it as an asynchronous context."""
+
+    def __init__(self, user: User, channels: Iterable[str], resumed: Cursor | None = None) -> None:
+        self.seen: list[Seen] = []
+        self._asked = (user, channels, resumed)
+        self._stream: AsyncIterator[bytes]
+
+    async def __aenter__(self) -> Watching:
+        opened = await open_stream(relay, *self._asked)
+        assert opened is not None
+        self._stream = opened
+        await self.next()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stream.aclose()  # type: ignore[attr-defined]
+
+    async def next(self) -> list[Seen]:
+        """What the next bytes say."""
+        news = parsed(await asyncio.wait_for(anext(self._stream), PATIENCE))
+        self.seen += news
+        return news
+
+    async def sees(self, kind: str) -> Seen:
+        """Read on to an event of a kind."""
+        while True:
+            for event in await self.next():
+                if event.type == kind:
+                    return event
+
+    async def finish(self) -> None:
+        """Read to the end."""
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in self._stream:
+                self.seen += parsed(chunk)
+
+    @property
+    def types(self) -> list[str]:
+        return [event.type for event in self.seen]

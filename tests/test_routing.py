@@ -1,0 +1,150 @@
+"""Streams over ASGI: by their consumer, and by the plain view where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from asgiref.testing import ApplicationCommunicator
+from django.contrib.auth.models import User
+from django.db import connections
+from django.test import AsyncClient, Client
+from django.urls import reverse
+
+from project.asgi import application
+from tests.rows import enqueued
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+STREAMS = "/tasks/stream/"
+TOO_MANY = "&".join(["task=x"] * 1001)
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_superuser("ada")
+
+
+def communicator(
+    user: User | None, path: str, query: str = "", method: str = "GET"
+) -> ApplicationCommunicator:
+    client = Client()
+    cookie = ""
+    if user is not None:
+        client.force_login(user)
+        cookie = f"sessionid={client.cookies['sessionid'].value}"
+    return ApplicationCommunicator(
+        application,
+        {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": query.encode(),
+            "headers": [(b"host", b"testserver"), (b"cookie", cookie.encode())],
+            "server": ("testserver", 80),
+            "client": ("127.0.0.1", 1),
+        },
+    )
+
+
+async def begun(asked: ApplicationCommunicator, request: dict[str, Any]) -> tuple[int, bytes]:
+    """Send a request; return the status and the first bytes of the answer."""
+    await asked.send_input(request)
+    head = await asked.receive_output(10)
+    body = await asked.receive_output(10)
+    return head["status"], body["body"]
+
+
+REQUEST: dict[str, Any] = {"type": "http.request", "body": b"", "more_body": False}
+
+
+# The consumer.
+
+
+@pytest.mark.parametrize("query", ["mine=1", "all=1", "task="])
+def test_the_consumer_streams_until_its_client_leaves(ada: User, query: str) -> None:
+    task = enqueued(owner=ada)
+    asked = communicator(ada, STREAMS, f"task={task.pk}" if query == "task=" else query)
+
+    async def go() -> tuple[int, bytes]:
+        found = await begun(asked, REQUEST)
+        await asked.send_input({"type": "http.disconnect"})
+        await asked.wait(10)
+        return found
+
+    status, body = async_to_sync(go)()
+    assert status == 200
+    assert b"event: task_status" in body
+
+
+def test_a_body_is_not_waited_for(ada: User) -> None:
+    """Of a request that goes on, the first message is answered: the rest need not come."""
+    asked = communicator(ada, STREAMS, "mine=1", method="POST")
+    request = {"type": "http.request", "body": bytes(100_000), "more_body": True}
+
+    async def go() -> tuple[int, bytes]:
+        found = await begun(asked, request)
+        await asked.wait(10)
+        return found
+
+    assert async_to_sync(go)() == (405, b"Streams are read by GET.")
+
+
+def test_the_consumer_refuses_more_fields_than_django_reads(ada: User) -> None:
+    asked = communicator(ada, STREAMS, TOO_MANY)
+
+    async def go() -> tuple[int, bytes]:
+        found = await begun(asked, REQUEST)
+        await asked.wait(10)
+        return found
+
+    assert async_to_sync(go)() == (400, b"Bad Request (400)")
+
+
+# The plain view.
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "atomic"])
+def atomic_requests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = connections["default"].settings_dict
+    monkeypatch.setitem(settings, "ATOMIC_REQUESTS", request.param)
+
+
+@pytest.fixture
+def client(ada: User) -> Iterator[AsyncClient]:
+    client = AsyncClient()
+    client.force_login(ada)
+    return client  # type: ignore[return-value]
+
+
+@pytest.mark.usefixtures("atomic_requests")
+@pytest.mark.parametrize("query", ["mine=1", "all=1", "task=", "one"])
+def test_the_view_streams(ada: User, client: AsyncClient, query: str) -> None:
+    task = enqueued(owner=ada)
+    url = {
+        "task=": f"{STREAMS}?task={task.pk}",
+        "one": reverse("tasks_app:stream", args=[task.pk]),
+    }.get(query, f"{STREAMS}?{query}")
+
+    async def go() -> tuple[int, str, bytes]:
+        response = await client.get(url)
+        async with aclosing(aiter(response)) as chunks:
+            return response.status_code, response.headers["Content-Type"], await anext(chunks)
+
+    status, kind, chunk = async_to_sync(go)()
+    assert (status, kind) == (200, "text/event-stream")
+    assert b"event: task_status" in chunk
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_the_view_refuses_what_the_consumer_refuses(client: AsyncClient) -> None:
+    assert async_to_sync(client.get)(STREAMS).status_code == 400
+    assert async_to_sync(client.get)(f"{STREAMS}?{TOO_MANY}").status_code == 400
+    assert async_to_sync(client.post)(STREAMS).status_code in (403, 405)
