@@ -134,7 +134,7 @@ def test_the_view_streams(ada: User, client: AsyncClient, query: str) -> None:
     }.get(query, f"{STREAMS}?{query}")
 
     async def go() -> tuple[int, str, bytes]:
-        response = await client.get(url)
+        response: Any = await client.get(url)
         async with aclosing(aiter(response)) as chunks:
             return response.status_code, response.headers["Content-Type"], await anext(chunks)
 
