@@ -150,8 +150,8 @@ class _Feed(threading.Thread):
         try:
             self._tell(news, before, until)
         except BaseException:
-            # Once more, then. Whoever has had some of it is not sent that again.
-            self.cursor = before
+            # Some have had a part of it, some nothing: each reads its own rest from the database.
+            self._overflow()
             raise
         ended = {task_id for _, task_id, kind, _ in news if kind in ATTEMPT_ENDS}
         for task_id in ended:
@@ -199,6 +199,15 @@ class _Feed(threading.Thread):
                 logger.exception("Event %s cannot be sent, and is left out", pk)
             else:
                 self._send(heard[pk], fact)
+
+    @staticmethod
+    def _overflow() -> None:
+        """Have every listener read what it has not had, as if it had been too slow."""
+        manager = get_listener_manager()
+        with manager.lock:
+            for listener in set().union(*manager.listeners_by_channel.values()):
+                listener.overflow = True
+                listener.wake_threadsafe()
 
     def _send(self, channels: list[str], event: wire.Fact | wire.Report) -> None:
         event.order = next(self._numbers)
