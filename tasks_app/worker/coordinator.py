@@ -186,9 +186,9 @@ class Coordinator:
         except (OperationalError, InterfaceError) as error:
             self._wait_out(error)
         except DatabaseError:
-            if self._refused:
+            if self._refused and not self.outcomes:
                 raise
-            # Once, with the outcomes out of the way and, if that was it, this worker's row back.
+            # Again without the outcomes and, if it was that, with this worker's row back.
             self._refused = True
             self._beat_at = 0.0
             self._isolate()
