@@ -108,7 +108,7 @@ def visitor(site: Site, page: Page) -> Page:
 
 @pytest.fixture
 def compute(site: Site, visitor: Page) -> Callable[[], UUID]:
-    """Start the long computation from its page, and wait until it runs."""
+    """Start the long computation from its page, and wait until its bar moves."""
 
     def start() -> UUID:
         if not site.query("SELECT 1 FROM airports_airport LIMIT 1"):
@@ -116,6 +116,8 @@ def compute(site: Site, visitor: Page) -> Callable[[], UUID]:
         visitor.goto(f"{site.url}/airports/reach/")
         visitor.locator("main form button.primary").click()
         expect(visitor.locator("task-progress")).to_have_attribute("status", "running")
+        # The server may have rendered that: when the bar moves, the script is there too.
+        visitor.wait_for_function("() => window.values.length > 0", timeout=30_000)
         return UUID(visitor.url.rstrip("/").rpartition("/")[2])
 
     return start
