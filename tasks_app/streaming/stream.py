@@ -105,12 +105,15 @@ class View:
         if self.open_tasks is None:
             self.open_tasks = None if allowed else set()
         else:
-            self.open_tasks &= {task_id for channel in allowed if (task_id := task_of(channel))}
+            self._watched &= {task_id for channel in allowed if (task_id := task_of(channel))}
+            self.open_tasks &= self._watched
 
     def admit(self, event: wire.Fact | wire.Report) -> bool:
         """Whether an event that the relay brought is news to this viewer. Takes it for sent."""
         if isinstance(event, wire.Report):
             return self._admit_progress(event.progress)
+        if self.open_tasks is not None and event.task_id not in self._watched:
+            return False
         if self.had.covers(event.id, event.transaction):
             return False
         self.had = event.cursor

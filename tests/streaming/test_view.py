@@ -17,6 +17,7 @@ from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
 from tasks_app.states import EventType
 from tasks_app.streaming import stream as stream_module
+from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, owner_channel, task_channel
 from tasks_app.streaming.cursor import Cursor, Snapshot
 from tasks_app.streaming.stream import View
@@ -157,6 +158,22 @@ def test_a_view_of_tasks_ends_with_the_last_that_may_be_read(ada: User) -> None:
     assert not view.ended
     view.narrow([])
     assert view.ended
+
+
+def test_nothing_more_is_sent_of_what_may_not_be_read_any_more(ada: User) -> None:
+    """While the rest of the stream goes on; nor by healing, which reads the database."""
+    (kept, kept_claim), (taken, taken_claim) = claimed(owner=ada), claimed(owner=ada)
+    channels = [task_channel(task.pk) for task in (kept, taken)]
+    view = View(channels)
+    view.open(None, now())
+    had = view.had
+    view.narrow(channels[:1])
+    lifecycle.log({claim: [LogLine("info", "said")] for claim in (kept_claim, taken_claim)})
+    lines = TaskEvent.objects.filter(event_type=EventType.LOG).order_by("pk")
+    sent = [wire.fact(row, had.at(row.pk, now())) for row in lines]
+    assert [fact.task_id for fact in sent if view.admit(fact)] == [kept.pk]
+    healed = parsed(view.open(had, now()) or b"")
+    assert {event.message["task_id"] for event in healed} == {str(kept.pk)}
 
 
 def test_narrowing_brings_no_ended_task_back(ada: User) -> None:
