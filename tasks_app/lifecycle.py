@@ -196,19 +196,15 @@ def cancel(claims: Collection[Claim], *, now: datetime | None = None) -> list[Cl
 def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> list[Claim]:
     """Let tasks whose attempt failed wait for the next one. Return the void claims.
 
-    The wait doubles with each attempt, up to a cap, and is drawn from its upper half, so that what
-    failed together does not return together. A task that somebody asked to cancel ends instead.
+    How long, `backoff` says. A task that somebody asked to cancel ends instead.
     """
     move = LEGAL[Verb.RETRY]
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
-        held = _hold(Verb.RETRY, failures)
-        unwanted = [claim for claim, row in held.items() if row.cancel_requested_at]
-        cancel(unwanted, now=now)
-        for claim, row in held.items():
-            if claim in unwanted:
-                continue
+        held, wanted = _hold_wanted(Verb.RETRY, failures, now)
+        for claim in wanted:
+            row = held[claim]
             run_after = now + backoff(row.attempt)
             _update([claim], **_UNCLAIMED, status=move.target, run_after=run_after)
             data = {"attempt": row.attempt, "error": failures[claim].public()}
@@ -226,10 +222,7 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
-        held = _hold(Verb.RELEASE, claims)
-        unwanted = [claim for claim, row in held.items() if row.cancel_requested_at]
-        cancel(unwanted, now=now)
-        wanted = [claim for claim in held if claim not in unwanted]
+        held, wanted = _hold_wanted(Verb.RELEASE, claims, now)
         _update(
             wanted,
             **_UNCLAIMED,
@@ -358,6 +351,16 @@ def _hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, _Row]:
     )
     held = {Claim(pk, token): _Row(*columns) for pk, token, *columns in rows}
     return {claim: row for claim, row in held.items() if claim in claims}
+
+
+def _hold_wanted(
+    verb: Verb, claims: Iterable[Claim], now: datetime
+) -> tuple[dict[Claim, _Row], list[Claim]]:
+    """Hold claims whose tasks are to wait again, and end those that somebody asked to cancel."""
+    held = _hold(verb, claims)
+    wanted = [claim for claim, row in held.items() if not row.cancel_requested_at]
+    cancel(held.keys() - set(wanted), now=now)
+    return held, wanted
 
 
 def _update(claims: Collection[Claim], **fields: Any) -> None:
