@@ -65,6 +65,17 @@ class BaseTask:
     timeout: ClassVar[float | Unset | None] = UNSET
     #: How often it may be begun. Above 1 it must be safe to run again after half a run.
     max_attempts: ClassVar[int] = 1
+    #: After which errors another attempt follows, where there is one left. TaskTimedOut is none of
+    #: them unless it is named, and wrong parameters and results never are.
+    retry_on: ClassVar[tuple[type[BaseException], ...]] = (Exception,)
+    #: After which of them none does.
+    no_retry_on: ClassVar[tuple[type[BaseException], ...]] = ()
+    #: Whether an exception may be raised anywhere in its code, where it was told to stop and does
+    #: not call in. Off: such a run is given up instead, and its thread with it.
+    interruptible: ClassVar[bool] = True
+    #: Whether it may be started over HTTP, from the admin and the API, and the permission to do so.
+    startable: ClassVar[bool] = False
+    start_permission: ClassVar[str] = "tasks_app.start_task"
     #: What becomes of a run that a worker's shutdown cuts short: released, to begin anew on another
     #: worker, or failed where half a run followed by a whole one would do harm.
     restart_on_shutdown: ClassVar[bool] = True

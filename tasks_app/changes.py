@@ -40,6 +40,10 @@ def watch(using: str) -> Changes:
     return Changes()
 
 
+def announce(using: str) -> None:
+    """Have those who watch learn that the running transaction brings something, if it commits."""
+
+
 class Changes:
     """Waits for commits on a timer; subclasses know better.
 

@@ -15,7 +15,7 @@ from django.utils.module_loading import import_string
 from pydantic import ValidationError
 
 from tasks_app.conf import PREFIX, TaskSettings, declared
-from tasks_app.lifecycle import alias
+from tasks_app.ledger import alias
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NamedTuple
 
 from tasks_app.models import Task
@@ -23,6 +24,8 @@ class Failure:
     type: str
     message: str
     traceback: str = ""
+    #: How long the next attempt waits, where the task itself said so.
+    retry_after: timedelta | None = None
 
     def public(self) -> dict[str, str]:
         return {"type": self.type, "message": self.message}

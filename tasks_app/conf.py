@@ -29,10 +29,17 @@ class TaskSettings(BaseModel):
     heartbeat_seconds: PositiveFloat = 10.0
     #: How long running tasks may go on after SIGTERM before they are released.
     shutdown_grace_seconds: float = Field(25.0, ge=0)
+    #: How long a task that was told to stop may go on before an exception is raised in its thread;
+    #: and how long after that before the thread is given up. None: nothing is ever raised.
+    interrupt_grace_seconds: PositiveFloat | None = 5.0
+    #: A worker with so many threads that did not stop finishes its other tasks and ends.
+    max_stuck: PositiveInt = 4
     #: The most often a task's progress is written and sent.
     progress_interval_seconds: float = Field(0.1, ge=0)
     #: Where the database cannot tell of a commit, how often to look.
     poll_interval_seconds: PositiveFloat = 0.1
+    #: Whether PostgreSQL tells of commits by LISTEN, which a pooler in transaction mode cannot.
+    listen: bool = True
     #: The most `progress.log()` lines kept of one attempt; more are counted and dropped.
     max_log_lines: PositiveInt = 1000
     #: The wait before the second attempt; it doubles with each, up to the maximum.

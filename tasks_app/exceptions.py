@@ -6,11 +6,16 @@ A class docstring is its default message.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
     from tasks_app.states import Status
+
+
+#: The longest that a task may have its next attempt wait: a year, in seconds.
+AFTER_MAX = 365 * 24 * 60 * 60
 
 
 class TaskError(Exception):
@@ -81,6 +86,31 @@ class IllegalTransition(TaskError):
         self.task_id = task_id
         self.status = status
         super().__init__(f"Task {task_id} is {status.value} and cannot be {wanted}.")
+
+
+class AlreadyRetried(IllegalTransition):
+    """The task was started anew already."""
+
+    def __init__(self, task_id: UUID, status: Status, retried_as: UUID) -> None:
+        super().__init__(task_id, status, "retried twice")
+        self.retried_as = retried_as
+        self.args = (f"Task {task_id} was retried already, as task {retried_as}. Retry that one.",)
+
+
+class Retry(TaskError):
+    """Raised by a task: this attempt came to nothing, and the next should come after a while.
+
+    `after` is in seconds, or a timedelta; left out, the wait grows with each attempt, as after any
+    error. Counts as an attempt: a task that has none left fails with this.
+    """
+
+    def __init__(self, message: str | None = None, *, after: float | timedelta | None = None):
+        super().__init__(message or "The task asked to be tried again.")
+        seconds = after.total_seconds() if isinstance(after, timedelta) else after
+        # Past a year it is a mistake, such as milliseconds; and a date has an end.
+        if seconds is not None and not 0 <= seconds <= AFTER_MAX:
+            raise ValueError(f"after must be from 0 to {AFTER_MAX} seconds (a year), not {after!r}")
+        self.after = None if seconds is None else timedelta(seconds=seconds)
 
 
 class WorkerLost(TaskError):

@@ -12,29 +12,31 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
-from django.db import IntegrityError, router, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import F
-from pydantic_core import to_jsonable_python
 
 from tasks_app.backoff import backoff
+from tasks_app.changes import announce
 from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
-from tasks_app.exceptions import DuplicateTask, IllegalTransition, TaskNotFound, WorkerLost
-from tasks_app.models import Task, TaskEvent, Worker, aware
+from tasks_app.exceptions import (
+    AlreadyRetried,
+    DuplicateTask,
+    IllegalTransition,
+    TaskNotFound,
+    WorkerLost,
+)
+from tasks_app.ledger import UNCLAIMED, Row, alias, hold, record, update, waiting
+from tasks_app.models import Task, Worker
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
-from tasks_app.states import LEGAL, Move, Status, Verb
+from tasks_app.states import LEGAL, RETRIABLE, Status, Verb
 
 
-def alias() -> str:
-    """The database that tasks are written to."""
-    return router.db_for_write(Task)
-
-
-def enqueue(tasks: Sequence[Task]) -> None:
+def enqueue(tasks: Sequence[Task], told: Mapping[str, Any] | None = None) -> None:
     """Insert new tasks, in this order within a priority, and tell that they wait.
 
     Takes part in the caller's transaction: the tasks exist exactly if it commits. Writes none of
@@ -55,7 +57,8 @@ def enqueue(tasks: Sequence[Task]) -> None:
         try:
             with transaction.atomic(using=using):
                 Task.primary.bulk_create(tasks)
-                _record(move, [(task.pk, _waiting(task.run_after)) for task in tasks], now)
+                facts = [(task.pk, {**waiting(task.run_after), **(told or {})}) for task in tasks]
+                record(move, facts, now)
         except IntegrityError as error:
             twice = next((key for key in keys if keys.count(key) > 1), None)
             if twice is not None:
@@ -68,6 +71,28 @@ def enqueue(tasks: Sequence[Task]) -> None:
             # Who held the key ended just now.
         else:
             return
+
+
+def enqueue_again(task_id: uuid.UUID, by: str = "") -> Task:
+    """Enqueue a failed or cancelled task anew: a row of its own, which names the one it repeats.
+
+    The finished row stays as it is, with its history. Of any number who ask at once, one starts it.
+    Raises TaskNotFound; IllegalTransition where the task has not failed or been cancelled;
+    AlreadyRetried; and DuplicateTask where another task took over its unique key.
+    """
+    using = alias()
+    with transaction.atomic(using=using):
+        try:
+            task = Task.primary.select_for_update(of=("self",)).get(pk=task_id)
+        except Task.DoesNotExist:
+            raise TaskNotFound(task_id) from None
+        if task.status not in RETRIABLE:
+            raise IllegalTransition(task_id, Status(task.status), "retried")
+        if again := Task.primary.filter(retried_from=task).first():
+            raise AlreadyRetried(task_id, Status(task.status), again.pk)
+        again = Task(retried_from=task, **{field: getattr(task, field) for field in Task.GIVEN})
+        enqueue([again], {"retried_from": str(task_id)} | _who(by))
+    return again
 
 
 def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Task]:
@@ -95,10 +120,10 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
             "progress": None,
             "progress_text": "",
         }
-        waiting = Task.primary.filter(
+        unclaimed = Task.primary.filter(
             pk__in=[task.pk for task in tasks], status__in=sorted(move.sources)
         )
-        if waiting.update(attempt=F("attempt") + 1, **taken) != len(tasks):
+        if unclaimed.update(attempt=F("attempt") + 1, **taken) != len(tasks):
             # A database without row locks let another worker in between: keep what is ours.
             tasks = list(Task.primary.filter(fencing_token=token))
         else:
@@ -107,7 +132,7 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
                 for field, value in taken.items():
                     setattr(task, field, value)
         started = {"worker": str(worker)}
-        _record(
+        record(
             move,
             [
                 (task.pk, {"attempt": task.attempt, "max_attempts": task.max_attempts} | started)
@@ -123,8 +148,8 @@ def renew(claims: Collection[Claim], *, now: datetime | None = None) -> list[Cla
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
-        held = _hold(Verb.RENEW, claims)
-        _update(held, lease_expires_at=now + timedelta(seconds=task_settings().lease_seconds))
+        held = hold(Verb.RENEW, claims)
+        update(held, lease_expires_at=now + timedelta(seconds=task_settings().lease_seconds))
     return [claim for claim in claims if claim not in held]
 
 
@@ -134,7 +159,10 @@ def report(newest: Mapping[Claim, TaskProgressUpdate]) -> list[Claim]:
     Progress is state, not history: its event is sent from the row and stored nowhere.
     """
     move = LEGAL[Verb.REPORT]
-    with transaction.atomic(using=alias(), savepoint=False):
+    using = alias()
+    with transaction.atomic(using=using, savepoint=False):
+        if newest:
+            announce(using)
         return [
             claim
             for claim, progress in newest.items()
@@ -148,8 +176,8 @@ def log(lines: Mapping[Claim, Sequence[LogLine]]) -> list[Claim]:
     """Record what tasks wrote by `progress.log()`. Return the void claims."""
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
-        held = _hold(Verb.LOG, lines)
-        _record(
+        held = hold(Verb.LOG, lines)
+        record(
             LEGAL[Verb.LOG],
             [(claim.task_id, line._asdict()) for claim in held for line in lines[claim]],
             database_now(using),
@@ -196,19 +224,25 @@ def cancel(claims: Collection[Claim], *, now: datetime | None = None) -> list[Cl
 def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> list[Claim]:
     """Let tasks whose attempt failed wait for the next one. Return the void claims.
 
-    How long, `backoff` says. A task that somebody asked to cancel ends instead.
+    How long, the failure says, or else `backoff`. A task that somebody asked to cancel ends
+    instead, and so does one that has no attempt left.
     """
     move = LEGAL[Verb.RETRY]
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
         held, wanted = _hold_wanted(Verb.RETRY, failures, now)
+        last = [claim for claim in wanted if held[claim].attempt >= held[claim].max_attempts]
+        fail({claim: failures[claim] for claim in last}, now=now)
         for claim in wanted:
-            row = held[claim]
-            run_after = now + backoff(row.attempt)
-            _update([claim], **_UNCLAIMED, status=move.target, run_after=run_after)
-            data = {"attempt": row.attempt, "error": failures[claim].public()}
-            _record(move, [(claim.task_id, _waiting(run_after) | data)], now)
+            if claim in last:
+                continue
+            row, failure = held[claim], failures[claim]
+            wait = backoff(row.attempt) if failure.retry_after is None else failure.retry_after
+            run_after = now + wait
+            update([claim], **UNCLAIMED, status=move.target, run_after=run_after)
+            data = {"attempt": row.attempt, "error": failure.public()}
+            record(move, [(claim.task_id, waiting(run_after) | data)], now)
     return [claim for claim in failures if claim not in held]
 
 
@@ -223,14 +257,14 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
         held, wanted = _hold_wanted(Verb.RELEASE, claims, now)
-        _update(
+        update(
             wanted,
-            **_UNCLAIMED,
+            **UNCLAIMED,
             status=move.target,
             attempt=F("attempt") - 1,
             started_at=None,
         )
-        _record(move, [(claim.task_id, {"reason": "released"}) for claim in wanted], now)
+        record(move, [(claim.task_id, {"reason": "released"}) for claim in wanted], now)
     return [claim for claim in claims if claim not in held]
 
 
@@ -277,7 +311,6 @@ def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
             task = Task.primary.select_for_update(of=("self",)).get(pk=task_id)
         except Task.DoesNotExist:
             raise TaskNotFound(task_id) from None
-        who = {"by": by} if by else {}
         if task.status in LEGAL[Verb.WITHDRAW].sources:
             move = LEGAL[Verb.WITHDRAW]
             task.status, task.finished_at, task.cancel_requested_at = move.target, now, now
@@ -289,25 +322,14 @@ def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
         else:
             raise IllegalTransition(task_id, Status(task.status), "cancelled")
         task.save(update_fields=["status", "finished_at", "cancel_requested_at"])
-        _record(move, [(task.pk, who)], now)
+        record(move, [(task.pk, _who(by))], now)
     return task
-
-
-# A row that nobody holds.
-_UNCLAIMED: dict[str, Any] = {"fencing_token": None, "lease_expires_at": None}
 
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
     fields: dict[str, Any]
     data: dict[str, Any]
-
-
-class _Row(NamedTuple):
-    attempt: int
-    cancel_requested_at: datetime | None
-    progress: float | None
-    progress_text: str
 
 
 def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) -> list[Claim]:
@@ -317,14 +339,14 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
-        held = _hold(verb, endings)
+        held = hold(verb, endings)
         # Tasks that end alike share a statement: most of a batch have the same small result.
         alike: dict[str, list[Claim]] = {}
         for claim in held:
             alike.setdefault(json.dumps(endings[claim].fields, sort_keys=True), []).append(claim)
         for claims in alike.values():
             fields = endings[claims[0]].fields
-            _update(claims, **_UNCLAIMED, status=move.target, finished_at=now, **fields)
+            update(claims, **UNCLAIMED, status=move.target, finished_at=now, **fields)
         # With the last progress, which nobody is sent from the row once it has ended.
         last = {
             claim: {
@@ -334,53 +356,22 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
             for claim, row in held.items()
         }
         facts = [(c.task_id, endings[c].data | {"progress": last[c]}) for c in held]
-        _record(move, facts, now)
+        record(move, facts, now)
     return [claim for claim in endings if claim not in held]
-
-
-def _hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, _Row]:
-    """Lock the rows of those claims that are good for this verb."""
-    move = LEGAL[verb]
-    claims = set(claims)
-    rows = (
-        Task.primary.filter(
-            pk__in=[claim.task_id for claim in claims], status__in=sorted(move.sources)
-        )
-        .select_for_update(of=("self",))
-        .values_list("pk", "fencing_token", *_Row._fields)
-    )
-    held = {Claim(pk, token): _Row(*columns) for pk, token, *columns in rows}
-    return {claim: row for claim, row in held.items() if claim in claims}
 
 
 def _hold_wanted(
     verb: Verb, claims: Iterable[Claim], now: datetime
-) -> tuple[dict[Claim, _Row], list[Claim]]:
+) -> tuple[dict[Claim, Row], list[Claim]]:
     """Hold claims whose tasks are to wait again, and end those that somebody asked to cancel."""
-    held = _hold(verb, claims)
+    held = hold(verb, claims)
     wanted = [claim for claim, row in held.items() if not row.cancel_requested_at]
     cancel(held.keys() - set(wanted), now=now)
     return held, wanted
 
 
-def _update(claims: Collection[Claim], **fields: Any) -> None:
-    if claims:
-        Task.primary.filter(
-            pk__in=[claim.task_id for claim in claims],
-            fencing_token__in={claim.token for claim in claims},
-        ).update(**fields)
-
-
-def _record(move: Move, facts: Iterable[tuple[uuid.UUID, dict[str, Any]]], now: datetime) -> None:
-    assert move.event  # noqa: S101 - called for moves that tell something
-    TaskEvent.primary.bulk_create(
-        TaskEvent(task_id=task_id, event_type=move.event, timestamp=now, data=data)
-        for task_id, data in facts
-    )
-
-
-def _waiting(run_after: datetime) -> dict[str, Any]:
-    return {"run_after": to_jsonable_python(aware(run_after))}
+def _who(by: str) -> dict[str, Any]:
+    return {"by": by} if by else {}
 
 
 def _worker_lost(task: Task) -> Failure:

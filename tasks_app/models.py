@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from tasks_app import schemas
 from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
+from tasks_app.expressions import CurrentTransaction, Unindexed
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
 
 if TYPE_CHECKING:
@@ -46,6 +47,15 @@ class Worker(models.Model):
     queues = models.JSONField(_("queues"), default=list, help_text=_("Empty: all of them"))
     started_at = models.DateTimeField(_("started"))
     heartbeat_at = models.DateTimeField(_("last heartbeat"))
+    #: As of its last heartbeat.
+    busy = models.PositiveIntegerField(
+        _("busy"), default=0, help_text=_("Tasks it was running at its last heartbeat")
+    )
+    stuck = models.PositiveIntegerField(
+        _("stuck threads"),
+        default=0,
+        help_text=_("Threads of tasks that did not stop when told to"),
+    )
     #: Set when it ended in good order; a worker that was killed has none.
     stopped_at = models.DateTimeField(_("stopped"), null=True)
 
@@ -56,20 +66,6 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return f"{self.hostname}:{self.pid}"
-
-
-class Unindexed(models.Func):
-    """A column, which SQLite must not take for a reason to choose an index by it.
-
-    It would read all that is due by one index and sort it, where another has the order asked for.
-    See "The unary + operator" in https://www.sqlite.org/optoverview.html
-    """
-
-    template = "%(expressions)s"
-    arity = 1
-
-    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, Any]:
-        return self.as_sql(compiler, connection, template="+%(expressions)s", **context)
 
 
 class TaskQuerySet(models.QuerySet["Task"]):
@@ -134,6 +130,16 @@ class Task(models.Model):
     run_after = models.DateTimeField(_("run after"))
     #: Null, and not empty, where there is none: the unique constraint must not bind those.
     unique_key = models.CharField(_("unique key"), max_length=200, null=True)  # noqa: DJ001
+    #: What an HTTP client calls its request to start this task; the same again finds this one.
+    idempotency_key = models.CharField(max_length=200, null=True, editable=False)  # noqa: DJ001
+    #: The finished task that this one repeats. A task is retried once; then the repetition is.
+    retried_from = models.OneToOneField(
+        "self",
+        verbose_name=_("retried from"),
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="retried_as",
+    )
     timeout_seconds = models.FloatField(_("timeout in seconds"), null=True)
     max_attempts = models.PositiveIntegerField(_("attempts allowed"), default=1)
 
@@ -148,6 +154,10 @@ class Task(models.Model):
     error_message = models.TextField(_("error"), blank=True, default="")
     error_traceback = models.TextField(_("traceback"), blank=True, default="")
 
+    stuck = models.BooleanField(
+        _("stuck"), default=False, help_text=_("Did not stop when told to: its thread was given up")
+    )
+
     #: Who holds the claim, until when, and the proof of it. Set while running, and only then.
     worker = models.ForeignKey(
         Worker, verbose_name=_("worker"), null=True, on_delete=models.SET_NULL, related_name="tasks"
@@ -160,6 +170,18 @@ class Task(models.Model):
     started_at = models.DateTimeField(_("started"), null=True)
     finished_at = models.DateTimeField(_("finished"), null=True)
 
+    #: What a task is given when it is started, and a repetition of it is given again.
+    GIVEN = (
+        "name",
+        "params",
+        "owner",
+        "queue",
+        "priority",
+        "unique_key",
+        "timeout_seconds",
+        "max_attempts",
+    )
+
     objects = TaskQuerySet.as_manager()
     primary = Primary.from_queryset(TaskQuerySet)()
 
@@ -167,7 +189,11 @@ class Task(models.Model):
         verbose_name = _("task")
         verbose_name_plural = _("tasks")
         ordering = ["-created_at"]
-        permissions = [("cancel_task", _("Can cancel task"))]
+        permissions = [
+            ("start_task", _("Can start task")),
+            ("cancel_task", _("Can cancel task")),
+            ("retry_task", _("Can retry task")),
+        ]
         constraints = [
             models.CheckConstraint(
                 name="tasks_status_known", condition=Q(status__in=sorted(Status.values))
@@ -211,6 +237,11 @@ class Task(models.Model):
                 name="tasks_unique_key_unfinished",
                 fields=["unique_key"],
                 condition=Q(status__in=sorted(UNFINISHED)),
+            ),
+            models.UniqueConstraint(
+                name="tasks_idempotency_key",
+                fields=["owner", "idempotency_key"],
+                condition=Q(idempotency_key__isnull=False),
             ),
         ]
         indexes = [
@@ -268,6 +299,11 @@ class Task(models.Model):
     def is_terminal(self) -> bool:
         return Status(self.status).is_terminal
 
+    def started(self) -> schemas.TaskStartResponse:
+        return schemas.TaskStartResponse(
+            task_id=self.pk, stream_url=self.stream_url, status=Status(self.status)
+        )
+
     def info(self) -> schemas.TaskInfo:
         error = schemas.TaskError(type=self.error_type, message=self.error_message)
         return schemas.TaskInfo(
@@ -285,18 +321,6 @@ class Task(models.Model):
             result=self.result,
             error=error if self.error_type else None,
         )
-
-
-class CurrentTransaction(models.Func):
-    """The id of the running transaction on PostgreSQL; NULL elsewhere, where ids suffice."""
-
-    output_field = models.BigIntegerField()
-
-    def as_sql(self, compiler: Any, connection: Any, **_context: Any) -> tuple[str, list[Any]]:  # type: ignore[override]
-        return "NULL", []
-
-    def as_postgresql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
-        return "pg_current_xact_id()::text::bigint", []
 
 
 class TaskEvent(models.Model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tasks_app.base import BaseTask, resolve
+from tasks_app.exceptions import UnknownTask
 from tasks_app.models import Task
 
 if TYPE_CHECKING:
@@ -27,6 +29,28 @@ def may_view(user: User, task: Task) -> bool:
 def may_cancel(user: User, task: Task) -> bool:
     """Whether a user may cancel a task: their own, or any by the `cancel_task` permission."""
     return _owns(user, task) or _may(user, "cancel")
+
+
+def may_start(user: User, task: type[BaseTask]) -> bool:
+    """Whether a user may start tasks of a class over HTTP: it opts in, and names a permission."""
+    return task.startable and user.is_active and user.has_perm(task.start_permission)
+
+
+def may_retry(user: User, task: Task) -> bool:
+    """Whether a user may retry a task: their own that they may start, or any by `retry_task`."""
+    return _may(user, "retry") or (_owns(user, task) and _may_start_again(user, task))
+
+
+def may_remove(user: User, task: Task) -> bool:
+    """Whether a user may remove a task: their own, or any by the `delete_task` permission."""
+    return _owns(user, task) or _may(user, "delete")
+
+
+def _may_start_again(user: User, task: Task) -> bool:
+    try:
+        return may_start(user, resolve(task.name))
+    except UnknownTask:
+        return False
 
 
 def _owns(user: User, task: Task) -> bool:

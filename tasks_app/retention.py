@@ -13,7 +13,7 @@ from django.db.models import Exists, OuterRef
 from tasks_app.clock import database_now
 from tasks_app.conf import DAY, task_settings
 from tasks_app.exceptions import IllegalTransition, TaskNotFound
-from tasks_app.lifecycle import alias
+from tasks_app.ledger import alias
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import TERMINAL, Status
 

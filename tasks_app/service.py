@@ -20,7 +20,6 @@ from tasks_app.conf import PREFIX, task_settings
 from tasks_app.exceptions import InvalidTask, TaskNotFound
 from tasks_app.models import Task
 from tasks_app.schemas import TaskInfo, TaskStartResponse
-from tasks_app.states import Status
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
@@ -84,10 +83,7 @@ class TaskService:
         rows = [chosen.row(cls, params) for params in many]
         if rows:
             lifecycle.enqueue(rows)
-        return [
-            TaskStartResponse(task_id=row.pk, stream_url=row.stream_url, status=Status(row.status))
-            for row in rows
-        ]
+        return [row.started() for row in rows]
 
     def get_task_status(self, task_id: UUID) -> TaskInfo:
         """Return a task as it stands. Raises TaskNotFound."""
@@ -103,6 +99,16 @@ class TaskService:
         `cancel_requested`. Raises TaskNotFound, and IllegalTransition when it has finished.
         """
         return lifecycle.request_cancel(task_id, by.get_username() if by else "").info()
+
+    def retry_task(self, task_id: UUID, *, by: User | None = None) -> TaskStartResponse:
+        """Start a failed or cancelled task anew, as another task with the same parameters.
+
+        The old one stays, with its history, and is named as `retried_from` of the new one. Of any
+        number who ask at once, one starts it. Raises TaskNotFound; IllegalTransition where it has
+        not failed or been cancelled; AlreadyRetried, which is one, naming the task it was retried
+        as; and DuplicateTask.
+        """
+        return lifecycle.enqueue_again(task_id, by.get_username() if by else "").started()
 
     def remove_completed_task(self, task_id: UUID) -> None:
         """Delete a finished task and its history.

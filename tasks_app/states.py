@@ -94,6 +94,8 @@ UNFINISHED = frozenset(Status) - TERMINAL
 ATTEMPT_ENDS = frozenset(
     move.event for move in LEGAL.values() if move.target is not Status.RUNNING and move.event
 )
+#: What did not end well may be started anew, as another task.
+RETRIABLE = TERMINAL - {Status.COMPLETED}
 FACTS = frozenset(EventType) - {EventType.STATUS, EventType.PROGRESS}
 TERMINAL_EVENTS = frozenset(
     move.event for move in LEGAL.values() if move.target in TERMINAL and move.event

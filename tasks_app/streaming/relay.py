@@ -15,7 +15,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from django_eventstream.views import Listener, get_listener_manager
 
 from tasks_app.changes import Changes, watch
-from tasks_app.lifecycle import alias
+from tasks_app.ledger import alias
 from tasks_app.models import Task, TaskEvent
 from tasks_app.states import ATTEMPT_ENDS
 from tasks_app.streaming import wire

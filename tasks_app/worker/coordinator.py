@@ -18,6 +18,7 @@ from tasks_app.claims import Claim, claim_of
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased, TaskTimedOut
+from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
@@ -58,7 +59,7 @@ class Coordinator:
         drain: bool = False,
         max_tasks: int | None = None,
     ) -> None:
-        self.using = lifecycle.alias()
+        self.using = alias()
         self.hands = hands
         self.queues = list(queues)
         self.drain = drain

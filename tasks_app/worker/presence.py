@@ -7,7 +7,7 @@ import socket
 from datetime import datetime
 
 from tasks_app.clock import database_now
-from tasks_app.lifecycle import alias
+from tasks_app.ledger import alias
 from tasks_app.models import Worker
 
 

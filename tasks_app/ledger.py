@@ -1,0 +1,75 @@
+"""How `lifecycle` writes: rows held by their tokens, and facts beside them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import router
+from pydantic_core import to_jsonable_python
+
+from tasks_app.changes import announce
+from tasks_app.claims import Claim
+from tasks_app.models import Task, TaskEvent, aware
+from tasks_app.states import LEGAL, Move, Verb
+
+#: What the row of a task has that nobody holds.
+UNCLAIMED: dict[str, Any] = {"fencing_token": None, "lease_expires_at": None}
+
+
+class Row(NamedTuple):
+    """What a verb needs to know of a task that is held."""
+
+    attempt: int
+    max_attempts: int
+    cancel_requested_at: datetime | None
+    progress: float | None
+    progress_text: str
+
+
+def alias() -> str:
+    """The database that tasks are written to."""
+    return router.db_for_write(Task)
+
+
+def hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, Row]:
+    """Lock the rows of those claims that are good for this verb, until the transaction ends."""
+    move = LEGAL[verb]
+    claims = set(claims)
+    rows = (
+        Task.primary.filter(
+            pk__in=[claim.task_id for claim in claims], status__in=sorted(move.sources)
+        )
+        # In one order everywhere, so that two who hold the same rows never wait for each other.
+        .order_by("pk")
+        .select_for_update(of=("self",))
+        .values_list("pk", "fencing_token", *Row._fields)
+    )
+    held = {Claim(pk, token): Row(*columns) for pk, token, *columns in rows}
+    return {claim: row for claim, row in held.items() if claim in claims}
+
+
+def update(claims: Collection[Claim], **fields: Any) -> None:
+    """Write fields of the rows that still bear the claims' tokens."""
+    if claims:
+        Task.primary.filter(
+            pk__in=[claim.task_id for claim in claims],
+            fencing_token__in={claim.token for claim in claims},
+        ).update(**fields)
+
+
+def record(move: Move, facts: Iterable[tuple[uuid.UUID, dict[str, Any]]], now: datetime) -> None:
+    """Add what a verb tells of each task to its history."""
+    assert move.event  # noqa: S101 - called for moves that tell something
+    TaskEvent.primary.bulk_create(
+        TaskEvent(task_id=task_id, event_type=move.event, timestamp=now, data=data)
+        for task_id, data in facts
+    )
+    announce(alias())
+
+
+def waiting(run_after: datetime) -> dict[str, Any]:
+    """What the history says of a task that waits."""
+    return {"run_after": to_jsonable_python(aware(run_after))}
