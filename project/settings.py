@@ -98,6 +98,28 @@ EVENTSTREAM_STORAGE_CLASS = "tasks_app.streaming.storage.TaskEventStorage"
 # Pages of other origins that may read the streams, if any.
 EVENTSTREAM_ALLOW_ORIGIN = os.environ.get("EVENTSTREAM_ALLOW_ORIGIN", "")
 
+
+def redis_server(address: str) -> dict[str, Any]:
+    """What REDIS_URL names: redis://host:port/number, rediss://… or unix:///path"""
+    url = urlsplit(address)
+    login = {"username": url.username, "password": url.password and unquote(url.password)}
+    if url.scheme == "unix":
+        return {"unix_socket_path": unquote(url.path), **login}
+    return {
+        "host": url.hostname or "localhost",
+        "port": url.port or 6379,
+        "db": int(url.path.strip("/") or 0),
+        "ssl": url.scheme == "rediss",
+        **login,
+    }
+
+
+# tasks_app: the change signal between hosts. Only where it is set: being there is what counts.
+if REDIS_URL := os.environ.get("REDIS_URL"):
+    EVENTSTREAM_REDIS = redis_server(REDIS_URL)
+# tasks_app: False behind a pooler in transaction mode, through which nobody can LISTEN.
+TASK_LISTEN = os.environ.get("TASK_LISTEN", "1") == "1"
+
 # tasks_app: a short lease, so that a visitor who kills the worker sees soon what follows.
 TASK_LEASE_SECONDS = float(os.environ.get("TASK_LEASE_SECONDS", "10"))
 TASK_HEARTBEAT_SECONDS = float(os.environ.get("TASK_HEARTBEAT_SECONDS", "3"))

@@ -19,8 +19,9 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 
-from tasks_app import changes as changes_module
-from tasks_app.changes import Changes, SQLiteChanges, watch
+from tasks_app.changes import sqlite as sqlite_module
+from tasks_app.changes import Changes, watch
+from tasks_app.changes.sqlite import SQLiteChanges
 
 #: Longer than anything takes that these tests expect to come at once.
 LONG = 20.0
@@ -156,7 +157,7 @@ def test_what_the_kernel_does_not_report_is_noticed_all_the_same(
     writer: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a network share: a look now and then catches it."""
-    monkeypatch.setattr(changes_module, "SAFETY_SECONDS", 0.02)
+    monkeypatch.setattr(sqlite_module, "SAFETY_SECONDS", 0.02)
     with SQLiteChanges(str(tmp_path / "some.sqlite3")) as changes:
         if changes._inotify is not None:
             changes._inotify.rm_watch(1)  # The kernel numbers them from 1.
@@ -177,7 +178,7 @@ def test_where_the_hosts_watches_are_used_up_the_timer_serves(
 
     unraisable: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
-    monkeypatch.setattr(changes_module.INotify, "add_watch", refuse)
+    monkeypatch.setattr(sqlite_module.INotify, "add_watch", refuse)
     with SQLiteChanges(str(tmp_path / "some.sqlite3")) as changes:
         write(writer)
         assert seconds(lambda: changes.wait(LONG)) < LONG / 2
