@@ -337,7 +337,8 @@ def test_the_last_viewer_that_leaves_ends_the_relay(
     web = start_web(LOG_LEVEL="DEBUG")
     task = task_service.start_task(Noop, owner=owner)
     with httpx.stream("GET", stream(web, task.task_id), cookies={"sessionid": cookie}) as response:
-        next(response.iter_bytes())
+        chunks = response.iter_bytes()  # Kept: an iterator that is let go hangs up.
+        next(chunks)
         web.says("The relay follows from event")
         assert "The relay ends" not in web.output
     web.says("The relay ends: nobody listens")
