@@ -30,6 +30,7 @@ class UnknownTask(TaskError):
 
     def __init__(self, name: str, why: str) -> None:
         self.name = name
+        self.why = why
         super().__init__(
             f"There is no task {name!r}: {why}. Name a subclass of BaseTask by its dotted path, "
             f"such as 'shop.tasks.ImportOrders'."

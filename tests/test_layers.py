@@ -23,11 +23,12 @@ LAYERS = [
     {"schemas"},
     {"progress"},
     {"base"},
+    {"forms", "registry"},
     {"models"},
     {"changes", "claims"},
     {"ledger"},
     {"lifecycle"},
-    {"retention", "permissions"},
+    {"retention", "permissions", "statistics"},
     {"worker", "streaming"},
     {"service"},
     {

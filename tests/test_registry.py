@@ -1,0 +1,178 @@
+"""Which task classes there are, and what a name means that somebody typed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from project.airports.tasks import ExportAirports, ImportAirports, SiteTask
+from tasks_app import registry
+from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.exceptions import UnknownTask
+from tests import more_tasks
+from tests.tasks import Add, Noop
+
+GOOD = """
+from tasks_app.base import BaseTask
+
+class Sweep(BaseTask):
+    startable = True
+
+    def execute(self, progress):
+        pass
+
+class Base(BaseTask):
+    startable = True
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An app of a site, that has no tasks yet; its tasks module."""
+    (tmp_path / "registry_shop").mkdir()
+    (tmp_path / "registry_shop" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "registry_shop" / "tasks.py"
+    for name in [name for name in sys.modules if name.startswith("registry_shop")]:
+        del sys.modules[name]
+
+
+def installed(**_kwargs: Any) -> Any:
+    return override_settings(INSTALLED_APPS=["registry_shop"])
+
+
+def names(tasks: list[type[BaseTask]]) -> list[str]:
+    return [task.name() for task in tasks]
+
+
+def test_tasks_of_installed_apps_are_found_and_those_imported_anyhow() -> None:
+    found = registry.tasks()
+    assert {ImportAirports, ExportAirports, Noop} <= set(found)
+    assert names(found) == sorted(names(found))
+    assert len(found) == len(set(found))
+
+
+def test_bases_and_classes_no_worker_can_import_are_none() -> None:
+    class Local(BaseTask):
+        def execute(self, progress: ProgressHandle) -> None:
+            pass
+
+    assert not {Local, BaseTask, SiteTask} & set(registry.tasks())
+
+
+def test_a_module_is_imported_when_somebody_asks(shop: Path) -> None:
+    shop.write_text(GOOD)
+    with installed():
+        assert "registry_shop.tasks" not in sys.modules
+        assert registry.find("registry_shop.tasks.Sweep").__name__ == "Sweep"
+        assert "registry_shop.tasks.Sweep" in names(registry.startable_tasks())
+        assert "registry_shop.tasks.Base" not in names(registry.startable_tasks())
+
+
+def test_an_app_without_tasks_is_no_problem(shop: Path) -> None:
+    with installed():
+        assert registry.problems() == {}
+
+
+def test_a_class_of_a_reloaded_module_is_found_once(shop: Path) -> None:
+    shop.write_text(GOOD)
+    with installed():
+        first = registry.find("Sweep")
+        del sys.modules["registry_shop.tasks"]
+        second = registry.find("Sweep")
+        assert first is not second
+        assert [task for task in registry.tasks() if task.__name__ == "Sweep"] == [second]
+
+
+def test_startable_are_those_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Noop not in registry.startable_tasks()
+    monkeypatch.setattr(Noop, "startable", True)
+    assert Noop in registry.startable_tasks()
+
+
+def test_a_broken_module_is_told_of_and_costs_the_others_nothing(
+    shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.write_text(GOOD + "\nimport not_installed_anywhere\n")
+    with override_settings(INSTALLED_APPS=["registry_shop", "project.airports"]):
+        with caplog.at_level(logging.ERROR, logger="tasks_app.registry"):
+            assert registry.problems() == {
+                "registry_shop.tasks": (
+                    "ModuleNotFoundError: No module named 'not_installed_anywhere'"
+                )
+            }
+        assert "registry_shop.tasks cannot be imported" in caplog.text
+        assert ImportAirports in registry.tasks()
+        # It stands in a module that has failed, where no worker could import it.
+        assert not [task for task in registry.tasks() if task.__name__ == "Sweep"]
+        with pytest.raises(UnknownTask, match="No module named 'not_installed_anywhere'"):
+            registry.find("registry_shop.tasks.Sweep")
+        # What it lacked has come.
+        shop.write_text(GOOD + "\n# mended, and of another length\n")
+        assert registry.problems() == {}
+        assert registry.find("Sweep")
+
+
+@pytest.mark.parametrize("name", ["tests.tasks.Add", "Add"])
+def test_a_path_or_a_class_name_finds_it(name: str) -> None:
+    assert registry.find(name) is Add
+
+
+def test_a_path_finds_what_is_not_known_yet() -> None:
+    """As a worker would, be it a task in a module that nobody has imported."""
+    sys.modules.pop("benchmarks.tasks", None)
+    assert registry.find("benchmarks.tasks.Ticks").name() == "benchmarks.tasks.Ticks"
+
+
+def test_a_name_that_several_bear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Add(BaseTask):
+        def execute(self, progress: ProgressHandle) -> None:
+            pass
+
+    Add.__module__, Add.__qualname__ = more_tasks.__name__, "Add"
+    monkeypatch.setattr(more_tasks, "Add", Add, raising=False)
+    with pytest.raises(
+        UnknownTask,
+        match=r"'Add': several bear this name: tests\.more_tasks\.Add, tests\.tasks\.Add",
+    ):
+        registry.find("Add")
+    assert registry.find("tests.more_tasks.Add") is Add
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ImportAirport", "the nearest are project.airports.tasks.ImportAirports"),
+        ("importairports", "the nearest are project.airports.tasks.ImportAirports"),
+        (
+            "project.tasks.ImportAirports",
+            "No module named 'project.tasks'; the nearest are project.airports.tasks.Import",
+        ),
+        ("Stubbor", "the nearest is tests.tasks.Stubborn"),
+        ("xyzzy", "none has a name like this"),
+        ("", "none has a name like this"),
+        ("no.such.thing_at_all", "No module named 'no'"),
+        ("tests.tasks.Path", "it is 'type' and no subclass of BaseTask"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, said: str) -> None:
+    with pytest.raises(UnknownTask) as raised:
+        registry.find(name)
+    assert f"There is no task {name!r}: {said}" in str(raised.value)
+
+
+def test_only_those_asked_for_are_found_or_offered() -> None:
+    """A door that lets one start some tells nothing of the others."""
+    among = [ImportAirports, Noop]
+    assert registry.find("ImportAirports", among) is ImportAirports
+    for name in ("ExportAirports", "project.airports.tasks.ExportAirports", "tests.tasks.Add"):
+        with pytest.raises(UnknownTask) as raised:
+            registry.find(name, among)
+        assert "project.airports.tasks.ExportAirports" not in raised.value.why
+        assert "tests.tasks.Add" not in raised.value.why
