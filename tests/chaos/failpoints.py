@@ -1,0 +1,119 @@
+"""Named moments at which a process kills itself. They live here: the app knows nothing of them."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from django.db import transaction
+
+from tests.chaos import ledger
+
+#: What is watched: a module, a function in it, and which of its arguments (or, for None, whether
+#: its answer) must be other than empty for a pass to count. True: each counts.
+WATCHED: dict[str, tuple[str, str, int | bool | None]] = {
+    "register": ("tasks_app.worker.presence", "register", True),
+    "enqueue": ("tasks_app.lifecycle", "enqueue", 0),
+    "claim": ("tasks_app.lifecycle", "claim", None),
+    "renew": ("tasks_app.lifecycle", "renew", 0),
+    "report": ("tasks_app.lifecycle", "report", 0),
+    "log": ("tasks_app.lifecycle", "log", 0),
+    "complete": ("tasks_app.lifecycle", "complete", 0),
+    "fail": ("tasks_app.lifecycle", "fail", 0),
+    "cancel": ("tasks_app.lifecycle", "cancel", 0),
+    "retry": ("tasks_app.lifecycle", "retry", 0),
+    "release": ("tasks_app.lifecycle", "release", 0),
+    "rescue": ("tasks_app.lifecycle", "rescue", None),
+    "request_cancel": ("tasks_app.lifecycle", "request_cancel", True),
+    "prune": ("tasks_app.retention", "_delete", 0),
+    "progress": ("tasks_app.progress", "ProgressHandle.send_progress", True),
+    "send_status": ("tasks_app.streaming.wire", "status", True),
+    "send_fact": ("tasks_app.streaming.wire", "fact", True),
+    "send_progress": ("tasks_app.streaming.wire", "report", True),
+}
+
+BOTH = ("inside", "committed")
+
+#: For each role, where it can be struck: name, and the most passes it is let through. "inside" is
+#: when all is written and nothing committed, "committed" right after the commit, before anybody
+#: in the process has heard of it.
+OF_WORKER = {
+    "register.committed": 1,
+    **{f"claim.{when}": 30 for when in BOTH},
+    **{f"renew.{when}": 4 for when in BOTH},
+    **{f"report.{when}": 40 for when in BOTH},
+    **{f"log.{when}": 5 for when in BOTH},
+    **{f"complete.{when}": 20 for when in BOTH},
+    **{f"fail.{when}": 3 for when in BOTH},
+    **{f"retry.{when}": 3 for when in BOTH},
+    **{f"cancel.{when}": 2 for when in BOTH},
+    **{f"enqueue.{when}": 3 for when in BOTH},
+    **{f"rescue.{when}": 1 for when in BOTH},
+    **{f"prune.{when}": 2 for when in BOTH},
+    "progress.inside": 100,
+}
+#: Of a worker that is told to stop.
+OF_LEAVER = {f"release.{when}": 1 for when in BOTH}
+OF_CLEANUP = {f"{what}.{when}": 1 for what in ("rescue", "prune") for when in BOTH}
+OF_WEB = {
+    **{f"enqueue.{when}": 5 for when in BOTH},
+    **{f"request_cancel.{when}": 2 for when in BOTH},
+    "send_status.inside": 10,
+    "send_fact.inside": 100,
+    "send_progress.inside": 100,
+}
+
+
+def arm(name: str, passes: int) -> None:
+    """Let this process kill itself at the so-manieth pass through a point."""
+    what, when = name.split(".")
+    module, path, counted = WATCHED[what]
+    *outer, attribute = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in outer:
+        owner = getattr(owner, part)
+    original = getattr(owner, attribute)
+    numbers = itertools.count(1)
+
+    def strike() -> None:
+        if next(numbers) == passes:
+            die(name)
+
+    @wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        answer = original(*args, **kwargs)
+        if counted is True or (answer if counted is None else args[counted]):
+            if when == "committed":
+                # Where no transaction is open, that is now.
+                transaction.on_commit(strike)
+            else:
+                strike()
+        return answer
+
+    setattr(owner, attribute, wrapped)
+    _replace(original, wrapped)
+
+
+def die(name: str) -> None:
+    ledger.note("deaths", pid=os.getpid(), name=name)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _replace(original: Callable[..., Any], wrapped: Callable[..., Any]) -> None:
+    """Also where it was imported by name, or stands in a table."""
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("tasks_app."):
+            continue
+        for key, value in list(vars(module).items()):
+            if value is original:
+                setattr(module, key, wrapped)
+            elif isinstance(value, dict) and not key.startswith("__"):
+                for inner, one in value.items():
+                    if one is original:
+                        value[inner] = wrapped

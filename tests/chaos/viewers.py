@@ -1,0 +1,129 @@
+"""Viewers who come back whenever they are cut off, as browsers do, and remember all they saw."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import httpx
+from httpx_sse import ServerSentEvent, connect_sse
+
+from tasks_app.states import FACTS, TERMINAL_EVENTS, EventType
+
+PAUSE_SECONDS = (0.05, 0.4)
+
+
+@dataclass
+class Saw:
+    """What a viewer saw of one task."""
+
+    facts: list[tuple[int, str]] = field(default_factory=list)
+    #: The runs whose progress it saw, and the newest of each.
+    progress: dict[str, float] = field(default_factory=dict)
+    running: str = ""
+    #: Progress that went back, within a run or from one run to an earlier one.
+    back: int = 0
+    #: All of it in order, for who looks into a fault: connection, event, run, progress.
+    trail: list[tuple[int, str, str, float | None]] = field(default_factory=list)
+
+    def report(self, run: str, value: float) -> None:
+        if not run:
+            return
+        if run != self.running and run in self.progress:
+            self.back += 1
+        if value < self.progress.get(run, 0.0):
+            self.back += 1
+        self.running, self.progress[run] = run, value
+
+    @property
+    def ids(self) -> list[int]:
+        return [number for number, _ in self.facts]
+
+    @property
+    def doubled(self) -> int:
+        return len(self.facts) - len(set(self.ids))
+
+    @property
+    def out_of_order(self) -> int:
+        once = list(dict.fromkeys(self.ids))
+        pairs = itertools.pairwise(once)
+        late = sum(kind in TERMINAL_EVENTS for _, kind in self.facts[:-1])
+        return sum(before > after for before, after in pairs) + late + self.back
+
+    @property
+    def terminal(self) -> int:
+        return sum(kind in TERMINAL_EVENTS for _, kind in self.facts)
+
+
+class Viewer(threading.Thread):
+    """Follows a stream until it has ended for good: the server said 204, or `leave` was called."""
+
+    def __init__(self, url: str, cookie: str, seed: int, task_id: UUID | None = None) -> None:
+        super().__init__(name=f"viewer of {task_id or 'all of mine'}", daemon=True)
+        self.url, self.cookie, self.task_id = url, cookie, task_id
+        self.saw: dict[UUID, Saw] = {}
+        #: The first id it was given: what that covers, its opening state has told.
+        self.since = ""
+        self.last_id = ""
+        self.connections = 0
+        self.refused: list[str] = []
+        self.over = False
+        self._left = threading.Event()
+        self._random = Random(seed)
+        self.start()
+
+    def leave(self) -> None:
+        """Go away at the next sign of life."""
+        self._left.set()
+
+    def run(self) -> None:
+        with httpx.Client(
+            cookies={"sessionid": self.cookie}, timeout=httpx.Timeout(5, read=10)
+        ) as client:
+            while not (self.over or self._left.is_set()):
+                # Who is cut off comes back.
+                with contextlib.suppress(httpx.HTTPError, OSError):
+                    self._follow(client)
+                self._left.wait(self._random.uniform(*PAUSE_SECONDS))
+
+    def _follow(self, client: httpx.Client) -> None:
+        headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
+        if not headers:
+            # As somebody new, who is told the state and what comes after it.
+            self.since, self.saw = "", {}
+        with connect_sse(client, "GET", self.url, headers=headers) as source:
+            status = source.response.status_code
+            if status == 204:
+                self.over = True
+                return
+            if status != 200:
+                self.refused.append(f"{status} {source.response.read()[:200]!r}")
+                return
+            self.connections += 1
+            for event in source.iter_sse():
+                self._take(event)
+                if self._left.is_set():
+                    return
+
+    def _take(self, event: ServerSentEvent) -> None:
+        self.last_id = event.id or self.last_id
+        self.since = self.since or event.id
+        if event.event not in EventType:
+            return
+        message = json.loads(event.data)
+        data: dict[str, Any] = message["data"]
+        saw = self.saw.setdefault(UUID(message["task_id"]), Saw())
+        if event.event in FACTS:
+            saw.facts.append((int(event.id.split("@")[0]), event.event))
+            data = data.get("progress", {})
+        elif event.event == EventType.STATUS:
+            data = data["progress"]
+        saw.trail.append((self.connections, event.event, data.get("text", ""), data.get("value")))
+        if data.get("value") is not None:
+            saw.report(data["text"], data["value"])
