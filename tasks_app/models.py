@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from tasks_app import schemas
 from tasks_app.base import resolve
+from tasks_app.conf import task_settings
 from tasks_app.exceptions import UnknownTask
 from tasks_app.expressions import CurrentTransaction, Unindexed
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
@@ -35,6 +36,14 @@ class Primary(models.Manager[Any]):
 
     def get_queryset(self) -> models.QuerySet[Any]:
         return super().get_queryset().using(router.db_for_write(self.model))
+
+
+class WorkerQuerySet(models.QuerySet["Worker"]):
+    def lost(self, now: datetime) -> WorkerQuerySet:
+        """Those that never signed off and are silent for so long that their tasks are rescued."""
+        conf = task_settings()
+        silence = timedelta(seconds=conf.lease_seconds + conf.heartbeat_seconds)
+        return self.filter(stopped_at__isnull=True, heartbeat_at__lt=now - silence)
 
 
 class Worker(models.Model):
@@ -58,6 +67,9 @@ class Worker(models.Model):
     )
     #: Set when it ended in good order; a worker that was killed has none.
     stopped_at = models.DateTimeField(_("stopped"), null=True)
+
+    objects = WorkerQuerySet.as_manager()
+    primary = Primary.from_queryset(WorkerQuerySet)()
 
     class Meta:
         verbose_name = _("worker")
@@ -93,22 +105,6 @@ class TaskQuerySet(models.QuerySet["Task"]):
         if queues:
             tasks = tasks.filter(queue__in=queues)
         return tasks.order_by("-priority", "run_after")
-
-    def prunable(
-        self, now: datetime, retention: float | None, failed_retention: float | None
-    ) -> TaskQuerySet:
-        """Finished tasks past their retention, in seconds; None keeps them for ever."""
-        past = Q(pk__in=[])
-        if retention is not None:
-            past |= Q(
-                status__in=sorted(TERMINAL - {Status.FAILED}),
-                finished_at__lt=now - timedelta(seconds=retention),
-            )
-        if failed_retention is not None:
-            past |= Q(
-                status=Status.FAILED, finished_at__lt=now - timedelta(seconds=failed_retention)
-            )
-        return self.filter(past)
 
 
 class Task(models.Model):

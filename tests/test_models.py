@@ -12,7 +12,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from tasks_app.models import Task, TaskEvent, aware
+from tasks_app.models import Task, TaskEvent, Worker, aware
 from tasks_app.schemas import TaskError, TaskInfo, TaskProgressUpdate
 from tasks_app.states import FACTS, TERMINAL, EventType, Status
 from tests.rows import row, saved, worker
@@ -228,27 +228,18 @@ def test_scopes_by_status() -> None:
     assert set(Task.objects.waiting(["elsewhere"])) == set()
 
 
-@pytest.mark.parametrize(
-    ("retention", "failed_retention", "expected"),
-    [
-        (100, 100, {"completed 101", "cancelled 101", "failed 101"}),
-        (100, 50, {"completed 101", "cancelled 101", "failed 101", "failed 99"}),
-        (None, 100, {"failed 101"}),
-        (100, None, {"completed 101", "cancelled 101"}),
-        (None, None, set()),
-    ],
-)
-def test_prunable(
-    retention: float | None, failed_retention: float | None, expected: set[str]
-) -> None:
+def test_workers_that_are_lost(settings: Any) -> None:
+    """Those whose tasks are rescued: a heartbeat after the lease, unless they signed off."""
+    settings.TASK_LEASE_SECONDS, settings.TASK_HEARTBEAT_SECONDS = 30, 10
     now = timezone.now()
-    for status in Status:
-        for seconds in (99, 101):
-            moment = now - timedelta(seconds=seconds)
-            over = {"finished_at": moment} if status.is_terminal else {}
-            saved(status, name=f"{status} {seconds}", created_at=moment, **over)
-    past = Task.objects.prunable(now, retention, failed_retention)
-    assert {task.name for task in past} == expected
+
+    def one(seconds: float, **fields: Any) -> Worker:
+        return worker(heartbeat_at=now - timedelta(seconds=seconds), **fields)
+
+    one(39)
+    lost = one(41)
+    one(41, stopped_at=now)
+    assert list(Worker.objects.lost(now)) == list(Worker.primary.lost(now)) == [lost]
 
 
 # How a row shows itself.
