@@ -260,11 +260,16 @@ def clock() -> int:
     return 0 if connection.vendor == "sqlite" else 1
 
 
+def notice() -> int:
+    """PostgreSQL tells those who listen, once in a transaction, such as that of a test."""
+    return 0 if connection.vendor == "sqlite" else 1
+
+
 @pytest.mark.parametrize("many", [1, 5, 30])
 def test_a_group_costs_as_many_queries_as_one(many: int) -> None:
     by, now = worker(), timezone.now()
     tasks = [Task(name="tests.tasks.Noop", run_after=now) for _ in range(many)]
-    with queries(enqueue=2 + SAVEPOINT + clock()):
+    with queries(enqueue=2 + SAVEPOINT + clock() + notice()):
         lifecycle.enqueue(tasks)
     with queries(claim=3):
         taken = lifecycle.claim(by, many, now=now)
