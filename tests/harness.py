@@ -143,12 +143,15 @@ class Viewer:
         )
         self._headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
         self._left = threading.Event()
+        self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._read, args=[url], daemon=True)
         self._thread.start()
 
     def _read(self, url: str) -> None:
         try:
             with connect_sse(self._client, "GET", url, headers=self._headers) as source:
+                stream = source.response.extensions["network_stream"]
+                self._socket = stream.get_extra_info("socket")
                 self.headers = source.response.headers
                 self.status = source.response.status_code
                 if self.status == 200:
@@ -157,13 +160,18 @@ class Viewer:
                             return
                         self.events.append(event)
         except (httpx.HTTPError, OSError) as error:
-            self.error = error
+            if not self._left.is_set():
+                self.error = error
         finally:
             self._client.close()
 
     def leave(self) -> None:
-        """Go away at the next event."""
+        """Go away at once, as a closed page does."""
         self._left.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # It was closed already.
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE)
 
     def finish(self, within: float = PATIENCE) -> Viewer:
         """Wait until the server ended the stream."""

@@ -1,0 +1,171 @@
+"""The guard itself: it sees each kind of leak, and waits for what is about to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, connections
+
+from tasks_app.changes import SQLiteChanges
+from tasks_app.streaming.channels import task_channel
+from tests.harness import ROOT
+from tests.leaks import left, look
+from tests.rows import enqueued, fresh
+from tests.streaming.watching import Watching
+
+#: How long to look for what does not end.
+BRIEFLY = 0.05
+
+
+def forever(end: threading.Event, call: Callable[[], object] = lambda: None) -> threading.Thread:
+    begun = threading.Event()
+
+    def stay() -> None:
+        call()
+        begun.set()
+        end.wait()
+        connections.close_all()
+
+    thread = threading.Thread(target=stay, name="forgotten")
+    thread.start()
+    assert begun.wait(20)
+    return thread
+
+
+def test_a_thread_is_named_with_where_it_is() -> None:
+    before, end = look(), threading.Event()
+    thread = forever(end)
+    [leak] = left(before, BRIEFLY)
+    end.set()
+    thread.join()
+    assert leak.startswith("thread 'forgotten':")
+    assert "in stay" in leak
+    assert left(before) == []
+
+
+def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
+    before, end = look(), threading.Event()
+    forever(end)
+    threading.Timer(0.1, end.set).start()
+    assert left(before) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_of_a_thread_that_ended_is_seen() -> None:
+    # The server is asked by this thread's connection.
+    task = enqueued()
+    before, kept = look(), []
+
+    def read() -> None:
+        fresh(task)
+        kept.append(connections["default"])
+
+    thread = threading.Thread(target=read, name="careless")
+    thread.start()
+    thread.join()
+    leaks = left(before, BRIEFLY)
+    assert "connection 'default', which thread 'careless' opened and did not close" in leaks
+    if connection.vendor == "postgresql":
+        # And by the server's own account.
+        assert any(leak.startswith("session ") and "tasks_app_task" in leak for leak in leaks)
+    kept[0].inc_thread_sharing()
+    kept[0].close()
+    assert left(before) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_stream_left_open_is_seen() -> None:
+    owner = User.objects.create_user("ada")
+    channel = task_channel(enqueued(owner=owner).pk)
+
+    async def leave_open() -> list[str]:
+        async with Watching(owner, [channel]):
+            return left(before, BRIEFLY)
+
+    before = look()
+    leaks = asyncio.run(leave_open())
+    assert f"listener of the channels ['{channel}']" in leaks
+    assert any(leak.startswith("thread 'tasks-relay' (daemon):") for leak in leaks)
+    assert left(before) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_a_watch_left_open_is_seen(tmp_path: Path) -> None:
+    before = look()
+    with closing(sqlite3.connect(tmp_path / "db")) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE t (n)")
+        with closing(SQLiteChanges(str(tmp_path / "db"))):
+            [leak] = left(before, BRIEFLY)
+    assert leak.startswith("open inotify descriptor")
+    assert left(before) == []
+
+
+def test_a_process_is_named_with_its_command() -> None:
+    before = look()
+    process = subprocess.Popen(["sleep", "60"])
+    [leak] = left(before, BRIEFLY)
+    process.kill()
+    process.wait()
+    assert leak == f"process {process.pid}: sleep 60"
+    assert left(before) == []
+
+
+def test_a_process_whose_parent_is_gone_is_seen() -> None:
+    before = look()
+    shell = subprocess.run(
+        ["sh", "-c", "sleep 60 >&- 2>&- & echo $!"], capture_output=True, check=True
+    )
+    pid = int(shell.stdout)
+    assert left(before, BRIEFLY) == [f"process {pid}: sleep 60"]
+    os.kill(pid, 9)
+    assert left(before) == []
+
+
+IMPATIENT = """
+import sys
+
+pytest_plugins = ["tests.leaks"]
+
+def pytest_sessionstart():
+    sys.modules["tests.leaks"].PATIENCE = 0.1
+"""
+FORGETFUL = """
+import threading
+
+end = threading.Event()
+
+def test_first():
+    threading.Thread(target=end.wait, name="forgotten").start()
+
+def test_second():
+    end.set()
+"""
+
+
+def test_the_test_that_leaves_something_fails_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(IMPATIENT)
+    (tmp_path / "test_it.py").write_text(FORGETFUL)
+    options = ["--no-cov", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-c", "pyproject.toml", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "TEST_DATABASE": "sqlite", "DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "2 passed, 1 error" in ran.stdout, ran.stdout + ran.stderr
+    assert "test_first - Failed: The test left behind:" in ran.stdout
+    assert "thread 'forgotten':" in ran.stdout
