@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import cast
 
-from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db import IntegrityError, transaction
+from django.db.models import Exists, OuterRef, QuerySet
 
 from tasks_app.clock import database_now
 from tasks_app.conf import DAY, task_settings
 from tasks_app.exceptions import IllegalTransition, TaskNotFound
 from tasks_app.ledger import alias
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.states import TERMINAL, Status
+from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, Status
 
-#: The most tasks deleted in one transaction.
-BATCH = 500
+logger = logging.getLogger("tasks_app.cleanup")
+
+#: How long one batch should take: nobody else writes to SQLite meanwhile.
+AIM_SECONDS = 0.025
+#: How many rows a batch deletes, tasks and events together: at first, and within which bounds.
+ROWS, ROWS_MIN, ROWS_MAX = 500, 50, 5_000
+#: What a task has at the least: its row, and that it was queued, started and ended.
+ROWS_OF_A_TASK = 4
+#: What a task's history holds but for its end.
+BEFORE_THE_END = sorted(FACTS - TERMINAL_EVENTS)
+#: Of so many tasks that may not go a prune tells each at the level of a warning, then quietly.
+TOLD = 10
 #: How long a worker's record outlives its last heartbeat.
 WORKER_SECONDS = DAY
+
+
+#: Tasks, and when each had finished.
+Group = list[tuple[uuid.UUID, datetime]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +53,160 @@ class Rule:
         conf = task_settings()
         return cls(conf.retention_seconds, conf.failed_retention_seconds)
 
+    def past(self, now: datetime) -> list[QuerySet[Task]]:
+        """What is past its retention: for each status a query that reads one stretch of an index,
+        the oldest first.
+        """
+        ages = {
+            status: self.failed_retention if status is Status.FAILED else self.retention
+            for status in sorted(self.statuses)
+        }
+        return [
+            Task.primary.filter(
+                status=status, finished_at__lt=now - timedelta(seconds=age)
+            ).order_by("finished_at")
+            for status, age in ages.items()
+            if age is not None
+        ]
+
 
 def count(rule: Rule) -> int:
     """How many tasks a prune would delete now."""
-    past = Task.primary.prunable(database_now(alias()), rule.retention, rule.failed_retention)
-    return past.filter(status__in=sorted(rule.statuses)).count()
+    return sum(past.count() for past in rule.past(database_now(alias())))
 
 
-def prune(rule: Rule) -> Iterator[int]:
-    """Delete finished tasks past their retention; yield the size of each batch.
+def prune(rule: Rule) -> Prune:
+    """Delete what is past its retention now; iterate to do it, a batch at a time."""
+    return Prune(rule)
 
-    Each batch is a transaction of its own, short enough that workers and pages pass between, and
-    safe beside other prunes: on PostgreSQL they share the work, elsewhere they take turns.
+
+class Prune(Iterator[int]):
+    """Deletes finished tasks past their retention; yields how many went with each batch.
+
+    A batch is a transaction of its own, so workers and pages pass between two. It is bounded by
+    rows, events included, and its bound follows how long the last one took. So the history of a
+    task that has more events than that goes in several batches: the oldest events first, and the
+    end together with the row. Whoever watches or kills in the middle finds a finished task with
+    its end, whose log begins late; the next prune goes on there.
+
+    Of a task that something of the site's refuses to let go, such as a row that protects it, the
+    refusal is logged; the task stays, and the others go.
+
+    Safe beside other prunes: on PostgreSQL they share the work, elsewhere they take turns. A batch
+    that raised for want of a database has done nothing; ask again for it later, or never.
     """
-    using = alias()
-    while True:
-        with transaction.atomic(using=using):
-            past = Task.primary.prunable(
-                database_now(using), rule.retention, rule.failed_retention
-            ).filter(status__in=sorted(rule.statuses))
-            batch = past.order_by().select_for_update(skip_locked=True)
-            ids = list(batch.values_list("pk", flat=True)[:BATCH])
-            _delete(ids)
-        if not ids:
+
+    def __init__(self, rule: Rule) -> None:
+        self.using = alias()
+        #: How many tasks went, and how many were refused, so far.
+        self.removed = self.kept = 0
+        #: How many rows the next batch may delete, and how long the last one took.
+        self.rows, self.seconds = ROWS, 0.0
+        self._past = rule.past(database_now(self.using))[::-1]
+        #: When the last task read had finished, and how many stay that finished then: what was
+        #: refused must not be read again and again.
+        self._since: datetime | None = None
+        self._staying = 0
+        #: Tasks read and not yet deleted, in groups that go or are refused together.
+        self._groups: list[Group] = []
+
+    def __next__(self) -> int:
+        while not self._groups:
+            if not self._past:
+                raise StopIteration
+            self._read()
+        group = self._groups[-1]
+        try:
+            deleted, left = self._delete(group)
+        except IntegrityError as error:
+            self._groups.pop()
+            self._divide(group, error)
+            return 0
+        self._groups.pop()
+        if left:
+            self._groups.append(left)
+        self.removed += deleted
+        return deleted
+
+    @property
+    def pause(self) -> float:
+        """How long to leave the database to others now, in seconds: as long as it was taken."""
+        return self.seconds
+
+    def _read(self) -> None:
+        """Read the ids of the next tasks to go."""
+        past = self._past[-1]
+        if self._since is not None:
+            past = past.filter(finished_at__gte=self._since)
+        many = max(self.rows // ROWS_OF_A_TASK, 1)
+        tasks = past.values_list("pk", "finished_at")[self._staying : self._staying + many]
+        group = cast(Group, list(tasks))
+        if not group:
+            self._past.pop()
+            self._since, self._staying = None, 0
             return
-        yield len(ids)
+        if group[-1][1] != self._since:
+            self._since, self._staying = group[-1][1], 0
+        self._groups.append(group)
+
+    def _delete(self, group: Group) -> tuple[int, Group]:
+        """Delete as much of a group as a batch may hold. Return how many tasks, and what is left.
+
+        Raises IntegrityError if one of them may not go; then none has.
+        """
+        with transaction.atomic(using=self.using):
+            began = time.monotonic()
+            chosen = Task.primary.filter(pk__in=[pk for pk, _ in group]).order_by()
+            # Another prune may hold some; what it holds is its to delete.
+            held = set(
+                chosen.select_for_update(of=("self",), skip_locked=True).values_list(
+                    "pk", flat=True
+                )
+            )
+            events = list(
+                TaskEvent.primary.filter(task_id__in=held, event_type__in=BEFORE_THE_END)
+                .order_by("task_id", "id")
+                .values_list("pk", "task_id")[: self.rows]
+            )
+            if len(events) == self.rows:
+                # Of the last one there may be more.
+                whole = {task_id for _, task_id in events} - {events[-1][1]}
+                left = [task for task in group if task[0] in held - whole]
+            else:
+                whole, left = held, []
+            if whole or not events:
+                _delete(whole)
+            else:
+                [last, task_id] = events[-1]
+                TaskEvent.primary.filter(
+                    task_id=task_id, event_type__in=BEFORE_THE_END, pk__lte=last
+                ).delete()
+        self._took(time.monotonic() - began)
+        return len(whole), left
+
+    def _divide(self, group: Group, error: IntegrityError) -> None:
+        """Find out by halves which of a group may not go."""
+        if len(group) > 1:
+            half = len(group) // 2
+            self._groups += [group[half:], group[:half]]
+            return
+        [(task_id, finished_at)] = group
+        self.kept += 1
+        self._staying += finished_at == self._since
+        logger.log(
+            logging.WARNING if self.kept <= TOLD else logging.DEBUG,
+            "Task %s is past its retention and cannot be removed: %s",
+            task_id,
+            error.args[0] if error.args else error,
+            extra={"task_id": str(task_id)},
+        )
+
+    def _took(self, seconds: float) -> None:
+        self.seconds = seconds
+        if seconds > AIM_SECONDS:
+            self.rows = max(self.rows // 2, ROWS_MIN)
+        elif seconds < AIM_SECONDS / 2:
+            self.rows = min(self.rows * 2, ROWS_MAX)
 
 
 def prune_workers() -> int:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import tracemalloc
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.db import OperationalError, connection, models
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tasks_app import retention
 from tasks_app.exceptions import IllegalTransition, TaskNotFound
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.retention import Rule
+from tasks_app.retention import AIM_SECONDS, ROWS, ROWS_MAX, ROWS_MIN, TOLD, Prune, Rule
 from tasks_app.states import TERMINAL, UNFINISHED, EventType, Status
-from tests.rows import ended, enqueued, facts, saved, snapshot, worker
+from tests.rows import ended, enqueued, facts, row, saved, snapshot, worker
 
 pytestmark = pytest.mark.django_db
 
@@ -80,8 +87,27 @@ def test_events_go_with_their_tasks() -> None:
     assert list(TaskEvent.objects.all()) == list(stays.events.all())
 
 
+def rows_at_a_time(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Let each batch delete so many rows, however fast."""
+    monkeypatch.setattr(retention, "ROWS", rows)
+    monkeypatch.setattr(Prune, "_took", lambda self, seconds: None)
+
+
+def history(task: Task, lines: int) -> list[TaskEvent]:
+    """Give a finished task a history with so many log lines."""
+    end = {
+        Status.COMPLETED: EventType.COMPLETED,
+        Status.FAILED: EventType.FAILED,
+        Status.CANCELLED: EventType.CANCELLED,
+    }[Status(task.status)]
+    kinds = [EventType.QUEUED, EventType.STARTED, *[EventType.LOG] * lines, end]
+    return TaskEvent.objects.bulk_create(
+        TaskEvent(task=task, event_type=kind, timestamp=task.created_at) for kind in kinds
+    )
+
+
 def test_a_prune_goes_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BATCH", 3)
+    rows_at_a_time(monkeypatch, 12)
     for _ in range(7):
         saved(Status.COMPLETED, age=DAY)
     batches = retention.prune(Rule(0, 0))
@@ -89,10 +115,11 @@ def test_a_prune_goes_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Task.objects.count() == 4
     assert list(batches) == [3, 1]
     assert Task.objects.count() == 0
+    assert (batches.removed, batches.kept) == (7, 0)
 
 
 def test_a_full_last_batch_is_followed_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BATCH", 2)
+    rows_at_a_time(monkeypatch, 8)
     for _ in range(4):
         saved(Status.COMPLETED, age=DAY)
     assert list(retention.prune(Rule(0, 0))) == [2, 2]
@@ -101,13 +128,249 @@ def test_a_full_last_batch_is_followed_by_none(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.django_db(transaction=True)
 def test_each_batch_is_a_transaction_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a prune that is cut off keeps what it did, and holds no lock meanwhile."""
-    monkeypatch.setattr(retention, "BATCH", 1)
+    rows_at_a_time(monkeypatch, 4)
     for _ in range(2):
         saved(Status.COMPLETED, age=DAY)
-    batches = retention.prune(Rule(0, 0))
-    next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    next(retention.prune(Rule(0, 0)))
+    assert not connection.in_atomic_block
     assert Task.objects.count() == 1
+
+
+def test_what_ends_while_it_runs_stays() -> None:
+    """So that a prune ends, however fast tasks do."""
+    saved(Status.COMPLETED, age=DAY)
+    batches = retention.prune(Rule(0, 0))
+    assert next(batches) == 1
+    late = saved(Status.COMPLETED)
+    assert list(batches) == []
+    assert list(Task.objects.all()) == [late]
+
+
+# Long histories.
+
+
+def test_a_batch_is_bounded_by_events_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_at_a_time(monkeypatch, 20)
+    for _ in range(6):
+        history(saved(Status.COMPLETED, age=DAY), lines=5)
+    batches = []
+    before = TaskEvent.objects.count()
+    for removed in retention.prune(Rule(0, 0)):
+        after = TaskEvent.objects.count()
+        batches.append((removed, before - after))
+        before = after
+    assert sum(removed for removed, _ in batches) == 6
+    assert max(events for _, events in batches) <= 20
+    assert before == 0
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+@pytest.mark.parametrize("lines", [7, 8, 9, 36])
+def test_a_long_history_goes_from_its_beginning_and_its_end_with_the_task(
+    monkeypatch: pytest.MonkeyPatch, status: Status, lines: int
+) -> None:
+    """Whoever looks between two batches finds its newest events, and always its end."""
+    rows_at_a_time(monkeypatch, 10)
+    task = saved(status, age=DAY)
+    ids = [event.pk for event in history(task, lines)]
+    batches = retention.prune(Rule(0, 0))
+    while next(batches) == 0:
+        left = list(task.events.order_by("id").values_list("pk", flat=True))
+        assert left == ids[-len(left) :]
+        assert len(left) < len(ids)
+        ids = left
+    assert not Task.objects.exists()
+    assert not TaskEvent.objects.exists()
+    assert next(batches, None) is None
+
+
+def test_a_prune_that_was_killed_is_taken_up_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_at_a_time(monkeypatch, 10)
+    task, stays = saved(Status.FAILED, age=DAY), saved()
+    history(task, 50)
+    assert next(retention.prune(Rule(0, 0))) == 0
+    assert 3 < task.events.count() < 53
+    assert sum(retention.prune(Rule(0, 0))) == 1
+    assert list(Task.objects.all()) == [stays]
+
+
+# The size of a batch.
+
+
+def test_a_batch_is_halved_when_it_was_slow_and_doubled_when_it_was_fast() -> None:
+    prune = Prune(Rule(0, 0))
+    sizes = []
+    for seconds in [AIM_SECONDS * 1.1, AIM_SECONDS, AIM_SECONDS * 0.6, AIM_SECONDS * 0.4]:
+        prune._took(seconds)
+        sizes.append(prune.rows)
+    assert sizes == [ROWS // 2, ROWS // 2, ROWS // 2, ROWS]
+    assert prune.pause == AIM_SECONDS * 0.4
+    for _ in range(20):
+        prune._took(0.0)
+    assert prune.rows == ROWS_MAX
+    for _ in range(20):
+        prune._took(60.0)
+    assert prune.rows == ROWS_MIN
+
+
+def test_many_rows_go_in_small_statements_and_little_memory() -> None:
+    """20,000 rows, of which one task has a quarter."""
+    tasks = [row(Status.COMPLETED, age=DAY) for _ in range(3_750)]
+    Task.objects.bulk_create(tasks)
+    TaskEvent.objects.bulk_create(
+        TaskEvent(task=task, event_type=kind, timestamp=task.created_at)
+        for task in tasks
+        for kind in (EventType.QUEUED, EventType.STARTED, EventType.COMPLETED)
+    )
+    TaskEvent.objects.bulk_create(
+        TaskEvent(task=tasks[1_000], event_type=EventType.LOG, timestamp=timezone.now())
+        for _ in range(5_000)
+    )
+    del tasks
+    statements = 0
+
+    def watch(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        nonlocal statements
+        statements += 1
+        # A statement names its tasks, and nothing is read but ids, by pages.
+        assert len(params or ()) <= ROWS_MAX // 4 + 20
+        assert sql.startswith(("SELECT COUNT", "DELETE", "UPDATE", "SAVEPOINT", "RELEASE")) or (
+            "LIMIT" in sql or "IN (" in sql or "statement_timestamp" in sql
+        ), sql
+        return execute(sql, params, many, context)
+
+    tracemalloc.start()
+    try:
+        with connection.execute_wrapper(watch):
+            removed = list(retention.prune(Rule(0, 0)))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(removed) == 3_750
+    assert max(removed) <= ROWS_MAX // 4
+    assert statements <= 12 * len(removed) + 20
+    assert most < 8_000_000
+    assert not TaskEvent.objects.exists()
+
+
+# What may not go.
+
+
+@contextmanager
+def table_of_the_site(on_delete: Any, **options: Any) -> Iterator[Any]:
+    class Receipt(models.Model):
+        task = models.ForeignKey(Task, on_delete, related_name="+", **options)
+
+        class Meta:
+            # An app that is installed: of others Django's deletion knows nothing.
+            app_label = "airports"
+
+        def __str__(self) -> str:
+            return f"receipt {self.pk}"
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Receipt)
+    try:
+        yield Receipt
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Receipt)
+        del apps.all_models["airports"]["receipt"]
+        apps.clear_cache()
+
+
+@pytest.mark.parametrize(
+    ("on_delete", "refusal"),
+    [
+        (models.PROTECT, "through protected foreign keys: 'Receipt.task'"),
+        (models.RESTRICT, "through restricted foreign keys: 'Receipt.task'"),
+        # The database itself refuses, and not before the transaction ends.
+        (models.DO_NOTHING, "(?i)foreign key constraint"),
+    ],
+)
+def test_what_the_site_protects_stays_and_the_rest_goes(
+    transactional_db: None, on_delete: Any, refusal: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with table_of_the_site(on_delete) as kept:
+        _some_are_protected(kept, refusal, caplog)
+
+
+def _some_are_protected(kept: Any, refusal: str, caplog: pytest.LogCaptureFixture) -> None:
+    tasks = [saved(Status.COMPLETED, age=DAY + timedelta(seconds=n)) for n in range(20)]
+    protected = [tasks[number] for number in (0, 7, 8, 19)]
+    for task in protected:
+        history(task, lines=2)
+        kept.objects.create(task=task)
+    prune = retention.prune(Rule(0, 0))
+    assert sum(prune) == 16
+    assert (prune.removed, prune.kept) == (16, 4)
+    assert set(Task.objects.all()) == set(protected)
+    assert all(task.events.count() == 5 for task in protected)
+    told = [record.getMessage() for record in caplog.records if record.name == "tasks_app.cleanup"]
+    assert len(told) == 4
+    for task in protected:
+        start = f"Task {task.pk} is past its retention and cannot be removed: "
+        [line] = [line for line in told if line.startswith(start)]
+        assert re.search(refusal, line)
+
+
+def test_however_many_may_not_go_that_ended_together(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are neither tried again and again nor in the way of others, and the log is not full."""
+    rows_at_a_time(monkeypatch, 12)
+    moment = timezone.now() - DAY
+    with table_of_the_site(models.PROTECT) as model:
+        for number in range(40):
+            task = saved(Status.CANCELLED, finished_at=moment)
+            if number % 4:
+                model.objects.create(task=task)
+        later = saved(Status.CANCELLED, finished_at=moment + timedelta(seconds=1))
+        prune = retention.prune(Rule(0, 0))
+        assert sum(prune) == 11
+        assert prune.kept == 30
+        assert not Task.objects.filter(pk=later.pk).exists()
+        assert len([one for one in caplog.records if one.levelname == "WARNING"]) == TOLD
+
+
+@pytest.mark.parametrize(("on_delete", "left"), [(models.CASCADE, 0), (models.SET_NULL, 3)])
+def test_other_rows_of_the_site_follow_their_rule(
+    transactional_db: None, on_delete: Any, left: int
+) -> None:
+    with table_of_the_site(on_delete, null=True) as model:
+        for _ in range(3):
+            model.objects.create(task=saved(Status.COMPLETED, age=DAY))
+        assert sum(retention.prune(Rule(0, 0))) == 3
+        assert model.objects.filter(task=None).count() == model.objects.count() == left
+
+
+def test_a_repetition_outlives_what_it_repeats() -> None:
+    old = [saved(Status.FAILED, age=DAY) for _ in range(30)]
+    again = [saved(Status.COMPLETED, retried_from=task) for task in old]
+    with CaptureQueriesContext(connection) as executed:
+        assert sum(retention.prune(Rule(3600, 3600))) == 30
+    assert set(Task.objects.all()) == set(again)
+    assert not Task.objects.filter(retried_from__isnull=False).exists()
+    assert len([query for query in executed if query["sql"].startswith("UPDATE")]) == 1
+
+
+# Trouble with the database.
+
+
+def test_a_batch_that_failed_for_want_of_a_database_is_asked_for_again() -> None:
+    tasks = [saved(Status.COMPLETED, age=DAY) for _ in range(3)]
+    prune = retention.prune(Rule(0, 0))
+    for table in ("FROM", "DELETE"):
+
+        def fail(execute: Any, sql: str, *rest: Any, at: str = table) -> Any:
+            if at in sql and "SAVEPOINT" not in sql:
+                raise OperationalError("database is locked")
+            return execute(sql, *rest)
+
+        with connection.execute_wrapper(fail), pytest.raises(OperationalError):
+            next(prune)
+        assert set(Task.objects.all()) == set(tasks)
+    assert list(prune) == [3]
 
 
 # Workers' records.

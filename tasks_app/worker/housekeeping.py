@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 from django.db import InterfaceError, OperationalError
 
@@ -12,7 +11,7 @@ from tasks_app.conf import task_settings
 
 logger = logging.getLogger("tasks_app.cleanup")
 
-#: Between two batches of a prune, so that it does not hold up the worker's own writes.
+#: Between two batches of a worker's prune, at the least: its own writes come first.
 BATCH_PAUSE = 0.05
 
 
@@ -35,33 +34,26 @@ class Pruner:
 
     def __init__(self, moment: float) -> None:
         self.next_step = moment
-        self._batches: Iterator[int] | None = None
-        self._pruned = 0
+        self._prune: retention.Prune | None = None
 
     def step(self, moment: float) -> None:
-        """Delete one batch. Trouble with the database is the caller's; other failures are logged,
-        and the next prune is as due as ever.
+        """Delete one batch. Trouble with the database is the caller's, who may ask again; other
+        failures are logged, and the next prune is as due as ever.
         """
-        if self._batches is None:
-            self._batches = retention.prune(retention.Rule.of_site())
-            self._pruned = 0
+        prune = self._prune
         try:
-            size = next(self._batches, None)
-            if size is None:
-                retention.prune_workers()
+            if prune is None:
+                prune = self._prune = retention.prune(retention.Rule.of_site())
+            if next(prune, None) is not None:
+                self.next_step = moment + prune.seconds + max(prune.pause, BATCH_PAUSE)
+                return
+            retention.prune_workers()
         except (OperationalError, InterfaceError):
-            # A generator that raised is over.
-            self._batches = None
             raise
         except Exception:
-            # Such as a row of the site's own that protects its task from deletion.
+            # Such as a signal handler of the site's own that fails on what is deleted.
             logger.exception("Finished tasks could not be removed")
-            size = None
-        if size is not None:
-            self._pruned += size
-            self.next_step = moment + BATCH_PAUSE
-            return
-        if self._pruned:
-            logger.info("Removed %d finished tasks past their retention", self._pruned)
-        self._batches = None
+        if prune is not None and prune.removed:
+            logger.info("Removed %d finished tasks past their retention", prune.removed)
+        self._prune = None
         self.next_step = moment + task_settings().cleanup_interval_seconds

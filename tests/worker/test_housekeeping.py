@@ -7,10 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import OperationalError, connection
+from django.db.models.signals import pre_delete
 from django.utils import timezone
 
 from tasks_app import retention
 from tasks_app.models import Task, Worker
+from tasks_app.retention import Prune
 from tasks_app.states import Status
 from tasks_app.worker.housekeeping import BATCH_PAUSE, Pruner, rescue
 from tests.rows import claimed, fresh, lapse, saved, worker
@@ -56,7 +59,8 @@ def test_a_rescue_of_nothing_says_nothing(log: pytest.LogCaptureFixture) -> None
 def test_a_pruner_goes_a_batch_at_a_step(
     log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "BATCH", 2)
+    monkeypatch.setattr(retention, "ROWS", 8)
+    monkeypatch.setattr(Prune, "_took", lambda self, seconds: None)
     for _ in range(3):
         saved(Status.COMPLETED, age=DAY)
     kept = [saved(Status.FAILED, age=timedelta(hours=1.5)), saved(Status.COMPLETED)]
@@ -73,6 +77,63 @@ def test_a_pruner_goes_a_batch_at_a_step(
         "INFO",
         "Removed 3 finished tasks past their retention",
     )
+
+
+def test_a_pruner_leaves_the_database_to_others_for_as_long_as_it_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def took(self: Prune, _seconds: float) -> None:
+        self.seconds = 0.2
+
+    monkeypatch.setattr(Prune, "_took", took)
+    saved(Status.COMPLETED, age=DAY)
+    pruner = Pruner(100.0)
+    pruner.step(100.0)
+    assert pruner.next_step == pytest.approx(100.4)
+
+
+def test_a_pruner_goes_on_where_the_database_did_not_answer(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    def fail(execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith("DELETE"):
+            raise OperationalError("database is locked")
+        return execute(sql, *rest)
+
+    saved(Status.COMPLETED, age=DAY)
+    pruner = Pruner(0.0)
+    with connection.execute_wrapper(fail), pytest.raises(OperationalError):
+        pruner.step(0.0)
+    assert pruner.next_step == 0.0
+    pruner.step(1.0)
+    pruner.step(2.0)
+    assert not Task.objects.exists()
+    assert [record.getMessage() for record in log.records] == [
+        "Removed 1 finished tasks past their retention"
+    ]
+
+
+def test_a_pruner_survives_what_the_site_does_at_a_deletion(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    def fail(**_kwargs: object) -> None:
+        raise ValueError("no")
+
+    saved(Status.COMPLETED, age=DAY)
+    pruner = Pruner(0.0)
+    pre_delete.connect(fail, sender=Task)
+    try:
+        pruner.step(0.0)
+    finally:
+        pre_delete.disconnect(fail, sender=Task)
+    assert pruner.next_step == 600.0
+    [record] = log.records
+    assert (record.levelname, record.getMessage()) == (
+        "ERROR",
+        "Finished tasks could not be removed",
+    )
+    pruner.step(600.0)
+    assert not Task.objects.exists()
 
 
 def test_a_pruner_starts_anew_after_its_pause(log: pytest.LogCaptureFixture) -> None:
