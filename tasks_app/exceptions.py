@@ -80,6 +80,18 @@ class DuplicateTask(TaskError):
         )
 
 
+class IdempotencyKeyReused(TaskError):
+    """The owner started something else by this idempotency key."""
+
+    def __init__(self, key: str, task_id: UUID) -> None:
+        self.key = key
+        self.task_id = task_id
+        super().__init__(
+            f"The idempotency key {key!r} started task {task_id}, which is another one, or has "
+            f"other parameters. Use a new key for each new start."
+        )
+
+
 class IllegalTransition(TaskError):
     """The task's status does not allow this."""
 

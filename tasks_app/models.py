@@ -295,9 +295,12 @@ class Task(models.Model):
     def is_terminal(self) -> bool:
         return Status(self.status).is_terminal
 
-    def started(self) -> schemas.TaskStartResponse:
+    def started(self, *, replayed: bool = False) -> schemas.TaskStartResponse:
         return schemas.TaskStartResponse(
-            task_id=self.pk, stream_url=self.stream_url, status=Status(self.status)
+            task_id=self.pk,
+            stream_url=self.stream_url,
+            status=Status(self.status),
+            replayed=replayed,
         )
 
     def info(self) -> schemas.TaskInfo:
@@ -320,6 +323,7 @@ class Task(models.Model):
 
 
 class TaskEvent(models.Model):
+            retried_from=self.retried_from_id,
     """One immutable fact of a task's history. Its id is the id of its server-sent event.
 
     Within a task ids grow in the order of commits, because each fact is written under the lock of

@@ -49,6 +49,8 @@ class TaskStartResponse(Schema):
     #: None where the site does not include `tasks_app.urls`.
     stream_url: str | None
     status: Status
+    #: Whether an earlier start by the same idempotency key made it. Not part of the JSON.
+    replayed: bool = Field(False, exclude=True)
 
 
 class TaskError(Schema):
@@ -75,6 +77,8 @@ class TaskInfo(Schema):
     end_time: datetime | None
     result: Any = None
     error: TaskError | None = None
+    #: The finished task that this one repeats.
+    retried_from: UUID | None = None
 
 
 class TaskEvent(Schema):

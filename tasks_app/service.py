@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from uuid import UUID
 
 from django.conf import settings
 from django.core.signals import setting_changed
+from django.db import IntegrityError
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    field_validator,
+    model_validator,
+)
 
 from tasks_app import lifecycle, retention
 from tasks_app.base import UNSET, BaseTask, Unset, resolve
 from tasks_app.conf import PREFIX, task_settings
-from tasks_app.exceptions import InvalidTask, TaskNotFound
+from tasks_app.exceptions import (
+    DuplicateTask,
+    IdempotencyKeyReused,
+    InvalidTask,
+    TaskNotFound,
+)
 from tasks_app.models import Task
 from tasks_app.schemas import TaskInfo, TaskStartResponse
 
@@ -47,6 +61,7 @@ class TaskService:
         unique_key: str | None = None,
         timeout: float | Unset | None = UNSET,
         max_attempts: int | None = None,
+        idempotency_key: str | None = None,
     ) -> TaskStartResponse:
         """Enqueue a task, given as a class or its dotted path.
 
@@ -54,32 +69,45 @@ class TaskService:
         left out are the class's own. While a task with the same `unique_key` is unfinished, no
         second one can be started. `timeout` is in seconds for each attempt, None without limit.
 
-        Raises UnknownTask, InvalidTask, InvalidParams, DuplicateTask, and Pydantic's
-        ValidationError (a ValueError) for an option that makes no sense; then nothing is written.
+        Of all starts by one owner with the same `idempotency_key` the first makes the task, and the
+        others return it, also where they come at the same moment.
+
+        Raises UnknownTask, InvalidTask, InvalidParams, DuplicateTask, IdempotencyKeyReused where
+        the key started something else, and Pydantic's ValidationError (a ValueError) for an option
+        that makes no sense; then nothing is written.
         """
-        [started] = self.start_many(
-            task,
-            [params or {}],
-            owner=owner,
-            queue=queue,
-            priority=priority,
-            run_after=run_after,
-            unique_key=unique_key,
-            timeout=timeout,
-            max_attempts=max_attempts,
-        )
-        return started
+        options: dict[str, Any] = {
+            "owner": owner,
+            "queue": queue,
+            "priority": priority,
+            "run_after": run_after,
+            "unique_key": unique_key,
+            "timeout": timeout,
+            "max_attempts": max_attempts,
+        }
+        if idempotency_key is None:
+            [started] = self.start_many(task, [params or {}], **options)
+            return started
+        cls = resolve(task) if isinstance(task, str) else task
+        chosen = StartOptions.of(cls, options | {"idempotency_key": idempotency_key})
+        return _start_once(chosen.row(cls, params or {}))
 
     def start_many(
         self, task: type[BaseTask] | str, many: Iterable[Params], **options: Any
     ) -> list[TaskStartResponse]:
         """Enqueue one task for each set of parameters: all of them, or none.
 
-        Takes the options of `start_task`; they run in the given order. Raises what `start_task`
-        raises, and so DuplicateTask when one `unique_key` is given to many.
+        Takes the options of `start_task`, but for the idempotency key, which is one start's; they
+        run in the given order. Raises what `start_task` raises, and so DuplicateTask when one
+        `unique_key` is given to many.
         """
         cls = resolve(task) if isinstance(task, str) else task
         chosen = StartOptions.of(cls, options)
+        if chosen.idempotency_key is not None:
+            raise ValueError(
+                "idempotency_key is the name of one start, and start_many makes many. "
+                "Use start_task for each of them, with a key of its own."
+            )
         rows = [chosen.row(cls, params) for params in many]
         if rows:
             lifecycle.enqueue(rows)
@@ -118,7 +146,44 @@ class TaskService:
         retention.remove(task_id)
 
 
+def _start_once(row: Task) -> TaskStartResponse:
+    """Enqueue a task, or return the one that its owner started by the same idempotency key."""
+    if earlier := _started_before(row):
+        return earlier
+    try:
+        lifecycle.enqueue([row])
+    except (DuplicateTask, IntegrityError):
+        # The same start at the same moment: the database let one of them in.
+        if earlier := _started_before(row):
+            return earlier
+        raise
+    return row.started()
+
+
+def _started_before(row: Task) -> TaskStartResponse | None:
+    key = str(row.idempotency_key)
+    earlier = Task.primary.filter(owner_id=row.owner_id, idempotency_key=key).first()
+    if earlier is None:
+        return None
+    if (earlier.name, earlier.params) != (row.name, row.params):
+        raise IdempotencyKeyReused(key, earlier.pk)
+    return earlier.started(replayed=True)
+
+
 _OF_CLASS = ("queue", "priority", "timeout", "max_attempts")
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must have no NUL character, which no database stores")
+    return text
+
+
+QueueName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_storable)]
+Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+
+#: The last moments that every zone of the world can still show.
+LATEST_YEAR = 9998
 
 
 class StartOptions(BaseModel):
@@ -127,12 +192,13 @@ class StartOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     owner: Any = None
-    queue: str = Field(min_length=1, max_length=100)
+    queue: QueueName
     priority: int = Field(ge=-100, le=100)
     run_after: datetime | None = None
-    unique_key: str | None = Field(None, min_length=1, max_length=200)
+    unique_key: Key | None = None
     timeout: PositiveFloat | None
     max_attempts: int = Field(ge=1)
+    idempotency_key: Key | None = None
 
     @classmethod
     def of(cls, task: type[BaseTask], given: Mapping[str, Any]) -> Self:
@@ -164,7 +230,15 @@ class StartOptions(BaseModel):
                 if settings.USE_TZ
                 else "must be a naive datetime, for USE_TZ is off"
             )
+        if moment is not None and not 1900 <= moment.year <= LATEST_YEAR:
+            raise ValueError(f"must be from the year 1900 to {LATEST_YEAR}")
         return moment
+
+    @model_validator(mode="after")
+    def has_whose_key_it_is(self) -> Self:
+        if self.idempotency_key is not None and getattr(self.owner, "pk", None) is None:
+            raise ValueError("an idempotency_key is its owner's: give the owner, too")
+        return self
 
     def row(self, cls: type[BaseTask], params: Params) -> Task:
         """Return the unsaved row of a new task. Raises InvalidTask and InvalidParams."""
@@ -178,6 +252,7 @@ class StartOptions(BaseModel):
             priority=self.priority,
             run_after=self.run_after,  # type: ignore[misc]  # enqueue() fills in None
             unique_key=self.unique_key,
+            idempotency_key=self.idempotency_key,
             timeout_seconds=self.timeout,
             max_attempts=self.max_attempts,
         )

@@ -1,0 +1,203 @@
+"""One key of one owner starts one task, however often and however close together it is sent."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import IntegrityError, connection, transaction
+from pydantic import ValidationError
+
+from tasks_app import lifecycle
+from tasks_app.exceptions import DuplicateTask, IdempotencyKeyReused, InvalidParams
+from tasks_app.models import Task
+from tasks_app.schemas import TaskStartResponse
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.harness import PATIENCE
+from tests.rows import ended, fresh, saved, snapshot
+from tests.tasks import Add, Noop
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_user("ada")
+
+
+def start(owner: Any, key: str | None = "k", a: int = 1, **options: Any) -> TaskStartResponse:
+    return task_service.start_task(Add, {"a": a}, owner=owner, idempotency_key=key, **options)
+
+
+def test_the_same_start_again_finds_the_first(ada: User) -> None:
+    first = start(ada)
+    before = snapshot()
+    again = start(ada)
+    assert (first.task_id, first.replayed) == (again.task_id, False)
+    assert again.replayed
+    assert snapshot() == before
+
+
+def test_what_it_tells_is_how_the_task_stands_now(ada: User) -> None:
+    first = ended(
+        Status.FAILED,
+        owner=ada,
+        idempotency_key="k",
+        name="tests.tasks.Add",
+        params={"a": 1, "b": 2},
+    )
+    again = start(ada)
+    assert (again.task_id, again.status) == (first.pk, Status.FAILED)
+
+
+def test_that_it_was_there_is_not_part_of_the_json(ada: User) -> None:
+    start(ada)
+    assert set(start(ada).model_dump()) == {"task_id", "stream_url", "status"}
+
+
+def test_each_owner_has_keys_of_their_own(ada: User) -> None:
+    assert not start(User.objects.create_user("bob")).replayed
+    assert not start(ada).replayed
+    assert not start(ada, "another").replayed
+    assert not start(ada, None).replayed
+    assert Task.objects.count() == 4
+
+
+@pytest.mark.parametrize(("task", "params"), [(Add, {"a": 2}), (Add, {"a": 1, "b": 3}), (Noop, {})])
+def test_a_key_that_started_something_else_is_refused(ada: User, task: Any, params: Any) -> None:
+    first = start(ada)
+    before = snapshot()
+    with pytest.raises(IdempotencyKeyReused) as caught:
+        task_service.start_task(task, params, owner=ada, idempotency_key="k")
+    assert (caught.value.key, caught.value.task_id) == ("k", first.task_id)
+    assert str(caught.value) == (
+        f"The idempotency key 'k' started task {first.task_id}, which is another one, or has "
+        f"other parameters. Use a new key for each new start."
+    )
+    assert snapshot() == before
+
+
+def test_parameters_are_compared_as_they_are_understood(ada: User) -> None:
+    start(ada)
+    assert task_service.start_task(
+        "tests.tasks.Add", {"b": "2", "a": "1"}, owner=ada, idempotency_key="k"
+    ).replayed
+
+
+def test_wrong_parameters_are_wrong_whatever_the_key(ada: User) -> None:
+    start(ada)
+    with pytest.raises(InvalidParams):
+        task_service.start_task(Add, {"a": "x"}, owner=ada, idempotency_key="k")
+
+
+def test_a_unique_key_of_its_own_is_no_hindrance(ada: User) -> None:
+    first = start(ada, unique_key="u")
+    assert start(ada, unique_key="u").task_id == first.task_id
+    with pytest.raises(DuplicateTask):
+        start(ada, "another", unique_key="u")
+
+
+def test_a_removed_task_frees_its_key(ada: User) -> None:
+    first = start(ada)
+    task_service.cancel_task(first.task_id)
+    assert start(ada).replayed
+    task_service.remove_completed_task(first.task_id)
+    assert not start(ada).replayed
+
+
+def test_a_repetition_does_not_inherit_the_key(ada: User) -> None:
+    first = start(ada)
+    task_service.cancel_task(first.task_id)
+    again = task_service.retry_task(first.task_id)
+    assert Task.objects.get(pk=again.task_id).idempotency_key is None
+    assert start(ada).task_id == first.task_id
+
+
+@pytest.mark.parametrize("owner", [None, AnonymousUser()])
+def test_a_key_needs_an_owner(owner: Any) -> None:
+    with pytest.raises(ValidationError, match="an idempotency_key is its owner's: give the owner"):
+        start(owner)
+    assert snapshot() == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        ("", "String should have at least 1 character"),
+        ("x" * 201, "String should have at most 200 characters"),
+        ("a\0b", "must have no NUL character, which no database stores"),
+    ],
+)
+def test_a_key_that_cannot_be_kept_is_refused(ada: User, key: str, fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        start(ada, key)
+
+
+@pytest.mark.parametrize("option", ["queue", "unique_key"])
+def test_no_option_has_a_nul(option: str) -> None:
+    with pytest.raises(ValidationError, match="must have no NUL character"):
+        task_service.start_task(Noop, **{option: "a\0b"})
+
+
+@pytest.mark.parametrize("year", [1899, 9999])
+def test_a_start_is_within_the_calendars_of_all_zones(year: int) -> None:
+    with pytest.raises(ValidationError, match="must be from the year 1900 to 9998"):
+        task_service.start_task(Noop, run_after=datetime(year, 12, 31, 23, 59, tzinfo=UTC))
+
+
+def test_many_have_no_key_in_common(ada: User) -> None:
+    with pytest.raises(ValueError, match="idempotency_key is the name of one start"):
+        task_service.start_many(Noop, [{}], owner=ada, idempotency_key="k")
+
+
+def test_another_fault_of_the_database_is_not_hidden(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise IntegrityError("of another kind")
+
+    monkeypatch.setattr(lifecycle, "enqueue", broken)
+    with pytest.raises(IntegrityError, match="of another kind"):
+        start(ada)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("unique_key", [None, "u"])
+def test_of_many_at_the_same_moment_one_starts_it(
+    ada: User, monkeypatch: pytest.MonkeyPatch, unique_key: str | None
+) -> None:
+    """All of them have looked, and found nothing, before one writes."""
+    together = threading.Barrier(4)
+    enqueue = lifecycle.enqueue
+
+    def wait_and_enqueue(rows: list[Task]) -> None:
+        together.wait(PATIENCE)
+        enqueue(rows)
+
+    def begin(_: int) -> TaskStartResponse:
+        try:
+            return start(ada, unique_key=unique_key)
+        finally:
+            connection.close()
+
+    monkeypatch.setattr(lifecycle, "enqueue", wait_and_enqueue)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(begin, range(4)))
+    assert len({answer.task_id for answer in answers}) == 1
+    assert sorted(answer.replayed for answer in answers) == [False, True, True, True]
+    assert Task.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_callers_transaction_goes_on_after_a_replay(ada: User) -> None:
+    first = saved(owner=ada, idempotency_key="k", name="tests.tasks.Add", params={"a": 1, "b": 2})
+    with transaction.atomic():
+        assert start(ada).task_id == first.pk
+        start(ada, "another")
+    assert Task.objects.count() == 2
+    assert fresh(first).status == Status.PENDING
