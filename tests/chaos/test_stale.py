@@ -1,0 +1,183 @@
+"""A worker that was away for longer than its leases comes back: what it still writes is void."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.db import OperationalError, connection, transaction
+
+from tasks_app.models import Task
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.chaos.tasks import Held
+from tests.harness import Process, begins, ends, eventually
+from tests.invariants import check_invariants
+from tests.rows import facts, fresh
+from tests.tasks import Noop
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+StartWorker = Callable[..., Process]
+ENVIRONMENT = {"DJANGO_SETTINGS_MODULE": "tests.chaos.settings"}
+#: What its heartbeat changes while nothing happens to the task.
+BEATING = {"lease_expires_at"}
+
+
+def told(task: Task) -> tuple[dict[str, object], list[str]]:
+    """What somebody could have changed: the row, and the history."""
+    row = Task.objects.filter(pk=task.pk).values().get()
+    return {name: value for name, value in row.items() if name not in BEATING}, facts(task)
+
+
+def order(folder: Path, worker: Process, *words: str) -> None:
+    (folder / str(worker.pid)).write_text(" ".join(words))
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> Path:
+    folder = tmp_path / "orders"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def away(start_worker: StartWorker) -> Process:
+    return start_worker(**ENVIRONMENT)
+
+
+def leave(worker: Process, task: Task) -> None:
+    """Stop a worker that has begun a task, as a host does that runs out of memory.
+
+    Not in the midst of a transaction: whom that would keep waiting, no rescue can help.
+    """
+    begins(task.pk)
+
+    def stopped() -> bool:
+        worker.send(signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+        if not locked(task):
+            return True
+        worker.send(signal.SIGCONT)
+        return False
+
+    eventually(stopped, what="it stops and holds no lock")
+
+
+def locked(task: Task) -> bool:
+    """Whether somebody is writing to the task; on SQLite, to anything."""
+    try:
+        if connection.vendor == "sqlite":
+            with contextlib.closing(
+                sqlite3.connect(connection.settings_dict["NAME"], timeout=0, isolation_level=None)
+            ) as probe:
+                probe.execute("BEGIN IMMEDIATE")
+                probe.execute("ROLLBACK")
+        else:
+            with transaction.atomic():
+                Task.objects.select_for_update(nowait=True).get(pk=task.pk)
+    except (OperationalError, sqlite3.OperationalError):
+        return True
+    return False
+
+
+def taken_by(worker: Process, task: Task) -> None:
+    """Wait until another worker has begun the task anew."""
+    anew = Task.objects.filter(pk=task.pk, attempt=2, worker__pid=worker.pid, progress_text="held")
+    eventually(anew.exists, what=f"it begins anew: {fresh(task).info()}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["complete"], ["fail"], ["report", "log"]],
+    ids=" ".join,
+)
+def test_what_a_stale_worker_writes_is_void(
+    start_worker: StartWorker, away: Process, orders: Path, words: list[str]
+) -> None:
+    started = task_service.start_task(Held, {"orders": orders}, max_attempts=2)
+    task = Task.objects.get(pk=started.task_id)
+    leave(away, task)
+    other = start_worker(**ENVIRONMENT)
+    taken_by(other, task)
+    before = told(task)
+    order(orders, away, *words)
+    away.send(signal.SIGCONT)
+    away.says(f"{task.pk} (tests.chaos.tasks.Held) was taken from this worker")
+    # Its hand is let go, so whatever it had to say of that task it has said.
+    order(orders, away, *words, "look")
+    assert told(task) == before
+    order(orders, other, "complete")
+    assert ends(task.pk).result == other.pid
+    assert fresh(task).attempt == 2
+    other.send(signal.SIGTERM)
+    assert other.wait() == 0
+    after = told(task)
+    # The one that was away goes on working.
+    next_one = task_service.start_task(Noop)
+    worker = ends(next_one.task_id).worker
+    assert worker is not None
+    assert worker.pid == away.pid
+    assert told(task) == after
+    check_invariants()
+
+
+def test_a_task_reported_lost_stays_so_when_its_worker_comes_back(
+    start_worker: StartWorker, away: Process, orders: Path
+) -> None:
+    started = task_service.start_task(Held, {"orders": orders})
+    task = Task.objects.get(pk=started.task_id)
+    leave(away, task)
+    start_worker(**ENVIRONMENT)
+    assert ends(task.pk).error_type == "WorkerLost"
+    before = told(task)
+    order(orders, away, "complete")
+    away.send(signal.SIGCONT)
+    away.says("was taken from this worker")
+    away.send(signal.SIGTERM)
+    assert away.wait() == 0
+    assert told(task) == before
+    check_invariants()
+
+
+def test_a_stale_worker_that_is_told_to_stop_releases_nothing(
+    start_worker: StartWorker, away: Process, orders: Path
+) -> None:
+    started = task_service.start_task(Held, {"orders": orders}, max_attempts=2)
+    task = Task.objects.get(pk=started.task_id)
+    leave(away, task)
+    other = start_worker(**ENVIRONMENT)
+    taken_by(other, task)
+    before = told(task)
+    away.send(signal.SIGTERM)
+    away.send(signal.SIGCONT)
+    assert away.wait() == 0
+    assert "was taken from this worker" in away.output
+    assert told(task) == before
+    order(orders, other, "complete")
+    ends(task.pk)
+    check_invariants()
+
+
+def test_a_cancel_that_came_while_the_worker_was_away_stands(
+    start_worker: StartWorker, away: Process, orders: Path
+) -> None:
+    started = task_service.start_task(Held, {"orders": orders}, max_attempts=2)
+    task = Task.objects.get(pk=started.task_id)
+    leave(away, task)
+    task_service.cancel_task(task.pk)
+    start_worker(**ENVIRONMENT)
+    assert ends(task.pk).status == Status.CANCELLED
+    before = told(task)
+    order(orders, away, "complete")
+    away.send(signal.SIGCONT)
+    away.says("was taken from this worker")
+    away.send(signal.SIGTERM)
+    assert away.wait() == 0
+    assert told(task) == before
+    check_invariants()
