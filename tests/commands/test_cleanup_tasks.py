@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import signal
+import sys
 from datetime import timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, load_command_class
+from django.db import OperationalError, connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from tqdm import tqdm
 
-from tasks_app.management.commands.cleanup_tasks import duration
+from tasks_app.management.commands.cleanup_tasks import EX_TEMPFAIL, duration, told
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
-from tests.rows import fresh, lapse, saved, snapshot, worker
+from tasks_app.worker.cleanup import Summary
+from tests.rows import fresh, lapse, row, saved, snapshot, worker
 
 pytestmark = pytest.mark.django_db
 
@@ -90,9 +97,155 @@ def test_programs_read_json() -> None:
     worker(heartbeat_at=timezone.now() - timedelta(days=9))
     lost = saved(Status.RUNNING)
     lapse(lost, timedelta(days=1))
-    assert json.loads(cleanup("--json")) == {"taken_back": 1, "removed": 5, "workers_removed": 1}
+    nothing = {
+        "taken_back": 0,
+        "removed": 0,
+        "kept": 0,
+        "workers_removed": 0,
+        "workers_lost": 0,
+        "complete": True,
+    }
+    done = nothing | {"taken_back": 1, "removed": 5, "workers_removed": 1}
+    assert json.loads(cleanup("--json")) == done
     assert fresh(lost).status == Status.FAILED
-    assert json.loads(cleanup("--json")) == {"taken_back": 0, "removed": 0, "workers_removed": 0}
+    assert json.loads(cleanup("--json")) == nothing
+
+
+def test_it_tells_of_what_needs_a_look(settings: Any) -> None:
+    worker(heartbeat_at=timezone.now() - timedelta(hours=1))
+    assert cleanup() == (
+        "Removed 0 finished tasks; took back 0 from lost workers; "
+        "removed 0 records of gone workers; 1 workers never signed off.\n"
+    )
+    assert told(Summary(removed=3, kept=2)) == (
+        "Stopped before the end: removed 3 finished tasks; took back 0 from lost workers; "
+        "removed 0 records of gone workers; 2 tasks could not be removed (see the log)."
+    )
+
+
+def test_all_tasks_of_lost_workers_are_taken_back() -> None:
+    """Also where they are more than a rescue takes at once."""
+    Task.objects.bulk_create(row(Status.RUNNING) for _ in range(120))
+    Task.objects.update(lease_expires_at=timezone.now() - timedelta(days=1))
+    assert json.loads(cleanup("--json"))["taken_back"] == 120
+
+
+# What a terminal shows.
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("aged")
+def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert cleanup().startswith("Removed 5 finished tasks;")
+    assert "Removing finished tasks:   0%|" in terminal.getvalue()
+    assert "| 5/5 [" in terminal.getvalue()
+
+
+@pytest.mark.usefixtures("aged")
+def test_cron_is_shown_nothing_but_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    with CaptureQueriesContext(connection) as executed:
+        cleanup()
+    assert capsys.readouterr().err == ""
+    # What only the bar needs is not counted.
+    assert not [
+        query for query in executed if "COUNT(*)" in query["sql"] and "finished_at" in query["sql"]
+    ]
+
+
+def test_a_dry_run_reads_no_rows() -> None:
+    with CaptureQueriesContext(connection) as executed:
+        cleanup("--dry-run")
+    counts = [query["sql"] for query in executed if "tasks_app" in query["sql"]]
+    assert len(counts) == 3
+    assert all(sql.startswith("SELECT COUNT(*)") for sql in counts)
+
+
+# Trouble with the database, and signals.
+
+
+def locked(times: float) -> Any:
+    """Refuse deletions so many times."""
+    left = iter(range(int(times)))
+
+    def refuse(execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith("DELETE") and next(left, None) is not None:
+            raise OperationalError("database is locked")
+        return execute(sql, *rest)
+
+    return connection.execute_wrapper(refuse)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("transactional_db", "aged")
+def test_a_database_that_is_locked_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    with locked(2):
+        assert cleanup().startswith("Removed 5 finished tasks;")
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "The database does not answer (database is locked); next try in 0.1 s",
+        "The database does not answer (database is locked); next try in 0.2 s",
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("transactional_db", "aged")
+def test_a_database_that_stays_locked_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks_app.worker.cleanup.PATIENCE_SECONDS", 0.2)
+    with locked(1000), pytest.raises(CommandError) as caught:
+        cleanup()
+    assert caught.value.returncode == 75
+    assert str(caught.value) == (
+        "The database did not answer: database is locked. Run it again later. "
+        "Stopped before the end: removed 0 finished tasks; took back 0 from lost workers; "
+        "removed 0 records of gone workers."
+    )
+    assert len(left()) == 9
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("aged")
+def test_a_signal_ends_it_after_the_batch(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    before = signal.getsignal(number)
+
+    def update(_bar: object, removed: int) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(tqdm, "update", update)
+    out = StringIO()
+    with pytest.raises(SystemExit) as caught:
+        call_command("cleanup_tasks", "--json", stdout=out)
+    assert caught.value.code == code
+    done = json.loads(out.getvalue())
+    assert (done["removed"], done["complete"]) == (9 - len(left()), False)
+    assert 0 < done["removed"] < 5
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.usefixtures("aged")
+def test_a_second_signal_is_what_it_would_be_without_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def update(_bar: object, removed: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(tqdm, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        cleanup()
+
+
+def test_the_help_tells_the_exit_codes() -> None:
+    help_ = load_command_class("tasks_app", "cleanup_tasks").help
+    for code in ("0", str(EX_TEMPFAIL), "130", "143"):
+        assert re.search(rf"\b{code}\b", help_)
 
 
 def test_what_the_site_keeps_for_ever_stays(settings: Any) -> None:

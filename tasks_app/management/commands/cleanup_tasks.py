@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import InterfaceError, OperationalError
+from tqdm import tqdm
 
 from tasks_app import retention
 from tasks_app.conf import task_settings
 from tasks_app.states import TERMINAL, Status
-from tasks_app.worker.housekeeping import rescue
+from tasks_app.worker.cleanup import PATIENCE_SECONDS, Cleanup, Summary
 
+#: Of sysexits.h: a failure that may well have passed by the next try.
+EX_TEMPFAIL = 75
 UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
 
 
@@ -34,7 +44,11 @@ class Command(BaseCommand):
     help = (
         "Deletes finished tasks past their retention (TASK_RETENTION_SECONDS, "
         "TASK_FAILED_RETENTION_SECONDS), in batches, and takes back the tasks of workers that "
-        "were lost. Made for cron; safe beside running workers and beside itself."
+        "were lost. Made for cron; safe beside running workers and beside itself. Shows its "
+        "progress on a terminal. SIGINT or SIGTERM: ends after the present batch and says what was "
+        "done. Exits with 0 when all was done, 75 when the database did not answer for "
+        f"{PATIENCE_SECONDS:g} seconds, 130 after SIGINT, 143 after SIGTERM; what was done until "
+        "then stays done."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -73,18 +87,77 @@ class Command(BaseCommand):
             older_than if older_than is not None else conf.failed_retention_seconds,
             frozenset(Status(name) for name in status or TERMINAL),
         )
-        if dry_run:
-            summary = {"would_remove": retention.count(rule)}
-            text = f"Would remove {summary['would_remove']} finished tasks."
-        else:
-            summary = {
-                "taken_back": rescue(),
-                "removed": sum(retention.prune(rule)),
-                "workers_removed": retention.prune_workers(),
-            }
-            text = (
-                f"Removed {summary['removed']} finished tasks; "
-                f"took back {summary['taken_back']} from lost workers; "
-                f"removed {summary['workers_removed']} records of gone workers."
-            )
-        self.stdout.write(json.dumps(summary) if as_json else text)
+        cleanup = Cleanup(rule)
+        try:
+            if dry_run:
+                found = retention.count(rule)
+                text = f"Would remove {found} finished tasks."
+                self._print({"would_remove": found} if as_json else text)
+                return
+            with stopped_by_signals(cleanup) as signals, progress_bar(rule) as bar:
+                cleanup.run(bar.update)
+        except (OperationalError, InterfaceError) as error:
+            raise CommandError(
+                f"The database did not answer: {str(error).strip()}. Run it again later. "
+                f"{told(cleanup.summary)}",
+                returncode=EX_TEMPFAIL,
+            ) from error
+        self._print(asdict(cleanup.summary) if as_json else told(cleanup.summary))
+        if signals:
+            sys.exit(128 + signals[0])
+
+    def _print(self, what: dict[str, Any] | str) -> None:
+        self.stdout.write(what if isinstance(what, str) else json.dumps(what))
+
+
+def told(summary: Summary) -> str:
+    """Say what was done, and of the rest what there is."""
+    parts = [
+        f"{'Removed' if summary.complete else 'Stopped before the end: removed'} "
+        f"{summary.removed} finished tasks",
+        f"took back {summary.taken_back} from lost workers",
+        f"removed {summary.workers_removed} records of gone workers",
+    ]
+    if summary.kept:
+        parts.append(f"{summary.kept} tasks could not be removed (see the log)")
+    if summary.workers_lost:
+        parts.append(f"{summary.workers_lost} workers never signed off")
+    return f"{'; '.join(parts)}."
+
+
+@contextmanager
+def stopped_by_signals(cleanup: Cleanup) -> Iterator[list[int]]:
+    """Stop it at the first SIGTERM or SIGINT, and yield the list that the number is added to.
+
+    A second signal does what it would without this. Python hears signals in the main thread only.
+    """
+    heard: list[int] = []
+    hears = threading.current_thread() is threading.main_thread()
+
+    def hear(number: int, _frame: object) -> None:
+        heard.append(number)
+        restore()
+        cleanup.stop()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    numbers = (signal.SIGTERM, signal.SIGINT) if hears else ()
+    before = {number: signal.signal(number, hear) for number in numbers}
+    try:
+        yield heard
+    finally:
+        restore()
+
+
+def progress_bar(rule: retention.Rule) -> tqdm[Any]:
+    """A bar of the tasks to remove, where somebody sees it."""
+    seen = sys.stderr.isatty()
+    return tqdm(
+        total=retention.count(rule) if seen else None,
+        desc="Removing finished tasks",
+        unit=" tasks",
+        dynamic_ncols=True,
+        disable=not seen,
+    )

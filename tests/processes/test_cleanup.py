@@ -1,0 +1,116 @@
+"""`manage.py cleanup_tasks` as real processes: beside others, stopped, and killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tasks_app.models import Task, TaskEvent
+from tasks_app.service import task_service
+from tasks_app.states import TERMINAL_EVENTS, EventType, Status
+from tests.harness import Process, ends, eventually
+from tests.rows import row
+from tests.tasks import Add
+
+StartWorker = Callable[..., Process]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DAY = timedelta(days=1)
+OLD = 10 * DAY
+
+
+def finished(many: int, age: timedelta = OLD) -> list[Task]:
+    """Finished tasks with the history that most have."""
+    tasks = Task.objects.bulk_create(row(Status.COMPLETED, age=age) for _ in range(many))
+    kinds = (EventType.QUEUED, EventType.STARTED, EventType.COMPLETED)
+    TaskEvent.objects.bulk_create(
+        TaskEvent(task=task, event_type=kind, timestamp=task.created_at)
+        for task in tasks
+        for kind in kinds
+    )
+    return tasks
+
+
+@pytest.fixture
+def cleanup(processes: list[Process], tmp_path: Path) -> Callable[..., Process]:
+    def start(*options: str) -> Process:
+        log = tmp_path / f"cleanup-{len(processes)}.log"
+        command = ["manage.py", "cleanup_tasks", "--json", *options]
+        processes.append(Process(command, log, LOG_LEVEL="ERROR"))
+        return processes[-1]
+
+    return start
+
+
+def summary(process: Process, code: int = 0) -> dict[str, int]:
+    assert process.wait() == code, process.output
+    found: dict[str, int] = json.loads(process.output)
+    return found
+
+
+def test_two_at_once_share_the_work_and_neither_fails(cleanup: Callable[..., Process]) -> None:
+    finished(4_000)
+    stay = finished(20, age=DAY)
+    both = [cleanup(), cleanup()]
+    removed = [summary(one)["removed"] for one in both]
+    assert sum(removed) == 4_000
+    assert set(Task.objects.all()) == set(stay)
+    assert TaskEvent.objects.count() == 60
+
+
+def test_beside_a_busy_worker_nothing_is_lost_and_nothing_fails(
+    cleanup: Callable[..., Process], start_worker: StartWorker
+) -> None:
+    finished(3_000, age=DAY)  # which the worker's own prune leaves alone
+    worker = start_worker()
+    clearing = cleanup("--older-than", "12h")
+    started = []
+    while clearing.process.poll() is None:
+        started += task_service.start_many(Add, [{"a": number} for number in range(20)])
+        ends(started[-1].task_id)
+    assert summary(clearing)["removed"] == 3_000
+    for one in started:
+        ends(one.task_id)
+    assert set(Task.objects.values_list("pk", "status")) == {
+        (one.task_id, Status.COMPLETED) for one in started
+    }
+    assert TaskEvent.objects.count() == 3 * len(started)
+    assert "does not answer" not in worker.output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_between_two_batches(
+    cleanup: Callable[..., Process], number: signal.Signals, code: int
+) -> None:
+    finished(6_000)
+    process = cleanup()
+    eventually(lambda: Task.objects.count() < 6_000, what="it begins")
+    process.send(number)
+    done = summary(process, code)
+    assert done["complete"] is False
+    assert 0 < done["removed"] == 6_000 - Task.objects.count()
+    assert TaskEvent.objects.count() == 3 * Task.objects.count()
+    assert summary(cleanup())["removed"] == 6_000 - done["removed"]
+
+
+def test_one_that_was_killed_is_taken_up_by_the_next(cleanup: Callable[..., Process]) -> None:
+    """Between two batches of a long history, too: its task has its end for as long as it lives."""
+    [task] = finished(1)
+    TaskEvent.objects.bulk_create(
+        TaskEvent(task=task, event_type=EventType.LOG, timestamp=task.created_at)
+        for _ in range(20_000)
+    )
+    process = cleanup()
+    eventually(lambda: task.events.count() < 20_003, what="it begins")
+    process.send(signal.SIGKILL)
+    process.wait()
+    assert Task.objects.get() == task
+    assert task.events.filter(event_type__in=TERMINAL_EVENTS).count() == 1
+    assert task.events.count() > 1
+    assert summary(cleanup())["removed"] == 1
+    assert not TaskEvent.objects.exists()
