@@ -284,6 +284,10 @@ class Task(models.Model):
             # Its code is gone or not importable here; the row is still worth a page.
             return self.name
 
+    def get_absolute_url(self) -> str:
+        """The task's own page. Raises NoReverseMatch where the site leaves out our URLs."""
+        return reverse("tasks_app:task", args=[self.pk])
+
     @property
     def stream_url(self) -> str | None:
         try:
