@@ -19,6 +19,7 @@ urlpatterns = [
     path("tasks/<uuid:task_id>/", views.task_page, name="task"),
     path("tasks/<uuid:task_id>/file/", views.task_file, name="task-file"),
     path("tasks/", include("tasks_app.urls")),
+    path("api/tasks/", include("tasks_app.api.urls")),
     path("airports/", include("project.airports.urls")),
     path("login/", LoginView.as_view(**login), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),

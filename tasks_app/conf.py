@@ -63,6 +63,13 @@ class TaskSettings(BaseModel):
 
 
 def declared() -> dict[str, Any]:
+    #: How the API learns who asks: dotted paths of django-ninja's authenticators, asked in order.
+    api_auth: list[str] = Field(["tasks_app.api.SessionAuth"], min_length=1)
+    #: The longest body that the API reads.
+    api_max_body_bytes: PositiveInt = 2 * 1024 * 1024
+    #: The most unfinished tasks with which a user may start another by the API.
+    api_max_unfinished: PositiveInt | None = 1000
+
     """The settings this site sets, by field name. Unknown `TASK_…` names are not ours to judge."""
     return {
         field: getattr(settings, PREFIX + field.upper())

@@ -12,9 +12,9 @@ from channels.auth import AuthMiddlewareStack
 from channels.generic.http import AsyncHttpConsumer
 from django.core.exceptions import SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
-from django.urls import Resolver404, resolve
+from django.urls import Resolver404, ResolverMatch, resolve
 
-from tasks_app.streaming.endpoint import answer
+from tasks_app.streaming.endpoint import API_STREAM, API_STREAMS, StreamResponse
 from tasks_app.urls import STREAM_VIEWS
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -44,16 +44,22 @@ class TaskStreamConsumer(AsyncHttpConsumer):
             await self.send_response(400, b"Bad Request (400)")
 
     async def _answer(self, request: ASGIRequest) -> None:
-        request.user = self.scope["user"]
-        found = await answer(
-            request, self.scope["user"], self.scope["url_route"]["kwargs"].get("task_id")
-        )
-        headers = [(key.encode(), value.encode()) for key, value in found.headers.items()]
-        if found.stream is None:
-            await self.send_response(found.status, found.text.encode(), headers=headers)
+        user = self.scope["user"]
+
+        async def auser() -> Any:
+            return user
+
+        # As Django's middleware has them.
+        request.user, request.auser = user, auser
+        request.session = self.scope["session"]
+        route = self.scope["url_route"]
+        response = await route["view"](request, **route["kwargs"])
+        headers = [(key.encode(), value.encode()) for key, value in response.items()]
+        if not isinstance(response, StreamResponse):
+            await self.send_response(response.status_code, response.content, headers=headers)
             return
-        await self.send_headers(status=found.status, headers=headers)
-        await self._race(self._pump(found.stream), self._left())
+        await self.send_headers(status=response.status_code, headers=headers)
+        await self._race(self._pump(response.stream), self._left())
 
     async def _pump(self, stream: Any) -> None:
         async with aclosing(stream):
@@ -80,9 +86,14 @@ class TaskStreamConsumer(AsyncHttpConsumer):
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _is_stream(match: ResolverMatch) -> bool:
+    ours = match.url_name in STREAM_VIEWS and "tasks_app" in match.app_names
+    return ours or match.url_name in (API_STREAM, API_STREAMS)
+
+
 def with_task_streams(application: ASGIApp) -> ASGIApp:
-    """Serve task streams by their consumer, wherever `tasks_app.urls` is included, and all else by
-    the site's own ASGI application.
+    """Serve task streams by their consumer, wherever the URLs of `tasks_app` or of its API are
+    included, and all else by the site's own ASGI application.
     """
     consumer = AuthMiddlewareStack(TaskStreamConsumer.as_asgi())
 
@@ -93,12 +104,8 @@ def with_task_streams(application: ASGIApp) -> ASGIApp:
                 match = resolve(path)
             except Resolver404:
                 match = None
-            if (
-                match is not None
-                and match.url_name in STREAM_VIEWS
-                and "tasks_app" in match.app_names
-            ):
-                route = {"args": (), "kwargs": match.kwargs}
+            if match is not None and _is_stream(match):
+                route = {"view": match.func, "kwargs": match.kwargs}
                 await consumer({**scope, "url_route": route}, receive, send)
                 return
         await application(scope, receive, send)

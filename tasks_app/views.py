@@ -14,7 +14,6 @@ from django.http import (
     HttpResponseBase,
     HttpResponseRedirect,
     JsonResponse,
-    StreamingHttpResponse,
 )
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
@@ -25,7 +24,12 @@ from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_view
 from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
-from tasks_app.streaming.endpoint import answer
+from tasks_app.streaming.endpoint import answer, respond
+
+if TYPE_CHECKING:
+    TaskDetailView = DetailView[Task]
+else:
+    TaskDetailView = DetailView
 
 NOT_FOUND = "There is no such task, or not for you."
 
@@ -42,10 +46,26 @@ async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpRespo
             status=HTTPStatus.NOT_IMPLEMENTED,
             content_type="text/plain",
         )
-    found = await answer(request, await request.auser(), task_id)
-    if found.stream is not None:
-        return StreamingHttpResponse(found.stream, headers=found.headers)
-    return HttpResponse(found.text, status=found.status, headers=found.headers)
+    return respond(await answer(request, await request.auser(), task_id))
+
+
+class TaskPage(LoginRequiredMixin, TaskDetailView):
+    """A page of one task, for those who may see it; 404 for others.
+
+    `?next=` names the page to go back to. A site gives it the site's looks by a template
+    `tasks_app/base.html` of its own, or subclasses it.
+    """
+
+    template_name = "tasks_app/task_page.html"
+    context_object_name = "task"
+    pk_url_kwarg = "task_id"
+
+    def get_queryset(self) -> QuerySet[Task]:
+        return Task.objects.visible_to(self.request.user)
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        back = _of_this_site(self.request, self.request.GET.get("next"))
+        return super().get_context_data(back=back, **kwargs)
 
 
 @require_GET

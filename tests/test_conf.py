@@ -28,6 +28,9 @@ DEFAULTS = {
     "service": "tasks_app.service.TaskService",
     "stream_keepalive_seconds": 15.0,
     "stream_max_tasks": 100,
+    "api_auth": ["tasks_app.api.SessionAuth"],
+    "api_max_body_bytes": 2097152,
+    "api_max_unfinished": 1000,
 }
 
 
@@ -51,6 +54,7 @@ def test_the_defaults_fit_together() -> None:
         ("PROGRESS_INTERVAL_SECONDS", 0, 0.0),
         ("RETENTION_SECONDS", None, None),
         ("FAILED_RETENTION_SECONDS", None, None),
+        ("API_MAX_UNFINISHED", None, None),
     ],
 )
 def test_a_site_sets_them(name: str, value: Any, kept: Any) -> None:
@@ -93,6 +97,10 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ("SERVICE", 5, "Input should be a valid string"),
     ("STREAM_KEEPALIVE_SECONDS", 0, "Input should be greater than 0"),
     ("STREAM_MAX_TASKS", 0, "Input should be greater than 0"),
+    ("API_AUTH", [], "List should have at least 1 item after validation, not 0"),
+    ("API_AUTH", "shop.auth.Token", "Input should be a valid list"),
+    ("API_MAX_BODY_BYTES", 0, "Input should be greater than 0"),
+    ("API_MAX_UNFINISHED", 0, "Input should be greater than 0"),
 ]
 
 

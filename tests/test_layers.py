@@ -185,6 +185,7 @@ def words(path: Path) -> set[str]:
 SAID: dict[str, set[str]] = {
     "lifecycle.py": {"cancelled"},
     "worker/outcomes.py": {"completed"},
+    "api/problems.py": {"task_status"},
     "templatetags/tasks.py": {"running", "completed", "failed", "cancelled"},
 }
 

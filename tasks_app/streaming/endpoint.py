@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from channels.db import database_sync_to_async
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django_eventstream.utils import add_default_headers
 
 from tasks_app.streaming.channels import BadRequest, readable, requested
@@ -19,6 +19,9 @@ from tasks_app.streaming.stream import open_stream
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
+
+#: The names of the API's URLs of streams, in whatever namespace a site has put them.
+API_STREAM, API_STREAMS = "tasks_app_stream", "tasks_app_streams"
 
 #: The longest id that a stream gives: each is sent back with every event that follows from it.
 CURSOR_MAX = 2_000
@@ -32,6 +35,21 @@ class Answer:
     text: str = ""
     stream: AsyncIterator[bytes] | None = None
     headers: dict[str, str] = field(default_factory=dict)
+
+
+class StreamResponse(StreamingHttpResponse):
+    """A stream as a view returns it."""
+
+    def __init__(self, stream: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(stream, headers=headers)
+        #: As it was given: who reads it must close it, and Django's own wrapper does not.
+        self.stream = stream
+
+
+def respond(found: Answer) -> HttpResponse | StreamResponse:
+    if found.stream is not None:
+        return StreamResponse(found.stream, found.headers)
+    return HttpResponse(found.text, status=found.status, headers=found.headers)
 
 
 async def answer(request: HttpRequest, user: User, task_id: UUID | None = None) -> Answer:

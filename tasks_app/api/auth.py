@@ -1,0 +1,72 @@
+"""Who asks: by the site's session, or by whatever the site adds in TASK_API_AUTH."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.utils.module_loading import import_string
+from ninja.security.base import AuthBase
+from ninja.utils import check_csrf
+
+from tasks_app.api.problems import Problem
+from tasks_app.conf import task_settings
+
+if TYPE_CHECKING:
+    from tasks_app.permissions import User
+
+Authenticator = Callable[[HttpRequest], Any]
+
+
+class SessionAuth(AuthBase):
+    """The user of Django's session, with its CSRF token for all that is not only read.
+
+    Unlike django-ninja's own, it lets pass to the next one whoever is not logged in: a client with
+    a token has no CSRF cookie.
+    """
+
+    openapi_type = "apiKey"
+    openapi_in = "cookie"
+    openapi_name = settings.SESSION_COOKIE_NAME
+    #: Tells django-ninja's page of the API to send the token.
+    csrf = True
+
+    def __call__(self, request: HttpRequest) -> User | None:
+        if not request.user.is_authenticated:
+            return None
+        if check_csrf(request) is not None:
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                f"The CSRF token is missing or wrong. Send the value of the cookie "
+                f"{settings.CSRF_COOKIE_NAME} in the header X-CSRFToken, from a page of this site.",
+            )
+        return request.user
+
+
+def authenticators() -> list[Authenticator]:
+    """Those of TASK_API_AUTH, in its order; the first that knows the user decides."""
+    found = [import_string(path) for path in task_settings().api_auth]
+    return [one() if isinstance(one, type) else one for one in found]
+
+
+def challenge(among: list[Authenticator]) -> str:
+    """What WWW-Authenticate says: the schemes by which a request can log in."""
+    schemes = [getattr(one, "openapi_scheme", "session") for one in among]
+    return ", ".join(dict.fromkeys(str(scheme).capitalize() for scheme in schemes))
+
+
+def caller(request: HttpRequest) -> User:
+    """The user who asks, as the authenticator found it."""
+    user = request.auth  # type: ignore[attr-defined]  # django-ninja's
+    if not hasattr(user, "has_perm"):
+        raise ImproperlyConfigured(
+            f"An authenticator of TASK_API_AUTH returned {user!r}. It must return the user who "
+            f"asks, or None."
+        )
+    if not user.is_active:
+        raise Problem(HTTPStatus.UNAUTHORIZED, "This user is not active.")
+    return user  # type: ignore[no-any-return]

@@ -1,0 +1,232 @@
+"""Errors, in one envelope: RFC 9457's problem details."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.core.signals import got_request_exception
+from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.utils.cache import add_never_cache_headers
+from ninja import NinjaAPI
+from ninja.errors import HttpError, ValidationError
+
+from tasks_app.exceptions import (
+    AlreadyRetried,
+    DuplicateTask,
+    IdempotencyKeyReused,
+    IllegalTransition,
+    InvalidParams,
+    TaskNotFound,
+)
+from tasks_app.models import Task
+from tasks_app.schemas import printable
+from tasks_app.states import Status
+
+if TYPE_CHECKING:
+    from tasks_app.permissions import User
+
+MEDIA_TYPE = "application/problem+json"
+NOT_FOUND = "There is no such task, or not for you."
+
+logger = logging.getLogger("django.request")
+
+
+class Problem(HttpError):
+    """An answer that says what is wrong: the value, the rule, the remedy.
+
+    `more` are members of its own beside those that every problem has.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(int(status), detail)
+        self.headers = dict(headers or {})
+        self.more = more
+
+    def response(self, request: HttpRequest) -> HttpResponse:
+        body = {
+            # Nothing more than the status says, which is what this type is for.
+            "type": "about:blank",
+            "title": HTTPStatus(self.status_code).phrase,
+            "status": self.status_code,
+            "detail": self.message,
+            "instance": request.path,
+        }
+        response = HttpResponse(
+            json.dumps(body | self.more, default=str),
+            status=self.status_code,
+            content_type=MEDIA_TYPE,
+            headers=self.headers,
+        )
+        add_never_cache_headers(response)
+        return response
+
+
+def invalid(errors: Mapping[str, str]) -> Problem:
+    """What is wrong with which field; an empty name stands for all of them."""
+    told = {printable(field): printable(fault) for field, fault in errors.items()}
+    faults = "; ".join(f"{field}: {fault}" if field else fault for field, fault in told.items())
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, faults, errors=told)
+
+
+@contextmanager
+def as_problems(user: User) -> Iterator[None]:
+    """Tell what the service refuses as problems, and of other tasks only what a user may see."""
+    try:
+        yield
+    except TaskNotFound:
+        raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND) from None
+    except AlreadyRetried as error:
+        raise _conflict(
+            user, "It was retried already.", error.retried_as, task_status=error.status
+        ) from error
+    except IllegalTransition as error:
+        raise Problem(HTTPStatus.CONFLICT, str(error), task_status=error.status) from error
+    except DuplicateTask as error:
+        detail = (
+            f"A task with the unique key {error.unique_key!r} has not finished. "
+            f"Wait for it, cancel it, or use another key."
+        )
+        raise _conflict(user, detail, error.task_id) from error
+    except IdempotencyKeyReused as error:
+        raise invalid({"Idempotency-Key": str(error)}) from error
+    except InvalidParams as error:
+        faults = error.errors.items()
+        raise invalid({f"params.{field}".rstrip("."): fault for field, fault in faults}) from error
+    except pydantic.ValidationError as error:
+        raise invalid(_by_field(error.errors())) from error
+
+
+def _conflict(user: User, detail: str, other: Any, **more: Any) -> Problem:
+    """A conflict with another task, which is named to those who may see it."""
+    seen = other is not None and Task.primary.visible_to(user).filter(pk=other).exists()
+    return Problem(HTTPStatus.CONFLICT, detail, **more, **({"task": other} if seen else {}))
+
+
+def _by_field(errors: Iterable[Mapping[str, Any]], skip: int = 0) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        # Pydantic names the rule of a union's member as if it were a field.
+        path = ".".join(str(part) for part in error["loc"][skip:])
+        found.setdefault(path, []).append(error["msg"].removeprefix("Value error, "))
+    return {field: ", or ".join(faults) for field, faults in found.items()}
+
+
+def answer_problem(request: HttpRequest, problem: Problem) -> HttpResponse:
+    """Answer with a problem; for `add_exception_handler` of a NinjaAPI of one's own."""
+    return problem.response(request)
+
+
+def answer_all(api: NinjaAPI, challenge: str) -> None:
+    """Have an API answer everything that goes wrong with a problem.
+
+    `challenge` is the WWW-Authenticate of who is not logged in.
+    """
+
+    def http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+        if isinstance(error.__cause__, Problem):
+            error = error.__cause__
+        headers = {"WWW-Authenticate": challenge} if error.status_code == 401 else {}
+        if isinstance(error, Problem):
+            error.headers = headers | error.headers
+            return error.response(request)
+        detail = "Log in first." if error.status_code == 401 else error.message
+        return Problem(error.status_code, detail, headers=headers).response(request)
+
+    def wrong_input(request: HttpRequest, error: ValidationError) -> HttpResponse:
+        faults: dict[str, str] = {}
+        for fault in error.errors:
+            # Where it is from, and for a body the name of the argument that takes it.
+            faults |= _by_field([fault], skip=2 if fault["loc"][0] == "body" else 1)
+        return invalid(faults).response(request)
+
+    def not_found(request: HttpRequest, _error: Http404) -> HttpResponse:
+        return Problem(HTTPStatus.NOT_FOUND, NOT_FOUND).response(request)
+
+    def forbidden(request: HttpRequest, error: PermissionDenied) -> HttpResponse:
+        return Problem(HTTPStatus.FORBIDDEN, str(error) or "You may not do this.").response(request)
+
+    def suspicious(request: HttpRequest, error: Exception) -> HttpResponse:
+        return Problem(HTTPStatus.BAD_REQUEST, str(error)).response(request)
+
+    def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
+        return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)).response(request)
+
+    def unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
+        # As Django does for a view of its own: whoever reports errors hears of this one.
+        got_request_exception.send(sender=None, request=request)
+        logger.error(
+            "Internal Server Error: %s",
+            request.path,
+            exc_info=error,
+            extra={"status_code": 500, "request": request},
+        )
+        detail = "Something went wrong here, and was logged. Ask again later."
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail).response(request)
+
+    handlers: dict[type[Exception], Any] = {
+        HttpError: http_error,
+        ValidationError: wrong_input,
+        Http404: not_found,
+        PermissionDenied: forbidden,
+        SuspiciousOperation: suspicious,
+        UnreadablePostError: suspicious,
+        RequestDataTooBig: too_big,
+        Exception: unexpected,
+    }
+    for kind, handler in handlers.items():
+        api.add_exception_handler(kind, handler)
+
+
+#: What the OpenAPI says of a problem.
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "Problem",
+    "description": "Problem details, as RFC 9457 has them.",
+    "required": ["type", "title", "status", "detail", "instance"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "The value, the rule, the remedy."},
+        "instance": {"type": "string", "description": "The path that was asked for."},
+        "errors": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "With 422: what is wrong with which field.",
+        },
+        "task_status": {
+            "enum": list(Status),
+            "description": "With 409: the present status of the task.",
+        },
+        "task": {
+            "type": "string",
+            "format": "uuid",
+            "description": "With 409: the task that is in the way, if you may see it.",
+        },
+    },
+}
+
+
+def declared(*statuses: int) -> dict[int, Any]:
+    """What the OpenAPI says of answers that are problems."""
+    return {
+        int(status): {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": SCHEMA}},
+        }
+        for status in sorted(statuses)
+    }

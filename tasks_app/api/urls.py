@@ -1,0 +1,85 @@
+"""The API, for a site to include: `path("api/tasks/", include("tasks_app.api.urls"))`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from http import HTTPStatus
+from inspect import iscoroutinefunction
+from typing import Any, cast
+
+from django.apps import apps
+from django.db import transaction
+from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed
+from django.urls import URLPattern, re_path
+from ninja import NinjaAPI
+
+from tasks_app.api.auth import authenticators, challenge
+from tasks_app.api.operations import router
+from tasks_app.api.problems import Problem, answer_all
+
+View = Callable[..., HttpResponseBase]
+
+app_name = "tasks_app_api"
+
+
+def build(namespace: str = app_name) -> NinjaAPI:
+    """Return the API by itself, under a namespace, with the authenticators of TASK_API_AUTH."""
+    asked = authenticators()
+    api = NinjaAPI(
+        title="Tasks",
+        version="1",
+        description="Start background tasks, watch them, and end them.",
+        urls_namespace=namespace,
+        auth=asked,
+        # Without django-ninja among the apps its page would come from another host.
+        docs_url="/docs" if apps.is_installed("ninja") else None,
+    )
+    answer_all(api, challenge(asked))
+    api.add_router("", router, auth=asked)
+    return api
+
+
+def patterns(api: NinjaAPI) -> list[URLPattern]:
+    """The URLs of an API, with a problem for every other path and method."""
+    found = cast(list[URLPattern], api.urls[0])
+    for pattern in found:
+        pattern.callback = _guarded(pattern.callback)
+    return [*found, re_path("", _nothing_here)]
+
+
+def _nothing_here(request: HttpRequest) -> HttpResponseBase:
+    return Problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").response(request)
+
+
+def _guarded(view: View) -> View:
+    """Answer what django-ninja answers in plain text with a problem."""
+    if iscoroutinefunction(view):
+
+        @wraps(view)
+        async def stream(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+            return _as_problem(request, await cast(Awaitable[Any], view(request, **kwargs)))
+
+        # Django refuses asynchronous views where every request is a transaction.
+        return transaction.non_atomic_requests(stream)  # type: ignore[return-value]
+
+    @wraps(view)
+    def guarded(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+        return _as_problem(request, view(request, **kwargs))
+
+    return guarded
+
+
+def _as_problem(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    if isinstance(response, HttpResponseNotAllowed):
+        allowed = response.headers["Allow"]
+        return Problem(
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            f"{request.method} is not for this path. Use {allowed}.",
+            headers={"Allow": allowed},
+        ).response(request)
+    return response
+
+
+api = build()
+urlpatterns = patterns(api)

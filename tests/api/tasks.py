@@ -1,0 +1,49 @@
+"""Tasks that opt in to be started over HTTP, and one that does not."""
+
+from datetime import date
+
+from pydantic import BaseModel, Field, SecretStr
+
+from tasks_app.base import BaseTask, ProgressHandle
+
+
+class Place(BaseModel):
+    name: str
+    people: int = Field(ge=1)
+
+
+class Greet(BaseTask):
+    startable = True
+
+    def execute(
+        self,
+        progress: ProgressHandle,
+        place: Place,
+        day: date | None = None,
+        token: SecretStr | None = None,
+    ) -> str:
+        return f"Hello, {place.name}"
+
+
+class Anything(BaseTask):
+    """Takes whatever JSON can say."""
+
+    startable = True
+
+    def execute(self, progress: ProgressHandle, value: object = None) -> object:
+        return value
+
+
+class Reserved(BaseTask):
+    """Is started by whoever may change sites."""
+
+    startable = True
+    start_permission = "tasks_app.change_worker"
+
+    def execute(self, progress: ProgressHandle) -> None:
+        pass
+
+
+class Closed(BaseTask):
+    def execute(self, progress: ProgressHandle) -> None:
+        pass
