@@ -201,7 +201,7 @@ class Viewer:
     @property
     def facts(self) -> list[str]:
         """The types of what is history, without state, progress and signs of life."""
-        state = {"task_status", "progress_update", "keep-alive"}
+        state = {"task_status", "progress_update", "keep-alive", "stream-end"}
         return [kind for kind in self.types if kind not in state]
 
     def values(self, task_id: UUID) -> list[float]:

@@ -208,6 +208,7 @@ async def _events(
                 yield healed or b""
             elif news := b"".join(event.wire for event in events if view.admit(event)):
                 yield news
+        yield wire.STREAM_END
 
 
 def _take(listener: Listener) -> tuple[list[wire.Fact | wire.Report], bool, Any]:

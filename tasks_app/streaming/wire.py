@@ -15,6 +15,9 @@ from tasks_app.states import EventType
 from tasks_app.streaming.cursor import Cursor
 
 KEEP_ALIVE = b"event: keep-alive\ndata:\n\n"
+#: The last of a stream that ends by itself, whatever its tasks ended as: some clients, htmx's among
+#: them, open a stream anew when it closes, unless an event of one name tells them not to.
+STREAM_END = b"event: stream-end\ndata:\n\n"
 #: What a stream begins with: bytes, so that the headers go out even where no event does yet; and
 #: the milliseconds after which a browser reconnects by itself. The field is the first event's,
 #: for some clients take a blank line after it for an event of its own.

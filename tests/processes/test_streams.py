@@ -87,7 +87,7 @@ def test_what_a_plain_client_reads_is_valid_and_ends_by_itself(
     assert body.endswith("\n\n")
     blocks = [block.split("\n") for block in body.strip().split("\n\n")]
     assert blocks[0][:3] == [": events of tasks", "retry: 2000", "event: task_status"]
-    assert blocks[-1][0] == "event: task_completed"
+    assert [block[0] for block in blocks[-2:]] == ["event: task_completed", "event: stream-end"]
     for line in itertools.chain(*blocks):
         assert line.split(":")[0] in ("", "event", "id", "data", "retry")
 
@@ -142,7 +142,7 @@ def test_who_comes_after_the_end_gets_the_state_and_the_end(
     task = task_service.start_task(Fail, owner=owner)
     ends(task.task_id)
     viewer = watch(stream(site, task.task_id)).finish()
-    assert viewer.types == ["task_status", "task_failed"]
+    assert viewer.types == ["task_status", "task_failed", "stream-end"]
     assert viewer.sees("task_status")["data"]["error"] == {
         "type": "ValueError",
         "message": "it broke",
@@ -156,7 +156,7 @@ def test_a_burst_of_progress_does_not_hide_the_end(site: Web, watch: Watch, owne
     for viewer in viewers:
         viewer.finish()
         assert viewer.facts.count("task_completed") == 1
-        assert viewer.types[-1] == "task_completed"
+        assert viewer.types[-2:] == ["task_completed", "stream-end"]
 
 
 def test_log_lines_come_in_order_however_many(site: Web, watch: Watch, owner: User) -> None:

@@ -30,7 +30,7 @@ class Seen:
 
 
 def parsed(chunk: bytes) -> list[Seen]:
-    """The events of some bytes, without comments and keep-alives."""
+    """The events of some bytes, without comments and what has no data."""
     events = []
     for block in chunk.decode().split("\n\n"):
         lines = [line.split(": ", 1) for line in block.splitlines() if not line.startswith(":")]
