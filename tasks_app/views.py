@@ -1,12 +1,16 @@
-"""What pages ask for: a task's status, its cancellation, and streams where there is no consumer."""
+"""What pages ask for: a task's own page, its status, its end and its repetition, and streams."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from django.contrib import messages
+from django.contrib.auth.mixins import LoginRequiredMixin
 from django.core.handlers.asgi import ASGIRequest
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import (
     Http404,
     HttpRequest,
@@ -18,10 +22,11 @@ from django.http import (
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
+from django.views.generic import DetailView
 
-from tasks_app.exceptions import IllegalTransition, TaskNotFound
+from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.models import Task
-from tasks_app.permissions import may_cancel, may_view
+from tasks_app.permissions import may_cancel, may_retry, may_view
 from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
 from tasks_app.streaming.endpoint import answer, respond
@@ -118,6 +123,45 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     return JsonResponse(info.model_dump(mode="json", include=told), status=code)
 
 
+@require_POST
+def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
+    """Start a failed or cancelled task anew: as JSON to a script, by a redirect to the new task.
+
+    The redirect leads to the form field `next` where it names a page of this site.
+    """
+    task = Task.objects.filter(pk=task_id).first()
+    user = request.user
+    if task is None or not user.is_authenticated or not may_retry(user, task):
+        return _not_found(request)
+    try:
+        started = task_service.retry_task(task_id, by=user)
+    except TaskNotFound:
+        return _not_found(request)
+    except (IllegalTransition, DuplicateTask) as error:
+        return _not_retried(request, error)
+    if request.accepts("text/html"):
+        return _to_task(request, started.task_id)
+    return JsonResponse(started.model_dump(mode="json"), status=HTTPStatus.ACCEPTED)
+
+
+def _not_retried(request: HttpRequest, error: IllegalTransition | DuplicateTask) -> HttpResponse:
+    if not request.accepts("text/html"):
+        return JsonResponse({"detail": str(error)}, status=HTTPStatus.CONFLICT)
+    if isinstance(error, AlreadyRetried):
+        # Whoever was first, this is what both wanted.
+        return _to_task(request, error.retried_as)
+    messages.error(request, str(error), fail_silently=True)
+    return HttpResponseRedirect(_way_back(request))
+
+
+def _to_task(request: HttpRequest, task_id: UUID) -> HttpResponse:
+    """Go to the page that the form names; else to the task's own, if this user may see it."""
+    if url := _of_this_site(request, request.POST.get("next")):
+        return HttpResponseRedirect(url)
+    task = Task.objects.visible_to(request.user).filter(pk=task_id).first()
+    return HttpResponseRedirect(task.get_absolute_url() if task else _way_back(request))
+
+
 def _not_found(request: HttpRequest) -> HttpResponse:
     if request.accepts("text/html"):
         raise Http404(NOT_FOUND)
@@ -126,9 +170,13 @@ def _not_found(request: HttpRequest) -> HttpResponse:
 
 def _way_back(request: HttpRequest) -> str:
     """The page the form stood on, if it is one of this site's."""
-    for url in (request.POST.get("next"), request.headers.get("Referer")):
-        if url and url_has_allowed_host_and_scheme(
-            url, {request.get_host()}, require_https=request.is_secure()
-        ):
-            return url
-    return "/"
+    named = _of_this_site(request, request.POST.get("next"))
+    return named or _of_this_site(request, request.headers.get("Referer")) or "/"
+
+
+def _of_this_site(request: HttpRequest, url: str | None) -> str:
+    """Return a URL where it leads nowhere else; else nothing."""
+    safe = url_has_allowed_host_and_scheme(
+        url, {request.get_host()}, require_https=request.is_secure()
+    )
+    return url if url and safe else ""

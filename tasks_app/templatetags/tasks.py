@@ -1,211 +1,294 @@
-"""`{% load tasks %}`: a task's progress bar, as it stands and live from then on."""
+"""`{% load tasks %}`: tasks on a page, as they stand and live from then on."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from django import template
 from django.contrib.auth.models import AnonymousUser
+from django.db.models import Prefetch, QuerySet, prefetch_related_objects
 from django.http import HttpRequest
 from django.middleware.csrf import get_token
 from django.template.context import Context
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.formats import date_format
-from django.utils.translation import gettext_lazy as _
 
+from tasks_app import display
 from tasks_app.conf import task_settings
-from tasks_app.models import Task, aware
-from tasks_app.permissions import may_cancel
-from tasks_app.states import Status
-
-if TYPE_CHECKING:
-    from django.utils.functional import _StrPromise
+from tasks_app.display import WORDS
+from tasks_app.ledger import alias
+from tasks_app.models import Task, TaskEvent, aware
+from tasks_app.permissions import may_cancel, may_retry
+from tasks_app.states import RETRIABLE, EventType
+from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.endpoint import CURSOR_MAX
 
 register = template.Library()
 
-#: Every word the script may show, so that they are translated here and nowhere else.
-WORDS: Mapping[str, str | _StrPromise] = {
-    "waiting": _("Waiting to start"),
-    "waiting_until": _("Waiting until {time}"),
-    "retry_at": _("Attempt {attempt} of {max_attempts} failed, trying again at {time}"),
-    "running": _("Running"),
-    "running_again": _("Running, attempt {attempt} of {max_attempts}"),
-    "cancelling": _("Cancelling…"),
-    "completed": _("Completed"),
-    "failed": _("Failed"),
-    "cancelled": _("Cancelled"),
-    "percent": _("{percent}%"),
-    "took": _("took {duration}"),
-    "days": _("{days} d {hours} h"),
-    "hours": _("{hours} h {minutes} min"),
-    "minutes": _("{minutes} min {seconds} s"),
-    "seconds": _("{seconds} s"),
-    "interrupted": _("Live updates are interrupted. Checking every few seconds…"),
-    "lost": _("Connection lost. Trying again…"),
-    "polled": _("Many tasks are shown, so this one is checked every few seconds."),
-    "gone": _("No more updates: the task was removed, or you were signed out. Reload the page."),
-    "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
-    "cancel_refused": _(
-        "You may not cancel this task. If you should, reload the page and try again."
-    ),
-    "cancel_failed": _("The task could not be cancelled. Try again."),
+#: How a task can be shown, and the template of what is in it.
+FORMS = {
+    "bar": "tasks_app/task_progress_bar.html",
+    "compact": "tasks_app/task_progress_compact.html",
+    "card": "tasks_app/task_progress_card.html",
 }
+#: How many lines of its log a card shows: the newest.
+LOG_LINES = 5
+#: How many of their tasks a user is shown, unless the page says otherwise.
+LIST_LENGTH = 20
 
-#: Where a page keeps how many bars it has.
-_COUNT = "tasks_app.task_progress"
+
+@dataclass
+class Page:
+    """What one page has so far."""
+
+    bars: int = 0
+    lists: int = 0
+    has_assets: bool = False
+    #: What had been committed when it was first asked for, which the page's stream goes on from.
+    since: str | None = None
+
+    @classmethod
+    def of(cls, context: Context) -> Page:
+        """Return the page that is being rendered.
+
+        `render_context` has a frame for each template in it; the one of the page itself, which
+        loops, includes and blocks all share, is the second, above the builtins.
+        """
+        frame = cast(dict[str, Page], context.render_context.dicts[:2][-1])
+        return frame.setdefault("tasks_app.page", cls())
+
+    def brings_assets(self) -> bool:
+        """Whether this is the first on the page that needs them."""
+        first, self.has_assets = not self.has_assets, True
+        return first
+
+    def moment(self) -> str:
+        if self.since is None:
+            self.since = resumable()
+        return self.since
+
+
+def resumable() -> str:
+    """Return the id by which a stream opens with what is committed from now on; empty if too long.
+
+    What is read after this may be in that stream again, and nothing is missing between them.
+    """
+    since = str(Cursor.now(alias()))
+    return since if len(since) <= CURSOR_MAX else ""
+
+
+@register.inclusion_tag("tasks_app/task_progress_assets.html", takes_context=True)
+def task_assets(context: Context) -> dict[str, Any]:
+    """Bring the style and the script to a page that shows its first task later."""
+    return {"first": Page.of(context).brings_assets(), **page_assets()}
 
 
 @register.inclusion_tag("tasks_app/task_progress.html", takes_context=True)
 def task_progress(
-    context: Context, task: Task, *, label: str = "", url: str = "", cancel: bool = True
+    context: Context,
+    task: Task,
+    *,
+    form: str = "bar",
+    label: str = "",
+    url: str = "",
+    cancel: bool | None = None,
+    assets: bool = True,
 ) -> dict[str, Any]:
-    """Show a task's progress: its real state at once, then live.
+    """Show a task: its real state at once, then live.
 
-    `label` replaces the task's name, `url` makes a link of it. `cancel=False` leaves the button
-    out, as one must inside a form of one's own, where HTML allows no second form.
+    `form` is one of FORMS. `label` replaces the task's name, `url` makes a link of it. `cancel`
+    offers a button: unset, in all forms but compact; False leaves it out, as one must inside a form
+    of one's own, where HTML allows no second form. `assets=False` is for what is put into a page
+    that has them.
     """
-    number = _number_on_page(context)
-    bar = progress_bar(
-        task, request=context.get("request"), label=label, url=url, may_offer_cancel=cancel
+    page = Page.of(context)
+    page.bars += 1
+    shown = progress_bar(
+        task,
+        request=context.get("request"),
+        form=form,
+        label=label,
+        url=url,
+        may_offer_cancel=form != "compact" if cancel is None else cancel,
+        # Before the log is read.
+        since=page.moment() if form == "card" else "",
     )
     # The same task may be shown twice on a page, and an id may not.
-    return bar | {"first": number == 1, "label_id": f"task-progress-{bar['task_id']}-{number}"}
+    first = assets and page.brings_assets()
+    label_id = f"task-progress-{shown['task_id']}-{page.bars}"
+    return shown | {"first": first, "label_id": label_id} | (page_assets() if first else {})
+
+
+@register.inclusion_tag("tasks_app/task_list.html", takes_context=True)
+def task_list(
+    context: Context,
+    tasks: Iterable[Task] | None = None,
+    *,
+    limit: int | None = None,
+    form: str = "bar",
+    follow: bool | None = None,
+) -> dict[str, Any]:
+    """Show the newest tasks of the user, or the given ones, each with its bar.
+
+    `follow` lets tasks that the user starts later, wherever, appear by themselves: unset, where
+    the tasks are the user's own newest.
+    """
+    page, request = Page.of(context), context.get("request")
+    page.lists += 1
+    user = getattr(request, "user", AnonymousUser())
+    follows = user.is_authenticated and (tasks is None if follow is None else follow)
+    since = page.moment() if follows else ""
+    rows = newest(user, tasks, limit, form)
+    back = request.get_full_path() if request else ""
+    return {
+        **page_assets(),
+        "first": page.brings_assets(),
+        "request": request,
+        "form": form,
+        "rows": [(row, display.page_url(row, back), created(row)) for row in rows],
+        "list_id": f"task-list-{page.lists}",
+        "follow": follows,
+        "since": since,
+        "limit": limit or (LIST_LENGTH if tasks is None else 0),
+    }
+
+
+def newest(user: Any, tasks: Iterable[Task] | None, limit: int | None, form: str) -> list[Task]:
+    """Return the tasks of a list, with what their forms show of them, in few queries."""
+    if tasks is None:
+        own = Task.objects.visible_to(user).filter(owner_id=user.pk)
+        tasks, limit = own.order_by("-created_at"), limit or LIST_LENGTH
+    if isinstance(tasks, QuerySet):
+        unseen = ["params", "error_traceback", *([] if form == "card" else ["result"])]
+        tasks = tasks.defer(*unseen)[:limit]
+    rows = list(tasks)[:limit]
+    if form == "card":
+        lines = Prefetch("events", log_lines(TaskEvent.objects.all()), to_attr="newest_log_lines")
+        prefetch_related_objects(rows, lines, "retried_as")
+    return rows
+
+
+def log_lines(events: QuerySet[TaskEvent]) -> QuerySet[TaskEvent]:
+    return events.filter(event_type=EventType.LOG).order_by("-id")[:LOG_LINES]
 
 
 def progress_bar(
     task: Task,
     *,
     request: HttpRequest | None = None,
+    form: str = "bar",
     label: str = "",
     url: str = "",
     may_offer_cancel: bool = True,
+    since: str = "",
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """Return what the template shows of a task. Without a request nobody is known, who may cancel.
 
-    Raises TypeError for anything but a Task.
+    Raises TypeError for anything but a Task, and ValueError for a form that there is not.
     """
     if not isinstance(task, Task):
         raise TypeError(
             f"{{% task_progress %}} takes a Task, not {task!r} ({type(task).__name__}). Pass the "
             f"row itself, such as Task.objects.get(pk=…), and check the name of the variable."
         )
+    if form not in FORMS:
+        raise ValueError(f"{form!r} is no form of a task. Choose one of {', '.join(FORMS)}.")
     now = now or timezone.now()
     words = {key: str(word) for key, word in WORDS.items()}
+    user = getattr(request, "user", AnonymousUser())
     ended = task.is_terminal
     cancelling = task.cancel_requested_at is not None and not ended
     cancel_url = csrf_token = None
     wanted = may_offer_cancel and not ended and not cancelling
-    if wanted and request and may_cancel(getattr(request, "user", AnonymousUser()), task):
+    if wanted and request and may_cancel(user, task):
         # Not from the context: a page rendered without context processors has no token.
         cancel_url, csrf_token = _url("cancel", task.pk), get_token(request)
-    streams_url, statuses_url = _url("streams"), _url("statuses")
+    card = _card(task, request, user, words, now) if form == "card" else {}
     return {
+        "form": form,
+        "inside": FORMS[form],
         "task_id": str(task.pk),
         "status": str(task.status),
         "attempt": task.attempt,
         "max_attempts": task.max_attempts,
         "label": label or task.label,
         "url": url,
-        "state": describe(task, words, now),
-        "value": bar_value(task),
-        "percent": percent(task, words),
+        # In a table's cell the name stands in another, and is for screen readers.
+        "quiet": form == "compact" and not (label or url),
+        "state": display.describe(task, words, now),
+        "value": display.bar_value(task),
+        "percent": display.percent(task, words),
         "text": task.progress_text,
-        "error": f"{task.error_type}: {task.error_message}" if task.error_type else "",
+        "error": display.error(task),
         "started": aware(task.started_at).isoformat() if task.started_at else "",
-        "wait": wait(task, now),
-        "elapsed": elapsed(task, now),
-        "duration": time_taken(task, words, now),
+        "wait": display.wait(task, now),
+        "elapsed": display.elapsed(task, now),
+        "duration": display.time_taken(task, words, now),
         "ended": ended,
         "cancelling": cancelling,
+        "live": _is_live(),
+        "mine": user.is_authenticated and task.owner_id == user.pk,
+        "since": since,
         "cancel_url": cancel_url,
         "csrf_token": csrf_token,
         "next": request.get_full_path() if request else "",
-        # Where the site leaves out `tasks_app.urls`, the bar is right but stands still.
-        "live": bool(streams_url and statuses_url),
-        "streams_url": streams_url,
-        "statuses_url": statuses_url,
-        "max_tasks": task_settings().stream_max_tasks,
-        "keepalive": task_settings().stream_keepalive_seconds,
-        "words": json.dumps(words),
+        **card,
     }
 
 
-def describe(task: Task, words: Mapping[str, str], now: datetime) -> str:
-    """Say in words how the task stands. The script's `describe` says the same."""
-    if task.is_terminal:
-        return words[task.status]
-    if task.cancel_requested_at:
-        return words["cancelling"]
-    attempt = {"attempt": task.attempt, "max_attempts": task.max_attempts}
-    if task.status == Status.RUNNING:
-        return words["running_again" if task.attempt > 1 else "running"].format(**attempt)
-    if not wait(task, now):
-        return words["waiting"]
-    until = timezone.localtime(aware(task.run_after))
-    # The script shows the viewer's own zone; here it is the server's, so it says which.
-    time = f"{date_format(until, 'SHORT_DATETIME_FORMAT')} {until.tzname()}"
-    return words["retry_at" if task.attempt else "waiting_until"].format(time=time, **attempt)
+def _card(
+    task: Task, request: HttpRequest | None, user: Any, words: dict[str, str], now: datetime
+) -> dict[str, Any]:
+    """Return what a card shows beside what every form does."""
+    lines: list[TaskEvent] | None = getattr(task, "newest_log_lines", None)
+    if lines is None:
+        lines = list(log_lines(task.events.all()))
+    retriable = task.status in RETRIABLE
+    again = getattr(task, "retried_as", None) if retriable else None
+    retry: dict[str, Any] = {}
+    if request and again is None and may_retry(user, task):
+        # Rendered before it can be pressed, so that the script has it to show when the task fails.
+        retry = {"retry_url": _url("retry", task.pk), "csrf_token": get_token(request)}
+    return {
+        "attempts": display.attempts(task, words),
+        "left": display.time_left(task, words, now),
+        "log": lines[::-1],
+        "log_lines": LOG_LINES,
+        "result": display.result(task),
+        "retriable": retriable,
+        "retried_as": display.page_url(again) if again else "",
+        **retry,
+    }
 
 
-def bar_value(task: Task) -> float | None:
-    """Return the filled part of the bar; None where it cannot be known."""
-    match task.status:
-        case Status.COMPLETED:
-            return 1.0
-        case Status.RUNNING:
-            return task.progress
-        case Status.PENDING:
-            return 0.0
-        case _:
-            return task.progress or 0.0
+def created(task: Task) -> tuple[str, str]:
+    """Return when a task was made: for machines, and for people, who are told the zone."""
+    moment = timezone.localtime(aware(task.created_at))
+    said = f"{date_format(moment, 'SHORT_DATETIME_FORMAT')} {moment.tzname()}"
+    return moment.isoformat(), said
 
 
-def percent(task: Task, words: Mapping[str, str]) -> str:
-    """Return the part done in words, rounded down so that 100 means all of it."""
-    value = bar_value(task)
-    if value is None or task.progress is None or task.status == Status.PENDING:
-        return ""
-    return words["percent"].format(percent=math.floor(value * 100 + 1e-9))
+def page_assets() -> dict[str, Any]:
+    """Return what a page tells its script: where to ask, and what to say."""
+    return {
+        "live": _is_live(),
+        "streams_url": _url("streams"),
+        "statuses_url": _url("statuses"),
+        "max_tasks": task_settings().stream_max_tasks,
+        "keepalive": task_settings().stream_keepalive_seconds,
+        "words": json.dumps({key: str(word) for key, word in WORDS.items()}),
+    }
 
 
-def wait(task: Task, now: datetime) -> float:
-    """Return for how many seconds a pending task may not start yet."""
-    if task.status != Status.PENDING:
-        return 0.0
-    # A web host whose clock is behind the database's must not make a new task wait.
-    now = max(aware(now), aware(task.created_at))
-    return max(0.0, (aware(task.run_after) - now).total_seconds())
-
-
-def elapsed(task: Task, now: datetime) -> float | None:
-    """Return for how many seconds the newest attempt runs, or ran; None before it began."""
-    if task.started_at is None or task.status == Status.PENDING:
-        return None
-    return max(0.0, (aware(task.finished_at or now) - aware(task.started_at)).total_seconds())
-
-
-def time_taken(task: Task, words: Mapping[str, str], now: datetime) -> str:
-    """Return `elapsed` in words."""
-    seconds = elapsed(task, now)
-    if seconds is None:
-        return ""
-    time = duration(seconds, words)
-    return time if task.status == Status.RUNNING else words["took"].format(duration=time)
-
-
-def duration(seconds: float, words: Mapping[str, str]) -> str:
-    """Say a length of time in its two largest units. The script's `duration` says the same."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    unit = "days" if days else "hours" if hours else "minutes" if minutes else "seconds"
-    return words[unit].format(days=days, hours=hours, minutes=minutes, seconds=rest)
+def _is_live() -> bool:
+    """Whether a script has anything to ask: without `tasks_app.urls` bars are right, and still."""
+    return bool(_url("streams"))
 
 
 def _url(name: str, *args: object) -> str | None:
@@ -213,14 +296,3 @@ def _url(name: str, *args: object) -> str | None:
         return reverse(f"tasks_app:{name}", args=args)
     except NoReverseMatch:
         return None
-
-
-def _number_on_page(context: Context) -> int:
-    """Count the bars of the page that is being rendered, this one included.
-
-    `render_context` has a frame for each template in it; the one of the page itself, which loops,
-    includes and blocks all share, is the second, above the builtins.
-    """
-    page = cast(dict[str, int], context.render_context.dicts[:2][-1])
-    page[_COUNT] = page.get(_COUNT, 0) + 1
-    return page[_COUNT]

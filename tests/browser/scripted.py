@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import select
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import parse_qs, urlsplit
 
 from django.contrib.auth.models import User
@@ -23,6 +25,7 @@ from django.test import RequestFactory
 import tasks_app
 from project.middleware import POLICY
 from tasks_app.models import Task
+from tasks_app.states import FACTS
 
 STATIC = Path(tasks_app.__file__).parent / "static"
 TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -41,7 +44,11 @@ def task(**fields: Any) -> Task:
     ended = {"finished_at": now} if status in {"completed", "failed", "cancelled"} else {}
     defaults = {"name": "shop.tasks.Import", "status": status, "owner_id": OWNER.pk}
     times = {"created_at": now - timedelta(seconds=5), "run_after": now - timedelta(seconds=5)}
-    return Task(**(defaults | times | began | ended | fields))
+    row = Task(**(defaults | times | began | ended | fields))
+    # What a card reads of other rows: here there is no database.
+    row.newest_log_lines = []  # type: ignore[attr-defined]
+    Task.retried_as.related.set_cached_value(row, None)  # type: ignore[attr-defined]
+    return row
 
 
 @dataclass
@@ -60,6 +67,8 @@ class Stream:
     site: Site
     task_ids: list[str]
     last_event_id: str
+    #: Whether it was asked for all of the user's tasks, and not for those named.
+    mine: bool = False
     messages: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
     closed: bool = False
 
@@ -78,6 +87,9 @@ class Stream:
             "timestamp": (at or datetime.now(UTC)).isoformat(),
             "data": data,
         }
+        # As a real stream does: an id for each fact, and it grows.
+        if not event_id and event_type in FACTS:
+            event_id = str(next(self.site.fact_ids))
         identity = f"id: {event_id}\n" if event_id else ""
         self.raw(f"event: {event_type}\n{identity}data: {json.dumps(message)}\n\n")
 
@@ -107,6 +119,9 @@ class Site(ThreadingHTTPServer):
         self.template = "{% for task in tasks %}{% task_progress task %}{% endfor %}"
         self.head = '<meta name="color-scheme" content="light dark">'
         self.language = "en"
+        self.fact_ids = itertools.count(1_000)
+        #: The id that a card's page goes on from.
+        self.since = "40"
         #: By the last part of the address (stream, status, cancel): what to answer instead.
         self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
         #: Whether a stream opens with each task's state, as a real one does.
@@ -141,7 +156,8 @@ class Site(ThreadingHTTPServer):
         request = RequestFactory().get("/page/")
         request.user = OWNER
         context = RequestContext(request, {"tasks": list(self.rows.values())})
-        return Template("{% load tasks %}" + (template or self.template)).render(context)
+        with patch("tasks_app.templatetags.tasks.resumable", lambda: self.since):
+            return Template("{% load tasks %}" + (template or self.template)).render(context)
 
     def handle_error(self, *_args: object) -> None:
         # A browser may hang up.
@@ -214,11 +230,12 @@ class Handler(BaseHTTPRequestHandler):
     def stream(self, request: Request) -> None:
         site = self.server
         newest = request.headers.get("last-event-id") or request.query.get("lastEventId", [""])[0]
-        stream = Stream(site, request.query.get("task", []), newest)
+        stream = Stream(site, request.query.get("task", []), newest, "mine" in request.query)
         # The browser's own wait before it comes back, in milliseconds.
         stream.raw("retry: 50\n\n")
         if site.greets:
-            for pk in stream.task_ids:
+            unfinished = [pk for pk, row in site.rows.items() if not row.is_terminal]
+            for pk in unfinished if stream.mine else stream.task_ids:
                 if pk in site.rows:
                     stream.status(site.rows[pk])
         self.send_response(200)

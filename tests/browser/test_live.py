@@ -54,7 +54,7 @@ def test_a_bar_moves_and_ends(page: Page, serve: Serve) -> None:
     expect(part(page, row, "percent")).to_have_text("29%")
     stream.progress(row, 0.999)
     expect(part(page, row, "percent")).to_have_text("99%")
-    stream.send("task_completed", row, "7", result={"rows": 3})
+    stream.send("task_completed", row, result={"rows": 3})
     shows(page, row, "Completed", "1")
     expect(part(page, row, "percent")).to_have_text("100%")
     expect(bar(page, row)).to_have_attribute("status", "completed")

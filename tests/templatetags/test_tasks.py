@@ -19,9 +19,10 @@ from django.utils import timezone, translation
 from pytest_django import DjangoAssertNumQueries, Settings
 
 import tasks_app
+from tasks_app.display import WORDS, duration
 from tasks_app.models import Task
 from tasks_app.states import TERMINAL_EVENTS, EventType, Status
-from tasks_app.templatetags.tasks import WORDS, duration, progress_bar
+from tasks_app.templatetags.tasks import progress_bar
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 XSS = "<script>alert('x')</script>\"><img src=x>"
@@ -446,4 +447,6 @@ class TestScript:
         for selectors in re.findall(r"([^{};]+)\{", styles):
             if not selectors.strip().startswith("@"):
                 for selector in re.split(r",(?![^(]*\))", selectors):
-                    assert re.match(r'(\[data-theme="\w+"\] )?task-progress\b', selector.strip())
+                    assert re.match(
+                        r'(\[data-theme="\w+"\] )?task-(progress|list)\b', selector.strip()
+                    )

@@ -1,12 +1,13 @@
 /**
- * <task-progress>: a task's progress bar, rendered by Django and kept live from here.
+ * <task-progress>: a task, rendered by Django and kept live from here.
+ * <task-list>: a list of them, which the user's new tasks join.
  *
- * All bars of a page share one EventSource. While it fails, they ask the status endpoint and say
- * so. Dispatches, bubbling:
+ * All of a page share one EventSource. While it fails, they ask the status endpoint and say so.
+ * Dispatches, bubbling:
  *   task-progress:end    when a task ends while the page is open; detail {taskId, status}
  *   task-progress:event  for each fact of its history; detail {taskId, eventType, timestamp, data}
  *
- * One file, though it has three parts: storages that rename static files for caching do not rename
+ * One file, though it has four parts: storages that rename static files for caching do not rename
  * what a module imports, so an import might find an older file, or none.
  */
 
@@ -34,6 +35,18 @@ const RETRY = { least: 1_000, most: 30_000, growth: 2 };
 const FETCH_TIMEOUT = 10_000;
 const ANNOUNCE = 5_000; // between two progress announcements of a page
 const KEEPALIVES = 2.5; // a stream that misses two keep-alives is dead, whatever it says
+const NEW_ROWS = 250; // tasks started together appear together
+
+// How many facts of one's tasks are kept for rows that are yet to appear.
+const KEPT_FACTS = 500;
+// As the server has them, in display.py: characters of a result, and what an estimate needs.
+const RESULT_SHOWN = 2_000;
+const ESTIMATE = { after: 2_000, from: 0.01 };
+const LEFT = [
+  ["left_days", 86_400, 172_800],
+  ["left_hours", 3_600, 7_200],
+  ["left_minutes", 60, 90],
+];
 
 /* ---- What a task's messages make of its state. Pure. ---- */
 
@@ -71,6 +84,7 @@ const finish = (state, status, { data, time }) => ({
   text: data.progress?.text ?? state.text,
   value: status === "completed" ? 1 : (data.progress?.value ?? state.value),
   error: data.error ?? null,
+  result: data.result ?? null,
   took: state.started === null ? null : Math.max(0, time - state.started),
 });
 
@@ -86,6 +100,7 @@ function fromInfo(info, message) {
     text: info.progress.text,
     cancelling: info.cancel_requested,
     error: info.error ?? null,
+    result: info.result ?? null,
     started: start ? Date.parse(start) : null,
     began: start ? sinceThen(start, message) : null,
     took: start && end ? Math.max(0, Date.parse(end) - Date.parse(start)) : null,
@@ -169,6 +184,25 @@ export function duration(milliseconds, words) {
   });
 }
 
+/** Guess how long a running task runs yet, and say it as coarsely as a guess is. */
+export function timeLeft({ value, began }, words, now) {
+  const ran = began === null ? 0 : now - began;
+  if (value === null || value < ESTIMATE.from || value >= 1 || ran < ESTIMATE.after) return "";
+  const seconds = (ran * (1 - value)) / value / 1000;
+  const unit = LEFT.find(([, , least]) => seconds >= least);
+  return unit
+    ? fill(words[unit[0]], { count: Math.floor(seconds / unit[1] + 0.5) })
+    : fill(words.left_seconds, { count: 5 * Math.max(1, Math.ceil(seconds / 5)) });
+}
+
+/** Return a result as text: JSON, indented, but for a plain text. */
+function resultText(result) {
+  if (result === null) return "";
+  const text = typeof result === "string" ? result : JSON.stringify(result, null, 2);
+  const letters = Array.from(text);
+  return letters.length <= RESULT_SHOWN ? text : `${letters.slice(0, RESULT_SHOWN - 1).join("")}…`;
+}
+
 /** The page's language; the viewer's own where the page names none, or none that there is. */
 function pageLanguage() {
   try {
@@ -213,6 +247,14 @@ export function describe(state, words, now) {
     percent: known ? fill(words.percent, { percent: Math.floor(value * 100 + 1e-9) }) : "",
     text: state.text,
     time,
+    left: running && !state.cancelling ? timeLeft(state, words, now) : "",
+    // Where there is but one, or where it has been said already, it is not worth a word.
+    attempts:
+      maxAttempts === 1 || attempt === 0 || status === "pending" ||
+      (running && attempt > 1 && !state.cancelling)
+        ? ""
+        : fill(words.attempts, attempts),
+    result: status === "completed" ? resultText(state.result) : "",
     error: state.error ? `${state.error.type}: ${state.error.message}` : "",
   };
 }
@@ -245,10 +287,17 @@ async function fetchJSON(url, { signal, ...options } = {}) {
 const backoff = ({ least, most, growth }, tries) =>
   Math.min(most, least * growth ** tries) * (0.5 + Math.random() / 2);
 
+/** The number of the fact that an id of the stream stands at. */
+const factId = (id) => Number.parseInt(id, 10) || 0;
+
 class Hub {
   #page = null; // the <template> with the addresses and the words
   #bars = new Set(); // connected, unfinished
+  #lists = new Set(); // connected, that new tasks may join
   #source = null;
+  #following = false; // all tasks of the user, and not only those named
+  #recent = []; // the newest facts of them, for those whose rows are yet to appear
+  #fresh = new Set(); // what no stream has gone on from yet, and says from where one must
   #streamed = new Set(); // ids of the open stream
   #unheard = new Set(); // those it has not said a thing about since it was asked
   #asked = 0;
@@ -297,11 +346,26 @@ class Hub {
 
   watch(bar) {
     this.#bars.add(bar);
+    if (this.#following && bar.mine) this.#join(bar);
+    else if (bar.since) this.#fresh.add(bar);
     this.#plan();
+  }
+
+  /** Let tasks that the user starts from now on join a list. */
+  follow(list) {
+    this.#lists.add(list);
+    if (list.since) this.#fresh.add(list);
+    this.#plan();
+  }
+
+  unfollow(list) {
+    this.#fresh.delete(list);
+    if (this.#lists.delete(list)) this.#plan();
   }
 
   /** Forget a bar whose task has ended, or that left the page, if only for another place of it. */
   unwatch(bar) {
+    this.#fresh.delete(bar);
     if (this.#bars.delete(bar)) this.#plan();
   }
 
@@ -334,18 +398,27 @@ class Hub {
     return [...new Set([...this.#bars].map((bar) => bar.taskId))];
   }
 
+  /** The tasks that one stream can carry: the user's own where it follows those. */
+  #carried() {
+    if (!this.#lists.size) return this.#ids();
+    return [...new Set([...this.#bars].filter((bar) => bar.mine).map((bar) => bar.taskId))];
+  }
+
   #settle() {
     if (this.#away) return;
-    const ids = this.#ids();
-    if (ids.length === 0) {
+    const ids = this.#carried();
+    if (this.#bars.size + this.#lists.size === 0) {
       this.#stop();
       return;
     }
     const missing = ids.filter((id) => !this.#streamed.has(id));
     const room = this.#page.maxTasks - (ids.length - missing.length);
-    const wanted = missing.length > 0 && (missing.length <= room || room >= this.#page.maxTasks / 2);
-    const reopen = this.#source ? wanted : !this.#timers.has("retry");
-    if (reopen) this.#open();
+    const wanted =
+      missing.length > 0 &&
+      (this.#following || missing.length <= room || room >= this.#page.maxTasks / 2);
+    const other = this.#following !== this.#lists.size > 0;
+    const reopen = this.#source ? wanted || other : !this.#timers.has("retry");
+    if (reopen && (ids.length > 0 || this.#lists.size > 0)) this.#open();
     this.#hint();
     if (this.#unstreamed().length > 0 && !this.#timers.has("poll")) this.#pollSoon();
   }
@@ -353,6 +426,8 @@ class Hub {
   #stop() {
     this.#source?.close();
     this.#source = null;
+    this.#following = false;
+    this.#recent = [];
     this.#streamed.clear();
     for (const fetching of this.#fetching) fetching.abort();
     for (const name of [...this.#timers.keys()]) this.#never(name);
@@ -365,10 +440,13 @@ class Hub {
   #open() {
     this.#source?.close();
     this.#never("retry");
-    const ids = this.#ids().slice(0, this.#page.maxTasks);
+    this.#following = this.#lists.size > 0;
+    const ids = this.#following ? this.#carried() : this.#ids().slice(0, this.#page.maxTasks);
     const url = new URL(this.#page.streams, document.baseURI);
-    for (const id of ids) url.searchParams.append("task", id);
-    if (this.#lastEventId) url.searchParams.set("lastEventId", this.#lastEventId);
+    if (this.#following) url.searchParams.set("mine", "1");
+    else for (const id of ids) url.searchParams.append("task", id);
+    const since = this.#since();
+    if (since) url.searchParams.set("lastEventId", since);
     this.#streamed = new Set(ids);
     const source = new EventSource(url);
     this.#source = source;
@@ -378,6 +456,21 @@ class Hub {
     source.addEventListener("keep-alive", () => this.#alive(source));
     source.addEventListener("error", () => this.#error(source));
     this.#watchdog();
+  }
+
+  /** From where a stream must go on, so that nobody on the page misses a thing. */
+  #since() {
+    const all = [...this.#fresh].map(({ since }) => since);
+    if (this.#lastEventId) all.push(this.#lastEventId);
+    return all.sort((one, other) => factId(one) - factId(other))[0] ?? "";
+  }
+
+  /** Bring a row that has just appeared up to date, in a stream that carries its task already. */
+  #join(bar) {
+    this.#streamed.add(bar.taskId);
+    const missed = this.#recent.filter(({ taskId }) => taskId === bar.taskId);
+    for (const { message } of missed) if (message.id > factId(bar.since)) bar.receive(message);
+    if (missed.length === 0) this.ask(bar);
   }
 
   /** The stream is asked for, by us or by the browser on its own: each task's state comes first. */
@@ -416,12 +509,17 @@ class Hub {
     } catch {
       return; // not one of ours
     }
-    if (event.lastEventId) this.#lastEventId = event.lastEventId;
+    if (event.lastEventId) {
+      this.#lastEventId = event.lastEventId;
+      for (const one of this.#fresh)
+        if (!one.taskId || this.#streamed.has(one.taskId)) this.#fresh.delete(one);
+    }
     this.#unheard.delete(message.task_id);
     if (this.#unheard.size === 0) this.#never("patience");
     this.#alive(source);
     this.#deliver(message.task_id, {
       type: event.type,
+      id: factId(event.lastEventId),
       data: message.data,
       time: Date.parse(message.timestamp),
       timestamp: message.timestamp,
@@ -431,6 +529,11 @@ class Hub {
   }
 
   #deliver(taskId, message) {
+    if (this.#following && FACTS.includes(message.type)) {
+      this.#recent.push({ taskId, message });
+      if (this.#recent.length > KEPT_FACTS) this.#recent.shift();
+    }
+    for (const list of this.#lists) list.receive(taskId, message);
     for (const bar of [...this.#bars]) if (bar.taskId === taskId) bar.receive(message);
   }
 
@@ -453,7 +556,8 @@ class Hub {
 
   /** Some task has not been heard of in time. */
   #impatient() {
-    if (this.#source === null || this.#unheard.size === this.#streamed.size) {
+    const silent = this.#streamed.size > 0 && this.#unheard.size === this.#streamed.size;
+    if (this.#source === null || silent) {
       this.#polling = true;
       this.#hint({ aloud: true });
       this.#poll();
@@ -531,10 +635,20 @@ class Hub {
 
 const hub = new Hub();
 
-/* ---- One bar. ---- */
+/* ---- One task. ---- */
+
+/** Call once what an element has in it is there: a busy parser has made the element alone. */
+function whenParsed(start) {
+  if (document.readyState === "loading")
+    document.addEventListener("DOMContentLoaded", start, { once: true });
+  else start();
+}
 
 /** When the page may next read out progress: bars take turns, however many there are. */
 let nextAnnouncement = 0;
+
+/** The parts whose words `describe` gives. A form shows some of them. */
+const WORDED = ["state", "percent", "text", "time", "left", "attempts", "error", "result"];
 
 class TaskProgress extends HTMLElement {
   #state = null;
@@ -545,15 +659,24 @@ class TaskProgress extends HTMLElement {
   #cancelling = false; // asked here, not yet confirmed
   #givenUp = false;
 
+  #fact = 0; // the newest that was received
+
   get taskId() {
     return this.getAttribute("task-id");
   }
 
+  /** Whether the task is this user's own. */
+  get mine() {
+    return this.hasAttribute("data-mine");
+  }
+
+  /** The stream's id of the moment when the server rendered this, where that matters. */
+  get since() {
+    return this.dataset.since ?? "";
+  }
+
   connectedCallback() {
-    // A parser that is still busy has made the element, but not what is in it.
-    if (document.readyState === "loading")
-      document.addEventListener("DOMContentLoaded", () => this.#start(), { once: true });
-    else this.#start();
+    whenParsed(() => this.#start());
   }
 
   disconnectedCallback() {
@@ -570,6 +693,10 @@ class TaskProgress extends HTMLElement {
     const before = this.#state;
     const after = reduce(before, message);
     if (FACTS.includes(message.type)) {
+      // It comes again where the stream went back for the sake of another.
+      if (message.id && message.id <= this.#fact) return;
+      this.#fact = message.id;
+      if (message.type === "task_log") this.#log(message);
       const { type: eventType, timestamp, data } = message;
       this.#tell("task-progress:event", { eventType, timestamp, data });
     }
@@ -615,7 +742,7 @@ class TaskProgress extends HTMLElement {
     const part = this.#part(name);
     if (!part) return;
     if (part.textContent !== text) part.textContent = text;
-    if (["error", "hint", "notice"].includes(name)) part.hidden = !text;
+    if (["error", "hint", "notice", "result"].includes(name)) part.hidden = !text;
   }
 
   #tell(name, detail) {
@@ -646,6 +773,7 @@ class TaskProgress extends HTMLElement {
       text: this.#part("text")?.textContent ?? "",
       cancelling: cancelling !== undefined,
       error: null,
+      result: null,
       started: started ? Date.parse(started) : null,
       began: elapsed ? now - Number(elapsed) * 1000 : null,
       took: null,
@@ -665,11 +793,12 @@ class TaskProgress extends HTMLElement {
     const shown = describe({ ...state, cancelling }, hub.words, now);
     this.setAttribute("status", state.status);
     this.toggleAttribute("data-cancelling", cancelling && !TERMINAL.has(state.status));
-    for (const part of ["state", "percent", "text", "time", "error"]) this.#show(part, shown[part]);
+    for (const part of WORDED) this.#show(part, shown[part]);
     const bar = this.#part("bar");
     if (bar && shown.value === null) bar.removeAttribute("value");
     else if (bar && bar.getAttribute("value") !== String(shown.value)) bar.value = shown.value;
-    this.#offerCancel(!TERMINAL.has(state.status) && !state.cancelling && !this.#givenUp);
+    this.#offer("cancel", !TERMINAL.has(state.status) && !state.cancelling && !this.#givenUp);
+    this.#offer("retry", ["failed", "cancelled"].includes(state.status));
     const before = this.#shown;
     this.#shown = shown;
     if (!quietly) this.#announceChange(before);
@@ -701,10 +830,23 @@ class TaskProgress extends HTMLElement {
     this.announce([state, percent, error || text].filter(Boolean).join(", "));
   }
 
+  /** Add a line to the log, which keeps its newest few. */
+  #log({ id, data }) {
+    const log = this.#part("log");
+    if (!log || (id && id <= Number(log.lastElementChild?.dataset.id ?? 0))) return;
+    const line = document.createElement("li");
+    line.dataset.id = id;
+    line.dataset.level = data.level;
+    line.textContent = data.message;
+    log.append(line);
+    while (log.childElementCount > Number(log.dataset.lines)) log.firstElementChild.remove();
+  }
+
   /* -- Cancelling -- */
 
-  #offerCancel(offered) {
-    const form = this.#part("cancel");
+  /** Show the button of an action where it is legal, or hide it. */
+  #offer(action, offered) {
+    const form = this.#part(action);
     if (!form || form.hidden === !offered) return;
     this.#keepFocus(form);
     form.hidden = !offered;
@@ -747,5 +889,101 @@ class TaskProgress extends HTMLElement {
   };
 }
 
+/* ---- A list of tasks. ---- */
+
+class TaskList extends HTMLElement {
+  #timer = 0;
+
+  get since() {
+    return this.dataset.since ?? "";
+  }
+
+  connectedCallback() {
+    whenParsed(() => this.#start());
+  }
+
+  disconnectedCallback() {
+    hub.unfollow(this);
+    clearTimeout(this.#timer);
+  }
+
+  /** Take a message about any task of the user. */
+  receive(taskId, { type, data }) {
+    // Queued for the first time, and not handed back by a worker.
+    if (type !== "task_queued" || data.reason || this.#row(taskId)) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#fetchRows(), NEW_ROWS);
+  }
+
+  #start() {
+    if (!this.isConnected) return;
+    for (const time of this.querySelectorAll("time")) this.#localise(time);
+    if (this.hasAttribute("data-follow") && hub.find()) hub.follow(this);
+  }
+
+  #part(name, root = this) {
+    return root.querySelector(`:scope > [data-part="${name}"]`);
+  }
+
+  #row(taskId) {
+    return this.querySelector(`task-progress[task-id="${taskId}"]`);
+  }
+
+  /** Show a time in the viewer's zone; the server's words name its own. */
+  #localise(time) {
+    const date = new Date(time.dateTime);
+    if (!Number.isNaN(date.valueOf())) time.textContent = moment(date);
+  }
+
+  /** Fetch this page again and take over the rows that it has and this one has not. */
+  async #fetchRows() {
+    try {
+      const response = await fetch(location.href, {
+        headers: { Accept: "text/html" },
+        cache: "no-store",
+        redirect: "manual",
+        signal: AbortSignal.timeout(FETCH_TIMEOUT),
+      });
+      if (!response.ok) throw new Error(`${response.status}`);
+      const page = new DOMParser().parseFromString(await response.text(), "text/html");
+      const list = this.#part("list", page.getElementById(this.id));
+      if (this.isConnected) this.#take([...list.children]);
+    } catch (error) {
+      console.debug(error);
+      this.#part("news").textContent = hub.words.new_tasks;
+      this.#part("news").hidden = false;
+    }
+  }
+
+  #take(rows) {
+    const list = this.#part("list");
+    const taskOf = (row) => row.querySelector("task-progress").getAttribute("task-id");
+    // The newest come first; below a row that is here, older ones are not news.
+    const known = rows.findIndex((row) => this.#row(taskOf(row)));
+    const news = known < 0 ? rows : rows.slice(0, known);
+    if (news.length === 0) return;
+    for (const row of news) for (const time of row.querySelectorAll("time")) this.#localise(time);
+    list.prepend(...news.map((row) => document.importNode(row, true)));
+    this.#part("empty").hidden = true;
+    this.#part("news").hidden = true;
+    const labels = news.map((row) => row.querySelector("[data-part=label]").textContent.trim());
+    this.#part("announcer").textContent = fill(hub.words.new_task, { label: labels.join(", ") });
+    this.#trim(list);
+  }
+
+  /** Let go of the oldest rows past the list's length, of tasks that have ended. */
+  #trim(list) {
+    const limit = Number(this.dataset.limit) || Infinity;
+    while (list.childElementCount > limit) {
+      const bar = list.lastElementChild.querySelector("task-progress");
+      if (!TERMINAL.has(bar.getAttribute("status"))) return;
+      list.lastElementChild.remove();
+    }
+  }
+}
+
 // A page may load this file twice, by two addresses; the first is in charge.
-if (!customElements.get("task-progress")) customElements.define("task-progress", TaskProgress);
+if (!customElements.get("task-progress")) {
+  customElements.define("task-progress", TaskProgress);
+  customElements.define("task-list", TaskList);
+}

@@ -1,0 +1,196 @@
+"""What people read of a task: in words, translated, and the same on every page.
+
+The page's script says the same of a task that moves; tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from django.urls import NoReverseMatch
+from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.translation import gettext_lazy as _
+
+from tasks_app.models import Task, aware
+from tasks_app.schemas import clipped
+from tasks_app.states import Status
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+#: Every word the script may show, so that they are translated here and nowhere else.
+WORDS: Mapping[str, str | _StrPromise] = {
+    "waiting": _("Waiting to start"),
+    "waiting_until": _("Waiting until {time}"),
+    "retry_at": _("Attempt {attempt} of {max_attempts} failed, trying again at {time}"),
+    "running": _("Running"),
+    "running_again": _("Running, attempt {attempt} of {max_attempts}"),
+    "cancelling": _("Cancelling…"),
+    "completed": _("Completed"),
+    "failed": _("Failed"),
+    "cancelled": _("Cancelled"),
+    "percent": _("{percent}%"),
+    "attempts": _("Attempt {attempt} of {max_attempts}"),
+    "took": _("took {duration}"),
+    "left_days": _("about {count} d left"),
+    "left_hours": _("about {count} h left"),
+    "left_minutes": _("about {count} min left"),
+    "left_seconds": _("about {count} s left"),
+    "days": _("{days} d {hours} h"),
+    "hours": _("{hours} h {minutes} min"),
+    "minutes": _("{minutes} min {seconds} s"),
+    "seconds": _("{seconds} s"),
+    "interrupted": _("Live updates are interrupted. Checking every few seconds…"),
+    "lost": _("Connection lost. Trying again…"),
+    "polled": _("This task is checked every few seconds."),
+    "gone": _("No more updates: the task was removed, or you were signed out. Reload the page."),
+    "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
+    "cancel_refused": _(
+        "You may not cancel this task. If you should, reload the page and try again."
+    ),
+    "cancel_failed": _("The task could not be cancelled. Try again."),
+    "new_task": _("New task: {label}"),
+    "new_tasks": _("There are new tasks. Reload the page to see them."),
+}
+
+#: The most characters of a result that a page shows; the rest is for programs.
+RESULT_SHOWN = 2_000
+#: An estimate of what is left needs so many seconds, and such a part done, to be worth a word.
+ESTIMATE_AFTER = 2.0
+ESTIMATE_FROM = 0.01
+
+
+def page_url(task: Task, back: str = "") -> str:
+    """Return where a task has a page of its own, with the way back to another; empty if nowhere."""
+    try:
+        url = task.get_absolute_url()
+    except NoReverseMatch:
+        return ""
+    if not back:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}{urlencode({'next': back})}"
+
+
+def describe(task: Task, words: Mapping[str, str], now: datetime) -> str:
+    """Say in words how the task stands. The script's `describe` says the same."""
+    if task.is_terminal:
+        return words[task.status]
+    if task.cancel_requested_at:
+        return words["cancelling"]
+    attempt = {"attempt": task.attempt, "max_attempts": task.max_attempts}
+    if task.status == Status.RUNNING:
+        return words["running_again" if task.attempt > 1 else "running"].format(**attempt)
+    if not wait(task, now):
+        return words["waiting"]
+    until = timezone.localtime(aware(task.run_after))
+    # The script shows the viewer's own zone; here it is the server's, so it says which.
+    time = f"{date_format(until, 'SHORT_DATETIME_FORMAT')} {until.tzname()}"
+    return words["retry_at" if task.attempt else "waiting_until"].format(time=time, **attempt)
+
+
+def bar_value(task: Task) -> float | None:
+    """Return the filled part of the bar; None where it cannot be known."""
+    match task.status:
+        case Status.COMPLETED:
+            return 1.0
+        case Status.RUNNING:
+            return task.progress
+        case Status.PENDING:
+            return 0.0
+        case _:
+            return task.progress or 0.0
+
+
+def percent(task: Task, words: Mapping[str, str]) -> str:
+    """Return the part done in words, rounded down so that 100 means all of it."""
+    value = bar_value(task)
+    if value is None or task.progress is None or task.status == Status.PENDING:
+        return ""
+    return words["percent"].format(percent=math.floor(value * 100 + 1e-9))
+
+
+def wait(task: Task, now: datetime) -> float:
+    """Return for how many seconds a pending task may not start yet."""
+    if task.status != Status.PENDING:
+        return 0.0
+    # A web host whose clock is behind the database's must not make a new task wait.
+    now = max(aware(now), aware(task.created_at))
+    return max(0.0, (aware(task.run_after) - now).total_seconds())
+
+
+def elapsed(task: Task, now: datetime) -> float | None:
+    """Return for how many seconds the newest attempt runs, or ran; None before it began."""
+    if task.started_at is None or task.status == Status.PENDING:
+        return None
+    return max(0.0, (aware(task.finished_at or now) - aware(task.started_at)).total_seconds())
+
+
+def time_taken(task: Task, words: Mapping[str, str], now: datetime) -> str:
+    """Return `elapsed` in words."""
+    seconds = elapsed(task, now)
+    if seconds is None:
+        return ""
+    time = duration(seconds, words)
+    return time if task.status == Status.RUNNING else words["took"].format(duration=time)
+
+
+def duration(seconds: float, words: Mapping[str, str]) -> str:
+    """Say a length of time in its two largest units. The script's `duration` says the same."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    unit = "days" if days else "hours" if hours else "minutes" if minutes else "seconds"
+    return words[unit].format(days=days, hours=hours, minutes=minutes, seconds=rest)
+
+
+def attempts(task: Task, words: Mapping[str, str]) -> str:
+    """Return the attempt in words; empty where there is but one, or `describe` says it already."""
+    if task.max_attempts == 1 or task.attempt == 0 or task.status == Status.PENDING:
+        return ""
+    if task.status == Status.RUNNING and task.attempt > 1 and not task.cancel_requested_at:
+        return ""
+    return words["attempts"].format(attempt=task.attempt, max_attempts=task.max_attempts)
+
+
+def seconds_left(task: Task, now: datetime) -> float | None:
+    """Estimate for how many seconds more a running task runs, if it goes on as fast as so far."""
+    ran = elapsed(task, now)
+    if task.status != Status.RUNNING or ran is None or task.progress is None:
+        return None
+    if ran < ESTIMATE_AFTER or not ESTIMATE_FROM <= task.progress < 1:
+        return None
+    return ran * (1 - task.progress) / task.progress
+
+
+def time_left(task: Task, words: Mapping[str, str], now: datetime) -> str:
+    """Return `seconds_left` in words, as coarse as a guess is."""
+    seconds = seconds_left(task, now)
+    if seconds is None or task.cancel_requested_at:
+        return ""
+    for unit, length, least in (
+        ("left_days", 86_400, 172_800),
+        ("left_hours", 3_600, 7_200),
+        ("left_minutes", 60, 90),
+    ):
+        if seconds >= least:
+            return words[unit].format(count=math.floor(seconds / length + 0.5))
+    return words["left_seconds"].format(count=5 * max(1, math.ceil(seconds / 5)))
+
+
+def result(task: Task) -> str:
+    """Return what came of a task, as text: JSON, indented, but for a plain text."""
+    if task.result is None or task.status != Status.COMPLETED:
+        return ""
+    if isinstance(task.result, str):
+        return clipped(task.result, RESULT_SHOWN)
+    return clipped(json.dumps(task.result, indent=2, ensure_ascii=False), RESULT_SHOWN)
+
+
+def error(task: Task) -> str:
+    return f"{task.error_type}: {task.error_message}" if task.error_type else ""
