@@ -32,11 +32,13 @@ LAYERS = [
     {"worker", "streaming"},
     {"service"},
     {
+        "actions",
         "admin",
         "api",
         "apps",
         "backend",
         "checks",
+        "display",
         "management",
         "routing",
         "templatetags",
@@ -186,7 +188,7 @@ SAID: dict[str, set[str]] = {
     "lifecycle.py": {"cancelled"},
     "worker/outcomes.py": {"completed"},
     "api/problems.py": {"task_status"},
-    "templatetags/tasks.py": {"running", "completed", "failed", "cancelled"},
+    "display.py": {"running", "completed", "failed", "cancelled"},
 }
 
 
