@@ -1,5 +1,7 @@
 """How fast, on this machine, beside what could be reached: `python -m benchmarks`.
 
+`python -m benchmarks cleanup` prunes a million tasks instead.
+
 Real worker and web processes over a database of their own, in a temporary folder. Each figure is
 shown beside its yardstick, measured in the same run; compare ratios, not numbers of two machines.
 """
@@ -19,8 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-FOLDER = Path(tempfile.mkdtemp(prefix="tasks-benchmarks-"))
+#: Of the run, which its own processes are told.
+FOLDER = Path(os.environ.get("BENCHMARKS_FOLDER") or tempfile.mkdtemp(prefix="tasks-benchmarks-"))
 os.environ |= {
+    "BENCHMARKS_FOLDER": str(FOLDER),
     "DJANGO_SETTINGS_MODULE": "project.settings",
     "DATABASE_URL": f"sqlite:///{FOLDER / 'db.sqlite3'}",
     "DATA_DIR": str(FOLDER),
@@ -37,6 +41,7 @@ from django.core.management import call_command  # noqa: E402
 from django.test import Client  # noqa: E402
 from httpx_sse import aconnect_sse  # noqa: E402
 
+from benchmarks import cleanup  # noqa: E402
 from benchmarks.tasks import Noop, Stamp, Ticks  # noqa: E402
 from tasks_app.models import Task, Worker  # noqa: E402
 from tasks_app.progress import ProgressHandle  # noqa: E402
@@ -50,10 +55,16 @@ VIEWERS = 100
 
 def main() -> None:
     call_command("migrate", verbosity=0)
-    calls()
-    drain()
-    starts()
-    viewers()
+    match sys.argv[1:]:
+        case ["cleanup", "--measured"]:
+            cleanup.measured(FOLDER)
+        case ["cleanup", *tasks]:
+            cleanup.main(FOLDER, *map(int, tasks))
+        case _:
+            calls()
+            drain()
+            starts()
+            viewers()
 
 
 def calls() -> None:
