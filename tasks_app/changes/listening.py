@@ -121,6 +121,6 @@ class Listening(Changes):
             self._opening = False
             if not self._closed:
                 self._opened = opened
+                self.wake()
             elif not isinstance(opened, Exception):
                 opened.close()
-        self.wake()

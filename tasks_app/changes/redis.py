@@ -33,7 +33,6 @@ def client(timeout: float) -> redis.Redis:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
         "health_check_interval": 30,
     }
     return redis.Redis(**(settings.EVENTSTREAM_REDIS | limits))
@@ -58,6 +57,8 @@ class RedisLine:
         self._subscription = client(CONNECT_TIMEOUT).pubsub()
         try:
             self._subscription.subscribe(CHANNEL)
+            if not self._subscription.get_message(timeout=CONNECT_TIMEOUT):
+                raise TimeoutError("the subscription is not confirmed")
             self._hearing, self._speaking = socket.socketpair()
         except BaseException:
             self._subscription.close()

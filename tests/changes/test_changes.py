@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 
+from tasks_app.changes import Changes, announce, watch
 from tasks_app.changes import sqlite as sqlite_module
-from tasks_app.changes import Changes, watch
+from tasks_app.changes.postgresql import PostgreSQLChanges
 from tasks_app.changes.sqlite import SQLiteChanges
+from tests.harness import eventually
 
 #: Longer than anything takes that these tests expect to come at once.
 LONG = 20.0
@@ -325,24 +328,34 @@ def test_wake_does_not_hurry_the_timer(timer: Changes) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_sites_database_is_watched_by_the_best_means(settings: Any) -> None:
-    settings.TASK_POLL_INTERVAL_SECONDS = 0.01
+def test_the_sites_database_is_watched_by_the_best_means() -> None:
+    best = {"sqlite": SQLiteChanges, "postgresql": PostgreSQLChanges}[connection.vendor]
     with watch("default") as changes:
-        assert isinstance(changes, SQLiteChanges) is (connection.vendor == "sqlite")
+        assert type(changes) is best
         changes.wait(0)
 
         def commit() -> None:
             with transaction.atomic():
                 User.objects.create(username="ada")
+                announce("default")
             connections.close_all()
 
         thread = meanwhile(commit)
-        assert changes.wait(LONG)
+        assert eventually(lambda: changes.wait(LONG))
         thread.join()
 
 
-def test_a_database_in_memory_is_watched_by_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.django_db
+def test_where_the_database_tells_by_itself_there_is_nothing_to_announce(
+    django_assert_num_queries: Callable[[int], AbstractContextManager[object]],
+) -> None:
+    with django_assert_num_queries(0 if connection.vendor == "sqlite" else 1):
+        announce("default")
+        announce("default")
 
+
+def test_a_database_in_memory_is_watched_by_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections["default"], "vendor", "sqlite")
     monkeypatch.setitem(connections["default"].settings_dict, "NAME", ":memory:")
     with watch("default") as changes:
         assert type(changes) is Changes
