@@ -1,14 +1,19 @@
-"""Any verbs in any order, by workers that may hold stale claims: what must hold all the same."""
+"""Any verbs in any order, by workers that may hold stale claims: what must hold all the same.
+
+The examples are the same in each run. MACHINE_EXAMPLES=2000 looks further: so many new ones.
+"""
 
 from __future__ import annotations
 
-from datetime import timedelta
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 from django.db import transaction
-from django.db.models import F
 from django.utils import timezone
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,178 +28,304 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tasks_app import lifecycle
+from tasks_app import lifecycle, retention
 from tasks_app.claims import Claim, claim_of
-from tasks_app.exceptions import DuplicateTask, IllegalTransition
+from tasks_app.conf import task_settings
+from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
+from tasks_app.retention import Rule
 from tasks_app.schemas import TaskProgressUpdate
-from tasks_app.states import EventType, Status
-from tests.rows import BROKEN, lapse, worker
+from tasks_app.states import RETRIABLE, Status
+from tests.invariants import Seen, check_invariants
+from tests.rows import BROKEN, worker
 
-#: Past any backoff and any lease of these tests.
-AGES = timedelta(days=1)
+FURTHER = os.environ.get("MACHINE_EXAMPLES")
+#: How far the clock is stepped at a time: within a lease, past it, past any backoff; and back.
+STEPS = [timedelta(seconds=seconds) for seconds in (1, 25, 60, 4000, 90_000, -1, -600, -90_000)]
+QUEUES = ["default", "mail"]
+
+
+class Clock:
+    """The database's time, in the hands of an example."""
+
+    def __init__(self) -> None:
+        self.now = timezone.now()
+
+    def __call__(self, _using: str) -> datetime:
+        return self.now
 
 
 class Lifecycle(RuleBasedStateMachine):
     tasks = Bundle("tasks")
     #: Claims, good and stale: nobody gives one back when it is void.
     claims = Bundle("claims")
+    batches = st.lists(claims, min_size=1, max_size=4, unique=True)
 
     def __init__(self) -> None:
         super().__init__()
         self.example = transaction.atomic()
         self.example.__enter__()
-        #: Terminal rows, as they were when first seen.
-        self.over: dict[UUID, dict[str, Any]] = {}
-        #: The events of each task at the last look: history is only added to.
-        self.history: dict[UUID, list[int]] = {}
+        self.patch = pytest.MonkeyPatch()
+        self.clock = Clock()
+        for module in (lifecycle, retention):
+            self.patch.setattr(module, "database_now", self.clock)
+        self.seen = Seen()
+        #: The tasks that nobody deleted.
+        self.kept: set[UUID] = set()
 
     def teardown(self) -> None:
+        self.patch.undo()
         transaction.set_rollback(True)
         self.example.__exit__(None, None, None)
 
     @initialize()
     def workers(self) -> None:
-        self.by = [worker(pid=number) for number in (1, 2)]
+        self.by = [worker(pid=1), worker(pid=2), worker(pid=3, queues=["mail"])]
+
+    # What others do.
 
     @rule(
         target=tasks,
+        many=st.integers(1, 3),
         max_attempts=st.integers(1, 3),
         key=st.sampled_from([None, None, "a", "b"]),
-        queue=st.sampled_from(["default", "mail"]),
+        queue=st.sampled_from(QUEUES),
+        wait=st.sampled_from([None, timedelta(minutes=1), timedelta(days=-1)]),
+        priority=st.integers(-1, 1),
     )
-    def enqueue(self, max_attempts: int, key: str | None, queue: str) -> Any:
-        task = Task(
-            name="tests.tasks.Noop",
-            run_after=None,
-            max_attempts=max_attempts,
-            unique_key=key,
-            queue=queue,
-        )
-        taken = key is not None and Task.objects.unfinished().filter(unique_key=key).exists()
+    def enqueue(
+        self, many: int, key: str | None, wait: timedelta | None, **fields: int | str
+    ) -> Any:
+        run_after: Any = None if wait is None else self.clock.now + wait
+        tasks = [
+            Task(name="tests.tasks.Noop", run_after=run_after, unique_key=key, **fields)
+            for _ in range(many)
+        ]
+        taken = key is not None and (many > 1 or self.holds_key(key))
         try:
-            lifecycle.enqueue([task])
+            with self.changing_only():
+                lifecycle.enqueue(tasks)
         except DuplicateTask:
             assert taken
             return multiple()
         assert not taken
-        return task.pk
+        self.kept.update(task.pk for task in tasks)
+        return multiple(*(task.pk for task in tasks))
 
-    @rule(target=claims, who=st.integers(0, 1), limit=st.integers(1, 3))
+    @rule(target=tasks, task_id=tasks)
+    def enqueue_again(self, task_id: UUID) -> Any:
+        row = Task.objects.filter(pk=task_id).first()
+        expected: type[Exception] | None = None
+        if row is None:
+            expected = TaskNotFound
+        elif row.status not in RETRIABLE:
+            expected = IllegalTransition
+        elif Task.objects.filter(retried_from=row).exists():
+            expected = AlreadyRetried
+        elif row.unique_key is not None and self.holds_key(row.unique_key):
+            expected = DuplicateTask
+        if expected is not None:
+            with self.changing_only(), pytest.raises(expected):
+                lifecycle.enqueue_again(task_id)
+            return multiple()
+        with self.changing_only():
+            again = lifecycle.enqueue_again(task_id, by="ada")
+            self.kept.add(again.pk)
+        assert (again.status, again.attempt, again.retried_from_id) == ("pending", 0, task_id)
+        return again.pk
+
+    @rule(task_id=tasks)
+    def request_cancel(self, task_id: UUID) -> None:
+        row = Task.objects.filter(pk=task_id).first()
+        if row is None or row.is_terminal:
+            with (
+                self.changing_only(),
+                pytest.raises(IllegalTransition if row else TaskNotFound),
+            ):
+                lifecycle.request_cancel(task_id)
+            return
+        again = row.cancel_requested_at is not None
+        with self.changing_only(*[] if again else [task_id]):
+            asked = lifecycle.request_cancel(task_id, by="ada")
+        assert asked.cancel_requested_at is not None
+        assert asked.status == (Status.CANCELLED if row.status == "pending" else Status.RUNNING)
+
+    @rule(task_id=tasks)
+    def remove(self, task_id: UUID) -> None:
+        row = Task.objects.filter(pk=task_id).first()
+        if row is None or not row.is_terminal:
+            with (
+                self.changing_only(),
+                pytest.raises(IllegalTransition if row else TaskNotFound),
+            ):
+                retention.remove(task_id)
+            return
+        with self.changing_only(task_id):
+            retention.remove(task_id)
+        self.kept.remove(task_id)
+
+    @rule(age=st.sampled_from([0, 3600]), failed_age=st.sampled_from([None, 0, 86400]))
+    def prune(self, age: int, failed_age: int | None) -> None:
+        past = set()
+        for row in Task.objects.filter(finished_at__isnull=False):
+            kept_for = failed_age if row.status == Status.FAILED else age
+            if kept_for is not None:
+                limit = self.clock.now - timedelta(seconds=kept_for)
+                past |= {row.pk} if row.finished_at < limit else set()
+        with self.changing_only(*past):
+            assert sum(retention.prune(Rule(age, failed_age))) == len(past)
+        self.kept -= past
+
+    @rule(step=st.sampled_from(STEPS))
+    def step_the_clock(self, step: timedelta) -> None:
+        self.clock.now += step
+
+    # What workers do.
+
+    @rule(target=claims, who=st.integers(0, 2), limit=st.integers(1, 3))
     def claim(self, who: int, limit: int) -> Any:
-        due = Task.objects.filter(status=Status.PENDING).count()
-        taken = lifecycle.claim(self.by[who], limit, now=timezone.now() + AGES)
-        assert len(taken) == min(limit, due)
+        by = self.by[who]
+        due = Task.objects.filter(
+            status=Status.PENDING, run_after__lte=self.clock.now, queue__in=by.queues or QUEUES
+        )
+        first = [task.pk for task in due.order_by("-priority", "run_after")]
+        urgency = dict(due.values_list("pk", "priority"))
+        with self.changing_only(*first):
+            taken = lifecycle.claim(by, limit)
+        assert len(taken) == min(limit, len(first))
+        assert {task.pk for task in taken} <= set(first)
+        left = [urgency[pk] for pk in first if pk not in {task.pk for task in taken}]
+        assert not left or all(task.priority >= max(left) for task in taken)
         return multiple(*(claim_of(task) for task in taken))
 
-    def stands(self, claim: Claim) -> bool:
-        return Task.objects.filter(pk=claim.task_id, fencing_token=claim.token).exists()
-
-    def expect(self, claim: Claim, void: list[Claim], stood: bool) -> None:
-        assert void == ([] if stood else [claim])
-
-    @rule(claim=claims)
-    def renew(self, claim: Claim) -> None:
-        self.expect(claim, stood=self.stands(claim), void=lifecycle.renew([claim]))
-
-    @rule(claim=claims, value=st.none() | st.floats(0, 1))
-    def report(self, claim: Claim, value: float | None) -> None:
-        update = TaskProgressUpdate(text="x", value=value)
-        self.expect(claim, stood=self.stands(claim), void=lifecycle.report({claim: update}))
-
-    @rule(claim=claims)
-    def log(self, claim: Claim) -> None:
-        lines = [LogLine("info", "one"), LogLine("info", "two")]
-        self.expect(claim, stood=self.stands(claim), void=lifecycle.log({claim: lines}))
-
-    @rule(claim=claims)
-    def complete(self, claim: Claim) -> None:
-        self.expect(claim, stood=self.stands(claim), void=lifecycle.complete({claim: 1}))
-
-    @rule(claim=claims)
-    def fail(self, claim: Claim) -> None:
-        self.expect(claim, stood=self.stands(claim), void=lifecycle.fail({claim: BROKEN}))
-
-    @rule(claim=claims)
-    def cancel(self, claim: Claim) -> None:
-        self.expect(claim, stood=self.stands(claim), void=lifecycle.cancel([claim]))
-
-    @rule(claim=claims)
-    def fail_or_retry(self, claim: Claim) -> None:
-        """As an execution does: another attempt only where one is left."""
-        left = Task.objects.filter(pk=claim.task_id, attempt__lt=F("max_attempts")).exists()
-        verb = lifecycle.retry if left else lifecycle.fail
-        self.expect(claim, stood=self.stands(claim), void=verb({claim: BROKEN}))
-
-    @rule(claim=claims)
-    def release(self, claim: Claim) -> None:
-        self.expect(claim, stood=self.stands(claim), void=lifecycle.release([claim]))
+    @rule(target=claims, one=claims, another=claims)
+    def mix_up(self, one: Claim, another: Claim) -> Claim:
+        """One task, another one's token. Good only where one claim took both."""
+        return Claim(one.task_id, another.token)
 
     @rule(claim=consumes(claims))
     def forget(self, claim: Claim) -> None:
         """Its worker was killed."""
 
-    @rule(task_id=tasks)
-    def request_cancel(self, task_id: UUID) -> None:
-        was = Status(Task.objects.get(pk=task_id).status)
-        try:
-            task = lifecycle.request_cancel(task_id)
-        except IllegalTransition:
-            assert was.is_terminal
+    @rule(batch=batches)
+    def renew(self, batch: list[Claim]) -> None:
+        for row in self.write(batch, lifecycle.renew):
+            lease = timedelta(seconds=task_settings().lease_seconds)
+            assert (row.status, row.lease_expires_at) == (Status.RUNNING, self.clock.now + lease)
+
+    @rule(batch=batches, value=st.none() | st.floats(0, 1))
+    def report(self, batch: list[Claim], value: float | None) -> None:
+        update = TaskProgressUpdate(text="x", value=value)
+        for row in self.write(
+            batch, lambda claims: lifecycle.report(dict.fromkeys(claims, update))
+        ):
+            assert (row.status, row.progress, row.progress_text) == (Status.RUNNING, value, "x")
+
+    @rule(batch=batches)
+    def log(self, batch: list[Claim]) -> None:
+        lines = [LogLine("info", "one"), LogLine("info", "two")]
+        for row in self.write(batch, lambda claims: lifecycle.log(dict.fromkeys(claims, lines))):
+            assert row.status == Status.RUNNING
+
+    @rule(batch=batches)
+    def complete(self, batch: list[Claim]) -> None:
+        for row in self.write(batch, lambda claims: lifecycle.complete(dict.fromkeys(claims, 1))):
+            assert (row.status, row.result, row.progress) == (Status.COMPLETED, 1, 1.0)
+
+    @rule(batch=batches)
+    def fail(self, batch: list[Claim]) -> None:
+        for row in self.write(batch, lambda claims: lifecycle.fail(dict.fromkeys(claims, BROKEN))):
+            assert (row.status, row.error_type) == (Status.FAILED, BROKEN.type)
+
+    @rule(batch=batches, stuck=st.booleans())
+    def cancel(self, batch: list[Claim], stuck: bool) -> None:
+        def end(claims: list[Claim]) -> list[Claim]:
+            return lifecycle.cancel(claims, stuck=claims if stuck else ())
+
+        for row in self.write(batch, end):
+            assert (row.status, row.stuck) == (Status.CANCELLED, stuck)
+
+    @rule(batch=batches)
+    def retry(self, batch: list[Claim]) -> None:
+        for row in self.write(batch, lambda claims: lifecycle.retry(dict.fromkeys(claims, BROKEN))):
+            self.waits_or_ended(row)
+            assert row.status != Status.PENDING or row.run_after > self.clock.now
+
+    @rule(batch=batches)
+    def release(self, batch: list[Claim]) -> None:
+        for row in self.write(batch, lifecycle.release):
+            asked = row.cancel_requested_at is not None
+            assert row.status == (Status.CANCELLED if asked else Status.PENDING)
+
+    @rule(limit=st.integers(1, 3))
+    def rescue(self, limit: int) -> None:
+        late = self.clock.now - timedelta(seconds=task_settings().heartbeat_seconds)
+        lost = Task.objects.running().filter(lease_expires_at__lt=late)
+        oldest = list(lost.order_by("lease_expires_at").values_list("pk", flat=True))
+        with self.changing_only(*oldest):
+            taken = {task.pk for task in lifecycle.rescue(limit)}
+        assert len(taken) == min(limit, len(oldest))
+        assert taken <= set(oldest)
+        for row in Task.objects.filter(pk__in=taken):
+            self.waits_or_ended(row)
+
+    # What is expected.
+
+    def write(self, batch: list[Claim], verb: Callable[[list[Claim]], list[Claim]]) -> list[Task]:
+        """Write for claims good and stale; return the rows of the good ones, as they are then."""
+        good = [
+            claim
+            for claim in batch
+            if Task.objects.filter(pk=claim.task_id, fencing_token=claim.token).exists()
+        ]
+        with self.changing_only(*(claim.task_id for claim in good)):
+            assert verb(batch) == [claim for claim in batch if claim not in good]
+        return list(Task.objects.filter(pk__in=[claim.task_id for claim in good]))
+
+    def waits_or_ended(self, row: Task) -> None:
+        """As is right for a task whose attempt is over and did not succeed."""
+        if row.cancel_requested_at is not None:
+            assert row.status == Status.CANCELLED
         else:
-            assert task.status == (Status.CANCELLED if was == Status.PENDING else Status.RUNNING)
+            left = row.attempt < row.max_attempts
+            assert row.status == (Status.PENDING if left else Status.FAILED)
 
-    @rule(task_id=tasks)
-    def lapse(self, task_id: UUID) -> None:
-        task = Task.objects.get(pk=task_id)
-        if task.status == Status.RUNNING:
-            lapse(task, AGES)
+    def holds_key(self, key: str) -> bool:
+        return Task.objects.unfinished().filter(unique_key=key).exists()
 
-    @rule()
-    def rescue(self) -> None:
-        overdue = Task.objects.running().filter(lease_expires_at__lt=timezone.now() - AGES / 2)
-        expected = set(overdue.values_list("pk", flat=True))
-        assert {task.pk for task in lifecycle.rescue()} == expected
+    @contextmanager
+    def changing_only(self, *task_ids: UUID) -> Iterator[None]:
+        """Every other row and event stays as it is, but for what it refers to."""
+        rows = Task.objects.exclude(pk__in=task_ids).order_by("pk")
+        events = TaskEvent.objects.exclude(task_id__in=task_ids).order_by("pk")
+        before, told = list(rows.values()), list(events.values())
+        known = [row["id"] for row in before]
+        try:
+            yield
+        finally:
+            after = list(rows.filter(pk__in=known).values())
+            for row in [*before, *after]:
+                if row["retried_from_id"] in task_ids:
+                    row["retried_from_id"] = None
+            assert after == before
+            assert list(events.filter(task_id__in=known).values()) == told
 
     @invariant()
     def holds(self) -> None:
-        history: dict[UUID, list[TaskEvent]] = {}
-        for event in TaskEvent.objects.order_by("id"):
-            history.setdefault(event.task_id, []).append(event)
-        rows = list(Task.objects.values())
-        assert len(rows) == len(history)
-        for row in rows:
-            self.row_holds(row, history[row["id"]])
-
-    def row_holds(self, row: dict[str, Any], events: list[TaskEvent]) -> None:
-        status = Status(row["status"])
-        assert row["attempt"] <= row["max_attempts"]
-        assert (row["fencing_token"] is not None) == (status == Status.RUNNING)
-
-        ids = [event.pk for event in events]
-        before = self.history.get(row["id"], [])
-        assert ids[: len(before)] == before
-        assert ids == sorted(set(ids))
-        self.history[row["id"]] = ids
-
-        kinds = [EventType(event.event_type) for event in events]
-        terminal = [kind for kind in kinds if kind.is_terminal]
-        if status.is_terminal:
-            assert terminal == [kinds[-1]] == [EventType(f"task_{status}")]
-            assert self.over.setdefault(row["id"], row) == row
-        else:
-            assert terminal == []
-            assert row["id"] not in self.over
+        assert check_invariants(self.seen) == len(self.kept)
+        assert set(Task.objects.values_list("pk", flat=True)) == self.kept
 
 
 @pytest.mark.django_db
+@pytest.mark.timeout(0 if FURTHER else 300)
 def test_what_must_hold_after_any_verbs_in_any_order() -> None:
     run_state_machine_as_test(
         Lifecycle,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=30,
+            max_examples=int(FURTHER or 25),
+            stateful_step_count=80 if FURTHER else 40,
+            derandomize=not FURTHER,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
