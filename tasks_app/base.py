@@ -16,6 +16,7 @@ from django.utils.text import camel_case_to_spaces
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Secret,
     SecretBytes,
     SecretStr,
     TypeAdapter,
@@ -202,7 +203,7 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 def _reveal(data: Any, jsonable: Any) -> Any:
     """Put secrets where their JSON form has asterisks, and NaN and infinity where it has null."""
-    if isinstance(data, (SecretStr, SecretBytes)):
+    if isinstance(data, (Secret, SecretStr, SecretBytes)):
         return to_jsonable_python(data.get_secret_value())
     if isinstance(data, float) and not math.isfinite(data):
         return data  # JSON's null would be another value; check_json refuses it.

@@ -1,0 +1,82 @@
+"""A Django form made from a task's parameters.
+
+What is right and wrong is for the parameters' Pydantic model to say, and for nobody else: fields
+only turn text into what the model takes, and bring its faults back to where they belong.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, ClassVar
+
+from django import forms
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from tasks_app.base import UNSET, BaseTask
+from tasks_app.exceptions import InvalidParams
+from tasks_app.forms.fields import Parameter
+from tasks_app.forms.schema import FormSchema
+
+__all__ = ["TaskForm", "form_for"]
+
+
+class TaskForm(forms.Form):
+    """The parameters of one task. `form_for` makes the class."""
+
+    task: ClassVar[type[BaseTask]]
+    use_required_attribute = False
+    prefix = "params"
+
+    #: What to start the task with, once the form is valid: not the JSON that a row keeps, which
+    #: a strict model would not take again.
+    params: dict[str, Any]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = self.cleaned_data
+        self.params = {name: value for name, value in cleaned.items() if value is not UNSET}
+        # What could not be read has its fault already; the model merely misses it.
+        unread = set(self.errors)
+        try:
+            self.task.validate_params(self.params)
+        except InvalidParams as error:
+            for path, fault in error.errors.items():
+                field, deeper = self._place(path)
+                if field not in unread:
+                    self.add_error(field, f"{deeper}: {fault}" if deeper else fault)
+        return cleaned
+
+    def _place(self, path: str) -> tuple[str | None, str]:
+        """Return the field that a fault lies in, if in one, and where in it."""
+        for name in self.fields:
+            if f"{path}.".startswith(f"{name}."):
+                return name, path.removeprefix(name).removeprefix(".")
+        return None, path
+
+
+@cache
+def form_for(task: type[BaseTask]) -> type[TaskForm]:
+    """Return the form of a task's parameters.
+
+    It has a field for each parameter, by the name that the model takes. What no input of HTML
+    holds is written as JSON. Secrets are never shown again. Left empty, a field is None where that
+    is allowed, and else as if it had not been there. Raises InvalidTask.
+    """
+    model = task.params_model()
+    whole = model.model_json_schema(by_alias=False, schema_generator=FormSchema)
+    strict = bool(model.model_config.get("strict"))
+    fields: dict[str, forms.Field] = {}
+    for name, info in model.model_fields.items():
+        schema = whole.get("properties", {}).get(name, {})
+        fields[_given_as(name, info)] = Parameter(name, info, schema, whole, strict).field()
+    form = type(f"{task.__name__}Form", (TaskForm,), {"task": task})
+    # Not as attributes of the class: a parameter may well be called `task` or `clean`.
+    form.base_fields = fields  # type: ignore[attr-defined]
+    return form
+
+
+def _given_as(name: str, info: FieldInfo) -> str:
+    """Return the name by which a model takes a field."""
+    alias = info.validation_alias
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    return next((choice for choice in choices if isinstance(choice, str)), name)

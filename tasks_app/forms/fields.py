@@ -1,0 +1,243 @@
+"""A field of a form for each parameter of a task."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.forms.utils import pretty_name, to_current_timezone
+from django.utils.html import escape
+from django.utils.text import format_lazy
+from django.utils.translation import gettext_lazy as _
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from tasks_app.base import UNSET
+from tasks_app.forms.reading import READ, from_json, moment, read
+from tasks_app.forms.schema import Schema, holds_secret, reduced, walk
+
+#: A text that may be longer than this gets room for lines.
+LONG = 300
+#: What browsers have an input of their own for; of the rest a text will do.
+INPUTS = {
+    "integer": "number",
+    "number": "number",
+    "decimal": "number",
+    "date": "date",
+    "date-time": "datetime-local",
+    "time": "time",
+    "email": "email",
+    "uri": "url",
+}
+
+
+class ParamField(forms.Field):
+    """Turns text into what a model takes. Judges nothing."""
+
+    def __init__(self, *, read: Callable[[Any], Any], empty: Any, **options: Any) -> None:
+        super().__init__(required=False, **options)
+        self.read = read
+        #: What it means that it was left empty; UNSET: nothing, so the model's default holds.
+        self.empty = empty
+
+    def clean(self, value: Any) -> Any:
+        return self.empty if value in (None, "") else self.read(value)
+
+
+class JSONText(forms.Textarea):
+    """Keeps to itself what holds a secret, as a password input does."""
+
+    def __init__(self, *, is_secret: bool, attrs: dict[str, Any]) -> None:
+        super().__init__({"rows": 4, "spellcheck": "false", "class": "vLargeTextField", **attrs})
+        self.is_secret = is_secret
+
+    def format_value(self, value: Any) -> Any:
+        return None if self.is_secret else super().format_value(value)
+
+
+class Parameter:
+    """One field of the model, on its way to be one of the form."""
+
+    def __init__(
+        self, name: str, info: FieldInfo, schema: Schema, whole: Schema, strict: bool
+    ) -> None:
+        self.name, self.info, self.strict = name, info, strict
+        self.schema, self.nullable = reduced(schema, whole)
+        self.kind = self._kind()
+        self.is_secret = holds_secret(info.annotation) or any(
+            found.get("writeOnly") for found in walk(schema, whole)
+        )
+
+    def field(self) -> forms.Field:
+        options: dict[str, Any] = {
+            "label": self.info.title or pretty_name(self.name),
+            "help_text": self._help(),
+            "initial": self._initial(),
+        }
+        if self.kind == "boolean" and not self.nullable:
+            return forms.BooleanField(required=False, **options)
+        return ParamField(
+            read=self._reader(), empty=self._empty(), widget=self._widget(), **options
+        )
+
+    def _kind(self) -> str:
+        """Return by what sort of input it is given."""
+        if "choices" in self.schema:
+            return "choice"
+        kind = self.schema.get("type")
+        if kind == "string" and "contentSchema" not in self.schema:
+            return str(self.schema.get("format", "text"))
+        return str(kind) if kind in ("integer", "number", "boolean") else "json"
+
+    # What is shown.
+
+    def _help(self) -> Any:
+        # Django takes a help text for HTML; here it is somebody's plain words.
+        said = escape(self.info.description or self.schema.get("description", ""))
+        if self.kind != "json":
+            return said
+        return format_lazy("{} {}", said, _("Written as JSON.")) if said else _("Written as JSON.")
+
+    def _default(self) -> Any:
+        if self.info.is_required() or self.info.default_factory_takes_validated_data:
+            return UNSET
+        return self.info.get_default(call_default_factory=True)
+
+    def _initial(self) -> Any:
+        if self.is_secret or self.info.is_required():
+            return None
+        if self.info.default_factory is None:
+            return self._shown()
+        return self._shown  # made anew for each form
+
+    def _shown(self) -> Any:
+        """Return the default as its input shows it."""
+        default = self._default()
+        if default is UNSET or (default is None and self.kind != "boolean"):
+            return None
+        if self.kind == "choice":
+            named = self._choices().items()
+            return next((key for key, value in named if _bare(value) == _bare(default)), None)
+        if self.kind == "boolean":
+            return default if not self.nullable else {True: "true", False: "false"}.get(default)
+        if isinstance(default, datetime.datetime):
+            local = default if self._zone() == "naive" else to_current_timezone(default)
+            return local.replace(tzinfo=None).isoformat(
+                timespec="milliseconds" if local.microsecond else "seconds"
+            )
+        try:
+            plain = to_jsonable_python(default)
+        except PydanticSerializationError:
+            return None
+        if self.kind == "json":
+            return json.dumps(plain, indent=2, ensure_ascii=False)
+        return str(plain)
+
+    def _choices(self) -> dict[str, Any]:
+        """Return what may be chosen, by what stands for it in HTML."""
+        choices = self.schema["choices"]
+        keys = [str(_bare(value)) for value in choices]
+        if len(set(keys)) < len(keys) or "" in keys:
+            keys = [str(number) for number in range(len(choices))]
+        return dict(zip(keys, choices, strict=True))
+
+    def _widget(self) -> forms.Widget:
+        attrs = self._attrs()
+        if self.kind == "choice":
+            named = [(key, _label(value)) for key, value in self._choices().items()]
+            return forms.Select(attrs, self._with_none(named))
+        if self.kind == "boolean":
+            return forms.Select(attrs, self._with_none([("true", _("Yes")), ("false", _("No"))]))
+        if self.kind == "json":
+            return JSONText(is_secret=self.is_secret, attrs=attrs)
+        if self.is_secret:
+            return forms.PasswordInput(
+                {"autocomplete": "new-password", "class": "vTextField", **attrs}
+            )
+        if self.kind in INPUTS:
+            widget = forms.TextInput(attrs)
+            widget.input_type = INPUTS[self.kind]
+            return widget
+        long = self.schema.get("maxLength", 0) > LONG or "\n" in str(self._default())
+        if long and self.kind == "text":
+            return forms.Textarea({"rows": 4, "class": "vLargeTextField", **attrs})
+        return forms.TextInput({"class": "vTextField", **attrs})
+
+    def _with_none(self, choices: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Put first what stands for none; not where one of the others is chosen in any case."""
+        none = self.nullable or self._initial() is None
+        return [("", "---------"), *choices] if none else list(choices)
+
+    def _attrs(self) -> dict[str, Any]:
+        attrs: dict[str, Any] = {}
+        if self.info.is_required() and not (self.nullable or self.kind == "boolean"):
+            attrs["required"] = True
+        if example := next(iter(self.info.examples or self.schema.get("examples", [])), None):
+            attrs["placeholder"] = (
+                json.dumps(to_jsonable_python(example), ensure_ascii=False)
+                if self.kind == "json"
+                else str(to_jsonable_python(example))
+            )
+        names = {"minLength": "minlength", "maxLength": "maxlength"}
+        if INPUTS.get(self.kind) == "number":
+            names = {"minimum": "min", "maximum": "max"}
+            attrs["step"] = 1 if self.kind == "integer" else "any"
+            if self.kind == "integer" and "exclusiveMinimum" in self.schema:
+                attrs["min"] = self.schema["exclusiveMinimum"] + 1
+        elif self.kind in ("time", "date-time"):
+            attrs["step"] = "any"
+        for told, name in names.items():
+            if told in self.schema and self.kind != "json":
+                attrs[name] = self.schema[told]
+        return attrs
+
+    # What is read.
+
+    def _empty(self) -> Any:
+        if self.nullable and (self.info.is_required() or not self.is_secret):
+            return None
+        if self.kind == "text" and not self.is_secret and not self.info.is_required():
+            return ""  # It was there, and somebody emptied it.
+        return UNSET
+
+    def _reader(self) -> Callable[[Any], Any]:
+        if self.kind == "choice":
+            choices = self._choices()
+            return lambda key: choices.get(key, key)
+        if self.kind == "boolean":
+            return lambda key: {"true": True, "false": False}.get(key, key)
+        if self.kind == "json":
+            return partial(from_json, adapter=self._adapter())
+        if self.kind == "date-time":
+            return partial(moment, zone=self._zone())
+        if self.kind in READ:
+            return partial(read, READ[self.kind])
+        return str
+
+    def _adapter(self) -> TypeAdapter[Any] | None:
+        """Return what reads JSON for a strict model, which takes no list for a set from Python."""
+        annotation: Any = self.info.annotation
+        return TypeAdapter(annotation) if self.strict else None
+
+    def _zone(self) -> str:
+        """Return whether times have a zone: "aware" or "naive"."""
+        zone = self.schema.get("zone")
+        return str(zone or ("aware" if settings.USE_TZ else "naive"))
+
+
+def _bare(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _label(value: Any) -> Any:
+    """Return what people read of a choice; Django's choices have labels of their own."""
+    if not isinstance(value, Enum):
+        return str(value)
+    return getattr(value, "label", None) or pretty_name(value.name.lower())
