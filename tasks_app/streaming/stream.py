@@ -13,7 +13,7 @@ from uuid import UUID
 
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 from django_eventstream.utils import sse_encode_error
 from django_eventstream.views import Listener, get_listener_manager
 
@@ -52,6 +52,9 @@ class View:
         #: Which facts the viewer had.
         self.had = Cursor(0)
         self._progress: dict[UUID, wire.Progress] = {}
+        #: Tasks whose state, as it was last sent, tells more than the facts sent so far: up to
+        #: which fact it does.
+        self._ahead: dict[UUID, int] = {}
 
     @property
     def ended(self) -> bool:
@@ -64,7 +67,15 @@ class View:
         one, for whom the state tells all that was, the end of those that have ended. Returns None
         if a viewer who resumes had everything, the end too.
         """
-        tasks = list(self._tasks())
+        # In one statement with the state: which facts it includes.
+        tasks: list[Any] = list(
+            self._tasks().annotate(newest=_newest("id"), newest_transaction=_newest("transaction"))
+        )
+        self._ahead = {
+            task.pk: task.newest
+            for task in tasks
+            if task.newest and not until.covers(task.newest, task.newest_transaction)
+        }
         finished = [task.pk for task in tasks if task.is_terminal]
         ends = [
             row
@@ -75,11 +86,11 @@ class View:
         ]
         if self.open_tasks is not None:
             self.open_tasks = {task.pk for task in tasks} - {row.task_id for row in ends}
-        for task in tasks:
-            if task.status == Status.RUNNING:
-                self._progress[task.pk] = wire.Progress(
-                    task.pk, task.attempt, task.progress, task.progress_text
-                )
+        self._progress = {
+            task.pk: wire.Progress(task.pk, task.attempt, task.progress, task.progress_text)
+            for task in tasks
+            if task.status == Status.RUNNING
+        }
         self.had = until
         if resumed is not None and self.open_tasks is None:
             # Who was away for very long is told the state, like somebody new.
@@ -117,7 +128,11 @@ class View:
         if self.had.covers(event.id, event.transaction):
             return False
         self.had = event.cursor
-        if event.type in ATTEMPT_ENDS:
+        ahead = self._ahead.get(event.task_id, 0)
+        if event.id >= ahead:
+            self._ahead.pop(event.task_id, None)
+        # An end that the state had told of is not that of the attempt it told of.
+        if event.type in ATTEMPT_ENDS and event.id > ahead:
             self._progress.pop(event.task_id, None)
         if event.type in TERMINAL_EVENTS and self.open_tasks is not None:
             self.open_tasks.discard(event.task_id)
@@ -125,6 +140,9 @@ class View:
 
     def _admit_progress(self, progress: wire.Progress) -> bool:
         if self.open_tasks is not None and progress.task_id not in self.open_tasks:
+            return False
+        if progress.task_id in self._ahead:
+            # Of before the state, which the viewer has.
             return False
         known = self._progress.get(progress.task_id)
         if known is not None and not progress.follows(known):
@@ -165,6 +183,8 @@ async def open_stream(
     stack = AsyncExitStack()
     try:
         await stack.enter_async_context(relay.attached(listener))
+        # What came meanwhile, the opening tells.
+        _take(listener)
         opening = await database_sync_to_async(view.open)(resumed, relay.cursor)
         if opening is None:
             await stack.aclose()
@@ -173,6 +193,12 @@ async def open_stream(
         await stack.aclose()
         raise
     return _events(stack, relay, listener, user, view, opening)
+
+
+def _newest(column: str) -> Subquery:
+    """A column of the newest fact of each task."""
+    facts = TaskEvent.primary.filter(task=OuterRef("pk")).order_by("-id")
+    return Subquery(facts.values(column)[:1])
 
 
 def _still_readable(user: User, channels: Collection[str]) -> set[str]:
