@@ -30,8 +30,10 @@ class TaskSettings(BaseModel):
     #: How long running tasks may go on after SIGTERM before they are released.
     shutdown_grace_seconds: float = Field(25.0, ge=0)
     #: How long a task that was told to stop may go on before an exception is raised in its thread;
-    #: and how long after that before the thread is given up. None: nothing is ever raised.
-    interrupt_grace_seconds: PositiveFloat | None = 5.0
+    #: and for how long after that before it is given up.
+    interrupt_grace_seconds: PositiveFloat = 5.0
+    #: Whether exceptions are raised in threads at all, where a class does not forbid it itself.
+    interrupt: bool = True
     #: A worker with so many threads that did not stop finishes its other tasks and ends.
     max_stuck: PositiveInt = 4
     #: The most often a task's progress is written and sent.
@@ -61,8 +63,6 @@ class TaskSettings(BaseModel):
     #: The most tasks one stream may watch.
     stream_max_tasks: PositiveInt = 100
 
-
-def declared() -> dict[str, Any]:
     #: How the API learns who asks: dotted paths of django-ninja's authenticators, asked in order.
     api_auth: list[str] = Field(["tasks_app.api.SessionAuth"], min_length=1)
     #: The longest body that the API reads.
@@ -70,6 +70,8 @@ def declared() -> dict[str, Any]:
     #: The most unfinished tasks with which a user may start another by the API.
     api_max_unfinished: PositiveInt | None = 1000
 
+
+def declared() -> dict[str, Any]:
     """The settings this site sets, by field name. Unknown `TASK_…` names are not ours to judge."""
     return {
         field: getattr(settings, PREFIX + field.upper())

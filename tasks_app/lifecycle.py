@@ -19,7 +19,7 @@ from django.db.models import F
 
 from tasks_app.backoff import backoff
 from tasks_app.changes import announce
-from tasks_app.claims import Claim, Failure, claim_of
+from tasks_app.claims import Claim, Failure, claim_of, worker_lost
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import (
@@ -27,10 +27,9 @@ from tasks_app.exceptions import (
     DuplicateTask,
     IllegalTransition,
     TaskNotFound,
-    WorkerLost,
 )
 from tasks_app.ledger import UNCLAIMED, Row, alias, hold, record, update, waiting
-from tasks_app.models import Task, Worker
+from tasks_app.models import Task, TaskQuerySet, Worker
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import LEGAL, RETRIABLE, Status, Verb
@@ -207,6 +206,7 @@ def fail(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> l
                     "error_type": failure.type,
                     "error_message": failure.message,
                     "error_traceback": failure.traceback,
+                    "stuck": failure.stuck,
                 },
                 {"error": failure.public()},
             )
@@ -216,9 +216,16 @@ def fail(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> l
     )
 
 
-def cancel(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
-    """End claimed tasks that stopped because they were asked to. Return the void claims."""
-    return _finish(Verb.CANCEL, {claim: _Ending({}, {}) for claim in claims}, now)
+def cancel(
+    claims: Collection[Claim], *, stuck: Collection[Claim] = (), now: datetime | None = None
+) -> list[Claim]:
+    """End claimed tasks that stopped because they were asked to. Return the void claims.
+
+    Of those that are stuck, the code did not stop; nobody waits for it any more.
+    """
+    return _finish(
+        Verb.CANCEL, {claim: _Ending({"stuck": claim in stuck}, {}) for claim in claims}, now
+    )
 
 
 def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> list[Claim]:
@@ -278,15 +285,13 @@ def rescue(limit: int = 100) -> list[Task]:
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = database_now(using)
-        overdue = now - timedelta(seconds=task_settings().heartbeat_seconds)
         lost = list(
-            Task.primary.running()
-            .filter(lease_expires_at__lt=overdue)
+            overdue(now)
             .select_related("worker")
             .select_for_update(skip_locked=True, of=("self",))
             .order_by("lease_expires_at")[:limit]
         )
-        failures = {claim_of(task): _worker_lost(task) for task in lost}
+        failures = {claim_of(task): worker_lost(task) for task in lost}
         unwanted = [claim_of(task) for task in lost if task.cancel_requested_at]
         again = [
             claim_of(task)
@@ -297,6 +302,12 @@ def rescue(limit: int = 100) -> list[Task]:
         retry({claim: failures[claim] for claim in again}, now=now)
         fail({c: f for c, f in failures.items() if c not in unwanted and c not in again}, now=now)
     return lost
+
+
+def overdue(now: datetime) -> TaskQuerySet:
+    """The running tasks whose leases ran out more than a heartbeat ago."""
+    late = now - timedelta(seconds=task_settings().heartbeat_seconds)
+    return Task.primary.running().filter(lease_expires_at__lt=late)
 
 
 def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
@@ -355,7 +366,9 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
             }
             for claim, row in held.items()
         }
-        facts = [(c.task_id, endings[c].data | {"progress": last[c]}) for c in held]
+        facts = [
+            (c.task_id, endings[c].data | {"progress": last[c]} | _stuck(endings[c])) for c in held
+        ]
         record(move, facts, now)
     return [claim for claim in endings if claim not in held]
 
@@ -370,19 +383,12 @@ def _hold_wanted(
     return held, wanted
 
 
+def _stuck(ending: _Ending) -> dict[str, Any]:
+    return {"stuck": True} if ending.fields.get("stuck") else {}
+
+
 def _who(by: str) -> dict[str, Any]:
     return {"by": by} if by else {}
-
-
-def _worker_lost(task: Task) -> Failure:
-    if task.worker is None:
-        message = "The worker that ran this task is gone, and its record with it."
-    else:
-        message = (
-            f"Worker {task.worker} stopped responding; "
-            f"its last heartbeat was at {task.worker.heartbeat_at.isoformat(timespec='seconds')}."
-        )
-    return Failure(WorkerLost.__name__, message)
 
 
 def _holder_of_key(keys: Collection[str]) -> Task | None:

@@ -195,6 +195,11 @@ class ProgressHandle:
         return self._stop is not None
 
     @property
+    def reason(self) -> TaskInterrupted | None:
+        """Why the task must stop, if it must."""
+        return self._stop
+
+    @property
     def latest(self) -> TaskProgressUpdate:
         with self._lock:
             return TaskProgressUpdate(text=self._text, value=self._value)
@@ -210,7 +215,12 @@ class ProgressHandle:
         with self._lock:
             if self.dropped_lines:
                 kept = task_settings().max_log_lines
-                said = f"{self.dropped_lines} more lines were dropped (TASK_MAX_LOG_LINES: {kept})"
+                more = (
+                    "1 more line was"
+                    if self.dropped_lines == 1
+                    else f"{self.dropped_lines} more lines were"
+                )
+                said = f"{more} dropped (TASK_MAX_LOG_LINES: {kept})"
                 self.lines.append(LogLine("warning", said))
                 self._reported = True
 

@@ -9,37 +9,36 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import partial
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
-from django.db.models import Min, Q
+from django.db import DatabaseError, connections, transaction
 
 from tasks_app import lifecycle
 from tasks_app.changes import Changes, watch
 from tasks_app.claims import Claim, claim_of
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
-from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased, TaskTimedOut
+from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased
 from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
 from tasks_app.worker import presence
+from tasks_app.worker.capacity import recall_at, room
 from tasks_app.worker.execution import Outcome, cut_short
-from tasks_app.worker.housekeeping import Pruner, rescue
+from tasks_app.worker.housekeeping import Pruner
 from tasks_app.worker.outcomes import tell, write, write_alone
 from tasks_app.worker.pool import Pool
+from tasks_app.worker.rescuer import Rescuer
 from tasks_app.worker.run import NEVER, Run
-from tasks_app.worker.shutdown import Shutdown
-from tasks_app.worker.trouble import Trouble
+from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
+from tasks_app.worker.standing import Standing, next_due
+from tasks_app.worker.stopping import enforce
+from tasks_app.worker.trouble import TROUBLE, Trouble, answer_soon, explained
 
 logger = logging.getLogger("tasks_app.worker")
 
 #: After a look that left nothing waiting, the soonest that the next change is looked into: most
 #: are this worker's own commits, and a busy site's must not each become queries here.
 LOOK_PAUSE = 0.005
-#: The most tasks of a worker under way at once, where that is more than it has hands.
-GROUP_MAX = 200
-#: How long claimed tasks wait for hands that finish nothing, before they are handed back.
-UNBEGUN_SECONDS = 0.1
 
 
 class Coordinator:
@@ -67,6 +66,8 @@ class Coordinator:
         self.allowance: float = NEVER if max_tasks is None else max_tasks
         self.ended = 0
         self.shutdown = Shutdown()
+        #: The code that its process is to exit with.
+        self.exit = Exit.DONE
         #: Every run that occupies a hand, lost ones too.
         self.runs: dict[Claim, Run] = {}
         #: Delivered and not yet written.
@@ -97,7 +98,9 @@ class Coordinator:
         """Work until stopped, drained or out of allowance. Return how many tasks ended."""
         with watch(self.using) as changes:
             self._changes = changes
-            self.worker = presence.register(self.hands, self.queues)
+            if not self._register(changes):
+                return self.ended
+            self.rescuer = Rescuer(time.monotonic())
             self.pruner = Pruner(time.monotonic())
             self.pool = Pool(self.hands, self._deliver)
             logger.info(
@@ -116,41 +119,52 @@ class Coordinator:
         logger.info("Worker %s stopped; %d tasks ended", self.worker, self.ended)
         return self.ended
 
+    def _register(self, changes: Changes) -> bool:
+        """Sign on, as soon as there is a database; return False if told to stop before."""
+        while not self.shutdown.requested:
+            try:
+                answer_soon(self.using)
+                self.worker = presence.register(self.hands, self.queues)
+            except TROUBLE as error:
+                self._wait_out(error)
+                changes.pause(self._trouble.pause)
+            else:
+                self._trouble = Trouble()
+                return True
+        return False
+
     @property
     def _finished(self) -> bool:
         if self.shutdown.gives_up(time.monotonic()):
             logger.error("Worker %s ends with %d tasks not released", self.worker, len(self.runs))
+            self.exit = Exit.UNRELEASED
             return True
         if self.runs or self._inbox:
             return False
-        drained = self.drain and not self._hungry
-        return self.shutdown.requested or drained or self.allowance < 1
+        drained = self.drain and not self._hungry and not self.rescuer.waits
+        return self._leaving or drained or self.allowance < 1
+
+    @property
+    def _leaving(self) -> bool:
+        """Whether it claims no more, and ends once its running tasks have."""
+        return self.shutdown.requested or self.exit is Exit.RECYCLE
 
     @property
     def _can_claim(self) -> bool:
-        return not self.shutdown.requested and self._limit() > 0
+        return not self._leaving and self._limit() > 0
 
     def _limit(self) -> int:
-        """How many tasks to claim: one for each free hand, more while tasks are short.
-
-        What the hands finished since the last cycle, they will about finish until the next one;
-        so twice that is in flight, and a group commit carries many of them. Were there only as
-        many as hands, the hands would idle through every commit.
-        """
-        under_way = len(self.runs) - len(self.outcomes)
-        finished = sum(outcome.verb is not Verb.RELEASE for outcome in self.outcomes)
-        aim = min(max(self.hands, 2 * finished), max(self.hands, GROUP_MAX))
-        return int(min(aim - under_way, self.allowance))
+        return int(min(room(self.hands, len(self.runs), self.outcomes), self.allowance))
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
-        if self._trouble.pause:
+        if self._trouble.started:
             return max(self._trouble.retry_at - time.monotonic(), 0.0)
         moments = [self._beat_at, self.shutdown.next_step]
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
         moments += [run.flush_at for run in self.reported]
-        moments += [run.deadline for run in self.runs.values() if not run.handle.is_cancelled]
+        moments += [run.next_stop for run in self.runs.values()]
         moments.append(self._recall_at(time.monotonic()))
         if self._curious and self.runs:
             moments.append(self._look_at)
@@ -164,7 +178,7 @@ class Coordinator:
         self._collect()
         self._recall_unbegun(moment)
         self._heed_shutdown(moment)
-        self._enforce_timeouts(moment)
+        self._make_stop(moment)
         if moment < self._trouble.retry_at:
             return
         if moment >= self._claim_at:
@@ -179,12 +193,14 @@ class Coordinator:
             if writing or beating or looking or claiming:
                 self._commit(moment, writing, beating, looking, claiming)
             if beating:
-                rescue()
+                self.rescuer.beat(time.monotonic())
             if moment >= self.pruner.next_step and not self.shutdown.requested:
                 self.pruner.step(moment)
+            if self._trouble.started:
+                logger.info("The database answers again")
             self._trouble = Trouble()
             self._refused = False
-        except (OperationalError, InterfaceError) as error:
+        except TROUBLE as error:
             self._wait_out(error)
         except DatabaseError:
             if self._refused and not self.outcomes:
@@ -199,7 +215,7 @@ class Coordinator:
         while self.outcomes:
             try:
                 outcome, void = write_alone(self.outcomes[0], self.using)
-            except (OperationalError, InterfaceError) as error:
+            except TROUBLE as error:
                 self._wait_out(error)
                 return
             self._lose(void)
@@ -224,7 +240,7 @@ class Coordinator:
                 + write(outcomes, now)
             )
             if beating:
-                presence.beat(self.worker, now)
+                presence.beat(self.worker, now, busy=len(self.runs), stuck=self.pool.stuck)
                 going_on = [r.claim for r in self.runs.values() if r not in ending and not r.lost]
                 void.update(lifecycle.renew(going_on, now=now))
             if looking:
@@ -232,7 +248,7 @@ class Coordinator:
             if claiming:
                 limit = self._limit()
                 tasks = lifecycle.claim(self.worker, limit, now=now)
-                claim_at = NEVER if tasks else self._next_due(now, moment)
+                claim_at = NEVER if tasks else next_due(self.queues, now, moment)
         # What follows is memory only: had the transaction failed, none of it would be true.
         self.reported -= writing
         for run in writing:
@@ -263,7 +279,7 @@ class Coordinator:
             item = self._inbox.popleft()
             run = item.run if isinstance(item, Outcome) else item
             if run.claim not in self.runs:
-                continue  # Released meanwhile, at the end of a shutdown.
+                continue  # Given up meanwhile, or released at the end of a shutdown.
             if isinstance(item, Outcome):
                 self.outcomes.append(item)
                 self._delivered_at = time.monotonic()
@@ -282,31 +298,33 @@ class Coordinator:
             )
         if self.shutdown.interrupts(moment):
             for run in self.runs.values():
-                run.handle.stop(TaskReleased())
+                run.stop(TaskReleased(), STOP_SECONDS / 2)
         if self.shutdown.releases(moment):
             delivered = {outcome.run for outcome in self.outcomes}
             self.outcomes += [cut_short(run) for run in self.runs.values() if run not in delivered]
 
-    def _enforce_timeouts(self, moment: float) -> None:
-        for run in self.runs.values():
-            if moment >= run.deadline and not run.handle.is_cancelled:
-                logger.warning("Task %s is out of time", run, extra=run.log_extra)
-                allowed = f"{run.task.timeout_seconds:g} s"
-                run.handle.stop(TaskTimedOut(f"The task ran longer than its {allowed}."))
+    def _make_stop(self, moment: float) -> None:
+        """Press on with what is out of time or was told to stop, and does not."""
+        self.outcomes += enforce(self.runs.values(), self.pool, moment)
+        if self.exit is Exit.DONE and (stuck := self.pool.stuck) >= task_settings().max_stuck:
+            logger.error(
+                "Worker %s has %d stuck threads: it claims no more, and ends with code %d once "
+                "its %d running tasks have",
+                self.worker,
+                stuck,
+                Exit.RECYCLE,
+                len(self.runs),
+            )
+            self.exit = Exit.RECYCLE
 
     def _recall_unbegun(self, moment: float) -> None:
         """Hand back what waits here while every hand is busy: another worker may be free."""
-        if self.shutdown.requested or moment >= self._recall_at(moment):
+        if self._leaving or moment >= self._recall_at(moment):
             self.outcomes += [Outcome(run, Verb.RELEASE) for run in self.pool.recall()]
 
     def _recall_at(self, moment: float) -> float:
-        """When to hand back what no hand has begun: once none has finished a task for a while."""
-        waiting = [run.claimed for run in self.runs.values() if run.began == NEVER]
-        if not waiting:
-            return NEVER
-        busy = len(self.runs) - len(self.outcomes) - len(waiting)
-        since = max(self._delivered_at, min(waiting)) if busy >= self.hands else moment
-        return since + UNBEGUN_SECONDS
+        busy = len(self.runs) - len(self.outcomes)
+        return recall_at(self.hands, self.runs.values(), busy, self._delivered_at, moment)
 
     # The parts of a cycle.
 
@@ -316,31 +334,14 @@ class Coordinator:
         Tells those to stop that somebody cancelled, and hands back those that nobody here knows
         of: claims of a commit whose answer was lost with the connection.
         """
-        known = [claim.task_id for claim in self.runs]
-        rows = Task.primary.running().filter(Q(worker=self.worker) | Q(pk__in=known)).order_by()
-        standing: dict[Claim, datetime | None] = {}
-        strays: set[Claim] = set()
-        for task_id, token, requested, worker_id in rows.values_list(
-            "pk", "fencing_token", "cancel_requested_at", "worker_id"
-        ):
-            assert token is not None  # noqa: S101 - a running row has one, by constraint
-            standing[Claim(task_id, token)] = requested
-            if worker_id == self.worker.pk:
-                strays.add(Claim(task_id, token))
-        for claim, requested in standing.items():
-            run = self.runs.get(claim)
-            if run and requested and not run.handle.is_cancelled:
+        standing = Standing.of(self.worker, self.runs)
+        for claim in standing.unwanted & self.runs.keys():
+            run = self.runs[claim]
+            if run.stop(TaskCancelled()):
                 logger.info("Task %s is asked to cancel", run, extra=run.log_extra)
-                run.handle.stop(TaskCancelled())
-        lifecycle.release(strays - self.runs.keys(), now=now)
+        lifecycle.release(standing.own - self.runs.keys(), now=now)
         ending = {outcome.run.claim for outcome in self.outcomes}
-        return self.runs.keys() - standing.keys() - ending
-
-    def _next_due(self, now: datetime, moment: float) -> float:
-        """When the next delayed task may start, by the monotonic clock."""
-        delayed = Task.primary.waiting(self.queues).filter(run_after__gt=now).order_by()
-        soonest = delayed.aggregate(soonest=Min("run_after"))["soonest"]
-        return moment + (soonest - now).total_seconds() if soonest else NEVER
+        return self.runs.keys() - standing.good - ending
 
     def _hand_out(self, tasks: list[Task]) -> None:
         if tasks:
@@ -351,13 +352,7 @@ class Coordinator:
             handle.notify = partial(self._deliver, run)
             self.runs[run.claim] = run
             self.allowance -= 1
-            logger.info(
-                "Task %s started: attempt %d of %d",
-                run,
-                task.attempt,
-                task.max_attempts,
-                extra=run.log_extra,
-            )
+            logger.info("Task %s started: %s", run, run.ordinal, extra=run.log_extra)
             self.pool.submit(run)
 
     def _lose(self, void: Collection[Claim]) -> None:
@@ -365,7 +360,7 @@ class Coordinator:
             run = self.runs[claim]
             if not run.lost:
                 run.lost = True
-                run.handle.stop(LeaseLost())
+                run.stop(LeaseLost())
                 logger.warning(
                     "Task %s was taken from this worker; what it still does is void",
                     run,
@@ -385,17 +380,21 @@ class Coordinator:
     def _wait_out(self, error: Exception) -> None:
         pause = self._trouble.strike(time.monotonic())
         logger.warning(
-            "The database does not answer (%s); %d outcomes wait; next try in %g s",
-            str(error).strip(),
+            "The database does not answer: %s; %d outcomes wait; next try in %g s",
+            explained(error),
             len(self.outcomes),
             pause,
         )
-        connections[self.using].close()
+        try:
+            connections[self.using].close()
+            answer_soon(self.using)
+        except TROUBLE:
+            logger.debug("The database takes no connection yet", exc_info=True)
 
     def _leave(self) -> None:
         self.pool.close()
         self.pool.join()
         try:
-            presence.leave(self.worker, database_now(self.using))
-        except (OperationalError, InterfaceError) as error:
+            presence.leave(self.worker, database_now(self.using), stuck=self.pool.stuck)
+        except TROUBLE as error:
             logger.warning("The worker could not sign off: %s", str(error).strip())

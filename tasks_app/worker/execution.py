@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tasks_app.base import resolve
 from tasks_app.claims import Failure
 from tasks_app.exceptions import (
+    InvalidParams,
+    InvalidResult,
+    InvalidTask,
     LeaseLost,
+    Retry,
     TaskCancelled,
     TaskInterrupted,
     TaskReleased,
     TaskTimedOut,
+    UnknownTask,
     WorkerLost,
 )
 from tasks_app.schemas import MESSAGE_MAX, TRACEBACK_MAX, TYPE_MAX, clipped, printable
 from tasks_app.states import Verb
 from tasks_app.worker.run import Run
+
+#: Said of a cancelled run whose thread did not stop.
+STUCK = True
 
 
 class Outcome(NamedTuple):
@@ -31,25 +40,53 @@ class Outcome(NamedTuple):
 def execute(run: Run) -> Outcome:
     """Run a task to its end, whatever that is. Never raises."""
     try:
+        # It may have been cancelled while it waited for this hand.
+        run.handle.check_cancelled()
         result = resolve(run.task.name)().run(run.handle, run.task.params)
     except BaseException as error:  # noqa: BLE001 - SystemExit of a task must not end its hand
-        return _outcome_of(run, error)
+        return outcome_of(run, error)
     finally:
         run.handle.finish()
     return Outcome(run, Verb.COMPLETE, result)
 
 
-def _outcome_of(run: Run, error: BaseException) -> Outcome:
+def outcome_of(run: Run, error: BaseException) -> Outcome:
+    """Return what becomes of a run that an error ended."""
     reason = _interruption(error)
+    # What is raised in a thread is a bare class; the handle has the words.
+    reason = reason and (run.handle.reason or reason)
     if isinstance(reason, TaskCancelled):
         return Outcome(run, Verb.CANCEL)
     if isinstance(reason, (TaskReleased, LeaseLost)):
         return cut_short(run)
+    if _is_retried(run, reason or error):
+        return Outcome(run, Verb.RETRY, failure(reason or error))
+    return Outcome(run, Verb.FAIL, failure(reason or error))
+
+
+def given_up(run: Run) -> Outcome:
+    """Return the outcome of a run that was told to stop, did not, and is waited for no more."""
+    reason = run.handle.reason
+    if isinstance(reason, TaskCancelled):
+        return Outcome(run, Verb.CANCEL, STUCK)
     if isinstance(reason, TaskTimedOut):
-        return Outcome(run, Verb.FAIL, failure(reason))
-    if run.task.attempt < run.task.max_attempts:
-        return Outcome(run, Verb.RETRY, failure(error))
-    return Outcome(run, Verb.FAIL, failure(error))
+        # Not tried again, whatever its class says: this attempt may still be doing things.
+        return Outcome(run, Verb.FAIL, replace(failure(reason), stuck=True))
+    return cut_short(run)
+
+
+def _is_retried(run: Run, error: BaseException) -> bool:
+    """Whether another attempt follows an error: its class says so, and one is left."""
+    if run.task.attempt >= run.task.max_attempts:
+        return False
+    if isinstance(error, Retry):
+        return True
+    if isinstance(error, UnknownTask):
+        return True  # Its code may be on its way here, or on another host.
+    if isinstance(error, (InvalidParams, InvalidResult, InvalidTask)):
+        return False
+    task = resolve(run.task.name)
+    return isinstance(error, task.retry_on) and not isinstance(error, task.no_retry_on)
 
 
 def cut_short(run: Run) -> Outcome:
@@ -75,6 +112,7 @@ def failure(error: BaseException) -> Failure:
         type=type(error).__name__[:TYPE_MAX] or "Exception",
         message=clipped(printable(message), MESSAGE_MAX),
         traceback=clipped(printable("".join(told.format())), TRACEBACK_MAX),
+        retry_after=error.after if isinstance(error, Retry) else None,
     )
 
 

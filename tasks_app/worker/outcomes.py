@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+from django.db import DatabaseError, transaction
 
 from tasks_app import lifecycle
 from tasks_app.claims import Claim
@@ -15,13 +15,19 @@ from tasks_app.clock import database_now
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome, failure
 from tasks_app.worker.run import Run
+from tasks_app.worker.trouble import TROUBLE
 
 logger = logging.getLogger("tasks_app.worker")
+
+
+def _cancel(stuck: dict[Claim, Any], now: datetime) -> list[Claim]:
+    return lifecycle.cancel(stuck, stuck=[c for c, is_stuck in stuck.items() if is_stuck], now=now)
+
 
 WRITERS: dict[Verb, Callable[..., list[Claim]]] = {
     Verb.COMPLETE: lifecycle.complete,
     Verb.FAIL: lifecycle.fail,
-    Verb.CANCEL: lifecycle.cancel,
+    Verb.CANCEL: _cancel,
     Verb.RETRY: lifecycle.retry,
     Verb.RELEASE: lifecycle.release,
 }
@@ -48,7 +54,7 @@ def write_alone(outcome: Outcome, using: str) -> tuple[Outcome, list[Claim]]:
     try:
         with transaction.atomic(using=using):
             return outcome, write([outcome], database_now(using))
-    except (OperationalError, InterfaceError):
+    except TROUBLE:
         raise
     except DatabaseError as error:
         outcome = Outcome(outcome.run, Verb.FAIL, failure(error))

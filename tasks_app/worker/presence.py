@@ -23,12 +23,17 @@ def register(hands: int, queues: list[str]) -> Worker:
     )
 
 
-def beat(worker: Worker, now: datetime) -> None:
-    """Say that the worker lives, also where somebody has deleted its row meanwhile."""
-    worker.heartbeat_at = now
-    if not Worker.objects.filter(pk=worker.pk).update(heartbeat_at=now):
+def beat(worker: Worker, now: datetime, *, busy: int = 0, stuck: int = 0) -> None:
+    """Say that the worker lives and what it does, also where somebody has deleted its row."""
+    said = {"heartbeat_at": now, "busy": busy, "stuck": stuck}
+    for field, value in said.items():
+        setattr(worker, field, value)
+    if not Worker.objects.filter(pk=worker.pk).update(**said):
         worker.save(force_insert=True)
 
 
-def leave(worker: Worker, now: datetime) -> None:
-    Worker.objects.filter(pk=worker.pk).update(heartbeat_at=now, stopped_at=now)
+def leave(worker: Worker, now: datetime, *, stuck: int = 0) -> None:
+    """Say that the worker ends in good order."""
+    Worker.objects.filter(pk=worker.pk).update(
+        heartbeat_at=now, stopped_at=now, busy=0, stuck=stuck
+    )

@@ -7,30 +7,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks_app.claims import Claim
+from tasks_app.conf import task_settings
+from tasks_app.exceptions import TaskInterrupted
 from tasks_app.models import Task
 from tasks_app.progress import LogLine, ProgressHandle
 from tasks_app.schemas import TaskProgressUpdate
+from tasks_app.worker.interruption import Stretch
 
 NEVER = float("inf")
 
 
 @dataclass(eq=False)
 class Run:
-    """Written by the coordinator's thread, but for `began`; the hand reads `task` and `handle`."""
+    """Written by the coordinator's thread, but for `began`; the hand reads `task` and `handle`.
+
+    All moments are by the monotonic clock.
+    """
 
     task: Task
     claim: Claim
     handle: ProgressHandle
+    #: Its time in a hand's thread.
+    stretch: Stretch = field(default_factory=Stretch)
     claimed: float = field(default_factory=time.monotonic)
-    #: When its hand began, by the monotonic clock. Written by the hand.
+    #: When its hand began. Written by the hand.
     began: float = NEVER
     #: Taken from the handle and not yet written.
     progress: TaskProgressUpdate | None = None
     lines: list[LogLine] = field(default_factory=list)
-    #: When its newest progress may be written next, by the monotonic clock.
+    #: When its newest progress may be written next.
     flush_at: float = 0.0
     #: Its claim is void: what it still does counts for nothing.
     lost: bool = False
+    #: When, having been told to stop, it is interrupted; and when it is given up.
+    interrupt_at: float = NEVER
+    abandon_at: float = NEVER
 
     def take(self) -> None:
         """Take what the task has reported, over what was taken before and is not written."""
@@ -43,10 +54,29 @@ class Run:
         self.lines = []
         self.flush_at = next_flush
 
+    def stop(self, reason: TaskInterrupted, grace: float | None = None) -> bool:
+        """Tell the task to stop within so many seconds; return whether it is news to it."""
+        if self.handle.reason is not None:
+            return False
+        self.handle.stop(reason)
+        grace = task_settings().interrupt_grace_seconds if grace is None else grace
+        self.interrupt_at = time.monotonic() + grace
+        self.abandon_at = self.interrupt_at + grace
+        return True
+
     @property
     def deadline(self) -> float:
         timeout = self.task.timeout_seconds
-        return NEVER if timeout is None else self.began + timeout
+        return NEVER if timeout is None or self.handle.reason else self.began + timeout
+
+    @property
+    def next_stop(self) -> float:
+        """The next moment at which more is to be done to stop it."""
+        return min(self.deadline, self.interrupt_at, self.abandon_at)
+
+    @property
+    def ordinal(self) -> str:
+        return f"attempt {self.task.attempt} of {self.task.max_attempts}"
 
     @property
     def seconds(self) -> float:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from tasks_app.conf import task_settings
 from tasks_app.worker.run import NEVER
 
-#: How long interrupted tasks have to clean up before they are released.
+#: How long tasks that are told to stop have to clean up before they are released. Half-way, what
+#: has not called in is interrupted.
 STOP_SECONDS = 1.0
 #: How long the release is tried, where the database does not take it.
 RELEASE_SECONDS = 5.0
+
+
+class Exit(IntEnum):
+    """What a worker's process ends with."""
+
+    #: In good order: told to stop, drained, or out of allowance.
+    DONE = 0
+    #: The database did not take the release of its tasks; others will rescue them. (EX_IOERR)
+    UNRELEASED = 74
+    #: Too many of its threads are stuck. It wants to be started again. (EX_TEMPFAIL)
+    RECYCLE = 75
 
 
 class Shutdown:

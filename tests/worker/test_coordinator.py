@@ -20,8 +20,9 @@ from tasks_app.claims import claim_of
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
-from tasks_app.worker import coordinator as coordinator_module
-from tasks_app.worker.coordinator import GROUP_MAX, Coordinator
+from tasks_app.worker import capacity
+from tasks_app.worker.capacity import GROUP_MAX
+from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.outcomes import WRITERS
 from tasks_app.worker.run import NEVER
 from tests.harness import begins, ends, eventually
@@ -117,7 +118,8 @@ def test_a_drain_runs_what_its_tasks_start(monkeypatch: pytest.MonkeyPatch, sett
     assert coordinator.run() == 2
 
 
-def test_a_drain_takes_back_what_a_lost_worker_ran() -> None:
+def test_a_drain_takes_back_what_a_lost_worker_ran(settings: Any) -> None:
+    settings.TASK_HEARTBEAT_SECONDS = 0.2
     lost = saved(Status.RUNNING, worker=worker(hostname="gone"))
     lapse(lost, timedelta(days=1))
     drain()
@@ -134,7 +136,7 @@ def test_a_worker_leaves_its_record() -> None:
 
 def test_what_ended_has_its_writer() -> None:
     """Every verb that ends a claim, by the function of its name."""
-    assert {verb.value: writer.__name__ for verb, writer in WRITERS.items()} == {
+    assert {verb.value: writer.__name__.strip("_") for verb, writer in WRITERS.items()} == {
         verb: verb for verb in ("complete", "fail", "cancel", "retry", "release")
     }
 
@@ -194,7 +196,7 @@ def test_two_signals_at_once_release_what_no_hand_has_begun(
     start: Start, reins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them once, though both signals ask for it."""
-    monkeypatch.setattr(coordinator_module, "UNBEGUN_SECONDS", 60.0)
+    monkeypatch.setattr(capacity, "UNBEGUN_SECONDS", 60.0)
     task_service.start_many(Noop, [{}] * 40)
     long = task_service.start_task(Steps, {"reins": reins})
     task_service.start_many(Noop, [{}] * 200)

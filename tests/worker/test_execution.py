@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from tasks_app.claims import Failure
 from tasks_app.exceptions import (
+    InvalidResult,
     LeaseLost,
+    Retry,
     TaskCancelled,
     TaskInterrupted,
     TaskReleased,
     TaskTimedOut,
 )
+from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
-from tasks_app.worker.execution import cut_short, execute, failure
+from tasks_app.worker.execution import cut_short, execute, failure, given_up
 from tests.more_tasks import CleansUpBadly, Echo, NeverAgain, StartsBadly, Translates
+from tests.stubborn_tasks import Raising
 from tests.tasks import Add, Burst, Fail, Noop, Quit, WrongResult
 from tests.worker.runs import made
 
@@ -108,10 +114,96 @@ def test_a_timeout_fails_it_for_good(task: type[object], max_attempts: int) -> N
     )
 
 
-def test_what_has_finished_when_it_is_told_to_stop_is_complete() -> None:
+def test_what_has_finished_when_it_is_told_to_stop_is_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = made(Noop)
+
+    def told_meanwhile(self: Noop, progress: ProgressHandle) -> None:
+        progress.stop(TaskCancelled())
+
+    monkeypatch.setattr(Noop, "execute", told_meanwhile)
+    assert execute(run).verb is Verb.COMPLETE
+
+
+def test_what_is_cancelled_before_it_begins_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = made(Noop)
     run.handle.stop(TaskCancelled())
-    assert execute(run).verb is Verb.COMPLETE
+    monkeypatch.setattr(Noop, "execute", None)
+    assert execute(run).verb is Verb.CANCEL
+
+
+# Retried, or not.
+
+
+@pytest.mark.parametrize(
+    ("error", "verb"),
+    [
+        (ValueError("one of those"), Verb.RETRY),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "one of their kind"), Verb.RETRY),
+        (FileNotFoundError("an exception from the rule"), Verb.FAIL),
+        (KeyError("none of those"), Verb.FAIL),
+        (SystemExit(1), Verb.FAIL),
+        (Retry(after=5), Verb.RETRY),
+        (InvalidResult("its own"), Verb.FAIL),
+    ],
+    ids=repr,
+)
+def test_a_class_says_which_errors_are_retried(
+    error: BaseException, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Raising, "error", error)
+    assert execute(made(Raising, max_attempts=2)).verb is verb
+
+
+def test_the_last_attempt_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Raising, "error", Retry("no luck", after=5))
+    outcome = execute(made(Raising, max_attempts=1))
+    assert (outcome.verb, outcome.value.type, outcome.value.message) == (
+        Verb.FAIL,
+        "Retry",
+        "no luck",
+    )
+
+
+def test_a_task_says_when_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Raising, "error", Retry(after=timedelta(minutes=2)))
+    assert execute(made(Raising, max_attempts=2)).value.retry_after == timedelta(minutes=2)
+
+
+@pytest.mark.parametrize("after", [-1, float("nan"), 366 * 24 * 3600])
+def test_nonsense_is_no_time_to_wait(after: float) -> None:
+    with pytest.raises(ValueError, match="after must be from 0 to 31536000 seconds"):
+        Retry(after=after)
+
+
+def test_a_timeout_is_retried_where_the_class_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Raising, "retry_on", (TaskTimedOut,))
+    run = made(Raising, max_attempts=2)
+    run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
+    assert execute(run).verb is Verb.RETRY
+
+
+# Given up.
+
+
+def test_a_cancelled_one_ends_as_cancelled() -> None:
+    run = made(Noop)
+    run.handle.stop(TaskCancelled())
+    assert given_up(run)[1:] == (Verb.CANCEL, True)
+
+
+def test_one_out_of_time_fails_for_good_and_is_marked() -> None:
+    run = made(Raising, max_attempts=2)
+    run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
+    outcome = given_up(run)
+    assert (outcome.verb, outcome.value.type, outcome.value.stuck) == (
+        Verb.FAIL,
+        "TaskTimedOut",
+        True,
+    )
 
 
 # Cut short.

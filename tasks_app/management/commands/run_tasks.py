@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ class Command(BaseCommand):
         )
         with stopped_by_signals(coordinator):
             coordinator.run()
+        if coordinator.exit:
+            sys.exit(coordinator.exit)
 
 
 @contextmanager

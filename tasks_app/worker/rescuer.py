@@ -1,0 +1,71 @@
+"""When one may take another worker for lost: not while the database kept everybody from writing."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+
+from django.db import transaction
+
+from tasks_app import lifecycle
+from tasks_app.clock import database_now
+from tasks_app.conf import task_settings
+from tasks_app.ledger import alias
+from tasks_app.models import Worker
+from tasks_app.worker.housekeeping import rescue
+
+
+class Rescuer:
+    """Rescues at each heartbeat of a worker that could itself write for the length of one.
+
+    Leases also run out where the database takes no writes for longer than a lease: its server is
+    down, or a long transaction holds SQLite's lock. No worker is lost then, and whoever writes
+    first afterwards must not judge the others, but leave them a heartbeat's time to renew.
+    """
+
+    def __init__(self, moment: float) -> None:
+        self._beat_at = self._clear_since = moment
+        #: Some leases have run out, and it is too soon to tell whether their workers are lost.
+        self.waits = False
+
+    def beat(self, moment: float) -> None:
+        """Rescue, if it is safe, just after a heartbeat was written."""
+        heartbeat = task_settings().heartbeat_seconds
+        # Less than half a heartbeat late harms nobody: a lease is two heartbeats long at least.
+        if moment - self._beat_at > 1.5 * heartbeat:
+            self._clear_since = moment
+        self._beat_at = moment
+        if moment - self._clear_since > 0.9 * heartbeat:
+            rescue()
+            self.waits = False
+        else:
+            self.waits = lifecycle.overdue(database_now(alias())).exists()
+
+
+def rescue_from_outside() -> int:
+    """Rescue as a process that comes and goes, such as one that cron starts; return how many.
+
+    Where a lease has run out, it first makes sure for the length of a heartbeat that the database
+    takes writes, so that workers which live had time to renew. Raises what Django raises where the
+    database does not answer.
+    """
+    if not lifecycle.overdue(database_now(alias())).exists():
+        return 0
+    heartbeat = task_settings().heartbeat_seconds
+    pause = threading.Event()
+    clear_since = tried_at = time.monotonic()
+    while tried_at - clear_since < heartbeat:
+        pause.wait(heartbeat / 4)
+        _write_nothing()
+        moment = time.monotonic()
+        if moment - tried_at > heartbeat / 2:
+            clear_since = moment
+        tried_at = moment
+    return rescue()
+
+
+def _write_nothing() -> None:
+    """Wait for whatever a write would wait for."""
+    with transaction.atomic(using=alias()):
+        Worker.objects.filter(pk=uuid.UUID(int=0)).update(pid=0)

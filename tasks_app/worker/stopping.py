@@ -1,0 +1,63 @@
+"""How runs that must stop are made to, step by step: told, interrupted, given up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from tasks_app.base import resolve
+from tasks_app.conf import task_settings
+from tasks_app.exceptions import TaskTimedOut, UnknownTask
+from tasks_app.worker.execution import Outcome, given_up
+from tasks_app.worker.pool import Pool
+from tasks_app.worker.run import NEVER, Run
+
+logger = logging.getLogger("tasks_app.worker")
+
+#: How soon an interruption is tried again that would have hit code which must not be interrupted.
+AGAIN_SECONDS = 0.01
+
+
+def enforce(runs: Iterable[Run], pool: Pool, moment: float) -> list[Outcome]:
+    """Take the next step with each run that is due for one; return the outcomes of those given up.
+
+    A run out of time, or cancelled, is told so by its next progress call. After
+    TASK_INTERRUPT_GRACE_SECONDS an exception is raised in its thread; after as long again it is
+    given up: its task ends as if it had stopped, and another thread takes its hand's place.
+    """
+    outcomes = []
+    for run in runs:
+        if moment >= run.deadline:
+            logger.warning("Task %s is out of time", run, extra=run.log_extra)
+            allowed = f"{run.task.timeout_seconds:g} s"
+            run.stop(TaskTimedOut(f"The task ran longer than its {allowed}."))
+        if moment >= run.interrupt_at:
+            run.interrupt_at = NEVER if _interrupt(run) else moment + AGAIN_SECONDS
+        if moment >= run.abandon_at:
+            run.interrupt_at = run.abandon_at = NEVER
+            if pool.abandon(run):
+                logger.error(
+                    "Task %s does not stop; its thread is given up as stuck",
+                    run,
+                    extra=run.log_extra,
+                )
+                outcomes.append(given_up(run))
+    return outcomes
+
+
+def _interrupt(run: Run) -> bool:
+    """Raise in the run's thread, where that is allowed; return whether there is no more to do."""
+    assert run.handle.reason is not None  # noqa: S101 - it was told to stop, and so why
+    if not (task_settings().interrupt and _is_interruptible(run)):
+        return True
+    done = run.stretch.interrupt(type(run.handle.reason))
+    if run.stretch.interrupted:
+        logger.warning("Task %s was interrupted in its thread", run, extra=run.log_extra)
+    return done
+
+
+def _is_interruptible(run: Run) -> bool:
+    try:
+        return resolve(run.task.name).interruptible
+    except UnknownTask:
+        return False

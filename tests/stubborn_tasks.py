@@ -1,0 +1,102 @@
+"""Tasks that do not stop when they are told to, each for a reason of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from django.contrib.auth.models import User
+from django.db import transaction
+
+from tasks_app.base import BaseTask, ProgressHandle
+
+logger = logging.getLogger("tests.stubborn")
+
+
+class Raising(BaseTask):
+    """Raising what the test puts here."""
+
+    error: ClassVar[BaseException] = ValueError("it broke")
+    retry_on = (ValueError, OSError)
+    no_retry_on = (FileNotFoundError,)
+
+    def execute(self, progress: ProgressHandle) -> None:
+        progress.check_cancelled()
+        raise self.error.with_traceback(None)
+
+
+class Spins(BaseTask):
+    """Computes, and never calls in."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        progress.send_progress_text("spinning")
+        number = 0
+        while True:
+            number = (number + 1) % 1_000_003
+
+
+class SpinsShielded(Spins):
+    interruptible = False
+
+
+class LogsInALoop(BaseTask):
+    """Is nearly always within the logging module."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        progress.send_progress_text("logging")
+        while True:
+            logger.debug("and on and on: %s", "x" * 10)
+
+
+class CleansUp(BaseTask):
+    """Has something to put right when it is stopped."""
+
+    def execute(self, progress: ProgressHandle, note: Path) -> None:
+        progress.send_progress_text("spinning")
+        try:
+            while True:
+                pass
+        finally:
+            note.write_text("cleaned up")
+
+
+class SpinsInTransaction(BaseTask):
+    def execute(self, progress: ProgressHandle) -> None:
+        with transaction.atomic():
+            list(User.objects.all())
+            progress.send_progress_text("spinning")
+            while True:
+                pass
+
+
+class SwallowsAll(BaseTask):
+    """Catches whatever comes, until a file appears."""
+
+    def execute(self, progress: ProgressHandle, until: Path) -> str:
+        progress.send_progress_text("deaf")
+        while not until.exists():
+            try:
+                while not until.exists():
+                    pass
+            except BaseException:  # noqa: BLE001 - the point of it
+                continue
+        return "outlived"
+
+
+class HoldsLock(BaseTask):
+    """Holds the database's write lock in one long transaction, as a task should not."""
+
+    def execute(self, progress: ProgressHandle, until: Path, most: float = 60.0) -> str:
+        progress.send_progress("before", 0.1)
+        pause = threading.Event()
+        with transaction.atomic():
+            User.objects.create(username="written early")
+            # Still said, and written once the lock is given back.
+            progress.send_progress("in the transaction", 0.5)
+            end = time.monotonic() + most
+            while not until.exists() and time.monotonic() < end:
+                pause.wait(0.01)
+        return "done"

@@ -1,0 +1,231 @@
+"""Code that does not call in: told, interrupted in its thread, given up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+
+from tasks_app.exceptions import TaskCancelled, TaskInterrupted
+from tasks_app.models import Task, Worker
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tasks_app.worker.interruption import Stretch
+from tasks_app.worker.shutdown import Exit
+from tests.harness import begins, ends, eventually
+from tests.rows import facts, last_fact
+from tests.stubborn_tasks import (
+    CleansUp,
+    LogsInALoop,
+    Spins,
+    SpinsInTransaction,
+    SpinsShielded,
+    SwallowsAll,
+)
+from tests.tasks import Add
+from tests.worker.conftest import Working
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Start = Callable[..., Working]
+Log = pytest.LogCaptureFixture
+
+
+@pytest.fixture(autouse=True)
+def impatient(settings: Any) -> None:
+    settings.TASK_INTERRUPT_GRACE_SECONDS = 0.2
+    settings.TASK_HEARTBEAT_SECONDS = 0.2
+
+
+@pytest.fixture
+def until(tmp_path: Path) -> Any:
+    """The file at which those end that nothing else can end."""
+    path = tmp_path / "until"
+    yield path
+    path.touch()
+
+
+def cancelled(task: Any, **params: Any) -> Task:
+    """Start a task, cancel it once it runs, and wait for its end."""
+    started = task_service.start_task(task, params)
+    begins(started.task_id)
+    task_service.cancel_task(started.task_id)
+    return ends(started.task_id)
+
+
+@pytest.mark.parametrize("task", [Spins, LogsInALoop])
+def test_code_that_never_calls_in_is_interrupted(task: Any, start: Start, log: Log) -> None:
+    log.set_level(logging.INFO, "tests.stubborn")
+    working = start(hands=1)
+    ended = cancelled(task)
+    assert (ended.status, ended.stuck) == (Status.CANCELLED, False)
+    assert "was interrupted in its thread" in log.text
+    # Its hand is as good as before.
+    again = task_service.start_task(Add, {"a": 40})
+    assert ends(again.task_id).result == 42
+    assert working.coordinator.pool.stuck == 0
+
+
+def test_what_it_cleans_up_is_cleaned_up(start: Start, tmp_path: Path) -> None:
+    start(hands=1)
+    note = tmp_path / "note"
+    assert cancelled(CleansUp, note=note).status == Status.CANCELLED
+    assert note.read_text() == "cleaned up"
+
+
+def test_a_timeout_interrupts_too(start: Start) -> None:
+    start(hands=1)
+    started = task_service.start_task(Spins, timeout=0.2)
+    ended = ends(started.task_id)
+    assert (ended.status, ended.error_type, ended.stuck) == (Status.FAILED, "TaskTimedOut", False)
+    assert ended.error_message == "The task ran longer than its 0.2 s."
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_it_can_be_forbidden(by_class: bool, start: Start, settings: Any, log: Log) -> None:
+    # Of these threads nothing is left but a loop; the process must not wait for them.
+    settings.TASK_INTERRUPT = by_class
+    working = start(hands=1)
+    ended = cancelled(SpinsShielded if by_class else Spins)
+    assert (ended.status, ended.stuck) == (Status.CANCELLED, True)
+    assert "was interrupted" not in log.text
+    end_stuck(working)
+
+
+def test_what_swallows_everything_is_given_up(start: Start, until: Path, log: Log) -> None:
+    working = start(hands=1)
+    started = task_service.start_task(SwallowsAll, {"until": until})
+    begins(started.task_id)
+    task_service.cancel_task(started.task_id)
+    ended = ends(started.task_id)
+    assert (ended.status, ended.stuck, ended.result) == (Status.CANCELLED, True, None)
+    assert last_fact(ended).data["stuck"] is True
+    assert "does not stop; its thread is given up as stuck" in log.text
+    eventually(lambda: Worker.objects.get().stuck == 1, what="its worker tells of it")
+    # Another hand has taken its place.
+    assert ends(task_service.start_task(Add, {"a": 40}).task_id).result == 42
+    before = Task.objects.filter(pk=ended.pk).values().get()
+    until.touch()
+    eventually(lambda: working.coordinator.pool.stuck == 0, what="the thread ends after all")
+    eventually(lambda: Worker.objects.get().stuck == 0, what="its worker tells of that, too")
+    assert Task.objects.filter(pk=ended.pk).values().get() == before
+    assert facts(ended)[-1] == "task_cancelled"
+
+
+def test_one_out_of_time_that_swallows_everything_fails_once(start: Start, until: Path) -> None:
+    start(hands=1)
+    started = task_service.start_task(SwallowsAll, {"until": until}, timeout=0.2, max_attempts=3)
+    ended = ends(started.task_id)
+    assert (ended.status, ended.error_type, ended.attempt) == (Status.FAILED, "TaskTimedOut", 1)
+    assert ended.stuck
+
+
+def test_too_many_stuck_threads_end_the_worker(
+    start: Start, until: Path, settings: Any, log: Log
+) -> None:
+    settings.TASK_MAX_STUCK = 2
+    working = start(hands=3)
+    other = task_service.start_task("tests.tasks.Deaf", {"until": until})
+    begins(other.task_id)
+    for _ in range(2):
+        cancelled(SwallowsAll, until=until)
+    eventually(lambda: working.coordinator.exit is Exit.RECYCLE, what="it recycles")
+    waiting = task_service.start_task(Add, {"a": 1})
+    assert "has 2 stuck threads: it claims no more, and ends with code 75" in log.text
+    assert Task.objects.get(pk=other.task_id).status == Status.RUNNING
+    until.touch()
+    working.join()
+    assert Task.objects.get(pk=other.task_id).status == Status.COMPLETED
+    assert Task.objects.get(pk=waiting.task_id).status == Status.PENDING
+    assert Worker.objects.get().stopped_at is not None
+
+
+def test_an_interrupted_transaction_is_rolled_back(start: Start, owner: User) -> None:
+    """On SQLite it held the lock that everybody waits for, its own worker too."""
+    start(hands=1)
+    started = task_service.start_task(SpinsInTransaction, timeout=0.5)
+    assert ends(started.task_id).error_type == "TaskTimedOut"
+    # The same thread goes on with a connection that works.
+    made = task_service.start_task("tests.more_tasks.MakesUsers", {"names": ["ben"]})
+    assert ends(made.task_id).status == Status.COMPLETED
+    assert User.objects.filter(username="ben").exists()
+
+
+# The stretch by itself.
+
+
+def test_who_has_left_is_not_interrupted() -> None:
+    stretch = Stretch()
+    stretch.enter()
+    stretch.leave()
+    assert stretch.interrupt(TaskCancelled)
+    assert not stretch.interrupted
+    assert not stretch.abandon()
+
+
+def test_who_has_not_entered_is_not_interrupted() -> None:
+    stretch = Stretch()
+    assert stretch.interrupt(TaskCancelled)
+    assert not stretch.interrupted
+
+
+def test_who_is_not_in_a_tasks_code_is_left_alone_for_now() -> None:
+    stretch = Stretch()
+    stretch.enter()
+    try:
+        assert not stretch.interrupt(TaskCancelled)
+    finally:
+        stretch.leave()
+
+
+def test_an_exception_does_not_come_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised in the moment before it leaves, it surfaces there or never."""
+    monkeypatch.setattr("tasks_app.worker.interruption._is_shielded", lambda thread: False)
+    surfaced = after = 0
+
+    def one() -> None:
+        nonlocal surfaced, after
+        stretch = Stretch()
+        stretch.enter()
+        interrupter = threading.Thread(target=stretch.interrupt, args=[TaskCancelled])
+        try:
+            try:
+                interrupter.start()
+                for _ in range(200):
+                    pass
+                stretch.leave()
+            except TaskInterrupted:
+                surfaced += 1
+                stretch.leave()
+        except TaskInterrupted:
+            after += 1
+        interrupter.join()
+
+    def many() -> None:
+        nonlocal after
+        try:
+            for _ in range(500):
+                one()
+        except TaskInterrupted:
+            after += 1
+
+    thread = threading.Thread(target=many)
+    thread.start()
+    thread.join()
+    assert after == 0
+    assert surfaced > 0
+
+
+def end_stuck(working: Working) -> None:
+    """End threads that only an exception ends."""
+    for thread in working.coordinator.pool._stuck:
+        stretch = Stretch()
+        stretch.thread, stretch._entered = thread, True
+        assert eventually(lambda one=stretch: one.interrupt(TaskCancelled), what="it can be hit")
+        thread.join(10)
+        assert not thread.is_alive()

@@ -1,0 +1,147 @@
+"""When others may be taken for lost, and when not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+
+from tasks_app.models import Task, Worker
+from tasks_app.states import Status
+from tasks_app.worker import rescuer as module
+from tasks_app.worker.rescuer import Rescuer, rescue_from_outside
+from tests.rows import fresh, lapse, saved, worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def lost(settings: Any) -> Task:
+    settings.TASK_HEARTBEAT_SECONDS = 10
+    task = saved(Status.RUNNING, worker=worker())
+    lapse(task, timedelta(hours=1))
+    return task
+
+
+def test_who_has_just_come_judges_nobody(lost: Task) -> None:
+    rescuer = Rescuer(100.0)
+    rescuer.beat(100.1)
+    assert fresh(lost).status == Status.RUNNING
+    assert rescuer.waits
+    rescuer.beat(110.1)
+    assert fresh(lost).status == Status.FAILED
+    assert not rescuer.waits
+
+
+def test_who_could_not_write_for_long_judges_nobody(lost: Task) -> None:
+    rescuer = Rescuer(0.0)
+    Task.objects.filter(pk=lost.pk).update(lease_expires_at=lost.created_at + timedelta(days=1))
+    for moment in (0.1, 10.1, 20.1):
+        rescuer.beat(moment)
+    lapse(lost, timedelta(hours=1))
+    # A beat 40 seconds late: the database took no writes, from nobody.
+    rescuer.beat(70.0)
+    assert fresh(lost).status == Status.RUNNING
+    rescuer.beat(80.0)
+    assert fresh(lost).status == Status.FAILED
+
+
+def test_a_beat_that_is_a_little_late_is_none_the_worse(lost: Task) -> None:
+    rescuer = Rescuer(0.0)
+    rescuer.beat(0.1)
+    rescuer.beat(14.0)
+    assert fresh(lost).status == Status.FAILED
+
+
+# From outside, as cron does.
+
+
+def test_without_lapsed_leases_nobody_waits(settings: Any) -> None:
+    settings.TASK_HEARTBEAT_SECONDS = 60
+    saved(Status.RUNNING, worker=worker())
+    began = time.monotonic()
+    assert rescue_from_outside() == 0
+    assert time.monotonic() - began < 30
+
+
+def test_a_lapsed_lease_has_a_heartbeats_time_to_be_renewed(lost: Task, settings: Any) -> None:
+    settings.TASK_HEARTBEAT_SECONDS = 1
+    renewed = saved(Status.RUNNING, worker=lost.worker)
+    lapse(renewed, timedelta(hours=1))
+
+    def renew() -> None:
+        lapse(renewed, -timedelta(hours=1))
+        connections.close_all()
+
+    late = threading.Timer(0.2, renew)
+    late.start()
+    assert rescue_from_outside() == 1
+    late.join()
+    assert fresh(lost).status == Status.FAILED
+    assert fresh(renewed).status == Status.RUNNING
+
+
+def test_time_in_which_nobody_can_write_does_not_count(
+    lost: Task, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.TASK_HEARTBEAT_SECONDS = 0.4
+    tries: list[float] = []
+    write, blocked = module._write_nothing, iter([0.5])
+
+    def slow_once() -> None:
+        threading.Event().wait(next(blocked, 0.0))
+        write()
+        tries.append(time.monotonic())
+
+    monkeypatch.setattr(module, "_write_nothing", slow_once)
+    assert rescue_from_outside() == 1
+    assert tries[-1] - tries[0] >= 0.4
+
+
+@pytest.fixture
+def other_lock(settings: Any) -> Iterator[threading.Event]:
+    """Another connection that holds what writers need, until the event is set."""
+    release, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Worker.objects.create(
+                hostname="holder",
+                pid=1,
+                hands=1,
+                started_at="2026-01-01T00:00Z",
+                heartbeat_at="2026-01-01T00:00Z",
+            )
+            held.set()
+            release.wait(20)
+        connections.close_all()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    yield release
+    release.set()
+    thread.join()
+
+
+def test_it_waits_for_what_a_writer_waits_for(other_lock: threading.Event) -> None:
+    wrote = threading.Event()
+
+    def write() -> None:
+        module._write_nothing()
+        wrote.set()
+        connections.close_all()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    on_sqlite = connections["default"].vendor == "sqlite"
+    # Elsewhere rows are locked, and no write but of the same row waits.
+    assert wrote.wait(0.5 if on_sqlite else 10) is not on_sqlite
+    other_lock.set()
+    thread.join(20)
+    assert wrote.is_set()
