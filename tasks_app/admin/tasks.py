@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
-from django.http import HttpRequest
+from django.contrib.admin.views.main import ChangeList
+from django.contrib.auth import get_user_model
+from django.core.exceptions import BadRequest, ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import NoReverseMatch, reverse
+from django.utils.translation import gettext_lazy as _
 
+from tasks_app.admin.actions import ActionViews
+from tasks_app.admin.changelist import BoundedPaginator, TaskChangeList, found_by, uuid_of
+from tasks_app.admin.filters import FILTERS
+from tasks_app.admin.live import LiveViews
 from tasks_app.admin.overview import OverviewViews
+from tasks_app.admin.page import PageViews
+from tasks_app.admin.rows import WORDS, Columns
 from tasks_app.admin.start import StartViews
+from tasks_app.conf import task_settings
 from tasks_app.models import Task
+from tasks_app.permissions import may_view_all
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Task]
@@ -17,8 +32,38 @@ else:
     Base = admin.ModelAdmin
 
 
-class TaskAdmin(StartViews, OverviewViews, Base):
+class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Columns, Base):
+    """Everybody's tasks, for who may view them. Nothing is edited: tasks are cancelled, retried and
+    removed, by those who may do that.
+    """
+
+    list_display = (
+        "task",
+        "state",
+        "progress_bar",
+        "owned_by",
+        "in_queue",
+        "tried",
+        "waited",
+        "ran",
+        "on_worker",
+        "offered",
+    )
+    list_display_links = None
+    list_filter = FILTERS
+    list_per_page = 100
+    list_max_show_all = 100
+    # The order is chosen by a filter: only those that an index has are offered.
+    sortable_by = ()
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    search_fields = ("pk",)
+    search_help_text = _("An id, a user name, or a part of a task's name or of an error.")
+    actions = ("cancel_selected", "retry_selected", "remove_selected")
+
+    class Media:
+        css = {"all": ["tasks_app/admin.css"]}
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -27,4 +72,49 @@ class TaskAdmin(StartViews, OverviewViews, Base):
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
-        return False
+        return self.has_remove_permission(request, obj)
+
+    def has_view_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
+        return may_view_all(request.user)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Task]:
+        return Task.objects.visible_to(request.user)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return TaskChangeList
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Task], search_term: str
+    ) -> tuple[QuerySet[Task], bool]:
+        text = search_term.strip()
+        # An id is looked up by the list itself.
+        if not text or uuid_of(text):
+            return queryset, False
+        User = get_user_model()  # noqa: N806 - a class
+        named = User._default_manager.filter(**{User.USERNAME_FIELD: text})
+        return found_by(queryset, text, named.values_list("pk", flat=True).first()), False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        words = {key: str(word) for key, word in WORDS.items()}
+        live = {
+            "live_url": reverse("admin:tasks_app_task_live"),
+            "stream_url": _stream_url(),
+            "keepalive": task_settings().stream_keepalive_seconds,
+            "words": json.dumps(words),
+        }
+        try:
+            return super().changelist_view(
+                request, {"title": _("Tasks"), "live": live, **(extra_context or {})}
+            )
+        except ValidationError as error:
+            raise BadRequest("A selected id is no task's id.") from error
+
+
+def _stream_url() -> str:
+    """Where all tasks are streamed; empty where the site does not include `tasks_app.urls`."""
+    try:
+        return f"{reverse('tasks_app:streams')}?all=1"
+    except NoReverseMatch:
+        return ""

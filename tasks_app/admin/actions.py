@@ -1,0 +1,211 @@
+"""The buttons and the menu by which operators cancel, retry and remove tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+    JsonResponse,
+)
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext as _
+from django.views.decorators.csrf import csrf_protect
+
+from tasks_app import bulk
+from tasks_app.admin.acts import ACTS, CANCEL, REMOVE, RETRY, Act, sentences, why, write_log
+from tasks_app.exceptions import TaskError
+from tasks_app.ledger import alias
+from tasks_app.models import Task
+
+if TYPE_CHECKING:
+    Base = admin.ModelAdmin[Task]
+else:
+    Base = object
+
+#: The most tasks that one request takes on.
+MOST = 20_000
+#: How many of them the page that asks again names.
+NAMED = 20
+
+
+class ActionViews(Base):
+    """What TaskAdmin has of buttons and of actions on many tasks."""
+
+    def has_cancel_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
+        return request.user.has_perm("tasks_app.cancel_task")
+
+    def has_retry_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
+        return request.user.has_perm("tasks_app.retry_task")
+
+    def has_remove_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
+        return request.user.has_perm("tasks_app.delete_task")
+
+    def get_urls(self) -> list[URLPattern]:
+        own = [
+            path(
+                f"<uuid:task_id>/{act.name}/",
+                self.admin_site.admin_view(partial(self.act_view, act=act)),
+                name=f"tasks_app_task_{act.name}",
+            )
+            for act in ACTS.values()
+        ]
+        return own + super().get_urls()
+
+    @admin.action(permissions=["cancel"], description=CANCEL.of_many)
+    def cancel_selected(
+        self, request: HttpRequest, queryset: QuerySet[Task]
+    ) -> HttpResponseBase | None:
+        return self._act_on_many(request, queryset, CANCEL)
+
+    @admin.action(permissions=["retry"], description=RETRY.of_many)
+    def retry_selected(
+        self, request: HttpRequest, queryset: QuerySet[Task]
+    ) -> HttpResponseBase | None:
+        return self._act_on_many(request, queryset, RETRY)
+
+    @admin.action(permissions=["remove"], description=REMOVE.of_many)
+    def remove_selected(
+        self, request: HttpRequest, queryset: QuerySet[Task]
+    ) -> HttpResponseBase | None:
+        return self._act_on_many(request, queryset, REMOVE)
+
+    def get_actions(
+        self, request: HttpRequest
+    ) -> dict[str, tuple[Callable[..., str], str, str] | None]:
+        actions = super().get_actions(request)
+        # It lists every event of every task, and removes what has not finished.
+        actions.pop("delete_selected", None)
+        return actions
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        """Ask before a task is removed: in place of Django's, which reads its whole history."""
+        task = self.get_object(request, object_id)
+        if task is None:
+            raise Http404(_("There is no such task."))
+        if not REMOVE.allowed(request.user, task):
+            raise PermissionDenied
+        if request.method == "POST":
+            return self._act_on_one(request, task, REMOVE)
+        return self._ask(
+            request,
+            REMOVE,
+            {
+                "tasks": [task],
+                "task": task,
+                "refused": "" if task.status in REMOVE.sources else task.get_status_display(),
+            },
+        )
+
+    def act_view(self, request: HttpRequest, task_id: UUID, act: Act) -> HttpResponseBase:
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        return csrf_protect(self._posted)(request, task_id, act)
+
+    def _posted(self, request: HttpRequest, task_id: UUID, act: Act) -> HttpResponse:
+        task = self.get_queryset(request).filter(pk=task_id).first()
+        if task is None:
+            raise Http404(_("There is no such task."))
+        if not act.allowed(request.user, task):
+            raise PermissionDenied
+        return self._act_on_one(request, task, act)
+
+    def _act_on_one(self, request: HttpRequest, task: Task, act: Act) -> HttpResponse:
+        user = request.user
+        try:
+            with transaction.atomic(using=alias()):
+                outcome = act.do(task.pk, user)
+                write_log(act, user, [bulk.Done(task, outcome)])
+        except TaskError as error:
+            said = _("That was not possible: %(reason)s.") % {"reason": why(error)}
+            if not request.accepts("text/html"):
+                return JsonResponse({"detail": why(error)}, status=HTTPStatus.CONFLICT)
+            self.message_user(request, said, messages.ERROR)
+            return HttpResponseRedirect(_way_back(request, _page_of(task)))
+        if not request.accepts("text/html"):
+            return JsonResponse({"detail": act.told(outcome)})
+        self.message_user(request, f"{task.label}: {act.told(outcome)}", messages.SUCCESS)
+        if act is REMOVE:
+            return HttpResponseRedirect(reverse("admin:tasks_app_task_changelist"))
+        if act is RETRY:
+            return HttpResponseRedirect(
+                reverse("admin:tasks_app_task_change", args=[outcome.task_id])
+            )
+        return HttpResponseRedirect(_way_back(request, _page_of(task)))
+
+    def _act_on_many(
+        self, request: HttpRequest, queryset: QuerySet[Task], act: Act
+    ) -> HttpResponseBase | None:
+        across = request.POST.get("select_across") == "1"
+        changelist: Any = self.get_changelist_instance(request)
+        if (act is REMOVE or across) and not request.POST.get("confirmed"):
+            chosen = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+            context = {
+                "tasks": queryset.only("pk", "name", "status")[:NAMED],
+                "chosen": chosen[:1] if across else chosen,
+                "across": across,
+                "count": changelist.result_count if across else len(chosen),
+                "or_more": across and (changelist.is_bounded or changelist.window is not None),
+                "action": f"{act.name}_selected",
+            }
+            return self._ask(request, act, context)
+        # What was chosen is tried, so that each refusal is told. Of all that match, those are left
+        # out that it cannot be done to: there may be any number of them.
+        tasks = act.possible(changelist.everything) if across else queryset
+        ids = list(tasks.values_list("pk", flat=True)[: MOST + 1])
+        summary = bulk.each(
+            ids[:MOST],
+            lambda task_id: act.do(task_id, request.user),
+            partial(write_log, act, request.user),
+        )
+        summary.left += max(0, len(ids) - MOST)
+        for good, text in sentences(act, summary):
+            self.message_user(request, text, messages.SUCCESS if good else messages.WARNING)
+        return None
+
+    def _ask(self, request: HttpRequest, act: Act, context: dict[str, Any]) -> TemplateResponse:
+        request.current_app = self.admin_site.name
+        return TemplateResponse(
+            request,
+            "admin/tasks_app/task/confirm.html",
+            {
+                **self.admin_site.each_context(request),
+                "title": act.question,
+                "opts": self.opts,
+                "act": act,
+                "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+                "media": self.media,
+                **context,
+            },
+        )
+
+
+def _page_of(task: Task) -> str:
+    return reverse("admin:tasks_app_task_change", args=[task.pk])
+
+
+def _way_back(request: HttpRequest, otherwise: str) -> str:
+    url = request.headers.get("Referer")
+    if url and url_has_allowed_host_and_scheme(
+        url, {request.get_host()}, require_https=request.is_secure()
+    ):
+        return url
+    return otherwise

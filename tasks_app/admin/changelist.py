@@ -1,0 +1,141 @@
+"""The list's query: what is asked for, in an order that an index has, a part at a time."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any, cast
+
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.utils.functional import cached_property
+
+from tasks_app.admin.filters import owner_named
+from tasks_app.admin.rows import Rows, shown
+from tasks_app.admin.stretch import FROM, OWNER, WINDOW, Stretch, moment_of, str_of
+from tasks_app.models import Task
+
+#: The most tasks that pages are numbered for. What lies beyond is reached by where it begins.
+COUNTED = 1_000
+
+
+class BoundedPaginator(Paginator):  # type: ignore[type-arg]
+    """Counts no further than it must."""
+
+    @cached_property
+    def _found(self) -> int:
+        tasks = cast("QuerySet[Task]", self.object_list)
+        return tasks[: COUNTED + 1].count()
+
+    @cached_property
+    def count(self) -> int:
+        return min(self._found, COUNTED)
+
+    @property
+    def has_more(self) -> bool:
+        return self._found > COUNTED
+
+
+class TaskChangeList(ChangeList):
+    """A list that reads a bounded part of an index, whatever it is filtered by."""
+
+    #: Where the part that was looked through ends, and tasks beyond it begin; None if it holds all.
+    window: datetime | None = None
+    #: Where tasks begin that are not counted.
+    beyond: datetime | None = None
+    #: What is asked for, wherever it is: for actions on all of it.
+    everything: QuerySet[Task]
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Task]:
+        filtered = super().get_queryset(request, exclude_parameters)
+        stretch = self.stretch = Stretch.of(request.GET)
+        try:
+            owner = owner_named(self.params[OWNER], request) if stretch.of_owner else None
+            carried = stretch.carry(self.root_queryset.order_by(), owner)
+            wanted = stretch.carry(filtered, owner)
+        except LookupError:
+            # Nobody of this name owns anything.
+            self.everything = filtered.none()
+            return self.everything
+        task_id = uuid_of(self.query)
+        if task_id is not None:
+            # Wherever it stands in the order.
+            self.everything = filtered.filter(pk=task_id)
+            return shown(stretch.carry(self.everything, owner))
+        self.everything = wanted
+        if begins := self._begins():
+            carried, wanted = stretch.onward(carried, begins), stretch.onward(wanted, begins)
+        if self._is_sifted(stretch):
+            self.window = stretch.end_of_window(carried)
+            if self.window is not None:
+                wanted = stretch.before(wanted, self.window)
+        return shown(wanted).order_by(stretch.order, "pk")
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        tasks = list(self.result_list)
+        Rows.of(tasks, request.user)
+        self.result_list = tasks
+        if tasks and self.paginator.has_more and self.page_num == self.paginator.num_pages:
+            self.beyond = getattr(tasks[-1], self.stretch.field)
+
+    @property
+    def is_bounded(self) -> bool:
+        return bool(self.paginator.has_more)
+
+    @property
+    def window_size(self) -> int:
+        return WINDOW
+
+    @property
+    def from_the_top(self) -> bool:
+        return self.page_num == 1 and FROM not in self.params
+
+    @property
+    def beyond_url(self) -> str:
+        return self.get_query_string({FROM: str_of(self.beyond)}) if self.beyond else ""
+
+    @property
+    def window_url(self) -> str:
+        return self.get_query_string({FROM: str_of(self.window)}) if self.window else ""
+
+    @property
+    def top_url(self) -> str:
+        return self.get_query_string(remove=[FROM])
+
+    def _begins(self) -> datetime | None:
+        text = self.params.get(FROM)
+        if not text:
+            return None
+        moment = moment_of(text)
+        if moment is None:
+            raise IncorrectLookupParameters(f"{text!r} is no moment")
+        return moment
+
+    def _is_sifted(self, stretch: Stretch) -> bool:
+        """Whether it is filtered by more than what its index is of."""
+        own = {FROM, "oldest", OWNER if stretch.of_owner else "status"}
+        return bool(self.query) or any(
+            value for name, value in self.get_filters_params().items() if name not in own
+        )
+
+
+def uuid_of(text: str) -> uuid.UUID | None:
+    """The id that a text is, with or without hyphens."""
+    try:
+        return uuid.UUID(text.strip()) if len(text.strip()) in (32, 36) else None
+    except ValueError:
+        return None
+
+
+def found_by(tasks: QuerySet[Task], text: str, owner_id: Any) -> QuerySet[Task]:
+    """Those whose name, error or owner a text tells."""
+    wanted = (
+        Q(name__icontains=text) | Q(error_type__icontains=text) | Q(error_message__icontains=text)
+    )
+    if owner_id is not None:
+        wanted |= Q(owner=owner_id)
+    return tasks.filter(wanted)

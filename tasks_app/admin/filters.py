@@ -1,0 +1,280 @@
+"""What the list of tasks may be filtered by. None of them counts, and none reads a whole table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.auth import get_user_model
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from tasks_app.admin.stretch import FROM, OLDEST, OWNER, STATUS, Stretch, unindexed
+from tasks_app.clock import database_now
+from tasks_app.ledger import alias
+from tasks_app.models import Task, Worker
+from tasks_app.states import Status
+
+if TYPE_CHECKING:
+    from django.contrib.admin.views.main import ChangeList
+    from django.utils.functional import _StrPromise
+
+#: From how many of the newest tasks names and queues to choose from are taken.
+RECENT = 2_000
+#: How many choices a filter offers.
+CHOICES = 30
+
+ME, NOBODY = "~me", "~nobody"
+LOST, STUCK = "lost", "stuck"
+
+Choices = Iterable[tuple[str, "str | _StrPromise"]]
+
+
+class TaskFilter(admin.SimpleListFilter):
+    """A filter by one value, which stays among its choices when it is chosen."""
+
+    parameter_name: str
+
+    def has_output(self) -> bool:
+        return True
+
+    def stretch(self, request: HttpRequest) -> Stretch:
+        return Stretch.of(request.GET)
+
+
+class StatusFilter(TaskFilter):
+    title = gettext_lazy("status")
+    parameter_name = STATUS
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return [(status.value, status.label) for status in Status]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        status = self.value()
+        if status is None:
+            return queryset
+        if status not in Status:
+            raise IncorrectLookupParameters(f"{status!r} is no status")
+        # Where the order is that of the status's own index, the list says so itself.
+        if self.stretch(request).status is not None:
+            return queryset
+        return unindexed(queryset, "status", exact=status)
+
+
+class TroubleFilter(TaskFilter):
+    title = gettext_lazy("trouble")
+    parameter_name = "trouble"
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return [(LOST, _("Heartbeat lost")), (STUCK, _("Did not stop when told to"))]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        match self.value():
+            case None:
+                return queryset
+            case "lost":
+                return queryset.filter(
+                    status=Status.RUNNING, lease_expires_at__lt=database_now(alias())
+                )
+            case "stuck":
+                return queryset.filter(stuck=True)
+            case other:
+                raise IncorrectLookupParameters(f"{other!r} is no trouble")
+
+
+class RecentFilter(TaskFilter):
+    """By a value of a column, to choose from those that recent tasks have."""
+
+    column: str
+
+    def lookups(self, request: HttpRequest, _model_admin: Any) -> Choices:
+        found = {getattr(task, self.column) for task in recent(request)}
+        chosen = self.used_parameters.get(self.parameter_name)
+        shown = sorted(found, key=str.lower)[:CHOICES]
+        if chosen and chosen not in shown:
+            shown.append(chosen)
+        return [(value, value) for value in shown]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        return queryset if value is None else unindexed(queryset, self.column, exact=value)
+
+
+class NameFilter(RecentFilter):
+    title = gettext_lazy("task")
+    parameter_name = column = "name"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
+        found = super().lookups(request, model_admin)
+        return sorted(((name, Task(name=name).label) for name, _label in found), key=lambda c: c[1])
+
+
+class QueueFilter(RecentFilter):
+    title = gettext_lazy("queue")
+    parameter_name = column = "queue"
+
+
+class OwnerFilter(TaskFilter):
+    """By user name: typed in, for there may be many."""
+
+    title = gettext_lazy("owner")
+    parameter_name = OWNER
+    template = "admin/tasks_app/task/filter_owner.html"
+
+    def __init__(self, request: HttpRequest, params: Any, model: Any, model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        self.request = request
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return [(ME, _("Me")), (NOBODY, _("Nobody"))]
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        yield from super().choices(changelist)
+        value = self.value()
+        others = {
+            name: given
+            for name, given in changelist.get_filters_params().items()
+            if name not in (OWNER, FROM)
+        }
+        yield {
+            "form": True,
+            "selected": value not in (None, ME, NOBODY),
+            "value": value if value not in (None, ME, NOBODY) else "",
+            "name": OWNER,
+            "others": [(name, each) for name, given in others.items() for each in given],
+        }
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        # The order is that of the owner's tasks, so the list says whose.
+        return queryset
+
+    def value(self) -> str | None:
+        return super().value() or None
+
+
+class WorkerFilter(TaskFilter):
+    title = gettext_lazy("worker")
+    parameter_name = "worker"
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        found = [(str(one.pk), str(one)) for one in Worker.objects.order_by("-heartbeat_at")[:10]]
+        chosen = self.used_parameters.get(self.parameter_name)
+        if chosen and chosen not in dict(found):
+            found.append((chosen, chosen))
+        return found
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        if value is None:
+            return queryset
+        try:
+            worker_id = UUID(value)
+        except ValueError:
+            raise IncorrectLookupParameters(f"{value!r} is no worker's id") from None
+        return unindexed(queryset, "worker_id", exact=worker_id)
+
+
+class AgeFilter(TaskFilter):
+    title = gettext_lazy("age")
+    parameter_name = "age"
+
+    AGES = {
+        "hour": (timedelta(hours=1), gettext_lazy("Past hour")),
+        "day": (timedelta(days=1), gettext_lazy("Past 24 hours")),
+        "week": (timedelta(days=7), gettext_lazy("Past 7 days")),
+    }
+    OLDER = {"older": (timedelta(days=7), gettext_lazy("Older than 7 days"))}
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return [(value, label) for value, (_age, label) in (self.AGES | self.OLDER).items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        if value is None:
+            return queryset
+        try:
+            age, _label = (self.AGES | self.OLDER)[value]
+        except KeyError:
+            raise IncorrectLookupParameters(f"{value!r} is no age") from None
+        lookup = "lt" if value in self.OLDER else "gte"
+        moment = database_now(alias()) - age
+        if self.stretch(request).field == "created_at":
+            return queryset.filter(**{f"created_at__{lookup}": moment})
+        return unindexed(queryset, "created_at", **{lookup: moment})
+
+
+class OrderFilter(TaskFilter):
+    """The other end first. Only the orders that an index has are offered."""
+
+    title = gettext_lazy("order")
+    parameter_name = OLDEST
+
+    def lookups(self, request: HttpRequest, _model_admin: Any) -> Choices:
+        return [("1", _("Oldest first"))]
+
+    def choices(self, changelist: ChangeList) -> Iterator[Any]:
+        every, reverse = super().choices(changelist)
+        pending = Stretch.of(changelist.params).status is Status.PENDING
+        yield every | {"display": _("Longest waiting first") if pending else _("Newest first")}
+        yield reverse | {"display": _("Shortest waiting first") if pending else _("Oldest first")}
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset
+
+
+class FromFilter(TaskFilter):
+    """Where in the order the list begins: a link leads there, and no choice of its own."""
+
+    title = gettext_lazy("from")
+    parameter_name = FROM
+
+    def has_output(self) -> bool:
+        return False
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return []
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset
+
+
+FILTERS = (
+    StatusFilter,
+    TroubleFilter,
+    NameFilter,
+    QueueFilter,
+    OwnerFilter,
+    WorkerFilter,
+    AgeFilter,
+    OrderFilter,
+    FromFilter,
+)
+
+
+def recent(request: HttpRequest) -> list[Task]:
+    """The names and queues of the newest tasks, read once for a request."""
+    found: list[Task] | None = getattr(request, "_recent_tasks", None)
+    if found is None:
+        newest = Task.objects.order_by("-created_at").only("name", "queue")[:RECENT]
+        found = list({(task.name, task.queue): task for task in newest}.values())
+        request._recent_tasks = found  # type: ignore[attr-defined]
+    return found
+
+
+def owner_named(name: str, request: HttpRequest) -> Any:
+    """The id of the user whom the list's URL names; None for nobody. Raises LookupError."""
+    if name == ME:
+        return request.user.pk
+    if name == NOBODY:
+        return None
+    users = get_user_model()._default_manager
+    user = users.filter(**{get_user_model().USERNAME_FIELD: name}).only("pk").first()
+    if user is None:
+        raise LookupError(name)
+    return user.pk

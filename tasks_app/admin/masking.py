@@ -1,0 +1,126 @@
+"""Parameters and results as people may read them: what is declared secret is not shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.errors import PydanticUserError
+
+from tasks_app.base import BaseTask, resolve
+from tasks_app.exceptions import InvalidTask, UnknownTask
+from tasks_app.models import Task
+
+MASK = "••••••••"
+
+#: A JSON schema, and the document that it refers into.
+_Schema = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def shown_params(task: Task) -> tuple[Any, bool]:
+    """Its parameters, with what is secret masked, and whether it is known what is.
+
+    Where its class cannot be imported any more, nobody knows: every value is masked.
+    """
+    try:
+        model = resolve(task.name).params_model()
+        return masked(task.params, _schemas_of(model)), True
+    except (UnknownTask, InvalidTask, PydanticUserError):
+        return blotted(task.params), False
+
+
+def shown_result(task: Task) -> tuple[Any, bool]:
+    """Its result, likewise. Secrets in it were masked when it was stored, but for fields that only
+    their declaration says to be secret.
+    """
+    try:
+        return masked(task.result, _result_schemas(resolve(task.name))), True
+    except (UnknownTask, InvalidTask, PydanticUserError):
+        return blotted(task.result), False
+
+
+def pretty(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def masked(data: Any, schemas: list[_Schema]) -> Any:
+    """Mask what one of the schemas calls secret, and what none of them knows.
+
+    As Pydantic says it for SecretStr, SecretBytes and Secret: `format: password` and `writeOnly`.
+    """
+    if data is None:
+        return None
+    alternatives = [one for schema in schemas for one in _alternatives(schema, [])]
+    if any(one.get("writeOnly") or one.get("format") == "password" for one, _ in alternatives):
+        return MASK
+    if isinstance(data, dict):
+        return {key: _member(key, value, alternatives) for key, value in data.items()}
+    if isinstance(data, list):
+        return [masked(value, _items(place, alternatives)) for place, value in enumerate(data)]
+    return data
+
+
+def blotted(data: Any) -> Any:
+    """Keep the outermost names, and mask what they stand for."""
+    if data is None:
+        return None
+    return dict.fromkeys(data, MASK) if isinstance(data, dict) else MASK
+
+
+def _schemas_of(model: type[BaseModel]) -> list[_Schema]:
+    # By the names that it is read by, and by those that it is written by.
+    modes: tuple[Any, Any] = ("validation", "serialization")
+    schemas = [model.model_json_schema(mode=mode) for mode in modes]
+    return [(schema, schema) for schema in schemas]
+
+
+def _result_schemas(cls: type[BaseTask]) -> list[_Schema]:
+    adapter: TypeAdapter[Any] = cls.result_type()
+    schema = adapter.json_schema(mode="serialization")
+    return [(schema, schema)]
+
+
+def _alternatives(schema: _Schema, seen: list[str]) -> Iterator[_Schema]:
+    """A schema with all that it refers to or is made of."""
+    one, document = schema
+    yield schema
+    reference = one.get("$ref")
+    if isinstance(reference, str) and reference not in seen:
+        found: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part.replace("~1", "/").replace("~0", "~")]
+        yield from _alternatives((found, document), [*seen, reference])
+    for word in ("anyOf", "oneOf", "allOf"):
+        for other in one.get(word, ()):
+            yield from _alternatives((other, document), seen)
+
+
+def _member(key: str, value: Any, alternatives: list[_Schema]) -> Any:
+    found: list[_Schema] = []
+    declares = False
+    for one, document in alternatives:
+        properties, rest = one.get("properties"), one.get("additionalProperties")
+        declares = declares or properties is not None
+        if properties and key in properties:
+            found.append((properties[key], document))
+        elif isinstance(rest, dict):
+            found.append((rest, document))
+        elif rest is True:
+            found.append(({}, document))
+        found += [(other, document) for other in one.get("patternProperties", {}).values()]
+    if declares and not found:
+        return MASK  # Declared once, when it was started, and no more: perhaps as a secret.
+    return masked(value, found)
+
+
+def _items(place: int, alternatives: list[_Schema]) -> list[_Schema]:
+    found: list[_Schema] = []
+    for one, document in alternatives:
+        first = one.get("prefixItems", [])
+        if place < len(first):
+            found.append((first[place], document))
+        elif isinstance(one.get("items"), dict):
+            found.append((one["items"], document))
+    return found

@@ -1,0 +1,112 @@
+"""The page of one task: to look at, with the buttons for what may be done to it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.translation import gettext as _
+
+from tasks_app.admin.acts import ACTS, CANCEL, RETRY
+from tasks_app.admin.history import history_of, log_of
+from tasks_app.admin.masking import pretty, shown_params, shown_result
+from tasks_app.admin.rows import Rows
+from tasks_app.admin.stretch import WINDOW, Stretch, unindexed
+from tasks_app.models import Task
+from tasks_app.schemas import clipped
+from tasks_app.states import Status
+
+if TYPE_CHECKING:
+    from django.contrib.admin import ModelAdmin
+
+    Base = ModelAdmin[Task]
+else:
+    Base = object
+
+#: How much of parameters and result a page shows unless it is asked for all of it.
+JSON_SHOWN = 20_000
+#: How many related tasks it names.
+RELATED = 10
+
+
+class PageViews(Base):
+    """What TaskAdmin has of a task's page."""
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        if request.method not in ("GET", "HEAD"):
+            return HttpResponseNotAllowed(["GET", "HEAD"])
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        task: Task | None = self.get_object(request, object_id)
+        if task is None:
+            said = _("There is no task %(id)s. It may have been removed.") % {"id": object_id}
+            self.message_user(request, said, messages.WARNING)
+            return HttpResponseRedirect(reverse("admin:tasks_app_task_changelist"))
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            **self._shown(request, task),
+            "title": task.label,
+            "opts": self.opts,
+            "media": self.media,
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/tasks_app/task/change_form.html", context)
+
+    def _shown(self, request: HttpRequest, task: Task) -> dict[str, Any]:
+        [row] = Rows.of([task], request.user)
+        before, whole = request.GET.get("before", ""), "whole" in request.GET
+        lines, earlier = log_of(task, int(before) if before.isdecimal() else None)
+        params, declared = shown_params(task)
+        result, _declared = shown_result(task)
+        again = Task.objects.filter(retried_from=task).first()
+        params_text, result_text = pretty(params), pretty(result)
+        most = None if whole else JSON_SHOWN
+        return {
+            "task": task,
+            "row": row,
+            "history": history_of(task),
+            "lines": lines,
+            "earlier": earlier,
+            "before": before,
+            "params": clipped(params_text, most) if most else params_text,
+            "declared": declared,
+            "result": clipped(result_text, most) if most else result_text,
+            "has_result": task.status == Status.COMPLETED,
+            "is_clipped": most is not None and max(len(params_text), len(result_text)) > most,
+            "again": again,
+            "same_key": list(same_key(self.get_queryset(request), task)) if task.unique_key else [],
+            "window": WINDOW,
+            "acts": [
+                {
+                    "act": act,
+                    "url": reverse(f"admin:tasks_app_task_{act.name}", args=[task.pk]),
+                    "now": task.status in act.sources and not (act is CANCEL and row.is_cancelling),
+                }
+                for act in ACTS.values()
+                if act.allowed(request.user, task)
+                and not (act is RETRY and (again or task.status == Status.COMPLETED))
+            ],
+        }
+
+
+def same_key(tasks: QuerySet[Task], task: Task) -> QuerySet[Task]:
+    """Other tasks of its unique key, among the newest: no index has those that have finished."""
+    newest = Stretch.of({})
+    found = unindexed(tasks, "unique_key", exact=task.unique_key).exclude(pk=task.pk)
+    end: datetime | None = newest.end_of_window(Task.objects.order_by())
+    if end is not None:
+        found = newest.before(found, end)
+    return found.order_by("-created_at").only("pk", "name", "status", "created_at")[:RELATED]

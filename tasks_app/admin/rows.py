@@ -1,0 +1,309 @@
+"""What the list shows of a task. Its script, static/tasks_app/admin-list.js, says the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.db.models import F, QuerySet
+from django.db.models.functions import Left
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+
+from tasks_app import display
+from tasks_app.clock import database_now
+from tasks_app.display import bar_value, duration, elapsed, percent, time_left
+from tasks_app.ledger import alias
+from tasks_app.models import Task, aware
+from tasks_app.permissions import may_cancel, may_retry
+from tasks_app.states import RETRIABLE, Status
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+    from tasks_app.permissions import User
+
+#: Every word the list's script may show, beside those of the bar.
+WORDS: Mapping[str, str | _StrPromise] = {
+    **display.WORDS,
+    **{f"is_{status.value}": status.label for status in Status},
+    "starts_in": _("starts in {duration}"),
+    "attempt_of": _("{attempt} of {max_attempts}"),
+    "removed": _("Removed"),
+    "new_one": _("1 new task: show it"),
+    "new_some": _("{count} new tasks: show them"),
+    "new_many": _("{count} or more new tasks: show them"),
+    "live": _("Live"),
+    "paused": _("Paused"),
+    "polling": _("Live updates are interrupted. Checking every few seconds…"),
+    "no_stream": _("Checked every few seconds."),
+    "unreachable": _("Connection lost. Trying again…"),
+    "signed_out": _("Updates stopped: you may have been signed out. Reload the page."),
+    "refused": _("That was not possible: {reason}"),
+    "news": _("{label}: {state}"),
+}
+
+#: What a row shows of an error.
+ERROR_SHOWN = 200
+#: What a list shows nothing of, and what can be long.
+DEFERRED = ("params", "result", "error_traceback", "error_message")
+
+
+def shown(tasks: QuerySet[Task]) -> QuerySet[Task]:
+    """Read what rows show, and nothing that is long, in one query."""
+    return (
+        tasks.select_related("owner", "worker")
+        .defer(*DEFERRED)
+        .annotate(error_start=Left("error_message", ERROR_SHOWN), again_id=F("retried_as__pk"))
+    )
+
+
+class Rows:
+    """What is the same for all rows of a page."""
+
+    def __init__(self, user: User, now: datetime) -> None:
+        self.user = user
+        self.now = now
+        self.words = {key: str(word) for key, word in WORDS.items()}
+        self._labels: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, tasks: Iterable[Task], user: User) -> list[Row]:
+        """Give each task the `row` that the columns show."""
+        shared = cls(user, database_now(alias()))
+        rows = [Row(task, shared) for task in tasks]
+        for row in rows:
+            row.task.row = row  # type: ignore[attr-defined]
+        return rows
+
+    def label(self, task: Task) -> str:
+        if task.name not in self._labels:
+            self._labels[task.name] = task.label
+        return self._labels[task.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    task: Task
+    shared: Rows
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """As TaskInfo says it, without what can be long, and with what operators ask."""
+        task = self.task
+        return {
+            "task_id": str(task.pk),
+            "status": str(task.status),
+            "progress": {"text": task.progress_text, "value": task.progress},
+            "attempt": task.attempt,
+            "max_attempts": task.max_attempts,
+            "cancel_requested": task.cancel_requested_at is not None,
+            "created_time": aware(task.created_at).isoformat(),
+            "run_after": aware(task.run_after).isoformat(),
+            "start_time": task.started_at and aware(task.started_at).isoformat(),
+            "end_time": task.finished_at and aware(task.finished_at).isoformat(),
+            "error": self.error,
+            "worker": self.worker,
+            "lost": self.is_lost,
+            "stuck": task.stuck,
+        }
+
+    @property
+    def error(self) -> dict[str, str] | None:
+        message = getattr(self.task, "error_start", "")
+        return {"type": self.task.error_type, "message": message} if self.task.error_type else None
+
+    @property
+    def worker(self) -> str:
+        return str(self.task.worker) if self.task.worker else ""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its worker has not renewed its lease, by the database's clock."""
+        expires = self.task.lease_expires_at
+        return self.task.status == Status.RUNNING and expires is not None and expires < self.now
+
+    @property
+    def now(self) -> datetime:
+        return self.shared.now
+
+    @property
+    def is_cancelling(self) -> bool:
+        return self.task.cancel_requested_at is not None and not self.task.is_terminal
+
+    @property
+    def state(self) -> str:
+        words = self.shared.words
+        return words["cancelling"] if self.is_cancelling else words[f"is_{self.task.status}"]
+
+    @property
+    def remaining(self) -> str:
+        return time_left(self.task, self.shared.words, self.now)
+
+    @property
+    def waited(self) -> str:
+        """How long it waited past the time from which it might run; or how long until then."""
+        task = self.task
+        until = (task.finished_at or self.now) if task.status == Status.PENDING else task.started_at
+        until = until or task.finished_at or self.now
+        seconds = (until - task.run_after).total_seconds()
+        if task.status == Status.PENDING and seconds < -1:
+            return self._said("starts_in", -seconds)
+        return duration(max(0.0, seconds), self.shared.words)
+
+    @property
+    def ran(self) -> str:
+        seconds = elapsed(self.task, self.now)
+        return "" if seconds is None else duration(seconds, self.shared.words)
+
+    @property
+    def attempt(self) -> str:
+        words = self.shared.words
+        return words["attempt_of"].format(
+            attempt=self.task.attempt, max_attempts=self.task.max_attempts
+        )
+
+    @property
+    def url(self) -> str:
+        return reverse("admin:tasks_app_task_change", args=[self.task.pk])
+
+    def _said(self, word: str, seconds: float) -> str:
+        words = self.shared.words
+        return words[word].format(duration=duration(seconds, words))
+
+    def offers(self) -> list[tuple[str, str, bool]]:
+        """The buttons that this user may have of it at some time: name, label, whether now."""
+        user, task = self.shared.user, self.task
+        offered: list[tuple[str, str, bool]] = []
+        if not task.is_terminal and may_cancel(user, task):
+            offered.append(("cancel", str(_("Cancel")), not self.is_cancelling))
+        again = getattr(task, "again_id", None)
+        if task.status != Status.COMPLETED and again is None and may_retry(user, task):
+            offered.append(("retry", str(_("Retry")), task.status in RETRIABLE))
+        return offered
+
+
+def _row(task: Task) -> Row:
+    row: Row = task.row  # type: ignore[attr-defined]
+    return row
+
+
+class Columns:
+    """The cells of a row. Each is filled here, and from then on by the page's script."""
+
+    @admin.display(description=_("task"))
+    def task(self, task: Task) -> SafeString:
+        row = _row(task)
+        error = f"{task.error_type}: {row.error['message']}" if row.error else ""
+        return format_html(
+            '<a class="task-name" href="{}" data-part="label">{}</a>'
+            '<span class="task-path">{}</span>'
+            '<span class="task-error" data-part="error"{}>{}</span>'
+            '<template data-task="{}" data-info="{}"></template>',
+            row.url,
+            row.shared.label(task),
+            task.name,
+            SafeString("" if error else " hidden"),
+            error,
+            task.pk,
+            json.dumps(row.info),
+        )
+
+    @admin.display(description=_("status"))
+    def state(self, task: Task) -> SafeString:
+        row = _row(task)
+        return format_html(
+            '<span class="task-status" data-part="status" data-status="{}"{}>'
+            '<span class="task-icon" aria-hidden="true"></span>'
+            '<span data-part="state">{}</span></span>'
+            '<span class="task-badge" data-part="lost"{}>{}</span>'
+            '<span class="task-badge" data-part="stuck"{}>{}</span>',
+            task.status,
+            SafeString(" data-cancelling" if row.is_cancelling else ""),
+            row.state,
+            _hidden(not row.is_lost),
+            _("Heartbeat lost"),
+            _hidden(not task.stuck),
+            _("Stuck thread"),
+        )
+
+    @admin.display(description=_("progress"))
+    def progress_bar(self, task: Task) -> SafeString:
+        row, value = _row(task), bar_value(task)
+        return format_html(
+            '<progress class="task-bar" data-part="bar" data-status="{}" max="1"{}'
+            ' aria-label="{}"></progress>'
+            '<span class="task-said"><span data-part="percent">{}</span> '
+            '<span data-part="text">{}</span> '
+            '<span class="task-left" data-part="remaining">{}</span></span>',
+            task.status,
+            SafeString("") if value is None else format_html(' value="{}"', str(value)),
+            _("Progress"),
+            percent(task, row.shared.words),
+            task.progress_text,
+            row.remaining,
+        )
+
+    @admin.display(description=_("owner"))
+    def owned_by(self, task: Task) -> SafeString | str:
+        name = task.owner.get_username() if task.owner else ""
+        return format_html("{}{}", _name_of_cell(_("Owner"), name), name)
+
+    @admin.display(description=_("queue"))
+    def in_queue(self, task: Task) -> SafeString:
+        return format_html("{}{}", _name_of_cell(_("Queue")), task.queue)
+
+    @admin.display(description=_("attempt"))
+    def tried(self, task: Task) -> SafeString:
+        return _cell(_("Attempt"), "attempt", _row(task).attempt)
+
+    @admin.display(description=_("waited"))
+    def waited(self, task: Task) -> SafeString:
+        return _cell(_("Waited"), "waited", _row(task).waited)
+
+    @admin.display(description=_("ran"))
+    def ran(self, task: Task) -> SafeString:
+        return _cell(_("Ran"), "ran", _row(task).ran)
+
+    @admin.display(description=_("worker"))
+    def on_worker(self, task: Task) -> SafeString:
+        return _cell(_("Worker"), "worker", _row(task).worker)
+
+    @admin.display(description=_("actions"))
+    def offered(self, task: Task) -> SafeString:
+        # Buttons of the list's own form, which has the CSRF token: a form in it may not be.
+        row = _row(task)
+        return format_html_join(
+            "",
+            '<button type="submit" class="task-button" data-act="{}" formaction="{}"{}'
+            ' aria-label="{}">{}</button>',
+            (
+                (
+                    name,
+                    reverse(f"admin:tasks_app_task_{name}", args=[task.pk]),
+                    _hidden(not now),
+                    f"{label}: {row.shared.label(task)}",
+                    label,
+                )
+                for name, label, now in row.offers()
+            ),
+        )
+
+
+def _hidden(hidden: bool) -> SafeString:
+    return SafeString(" hidden" if hidden else "")
+
+
+def _name_of_cell(name: Any, value: str = "x") -> SafeString:
+    """What a narrow page, which has no head of the table, says before the value."""
+    return format_html('<span class="task-cell-name"{}>{}: </span>', _hidden(not value), name)
+
+
+def _cell(name: Any, part: str, value: str) -> SafeString:
+    return format_html('{}<span data-part="{}">{}</span>', _name_of_cell(name), part, value)
