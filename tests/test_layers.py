@@ -31,6 +31,7 @@ LAYERS = [
     {"retention", "permissions", "statistics"},
     {"worker", "streaming"},
     {"service"},
+    {"bulk"},
     {
         "actions",
         "admin",
@@ -185,9 +186,9 @@ def words(path: Path) -> set[str]:
 
 #: Said to people, or named for a page's script, in words that happen to be a status's.
 SAID: dict[str, set[str]] = {
+    "api/problems.py": {"task_status"},
     "lifecycle.py": {"cancelled"},
     "worker/outcomes.py": {"completed"},
-    "api/problems.py": {"task_status"},
     "display.py": {"running", "completed", "failed", "cancelled"},
 }
 
