@@ -40,7 +40,9 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
     collected: list[tuple[str, Any]] = []
 
     def collect(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if sql.startswith(("SELECT", "UPDATE", "DELETE")) and any(table in sql for table in TABLES):
+        if sql.lstrip("(").startswith(("SELECT", "UPDATE", "DELETE")) and any(
+            table in sql for table in TABLES
+        ):
             collected.append((sql, params))
         return execute(sql, params, many, context)
 

@@ -1,0 +1,228 @@
+"""How all tasks and workers stand: few queries, none of which reads finished tasks but by index."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count, F, Min, Q, Value
+
+from tasks_app.clock import database_now
+from tasks_app.ledger import alias
+from tasks_app.models import Task, Worker, aware
+from tasks_app.states import TERMINAL, Status
+
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+#: How many workers are told of, those first that beat last.
+WORKERS = 50
+#: How many queues are, those first in which tasks wait longest.
+QUEUES = 50
+
+
+class Presence(Enum):
+    """Whether a worker is there, as far as its row tells."""
+
+    ALIVE = "alive"
+    LOST = "lost"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of time, and how many tasks ended in it, by their status."""
+
+    start: datetime
+    ended: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.ended.values())
+
+    @property
+    def failed(self) -> int:
+        return self.ended.get(Status.FAILED, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What ended in stretches of equal length, the newest, which is not over, last."""
+
+    step: timedelta
+    stretches: list[Stretch]
+
+    @property
+    def since(self) -> datetime:
+        return self.stretches[0].start
+
+    @property
+    def ended(self) -> Counter[str]:
+        return sum((Counter(stretch.ended) for stretch in self.stretches), Counter())
+
+    @property
+    def total(self) -> int:
+        return self.ended.total()
+
+    @property
+    def failed(self) -> int:
+        return self.ended[Status.FAILED]
+
+
+@dataclass(slots=True)
+class Queue:
+    name: str
+    #: Tasks that could start now, and since when the first of them could.
+    ready: int = 0
+    oldest: datetime | None = None
+    #: Tasks that wait for a time to come, such as that of their next attempt.
+    later: int = 0
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A worker, and what of it is a matter of the moment."""
+
+    worker: Worker
+    presence: Presence
+    #: Tasks that it holds now.
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    now: datetime
+    queues: list[Queue]
+    #: How many more queues there are than these.
+    other_queues: int
+    #: Of all queues.
+    ready: int
+    later: int
+    running: int
+    workers: list[Seen]
+    last_hour: Course
+    last_day: Course
+
+    @property
+    def hands(self) -> int:
+        """Hands of the workers that are there."""
+        return sum(seen.worker.hands for seen in self.workers if seen.presence is Presence.ALIVE)
+
+    @property
+    def stuck(self) -> int:
+        """Threads given up that still run, in workers that are there."""
+        return sum(seen.worker.stuck for seen in self.workers if seen.presence is Presence.ALIVE)
+
+    def count(self, presence: Presence) -> int:
+        return sum(seen.presence is presence for seen in self.workers)
+
+
+def overview() -> Overview:
+    """Return how all tasks and workers stand, by the database's clock."""
+    now = database_now(alias())
+    queues = _queues(now)
+    counts = Task.primary.running().order_by().values_list("queue", "worker").annotate(n=Count("*"))
+    held: Counter[Any] = Counter()
+    for name, worker_id, count in counts:
+        queues.setdefault(name, Queue(name)).running += count
+        held[worker_id] += count
+    some = sorted(queues.values(), key=_longest_waiting_first)
+    last_hour, last_day = _courses(now, [(MINUTE, 60), (HOUR, 24)])
+    return Overview(
+        now=aware(now),
+        queues=some[:QUEUES],
+        other_queues=len(some[QUEUES:]),
+        ready=sum(queue.ready for queue in some),
+        later=sum(queue.later for queue in some),
+        running=held.total(),
+        workers=_workers(now, held),
+        last_hour=last_hour,
+        last_day=last_day,
+    )
+
+
+def presence(worker: Worker, lost: Container[UUID]) -> Presence:
+    """Return whether a worker is there, given which are `lost`."""
+    if worker.stopped_at is not None:
+        return Presence.STOPPED
+    return Presence.LOST if worker.pk in lost else Presence.ALIVE
+
+
+def lost(now: datetime) -> set[UUID]:
+    """Return which workers are lost, a while's worth: their records are deleted after a day."""
+    return set(Worker.primary.lost(now).values_list("pk", flat=True))
+
+
+def _queues(now: datetime) -> dict[str, Queue]:
+    """The queues in which tasks wait, each read from one stretch of an index."""
+    waiting = (
+        Task.primary.filter(status=Status.PENDING)
+        .order_by()
+        .values_list("queue")
+        .annotate(
+            ready=Count("run_after", filter=Q(run_after__lte=now)),
+            every=Count("*"),
+            first=Min("run_after"),
+        )
+    )
+    return {
+        name: Queue(name, ready, aware(first) if ready else None, every - ready)
+        for name, ready, every, first in waiting
+    }
+
+
+def _longest_waiting_first(queue: Queue) -> tuple[bool, Any, str]:
+    return queue.oldest is None, queue.oldest or 0, queue.name
+
+
+def _workers(now: datetime, held: Mapping[UUID, int]) -> list[Seen]:
+    """Those that did not sign off come first, for they matter; then who beat last."""
+    newest = Worker.primary.order_by(F("stopped_at").desc(nulls_first=True), "-heartbeat_at")
+    gone = lost(now)
+    return [
+        Seen(worker, presence(worker, gone), held.get(worker.pk, 0)) for worker in newest[:WORKERS]
+    ]
+
+
+def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Course]:
+    """Count what ended in so many stretches of a length, of each such pair, in one query.
+
+    Each stretch is a stretch of an index, which the database counts without reading a row.
+    """
+    starts: list[list[datetime]] = []
+    parts = []
+    for number, (step, many) in enumerate(wanted):
+        last = _floor(now, step)
+        starts.append([last - step * back for back in reversed(range(many))])
+        parts += [
+            Task.primary.filter(
+                status__in=sorted(TERMINAL), finished_at__gte=start, finished_at__lt=start + step
+            )
+            .order_by()
+            .values_list("status")
+            .annotate(course=Value(number), stretch=Value(index), n=Count("*"))
+            for index, start in enumerate(starts[-1])
+        ]
+    found: dict[tuple[int, int], dict[str, int]] = {}
+    for status, course, stretch, count in parts[0].union(*parts[1:], all=True):
+        found.setdefault((course, stretch), {})[status] = count
+    return [
+        Course(
+            step,
+            [
+                Stretch(aware(start), found.get((number, index), {}))
+                for index, start in enumerate(starts[number])
+            ],
+        )
+        for number, (step, _many) in enumerate(wanted)
+    ]
+
+
+def _floor(moment: datetime, step: timedelta) -> datetime:
+    """Return the beginning of the minute, or of the hour."""
+    start = moment.replace(second=0, microsecond=0)
+    return start.replace(minute=0) if step == HOUR else start

@@ -1,0 +1,178 @@
+"""How all tasks and workers stand, in numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from tasks_app import statistics
+from tasks_app.models import Task, Worker
+from tasks_app.states import Status
+from tasks_app.statistics import Presence, overview
+from tests.rows import row, saved, worker
+from tests.test_query_plans import plan, statements
+
+pytestmark = pytest.mark.django_db
+
+NOON = datetime(2026, 5, 4, 12, 30, 45, tzinfo=UTC)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.fixture(autouse=True)
+def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "database_now", lambda _using: NOON)
+
+
+def ended(status: Status, at: datetime) -> Task:
+    return saved(status, created_at=at, run_after=at, finished_at=at)
+
+
+def waiting(at: datetime, **fields: Any) -> Task:
+    return saved(created_at=NOON - DAY, run_after=at, **fields)
+
+
+def test_nothing_is_nothing() -> None:
+    found = overview()
+    assert (found.ready, found.later, found.running) == (0, 0, 0)
+    assert (found.queues, found.workers) == ([], [])
+    assert (found.last_hour.total, found.last_day.total) == (0, 0)
+    assert len(found.last_hour.stretches) == 60
+    assert len(found.last_day.stretches) == 24
+    assert (found.hands, found.stuck) == (0, 0)
+
+
+def test_queues_those_first_in_which_tasks_wait_longest() -> None:
+    waiting(NOON - 2 * MINUTE, queue="a")
+    waiting(NOON, queue="a")
+    waiting(NOON + MINUTE, queue="a")
+    waiting(NOON - HOUR, queue="b", attempt=1, max_attempts=2)
+    waiting(NOON + HOUR, queue="later")
+    saved(Status.RUNNING, queue="busy")
+    saved(Status.RUNNING, queue="b")
+    saved(Status.COMPLETED, queue="done")
+    found = overview()
+    assert [
+        (queue.name, queue.ready, queue.oldest, queue.later, queue.running)
+        for queue in found.queues
+    ] == [
+        ("b", 1, NOON - HOUR, 0, 1),
+        ("a", 2, NOON - 2 * MINUTE, 1, 0),
+        ("busy", 0, None, 0, 1),
+        ("later", 0, None, 1, 0),
+    ]
+    assert (found.ready, found.later, found.running) == (3, 2, 2)
+
+
+def test_of_very_many_queues_some_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "QUEUES", 2)
+    for number in range(5):
+        waiting(NOON - MINUTE * number, queue=f"q{number}")
+    found = overview()
+    assert [queue.name for queue in found.queues] == ["q4", "q3"]
+    assert (found.other_queues, found.ready) == (3, 5)
+
+
+def test_what_ended_minute_by_minute_and_hour_by_hour() -> None:
+    ended(Status.COMPLETED, NOON)
+    ended(Status.COMPLETED, NOON - timedelta(seconds=45))
+    ended(Status.FAILED, NOON - timedelta(seconds=46))
+    ended(Status.CANCELLED, NOON - timedelta(minutes=59, seconds=45))
+    ended(Status.COMPLETED, NOON - HOUR)  # Of the minute before the first.
+    ended(Status.FAILED, NOON - timedelta(hours=23))
+    ended(Status.FAILED, NOON - timedelta(hours=23, minutes=31))
+    found = overview()
+
+    hour = found.last_hour
+    assert (hour.since, hour.stretches[-1].start) == (
+        datetime(2026, 5, 4, 11, 31, tzinfo=UTC),
+        datetime(2026, 5, 4, 12, 30, tzinfo=UTC),
+    )
+    assert [stretch.total for stretch in hour.stretches] == [1, *[0] * 57, 1, 2]
+    assert hour.stretches[-2].failed == 1
+    assert (hour.total, hour.failed) == (4, 1)
+    assert hour.ended == {Status.COMPLETED: 2, Status.FAILED: 1, Status.CANCELLED: 1}
+
+    day = found.last_day
+    assert (day.since, day.stretches[-1].start) == (
+        datetime(2026, 5, 3, 13, tzinfo=UTC),
+        datetime(2026, 5, 4, 12, tzinfo=UTC),
+    )
+    assert [stretch.total for stretch in day.stretches] == [1, *[0] * 21, 2, 3]
+    assert (day.total, day.failed) == (6, 2)
+
+
+def test_workers_alive_lost_and_stopped() -> None:
+    conf_lease_and_heartbeat = timedelta(seconds=13)  # of the site's settings
+    alive = worker(hostname="alive", heartbeat_at=NOON - conf_lease_and_heartbeat, stuck=2)
+    worker(
+        hostname="lost",
+        heartbeat_at=NOON - conf_lease_and_heartbeat - timedelta(milliseconds=1),
+        stuck=9,
+    )
+    worker(hostname="stopped", heartbeat_at=NOON - HOUR, stopped_at=NOON - HOUR)
+    worker(hostname="earlier", heartbeat_at=NOON - 2 * HOUR, stopped_at=NOON - 2 * HOUR)
+    for _ in range(3):
+        saved(Status.RUNNING, worker=alive)
+    found = overview()
+    assert [(seen.worker.hostname, seen.presence, seen.running) for seen in found.workers] == [
+        ("alive", Presence.ALIVE, 3),
+        ("lost", Presence.LOST, 0),
+        ("stopped", Presence.STOPPED, 0),
+        ("earlier", Presence.STOPPED, 0),
+    ]
+    assert [found.count(presence) for presence in Presence] == [1, 1, 2]
+    assert (found.hands, found.stuck) == (4, 2)
+
+
+def test_of_very_many_workers_those_that_may_be_there_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(statistics, "WORKERS", 2)
+    for number in range(3):
+        worker(hostname=f"stopped{number}", heartbeat_at=NOON, stopped_at=NOON)
+    worker(hostname="alive", heartbeat_at=NOON - timedelta(seconds=1))
+    assert overview().workers[0].worker.hostname == "alive"
+    assert len(overview().workers) == 2
+
+
+def test_the_number_of_queries_is_constant() -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as executed:
+            overview()
+        return len(executed)
+
+    before = queries()
+    by = worker()
+    Task.objects.bulk_create(
+        row(status, age=MINUTE * number, queue=f"q{number % 7}", worker=by)
+        for status in Status
+        for number in range(50)
+    )
+    assert queries() == before == 5
+
+
+def test_each_query_has_its_index() -> None:
+    """And none reads finished tasks row by row."""
+    now = timezone.now()
+    Task.objects.bulk_create(
+        row(status, age=now - NOON + HOUR * number) for status in Status for number in range(200)
+    )
+    for _ in range(20):
+        Worker.objects.create(
+            hostname="x", pid=1, hands=1, started_at=now, heartbeat_at=now, stopped_at=now
+        )
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
+    with statements() as executed:
+        overview()
+    plans = [plan(*statement) for statement in executed]
+    used = set().union(*(indexes for indexes, _ in plans))
+    assert {"tasks_finished", "tasks_leased"} <= used
+    assert used & {"tasks_waiting_in_queue", "tasks_waiting", "tasks_due"}
+    assert [whole for _, whole in plans if whole] == []
