@@ -117,14 +117,14 @@ def redis_server(address: str) -> dict[str, Any]:
 # tasks_app: the change signal between hosts. Only where it is set: being there is what counts.
 if REDIS_URL := os.environ.get("REDIS_URL"):
     EVENTSTREAM_REDIS = redis_server(REDIS_URL)
-# tasks_app: False behind a pooler in transaction mode, through which nobody can LISTEN.
-TASK_LISTEN = os.environ.get("TASK_LISTEN", "1") == "1"
 
 # tasks_app: a short lease, so that a visitor who kills the worker sees soon what follows.
-TASK_LEASE_SECONDS = float(os.environ.get("TASK_LEASE_SECONDS", "10"))
-TASK_HEARTBEAT_SECONDS = float(os.environ.get("TASK_HEARTBEAT_SECONDS", "3"))
+TASK_LEASE_SECONDS = 10
+TASK_HEARTBEAT_SECONDS = 3
 # tasks_app: a short grace, so that Ctrl-C of `make run` is not a long goodbye.
-TASK_SHUTDOWN_GRACE_SECONDS = float(os.environ.get("TASK_SHUTDOWN_GRACE_SECONDS", "5"))
+TASK_SHUTDOWN_GRACE_SECONDS = 5
+# tasks_app: each of its settings may come from the environment, such as TASK_MAX_WORKERS=8.
+globals().update({name: text for name, text in os.environ.items() if name.startswith("TASK_")})
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}

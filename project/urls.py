@@ -16,7 +16,7 @@ login = {
 
 urlpatterns = [
     path("", views.my_tasks, name="home"),
-    path("tasks/<uuid:task_id>/", views.task_page, name="task"),
+    path("tasks/<uuid:task_id>/", views.SiteTaskPage.as_view(), name="task"),
     path("tasks/<uuid:task_id>/file/", views.task_file, name="task-file"),
     path("tasks/", include("tasks_app.urls")),
     path("api/tasks/", include("tasks_app.api.urls")),

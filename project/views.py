@@ -18,6 +18,7 @@ from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
 from tasks_app.models import Task
 from tasks_app.states import Status
+from tasks_app.views import TaskPage
 
 TASKS_PER_PAGE = 10
 #: A history that is longer shows its newest part.
@@ -28,24 +29,27 @@ SHOWN_EVENTS = 200
 def my_tasks(request: HttpRequest) -> HttpResponse:
     tasks = Task.objects.visible_to(request.user).filter(owner_id=request.user.pk)
     page = Paginator(tasks, TASKS_PER_PAGE).get_page(request.GET.get("page"))
-    return render(request, "tasks/list.html", {"page": page})
+    return render(request, "tasks/list.html", {"page": page, "newest": page.number == 1})
 
 
-@login_required
-def task_page(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    task = get_object_or_404(Task.objects.visible_to(request.user), pk=task_id)
-    page = _task_class(task)
-    newest = list(task.events.order_by("-id")[: SHOWN_EVENTS + 1])
-    context: dict[str, Any] = {
-        "task": task,
-        "details": page.details(task.params),
-        "start_page": page.start_page,
-        "events": [(event, describe(event)) for event in newest[:SHOWN_EVENTS][::-1]],
-        "events_left_out": len(newest) > SHOWN_EVENTS,
-        "outcome_template": _outcome_template(task),
-        "file_kept": isinstance(task.result, dict) and bool(files.find(task.result.get("file"))),
-    }
-    return render(request, "tasks/detail.html", context)
+class SiteTaskPage(TaskPage):
+    """The page of a task, with what this site knows of its kind."""
+
+    template_name = "tasks/detail.html"
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        task = self.object
+        page = _task_class(task)
+        newest = list(task.events.order_by("-id")[: SHOWN_EVENTS + 1])
+        return super().get_context_data(
+            details=page.details(task.params),
+            start_page=page.start_page,
+            events=[(event, describe(event)) for event in newest[:SHOWN_EVENTS][::-1]],
+            events_left_out=len(newest) > SHOWN_EVENTS,
+            outcome_template=_outcome_template(task),
+            file_kept=isinstance(task.result, dict) and bool(files.find(task.result.get("file"))),
+            **kwargs,
+        )
 
 
 @login_required

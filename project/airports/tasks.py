@@ -171,14 +171,23 @@ class ExportAirports(SiteTask):
     max_attempts = 3
     result_template = "airports/results/export.html"
     start_page = "start-export"
-    Params = Selection
+
+    class Params(Selection):
+        #: Those that somebody selected one by one.
+        ids: list[int] | None = None
 
     @classmethod
     def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
+        if (ids := params.get("ids")) is not None:
+            return {"Airports": f"{len(ids):,} selected"}
         return _selection_in_words(params)
 
-    def execute(self, progress: ProgressHandle, **selection: Any) -> ExportSummary:
+    def execute(
+        self, progress: ProgressHandle, ids: list[int] | None = None, **selection: Any
+    ) -> ExportSummary:
         airports = Airport.objects.selected(Selection(**selection)).order_by("icao")
+        if ids is not None:
+            airports = airports.filter(pk__in=ids)
         count = airports.count()
         with files.new_result() as result:
             writer = csv.writer(result.text)
