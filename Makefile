@@ -9,7 +9,7 @@ PARALLEL = --numprocesses 3 --dist loadfile
 PAGES = $(shell find templates tasks_app/templates -name '*.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format test-matrix clean
+.PHONY: help run test chaos lint format test-matrix clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
 test: $(VENV)/.dev ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
 	TEST_DATABASE=postgresql $(BIN)/python -m pytest -m "not browser" --no-cov $(PARALLEL) $(ARGS)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+chaos: $(VENV)/.dev ## Kill some 560 processes under load and count what is lost: nothing (15 minutes)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, templates, migrations and settings
 	$(BIN)/ruff check

@@ -1,4 +1,9 @@
-"""The long run: python -m tests.chaos --kills 500, on SQLite and on PostgreSQL."""
+"""The long run: python -m tests.chaos, on SQLite and on PostgreSQL.
+
+Four runs on each database: processes are killed; many workers share many tasks in peace; the
+database is harmed; both at once. Prints a table for each. With --kills, --tasks or --troubles it
+is one run of that kind instead.
+"""
 
 from __future__ import annotations
 
@@ -14,59 +19,116 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
-KINDS = ("sqlite", "postgresql")
+DATABASES = ("sqlite", "postgresql")
+LONG: dict[str, dict[str, int]] = {
+    "kills": {"kills": 250},
+    "peace": {"tasks": 2000, "workers": 4, "backlog": 400},
+    "trouble": {"troubles": 12},
+    "both": {"kills": 30, "troubles": 6},
+}
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--database", choices=[*KINDS, "both"], default="both")
-    parser.add_argument("--kills", type=int, default=0, help="kill so many processes, on each")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--database", choices=DATABASES, help="only this one")
+    parser.add_argument("--kills", type=int, default=0, help="kill so many processes")
     parser.add_argument("--tasks", type=int, default=0, help="start so many tasks, at least")
     parser.add_argument("--troubles", type=int, default=0, help="harm the database so often")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--viewers", type=int, default=6)
     parser.add_argument("--backlog", type=int, default=40, help="unfinished tasks at a time")
-    parser.add_argument("--seconds", type=float, default=600, help="end by then")
-    parser.add_argument("--seed", type=int, default=SystemRandom().randrange(10**6))
+    parser.add_argument("--seconds", type=float, default=600, help="end each run by then")
+    parser.add_argument(
+        "--seed", type=int, default=SystemRandom().randrange(10**6), help="of what is random"
+    )
     parser.add_argument("--json", action="store_true", help="print the counts as JSON as well")
     return parser.parse_args()
 
 
 def main() -> int:
     given = options()
-    if given.database != "both":
-        return one(given)
-    words = [word for name, value in vars(given).items() for word in _option(name, value)]
-    command = [sys.executable, "-m", "tests.chaos", *words]
-    codes = [
-        subprocess.run([*command, "--database", kind], check=False).returncode for kind in KINDS
-    ]
-    return max(codes)
+    databases = [given.database] if given.database else list(DATABASES)
+    if given.kills or given.tasks or given.troubles:
+        return max(one(database, given) for database in databases)
+    print(f"seed {given.seed}", flush=True)
+    faults = [long(database, given.seed) for database in databases]
+    return int(any(faults))
 
 
-def _option(name: str, value: Any) -> list[str]:
-    if name == "database" or value is False:
-        return []
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+def long(database: str, seed: int) -> bool:
+    """Make all runs on a database and print their table; return whether anything was wrong."""
+    began = time.monotonic()
+    counts: dict[str, dict[str, list[Any]]] = {}
+    faults = []
+    for title, plan in LONG.items():
+        words = [word for name, value in plan.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "tests.chaos", "--database", database, "--json"]
+        run = subprocess.run(
+            [*command, "--seed", str(seed), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        *said, last = run.stdout.splitlines() or [""]
+        if run.returncode:
+            faults.append(f"{title}:\n{run.stdout}")
+        if last.startswith("{"):
+            counts[title] = json.loads(last)
+        print(
+            f"  {database}, {title}: {'a fault' if run.returncode else 'as promised'}", flush=True
+        )
+        print("".join(f"    {line}\n" for line in said if line.startswith(("killed", "befell"))))
+    print(table(database, counts, time.monotonic() - began))
+    print(*faults, sep="\n")
+    return bool(faults)
 
 
-def one(given: argparse.Namespace) -> int:
+def table(database: str, counts: dict[str, dict[str, list[Any]]], seconds: float) -> str:
+    titles = list(counts)
+    names = list(counts[titles[0]]) if titles else []
+    head = [f"{database}, {seconds:.0f} s", *titles, "in all", ""]
+    lines = [head, ["---", *["---:"] * (len(titles) + 1), "---"]]
+    for name in names:
+        numbers = [counts[title][name][0] for title in titles]
+        promised = "must be 0" if counts[titles[0]][name][1] else ""
+        lines.append([name, *map(str, numbers), str(sum(numbers)), promised])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def one(database: str, given: argparse.Namespace) -> int:
+    """Make one run; return 0 if all was as promised.
+
+    In a process of its own where there are two, for Django knows one set of settings.
+    """
+    if given.database is None:
+        return subprocess.run(
+            [sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--database", database],
+            check=False,
+        ).returncode
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ |= {
         "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
         "DATA_DIR": str(folder),
         "CHAOS_FOLDER": str(folder),
     }
-    from tests.chaos.databases import DATABASES
+    if given.troubles and not given.kills and database == "postgresql":
+        # A restart keeps workers away for seconds, and that must not cost them their leases.
+        os.environ |= {"TASK_LEASE_SECONDS": "15", "TASK_HEARTBEAT_SECONDS": "1"}
 
-    database = DATABASES[given.database](folder)
-    os.environ["DATABASE_URL"] = database.url
-    if given.troubles and given.database == "postgresql":
-        # Its workers are away for as long as a restart takes, and that must not cost a lease.
-        os.environ |= {"TASK_LEASE_SECONDS": "10", "TASK_HEARTBEAT_SECONDS": "1"}
+    from tests.chaos.databases import KINDS
+
+    kind = KINDS[database](folder)
+    os.environ["DATABASE_URL"] = kind.url
+
     import django
 
     django.setup()
+
     from django.core.management import call_command
     from django.db import connections
 
@@ -75,30 +137,29 @@ def one(given: argparse.Namespace) -> int:
     plan = Plan(
         **{name: getattr(given, name) for name in vars(given).keys() & Plan.__annotations__.keys()}
     )
-    call_command("migrate", verbosity=0)
     began = time.monotonic()
-    arena = Arena(folder, database, plan)
     try:
+        call_command("migrate", verbosity=0)
+        arena = Arena(folder, kind, plan)
         tally = arena.run()
     finally:
         connections.close_all()
-        database.close()
-    print(f"\n{given.database}, seed {plan.seed}, {time.monotonic() - began:.0f} s")
+        kind.close()
+    print(f"{database}, seed {plan.seed}, {time.monotonic() - began:.0f} s")
     for name, count, zero in tally.rows():
-        mark = "" if not zero else "  must be 0" if count else "  as promised"
-        print(f"  {name:<26}{count:>8}{mark}")
+        print(f"  {name:<26}{count:>8}{'  must be 0' if zero else ''}")
     for title, counted in (("killed at", arena.struck), ("befell the database", arena.befell)):
         if counted:
             told = ", ".join(f"{name} {number}" for name, number in sorted(counted.items()))
-            print(f"  {title}: {told}")
+            print(f"{title}: {told}")
     for fault in tally.faults:
-        print(f"  FAULT {fault[:2000]}")
-    if given.json:
-        print(json.dumps({name: count for name, count, _ in tally.rows()}))
+        print(f"FAULT {fault[:2000]}")
     if tally.holds:
         shutil.rmtree(folder)
     else:
-        print(f"  What the processes said is kept in {folder}")
+        print(f"What the processes said is kept in {folder}")
+    if given.json:
+        print(json.dumps({name: [count, zero] for name, count, zero in tally.rows()}))
     return 0 if tally.holds else 1
 
 

@@ -15,6 +15,7 @@ from random import Random
 from uuid import UUID
 
 import httpx
+import psycopg
 from django.contrib.auth.models import User
 from django.db import DatabaseError, InterfaceError, connection
 from django.test import Client
@@ -41,10 +42,11 @@ from tests.invariants import Seen, check_invariants
 REPRIEVE = (3.0, 8.0)
 STALE = "was taken from this worker"
 #: Said by a process only where something is wrong that a kill does not explain.
+ASGI_FAILED = "Exception in ASGI application"
 ALARMS = (
+    ASGI_FAILED,
     "The relay stumbled",
     "cannot be sent",
-    "Exception in ASGI application",
     "AssertionError",
     "IntegrityError",
     "could not be removed",
@@ -271,6 +273,9 @@ class Arena:
             self.tally.kills += 1
             deaths = {entry["pid"]: entry["name"] for entry in ledger.entries("deaths")}
             self.struck[str(deaths.get(process.pid, "outside"))] += 1  # type: ignore[call-overload]
+        elif code and self.plan.troubles and (slot.role == "cleanup" or slot.ready == float("inf")):
+            # It came to a database that was away, and the next one comes at once.
+            self.struck["could not start"] += 1
         elif code or not (slot.role == "cleanup" or slot.fate.terminate < float("inf")):
             tail = process.output[-1500:]
             self.tally.fault(
@@ -298,8 +303,8 @@ class Arena:
             check_invariants(self.seen)
         except AssertionError as error:
             self.tally.fault("other_faults", f"invariant: {error}")
-        except (DatabaseError, InterfaceError):
-            # In the midst of trouble; another look follows.
+        except (DatabaseError, InterfaceError, psycopg.Error):
+            # In the midst of trouble; another look follows. A cursor's end raises psycopg's own.
             connection.close()
 
     # The calm after it.
@@ -308,6 +313,8 @@ class Arena:
         """Let the living finish: whatever was left must come to its end."""
         self.feeder.stop()
         self.doomed = False
+        # Of before the last trouble, perhaps.
+        connection.close()
         for slot in self.slots:
             assert slot.process is not None
             if self.plan.kills:
@@ -382,7 +389,8 @@ class Arena:
             output = process.output
             tally.stale_writes_refused += output.count(STALE)
             for alarm in ALARMS:
-                if alarm in output:
+                # A request that comes while the database is away ends badly.
+                if alarm in output and not (self.plan.troubles and alarm == ASGI_FAILED):
                     where = output.index(alarm)
                     words = output[max(where - 500, 0) : where + 1500]
                     tally.fault("other_faults", f"{process.log.name} says {words}")

