@@ -28,7 +28,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
 from tasks_app.progress import ProgressHandle
-from tasks_app.schemas import JSON_MAX
+from tasks_app.schemas import DEPTH_MAX, JSON_MAX, NAME_MAX
 
 __all__ = ["BaseTask", "ProgressHandle", "resolve"]
 
@@ -127,14 +127,21 @@ class BaseTask:
     def name(cls) -> str:
         """The dotted path by which a worker finds the class.
 
-        Raises InvalidTask where there is none: a class inside a function or another class.
+        Raises InvalidTask where there is none: a class inside a function or another class, and
+        for one longer than the column that holds it.
         """
         if "." in cls.__qualname__:
             raise InvalidTask(
                 f"{cls.__qualname__} is not at the top level of {cls.__module__}, "
                 f"so a worker could not import it. Move it there."
             )
-        return f"{cls.__module__}.{cls.__qualname__}"
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        if len(name) > NAME_MAX:
+            raise InvalidTask(
+                f"{name} has {len(name)} characters, and a task's dotted path may have {NAME_MAX}. "
+                f"Rename it, or move it to a module with a shorter path."
+            )
+        return name
 
     @classmethod
     @cache
@@ -186,7 +193,9 @@ class BaseTask:
 
 
 def check_json(data: Any) -> None:
-    """Raise ValueError for what no row holds as JSON: NaN, NUL, half a surrogate, too much."""
+    """Raise ValueError for what no row holds as JSON: NaN, NUL, half a surrogate, too much; and
+    for what is nested too deep to be read again.
+    """
     text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     if (size := len(text.encode())) > JSON_MAX:
         raise ValueError(
@@ -195,6 +204,22 @@ def check_json(data: Any) -> None:
         )
     if _NUL.search(text):
         raise ValueError("text with a NUL character cannot be stored; remove it")
+    if text.count("[") + text.count("{") > DEPTH_MAX and (depth := _depth(data)) > DEPTH_MAX:
+        raise ValueError(
+            f"it is nested {depth} levels deep, and {DEPTH_MAX} is the most; "
+            f"make it flat, such as a list of rows that name their parents"
+        )
+
+
+def _depth(data: Any) -> int:
+    """How many lists and objects of JSON-able data are within each other, at the most."""
+    depth, level = 0, [data]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [
+            child for item in level for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
 
 
 # An escaped NUL that is not itself part of an escaped backslash.

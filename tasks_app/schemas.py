@@ -27,6 +27,14 @@ MESSAGE_MAX = 10_000
 TRACEBACK_MAX = 100_000
 #: The most bytes of parameters and of a result, as JSON; more is refused.
 JSON_MAX = 1_048_576
+#: How deep their lists and objects may be nested; Pydantic reads no more than 200 levels.
+DEPTH_MAX = 100
+# The most characters of what names a task, its queue and its keys; more is refused.
+NAME_MAX = 200
+QUEUE_MAX = 100
+KEY_MAX = 200
+#: The most attempts that a task may be allowed.
+ATTEMPTS_MAX = 1_000_000
 
 Text = Annotated[str, AfterValidator(printable)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

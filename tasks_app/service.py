@@ -33,7 +33,7 @@ from tasks_app.exceptions import (
     TaskNotFound,
 )
 from tasks_app.models import Task
-from tasks_app.schemas import TaskInfo, TaskStartResponse
+from tasks_app.schemas import ATTEMPTS_MAX, KEY_MAX, QUEUE_MAX, TaskInfo, TaskStartResponse
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
@@ -179,8 +179,8 @@ def _storable(text: str) -> str:
     return text
 
 
-QueueName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_storable)]
-Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+QueueName = Annotated[str, Field(min_length=1, max_length=QUEUE_MAX), AfterValidator(_storable)]
+Key = Annotated[str, Field(min_length=1, max_length=KEY_MAX), AfterValidator(_storable)]
 
 #: The last moments that every zone of the world can still show.
 LATEST_YEAR = 9998
@@ -196,8 +196,8 @@ class StartOptions(BaseModel):
     priority: int = Field(ge=-100, le=100)
     run_after: datetime | None = None
     unique_key: Key | None = None
-    timeout: PositiveFloat | None
-    max_attempts: int = Field(ge=1)
+    timeout: Annotated[PositiveFloat, Field(allow_inf_nan=False)] | None
+    max_attempts: int = Field(ge=1, le=ATTEMPTS_MAX)
     idempotency_key: Key | None = None
 
     @classmethod

@@ -287,3 +287,43 @@ class Wordy(BaseTask):
     def execute(self, progress: ProgressHandle, size: int) -> None:
         progress.log("l" * size)
         progress.send_progress_text("p" * size)
+
+
+def nested(levels: int) -> Any:
+    """A list in a list in a list…"""
+    value: Any = 0
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+class Nested(BaseTask):
+    def execute(self, progress: ProgressHandle, levels: int) -> Any:
+        return nested(levels)
+
+
+class Digits(BaseTask):
+    def execute(self, progress: ProgressHandle, digits: int) -> int:
+        return 10 ** (digits - 1)
+
+
+class Repeats(BaseTask):
+    """Returns a text so many times over."""
+
+    def execute(self, progress: ProgressHandle, text: str, times: int) -> str:
+        return text * times
+
+
+class SaysMuch(BaseTask):
+    """Says and logs a text so many times over, and fails with it."""
+
+    def execute(self, progress: ProgressHandle, text: str, times: int) -> None:
+        progress.send_progress_text(text * times)
+        progress.log(text * times)
+        raise ValueError(text * times)
+
+
+class LogsLines(BaseTask):
+    def execute(self, progress: ProgressHandle, lines: int) -> None:
+        for number in range(lines):
+            progress.log(f"line {number}")
