@@ -323,11 +323,11 @@ class Task(models.Model):
             end_time=self.finished_at and aware(self.finished_at),
             result=self.result,
             error=error if self.error_type else None,
+            retried_from=self.retried_from_id,
         )
 
 
 class TaskEvent(models.Model):
-            retried_from=self.retried_from_id,
     """One immutable fact of a task's history. Its id is the id of its server-sent event.
 
     Within a task ids grow in the order of commits, because each fact is written under the lock of
