@@ -63,11 +63,12 @@ def update(claims: Collection[Claim], **fields: Any) -> None:
 def record(move: Move, facts: Iterable[tuple[uuid.UUID, dict[str, Any]]], now: datetime) -> None:
     """Add what a verb tells of each task to its history."""
     assert move.event  # noqa: S101 - called for moves that tell something
-    TaskEvent.primary.bulk_create(
+    told = TaskEvent.primary.bulk_create(
         TaskEvent(task_id=task_id, event_type=move.event, timestamp=now, data=data)
         for task_id, data in facts
     )
-    announce(alias())
+    if told:  # A worker that found nothing to claim would else wake itself to look again.
+        announce(alias())
 
 
 def waiting(run_after: datetime) -> dict[str, Any]:
