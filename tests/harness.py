@@ -191,6 +191,11 @@ class Viewer:
         return data
 
     @property
+    def ended(self) -> bool:
+        """Whether the stream is over, however it ended."""
+        return not self._thread.is_alive()
+
+    @property
     def last_event_id(self) -> str:
         return self.events[-1].id if self.events else ""
 
