@@ -169,6 +169,7 @@ class ExportAirports(SiteTask):
     timeout = 600
     # It only reads, and writes a file of its own: a second run does no harm.
     max_attempts = 3
+    startable = True
     result_template = "airports/results/export.html"
     start_page = "start-export"
 
@@ -242,6 +243,7 @@ class FarthestReachable(SiteTask):
     timeout = 3600
     # It only reads, and writes a file of its own: a second run does no harm.
     max_attempts = 3
+    startable = True
     result_template = "airports/results/reach.html"
     start_page = "start-reach"
 

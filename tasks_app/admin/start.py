@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-from django.urls import URLPattern
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.debug import sensitive_post_parameters
+from pydantic import ValidationError
 
+from tasks_app import registry
+from tasks_app.base import BaseTask
+from tasks_app.exceptions import DuplicateTask, InvalidParams, InvalidTask, UnknownTask
+from tasks_app.forms import TaskForm, fields_of, form_for, given
+from tasks_app.ledger import alias
 from tasks_app.models import Task
+from tasks_app.permissions import may_start
+from tasks_app.service import StartOptions, task_service
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
+
+    from tasks_app.permissions import User
 
     Base = ModelAdmin[Task]
 else:
@@ -20,4 +41,186 @@ class StartViews(Base):
     """What TaskAdmin has of views that start tasks."""
 
     def get_urls(self) -> list[URLPattern]:
-        return super().get_urls()
+        # What was posted may hold secrets, which are for no report of an error.
+        form_view = sensitive_post_parameters()(self.start_form_view)
+        return [
+            path(
+                "start/",
+                self.admin_site.admin_view(self.start_view),
+                name="tasks_app_task_start",
+            ),
+            path(
+                "start/<str:name>/",
+                self.admin_site.admin_view(form_view),
+                name="tasks_app_task_start_form",
+            ),
+            *super().get_urls(),
+        ]
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Add `start_url`, empty where the user may start nothing."""
+        start_url = self._start_url() if startable_by(request.user) else ""
+        return super().changelist_view(request, {"start_url": start_url, **(extra_context or {})})
+
+    def start_view(self, request: HttpRequest) -> HttpResponse:
+        """Offer the tasks that the user may start."""
+        offers = [Offer(task) for task in startable_by(request.user)]
+        if not offers and not self.has_view_permission(request):
+            raise PermissionDenied
+        search = request.GET.get("q", "").strip()
+        return self._page(
+            request,
+            "list.html",
+            title=_("Start a task"),
+            offers=[offer for offer in offers if offer.is_found_by(search)],
+            many=len(offers),
+            search=search,
+            problems=registry.problems(),
+        )
+
+    def start_form_view(self, request: HttpRequest, name: str) -> HttpResponse:
+        """Ask for the parameters of one task, and start it."""
+        try:
+            task = registry.find(name, among=startable_by(request.user))
+        except UnknownTask:
+            # What one may not start looks as if there were none.
+            raise Http404(_("There is no such task, or none that you may start.")) from None
+        form = options = None
+        refused = ""
+        try:
+            data = request.POST if request.method == "POST" else None
+            form, options = form_for(task)(data), OptionsForm(task, data)
+            if form.is_valid() & options.is_valid():
+                return self._start(request, task, form, options)
+        except InvalidTask as error:
+            refused = str(error)
+        except InvalidParams as error:
+            # Right a moment ago: its rules ask for the time, or for what is in the database.
+            cast(TaskForm, form).refuse(error)
+        except DuplicateTask as error:
+            cast(OptionsForm, options).add_error("unique_key", str(error))
+        _focus(form, options)
+        return self._page(
+            request,
+            "form.html",
+            title=_("Start: %(task)s") % {"task": task.verbose_name},
+            offer=Offer(task),
+            form=form,
+            options=options,
+            refused=refused,
+        )
+
+    def _start(
+        self, request: HttpRequest, task: type[BaseTask], form: TaskForm, options: OptionsForm
+    ) -> HttpResponse:
+        with transaction.atomic(using=alias()):
+            started = task_service.start_task(
+                task, form.params, owner=request.user, **options.chosen
+            )
+            row = Task.primary.get(pk=started.task_id)
+            self.log_addition(request, row, [{"added": {}}])
+        self.message_user(
+            request, _("%(task)s was started.") % {"task": task.verbose_name}, messages.SUCCESS
+        )
+        if not self.has_view_permission(request, row):
+            return HttpResponseRedirect(self._start_url())
+        return HttpResponseRedirect(
+            reverse("admin:tasks_app_task_change", args=[row.pk], current_app=self.admin_site.name)
+        )
+
+    def _start_url(self) -> str:
+        return reverse("admin:tasks_app_task_start", current_app=self.admin_site.name)
+
+    def _page(self, request: HttpRequest, template: str, **context: Any) -> HttpResponse:
+        return TemplateResponse(
+            request,
+            f"admin/tasks_app/start/{template}",
+            {
+                **self.admin_site.each_context(request),
+                "opts": self.opts,
+                "may_list": self.has_view_permission(request),
+                **context,
+            },
+        )
+
+
+def startable_by(user: User) -> list[type[BaseTask]]:
+    """Return the tasks that a user may start."""
+    return [task for task in registry.startable_tasks() if may_start(user, task)]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A task as people choose it."""
+
+    task: type[BaseTask]
+
+    @property
+    def name(self) -> str:
+        return self.task.name()
+
+    @property
+    def label(self) -> str:
+        return str(self.task.verbose_name)
+
+    @property
+    def description(self) -> str:
+        """What its docstring says, not one that it inherits."""
+        return inspect.cleandoc(self.task.__doc__ or "")
+
+    @property
+    def summary(self) -> str:
+        return self.description.partition("\n")[0]
+
+    def is_found_by(self, search: str) -> bool:
+        """Whether it has every word of a search."""
+        said = f"{self.label} {self.name} {self.description} {self.task.queue}".casefold()
+        return all(word in said for word in search.casefold().split())
+
+
+class OptionsForm(forms.Form):
+    """How the task is to run, where not as its class says. The rules are those of StartOptions."""
+
+    prefix = "options"
+
+    HELP = {
+        "queue": gettext_lazy("Only workers of this queue run it. Left empty: the task's own."),
+        "priority": gettext_lazy("Higher runs first. Left empty: the task's own."),
+        "run_after": gettext_lazy("It does not start before. Left empty: as soon as it can."),
+        "unique_key": gettext_lazy(
+            "While a task with this key has not finished, no other one can be started with it."
+        ),
+    }
+
+    def __init__(self, task: type[BaseTask], data: Any = None) -> None:
+        super().__init__(data)
+        self.task = task
+        fields = fields_of(StartOptions)
+        for name, help_text in self.HELP.items():
+            field = self.fields[name] = fields[name]
+            field.help_text = str(help_text)
+            # None is required here: the class has an answer.
+            field.required = False
+            if (own := getattr(task, name, None)) is not None:
+                field.widget.attrs["placeholder"] = own
+
+    def clean(self) -> dict[str, Any]:
+        self.chosen = given(self.cleaned_data)
+        try:
+            StartOptions.of(self.task, self.chosen)
+        except ValidationError as error:
+            for fault in error.errors():
+                name = str(fault["loc"][0])
+                self.add_error(name if name in self.fields else None, fault["msg"])
+        return self.cleaned_data
+
+
+def _focus(*given: forms.Form | None) -> None:
+    """Have the browser go to the first field that has a fault."""
+    for form in given:
+        for name in form.errors if form else ():
+            if form and name in form.fields:
+                form.fields[name].widget.attrs["autofocus"] = True
+                return

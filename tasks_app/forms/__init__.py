@@ -6,11 +6,11 @@ only turn text into what the model takes, and bring its faults back to where the
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar
 
 from django import forms
-from pydantic import AliasChoices
+from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
 from tasks_app.base import UNSET, BaseTask
@@ -18,14 +18,14 @@ from tasks_app.exceptions import InvalidParams
 from tasks_app.forms.fields import Parameter
 from tasks_app.forms.schema import FormSchema
 
-__all__ = ["TaskForm", "form_for"]
+__all__ = ["TaskForm", "fields_of", "form_for", "given"]
 
 
 class TaskForm(forms.Form):
     """The parameters of one task. `form_for` makes the class."""
 
     task: ClassVar[type[BaseTask]]
-    use_required_attribute = False
+    required_css_class = "required"
     prefix = "params"
 
     #: What to start the task with, once the form is valid: not the JSON that a row keeps, which
@@ -34,17 +34,21 @@ class TaskForm(forms.Form):
 
     def clean(self) -> dict[str, Any]:
         cleaned = self.cleaned_data
-        self.params = {name: value for name, value in cleaned.items() if value is not UNSET}
+        self.params = given(cleaned)
         # What could not be read has its fault already; the model merely misses it.
         unread = set(self.errors)
         try:
             self.task.validate_params(self.params)
         except InvalidParams as error:
-            for path, fault in error.errors.items():
-                field, deeper = self._place(path)
-                if field not in unread:
-                    self.add_error(field, f"{deeper}: {fault}" if deeper else fault)
+            self.refuse(error, unread)
         return cleaned
+
+    def refuse(self, error: InvalidParams, unread: Container[str] = ()) -> None:
+        """Show each fault at its field, but those that were `unread`."""
+        for path, fault in error.errors.items():
+            field, deeper = self._place(path)
+            if field not in unread:
+                self.add_error(field, f"{deeper}: {fault}" if deeper else fault)
 
     def _place(self, path: str) -> tuple[str | None, str]:
         """Return the field that a fault lies in, if in one, and where in it."""
@@ -54,7 +58,6 @@ class TaskForm(forms.Form):
         return None, path
 
 
-@cache
 def form_for(task: type[BaseTask]) -> type[TaskForm]:
     """Return the form of a task's parameters.
 
@@ -62,17 +65,26 @@ def form_for(task: type[BaseTask]) -> type[TaskForm]:
     holds is written as JSON. Secrets are never shown again. Left empty, a field is None where that
     is allowed, and else as if it had not been there. Raises InvalidTask.
     """
-    model = task.params_model()
+    form = type(f"{task.__name__}Form", (TaskForm,), {"task": task})
+    # Not as attributes of the class: a parameter may well be called `task` or `clean`.
+    form.base_fields = fields_of(task.params_model())  # type: ignore[attr-defined]
+    return form
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, forms.Field]:
+    """Return a field for each of a model's, by the name that it takes."""
     whole = model.model_json_schema(by_alias=False, schema_generator=FormSchema)
     strict = bool(model.model_config.get("strict"))
     fields: dict[str, forms.Field] = {}
     for name, info in model.model_fields.items():
         schema = whole.get("properties", {}).get(name, {})
         fields[_given_as(name, info)] = Parameter(name, info, schema, whole, strict).field()
-    form = type(f"{task.__name__}Form", (TaskForm,), {"task": task})
-    # Not as attributes of the class: a parameter may well be called `task` or `clean`.
-    form.base_fields = fields  # type: ignore[attr-defined]
-    return form
+    return fields
+
+
+def given(cleaned: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what to give the model, of what such fields have read."""
+    return {name: value for name, value in cleaned.items() if value is not UNSET}
 
 
 def _given_as(name: str, info: FieldInfo) -> str:

@@ -42,13 +42,15 @@ class ParamField(forms.Field):
     """Turns text into what a model takes. Judges nothing."""
 
     def __init__(self, *, read: Callable[[Any], Any], empty: Any, **options: Any) -> None:
-        super().__init__(required=False, **options)
+        super().__init__(**options)
         self.read = read
         #: What it means that it was left empty; UNSET: nothing, so the model's default holds.
         self.empty = empty
 
     def clean(self, value: Any) -> Any:
-        return self.empty if value in (None, "") else self.read(value)
+        if value is None:
+            return UNSET  # A browser sends every input there is; this one was not there.
+        return self.read(value) if value != "" else self.empty
 
 
 class JSONText(forms.Textarea):
@@ -84,7 +86,12 @@ class Parameter:
         if self.kind == "boolean" and not self.nullable:
             return forms.BooleanField(required=False, **options)
         return ParamField(
-            read=self._reader(), empty=self._empty(), widget=self._widget(), **options
+            # To be seen by people only: the model misses it by itself.
+            required=self.info.is_required() and not self.nullable,
+            read=self._reader(),
+            empty=self._empty(),
+            widget=self._widget(),
+            **options,
         )
 
     def _kind(self) -> str:
@@ -177,8 +184,6 @@ class Parameter:
 
     def _attrs(self) -> dict[str, Any]:
         attrs: dict[str, Any] = {}
-        if self.info.is_required() and not (self.nullable or self.kind == "boolean"):
-            attrs["required"] = True
         if example := next(iter(self.info.examples or self.schema.get("examples", [])), None):
             attrs["placeholder"] = (
                 json.dumps(to_jsonable_python(example), ensure_ascii=False)

@@ -1,0 +1,395 @@
+"""Starting tasks from the admin: who may start what, how it is asked, and what comes of it."""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from django.conf import settings
+from django.contrib.admin.models import ADDITION, LogEntry
+from django.contrib.auth.models import User
+from django.http import HttpResponse
+from django.test import Client, override_settings
+from django.urls import reverse
+from django.utils import timezone
+from pydantic import BaseModel, Field, SecretStr, model_validator
+
+from project.airports.tasks import ExportAirports, FarthestReachable, ImportAirports
+from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.models import Task, TaskEvent
+from tasks_app.states import Status
+from tests import tasks
+from tests.rows import enqueued
+from tests.test_forms import XSS
+from tests.test_permissions import someone
+
+pytestmark = pytest.mark.django_db
+
+OFFERS = reverse("admin:tasks_app_task_start")
+LIST = reverse("admin:tasks_app_task_changelist")
+
+
+def form_of(task: type[BaseTask]) -> str:
+    return reverse("admin:tasks_app_task_start_form", args=[task.name()])
+
+
+def page_of(task: Task) -> str:
+    return reverse("admin:tasks_app_task_change", args=[task.pk])
+
+
+def logged_in(*codenames: str, **fields: Any) -> Client:
+    client = Client()
+    client.force_login(someone(*codenames, **{"is_staff": True, **fields}))
+    return client
+
+
+@pytest.fixture
+def operator() -> Client:
+    return logged_in("start_task", "view_task")
+
+
+class Ship(BaseTask):
+    """Send parcels to where they belong.
+
+    The second paragraph tells how.
+    """
+
+    verbose_name = "Ship parcels"
+    queue = "parcels"
+    startable = True
+
+    class Params(BaseModel):
+        count: Annotated[int, Field(ge=1, description="How many", examples=[12])]
+        note: str = "fragile"
+        key: SecretStr = SecretStr("default-p4ss")
+        lines: list[int] = []
+
+        @model_validator(mode="after")
+        def fits(self) -> Ship.Params:
+            if self.count > 100:
+                raise ValueError("too much for one lorry")
+            return self
+
+    def execute(self, progress: ProgressHandle, **params: Any) -> None: ...
+
+
+class Loud(BaseTask):
+    __doc__ = XSS
+    verbose_name = XSS
+    startable = True
+
+    def execute(
+        self,
+        progress: ProgressHandle,
+        word: Annotated[str, Field(description=XSS, title=XSS)] = XSS,
+    ) -> None: ...
+
+
+class Guarded(BaseTask):
+    startable = True
+    start_permission = "airports.add_airport"
+
+    def execute(self, progress: ProgressHandle) -> None: ...
+
+
+class Misdeclared(BaseTask):
+    startable = True
+
+    def execute(self, progress: ProgressHandle, **anything: Any) -> None: ...
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+# Who may start what.
+
+
+@pytest.mark.parametrize(
+    ("codenames", "fields", "offers", "form"),
+    [
+        (("start_task", "view_task"), {}, 200, 200),
+        (("start_task",), {}, 200, 200),
+        (("view_task",), {}, 200, 404),
+        (("cancel_task", "retry_task", "delete_task"), {}, 403, 404),
+        ((), {"is_superuser": True}, 200, 200),
+        (("start_task", "view_task"), {"is_staff": False}, 302, 302),
+        (("start_task", "view_task"), {"is_active": False}, 302, 302),
+    ],
+)
+def test_who_may_start(
+    codenames: tuple[str, ...], fields: dict[str, Any], offers: int, form: int
+) -> None:
+    client = logged_in(*codenames, **fields)
+    assert client.get(OFFERS).status_code == offers
+    assert client.get(form_of(Ship)).status_code == form
+    started = client.post(form_of(Ship), {"params-count": "1"}).status_code
+    assert started == (302 if form == 200 else form)
+    assert Task.objects.exists() == (form == 200)
+
+
+def test_nobody_is_asked_to_log_in(client: Client) -> None:
+    for url in (OFFERS, form_of(Ship)):
+        assert "/login/" in client.get(url).headers["Location"]
+
+
+def test_what_does_not_opt_in_cannot_be_started(admin_client: Client) -> None:
+    """Not even by a superuser, who may do all else."""
+    for task in (ImportAirports, tasks.Noop):
+        assert admin_client.post(form_of(task)).status_code == 404
+        assert form_of(task) not in text(admin_client.get(OFFERS))
+    assert not Task.objects.exists()
+
+
+def test_a_task_with_a_permission_of_its_own(operator: Client, admin_client: Client) -> None:
+    assert form_of(Guarded) not in text(operator.get(OFFERS))
+    assert operator.post(form_of(Guarded)).status_code == 404
+    assert form_of(Guarded) in text(admin_client.get(OFFERS))
+    admin_client.post(form_of(Guarded))
+    assert Task.objects.get().name == Guarded.name()
+
+
+def test_a_post_needs_a_token() -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(someone("start_task", is_staff=True))
+    assert client.post(form_of(Ship), {"params-count": "1"}).status_code == 403
+    assert not Task.objects.exists()
+
+
+def test_the_list_of_tasks_leads_there(operator: Client) -> None:
+    assert operator.get(LIST).context["start_url"] == OFFERS
+    assert logged_in("view_task").get(LIST).context["start_url"] == ""
+
+
+# What is offered.
+
+
+def test_offers_say_what_they_do(operator: Client) -> None:
+    shown = text(operator.get(OFFERS))
+    for word in (
+        "Ship parcels",
+        "Send parcels to where they belong.",
+        Ship.name(),
+        "queue parcels",
+    ):
+        assert word in shown
+    assert "second paragraph" not in shown
+    for task in (ExportAirports, FarthestReachable):
+        assert form_of(task) in shown
+
+
+@pytest.mark.parametrize("search", ["ship", "PARCELS send", "test_start.ship", "second paragraph"])
+def test_offers_are_searched(operator: Client, search: str) -> None:
+    found = operator.get(OFFERS, {"q": search}).context["offers"]
+    assert [offer.task for offer in found] == [Ship]
+
+
+def test_a_search_for_nothing_says_so(operator: Client) -> None:
+    shown = text(operator.get(OFFERS, {"q": f"zzz {XSS}"}))
+    assert "No task matches" in shown
+    assert "<script>alert" not in shown
+
+
+def test_where_nothing_may_be_started_the_page_says_what_it_takes() -> None:
+    assert "startable = True" in text(logged_in("view_task").get(OFFERS))
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "broken_shop").mkdir()
+    (tmp_path / "broken_shop" / "__init__.py").touch()
+    (tmp_path / "broken_shop" / "tasks.py").write_text('raise ValueError("<b>no stock</b>")\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in [name for name in sys.modules if name.startswith("broken_shop")]:
+        del sys.modules[name]
+
+
+def test_a_module_that_cannot_be_imported_is_told_of(operator: Client, broken: None) -> None:
+    with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "broken_shop"]):
+        shown = text(operator.get(OFFERS))
+    assert "broken_shop.tasks" in shown
+    assert "ValueError: &lt;b&gt;no stock&lt;/b&gt;" in shown
+    assert form_of(Ship) in shown
+
+
+# What is asked.
+
+
+def test_the_form_asks_for_each_parameter(operator: Client) -> None:
+    shown = text(operator.get(form_of(Ship)))
+    for word in (
+        "Start: Ship parcels",
+        "The second paragraph tells how.",
+        'placeholder="12"',
+        'value="fragile"',
+        "How many",
+        'placeholder="parcels"',
+    ):
+        assert word in shown
+    assert "default-p4ss" not in shown
+
+
+def test_a_task_without_parameters_has_just_a_button(admin_client: Client) -> None:
+    assert "It takes no parameters." not in text(admin_client.get(form_of(Loud)))
+    shown = text(admin_client.get(form_of(Guarded)))
+    assert "It takes no parameters." in shown
+    assert 'name="params-' not in shown
+
+
+def test_no_text_becomes_markup(operator: Client) -> None:
+    for shown in (
+        text(operator.get(OFFERS)),
+        text(operator.get(form_of(Loud))),
+        text(operator.post(form_of(Loud), {"options-queue": XSS * 99, "params-word": XSS})),
+    ):
+        assert "alert(1)" in shown
+        assert "<script>alert" not in shown
+    operator.post(form_of(Loud), follow=True)
+    assert Task.objects.get().params == {"word": XSS}
+    assert "<script>alert" not in text(operator.get(page_of(Task.objects.get())))
+
+
+def test_a_task_that_cannot_run_says_why(operator: Client) -> None:
+    for response in (operator.get(form_of(Misdeclared)), operator.post(form_of(Misdeclared))):
+        assert response.status_code == 200
+        assert "declares nothing" in text(response)
+    assert not Task.objects.exists()
+
+
+def test_an_unknown_name_is_not_found(operator: Client) -> None:
+    for name in ("nonsense", "os.path", "tests.tasks.Nothing", XSS):
+        url = reverse("admin:tasks_app_task_start_form", args=[name.replace("/", "")])
+        assert operator.get(url).status_code == 404
+
+
+# What comes of it.
+
+
+def test_it_starts_and_leads_to_the_page_of_the_task(operator: Client) -> None:
+    user = User.objects.get()
+    response = operator.post(
+        form_of(Ship), {"params-count": "3", "params-note": "", "params-lines": "[1, 2]"}
+    )
+    task = Task.objects.get()
+    assert response.headers["Location"] == page_of(task)
+    assert (task.name, task.owner, task.status) == (Ship.name(), user, Status.PENDING)
+    assert (task.queue, task.priority, task.unique_key) == ("parcels", 0, None)
+    assert task.params == {"count": 3, "note": "", "key": "default-p4ss", "lines": [1, 2]}
+    assert TaskEvent.objects.filter(task=task).count() == 1
+
+    entry = LogEntry.objects.get()
+    assert (entry.user, entry.object_id, entry.action_flag) == (user, str(task.pk), ADDITION)
+    shown = text(operator.get(page_of(task)))
+    assert "Ship parcels was started." in shown
+    assert "default-p4ss" not in shown + entry.change_message + entry.object_repr
+
+
+def test_who_may_not_view_tasks_comes_back_to_the_offers() -> None:
+    client = logged_in("start_task")
+    response = client.post(form_of(Ship), {"params-count": "3"}, follow=True)
+    assert response.redirect_chain == [(OFFERS, 302)]
+    assert "Ship parcels was started." in text(response)
+
+
+def test_options(operator: Client) -> None:
+    later = (timezone.localtime() + timedelta(days=1)).replace(second=0, microsecond=0, tzinfo=None)
+    operator.post(
+        form_of(Ship),
+        {
+            "params-count": "3",
+            "options-queue": "night",
+            "options-priority": "-5",
+            "options-run_after": later.isoformat(),
+            "options-unique_key": "parcels of today",
+        },
+    )
+    task = Task.objects.get()
+    assert (task.queue, task.priority, task.unique_key) == ("night", -5, "parcels of today")
+    assert task.run_after == timezone.make_aware(later)
+
+
+def refused(response: HttpResponse, before: int = 0) -> str:
+    assert response.status_code == 200
+    assert Task.objects.count() == before
+    assert not LogEntry.objects.exists()
+    return html.unescape(text(response))
+
+
+def test_a_wrong_parameter_is_told_at_its_field_and_what_was_typed_stays(operator: Client) -> None:
+    shown = refused(
+        operator.post(
+            form_of(Ship),
+            {"params-count": "0", "params-key": "typed-p4ss", "params-note": "keep me"},
+        )
+    )
+    assert "Nothing was started." in shown
+    assert "Input should be greater than or equal to 1" in shown
+    assert 'value="0"' in shown
+    assert 'aria-invalid="true"' in shown
+    assert 'id="id_params-count_error"' in shown
+    assert "autofocus" in shown
+    assert 'value="keep me"' in shown
+    assert "typed-p4ss" not in shown
+
+
+def test_a_wrong_combination_is_told_above(operator: Client) -> None:
+    shown = refused(operator.post(form_of(Ship), {"params-count": "101"}))
+    assert "too much for one lorry" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("queue", "x" * 101, "at most 100 characters"),
+        ("priority", "101", "less than or equal to 100"),
+        ("priority", "high", "valid integer"),
+        ("run_after", "tomorrow", "valid datetime"),
+        ("unique_key", "x" * 201, "at most 200 characters"),
+    ],
+)
+def test_a_wrong_option_is_told_at_its_field(
+    operator: Client, option: str, value: str, said: str
+) -> None:
+    data = {"params-count": "1", f"options-{option}": value}
+    response = operator.post(form_of(Ship), data)
+    shown = refused(response)
+    [fault] = response.context["options"].errors[option]
+    assert said in fault
+    assert f'value="{value}"' in shown
+    assert "<details open>" in shown
+
+
+def test_a_unique_key_that_is_taken_is_told_at_its_field(operator: Client) -> None:
+    held = enqueued(unique_key="today")
+    data = {"params-count": "1", "options-unique_key": "today"}
+    shown = refused(operator.post(form_of(Ship), data), before=1)
+    assert f"task {held.pk} with the unique key 'today' has not finished" in shown
+
+
+def test_rules_that_change_between_look_and_start_are_told(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those that read the database: the form was right, and the start is refused."""
+    validate, calls = Ship.validate_params, []
+
+    def later(params: Any) -> dict[str, Any]:
+        calls.append(params)
+        return validate({**params, "count": -1} if len(calls) > 1 else params)
+
+    monkeypatch.setattr(Ship, "validate_params", later)
+    shown = refused(operator.post(form_of(Ship), {"params-count": "3"}))
+    assert "Input should be greater than or equal to 1" in shown
+
+
+def test_form_and_offers_cost_a_constant_number_of_queries(
+    operator: Client, django_assert_max_num_queries: Any
+) -> None:
+    for url in (OFFERS, form_of(Ship)):
+        with django_assert_max_num_queries(5):
+            operator.get(url)
