@@ -921,8 +921,8 @@ class TaskList extends HTMLElement {
     if (this.hasAttribute("data-follow") && hub.find()) hub.follow(this);
   }
 
-  #part(name, root = this) {
-    return root.querySelector(`:scope > [data-part="${name}"]`);
+  #part(name) {
+    return this.querySelector(`:scope > [data-part="${name}"]`);
   }
 
   #row(taskId) {
@@ -946,8 +946,9 @@ class TaskList extends HTMLElement {
       });
       if (!response.ok) throw new Error(`${response.status}`);
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
-      const list = this.#part("list", page.getElementById(this.id));
-      if (this.isConnected) this.#take([...list.children]);
+      const { dataset, children } = page.getElementById(this.id);
+      const rows = [...children].find((part) => part.dataset.part === "list").children;
+      if (this.isConnected) this.#take([...rows], dataset.since);
     } catch (error) {
       console.debug(error);
       this.#part("news").textContent = hub.words.new_tasks;
@@ -955,14 +956,18 @@ class TaskList extends HTMLElement {
     }
   }
 
-  #take(rows) {
+  #take(rows, since) {
     const list = this.#part("list");
-    const taskOf = (row) => row.querySelector("task-progress").getAttribute("task-id");
+    const barOf = (row) => row.querySelector("task-progress");
     // The newest come first; below a row that is here, older ones are not news.
-    const known = rows.findIndex((row) => this.#row(taskOf(row)));
+    const known = rows.findIndex((row) => this.#row(barOf(row).getAttribute("task-id")));
     const news = known < 0 ? rows : rows.slice(0, known);
     if (news.length === 0) return;
-    for (const row of news) for (const time of row.querySelectorAll("time")) this.#localise(time);
+    for (const row of news) {
+      // As old as the page it comes from: the facts since then are still to be told.
+      barOf(row).dataset.since ??= since;
+      for (const time of row.querySelectorAll("time")) this.#localise(time);
+    }
     list.prepend(...news.map((row) => document.importNode(row, true)));
     this.#part("empty").hidden = true;
     this.#part("news").hidden = true;

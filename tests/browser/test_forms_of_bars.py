@@ -1,0 +1,346 @@
+"""The same task in one line, and in full: its log, what is left, what came of it, and Retry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tasks_app.display import WORDS, time_left
+from tasks_app.models import Task
+from tasks_app.templatetags.tasks import FORMS
+
+from .pages import bar, part, shows
+from .scripted import Serve, Site, task
+
+pytestmark = pytest.mark.browser
+
+XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>{{ 7|add:7 }}"
+NOW = datetime.now(UTC)
+
+CARDS = "{% for task in tasks %}{% task_progress task form='card' %}{% endfor %}"
+COMPACT = "{% for task in tasks %}{% task_progress task form='compact' %}{% endfor %}"
+
+
+def line(number: int, message: str, level: str = "info") -> Any:
+    return SimpleNamespace(pk=number, data={"level": level, "message": message})
+
+
+def logged(row: Task, *lines: Any) -> Task:
+    """Have a row bring the newest lines of its log, the newest first."""
+    row.newest_log_lines = [*lines]  # type: ignore[attr-defined]
+    return row
+
+
+def cards(serve: Serve, *rows: Task) -> Site:
+    site = serve(*rows)
+    site.template = CARDS
+    return site
+
+
+def log(page: Page, row: Task) -> Any:
+    return part(page, row, "log").locator("li")
+
+
+# The log.
+
+
+def test_the_log_goes_on_where_the_server_rendered_it(page: Page, serve: Serve) -> None:
+    row = logged(task(), line(41, "second", "warning"), line(12, "first"))
+    site = cards(serve, row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    # Nothing between the page and its stream is missing.
+    assert stream.last_event_id == "40"
+    expect(log(page, row)).to_have_text(["first", "second"])
+    # What the page has already comes again, for the page was older.
+    stream.send("task_log", row, "41", level="warning", message="second")
+    stream.send("task_log", row, "42", level="error", message="third")
+    expect(log(page, row)).to_have_text(["first", "second", "third"])
+    expect(log(page, row).nth(2)).to_have_attribute("data-level", "error")
+    for number in range(43, 47):
+        stream.send("task_log", row, str(number), level="info", message=f"line {number}")
+    expect(log(page, row)).to_have_text(["third", "line 43", "line 44", "line 45", "line 46"])
+
+
+def test_a_page_of_bars_asks_for_what_comes_and_no_past(page: Page, serve: Serve) -> None:
+    site = serve(task())
+    page.goto(f"{site.url}/page/")
+    assert site.stream().last_event_id == ""
+
+
+def test_a_card_that_comes_later_brings_the_stream_back_to_its_own_beginning(
+    page: Page, serve: Serve
+) -> None:
+    first, second = task(), logged(task(), line(44, "rendered"))
+    site = cards(serve, first)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_log", first, "50", level="info", message="one")
+    expect(log(page, first)).to_have_text(["one"])
+    page.evaluate(
+        "window.facts = [];"
+        "addEventListener('task-progress:event', ({detail}) => facts.push(detail.data.message))"
+    )
+    site.rows[str(second.pk)] = second
+    site.since = "45"
+    page.evaluate(
+        "html => document.body.insertAdjacentHTML('beforeend', html)",
+        site.render("{% task_progress tasks.1 form='card' assets=False %}"),
+    )
+    joined = site.stream(2)
+    assert joined.last_event_id == "45"
+    joined.send("task_log", second, "46", level="info", message="meanwhile")
+    joined.send("task_log", first, "50", level="info", message="one")
+    joined.send("task_log", first, "51", level="info", message="two")
+    expect(log(page, first)).to_have_text(["one", "two"])
+    expect(log(page, second)).to_have_text(["rendered", "meanwhile"])
+    # Nobody is told of a fact twice.
+    assert page.evaluate("facts") == ["meanwhile", "two"]
+
+
+# What is left, which attempt, what came of it.
+
+
+def test_what_is_left_is_estimated(page: Page, serve: Serve) -> None:
+    row = task(started_at=NOW - timedelta(hours=10), progress=0.25, max_attempts=3)
+    site = cards(serve, row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    expect(part(page, row, "left")).to_have_text("about 30 h left")
+    expect(part(page, row, "attempts")).to_have_text("Attempt 1 of 3")
+    stream.progress(row, 0.5)
+    expect(part(page, row, "left")).to_have_text("about 10 h left")
+    stream.send("task_completed", row, result=None)
+    shows(page, row, "Completed", "1")
+    expect(part(page, row, "left")).to_have_text("")
+    expect(part(page, row, "result")).to_be_hidden()
+
+
+def test_server_and_script_guess_alike(page: Page, serve: Serve) -> None:
+    site = serve(task())
+    page.goto(f"{site.url}/page/")
+    words = {key: str(word) for key, word in WORDS.items()}
+    cases = [
+        (ran, value)
+        for ran in (1.9, 2, 7.5, 61, 600, 7_200, 90_000, 864_000)
+        for value in (None, 0.0, 0.009, 0.01, 1 / 3, 0.5, 0.97, 0.999, 1.0)
+    ]
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    server = [
+        time_left(task(started_at=now - timedelta(seconds=ran), progress=value), words, now)
+        for ran, value in cases
+    ]
+    script = page.evaluate(
+        """async ([cases, words]) => {
+          const { timeLeft } = await import("/static/tasks_app/task-progress.js");
+          return cases.map(([ran, value]) => timeLeft({ value, began: 0 }, words, ran * 1000));
+        }""",
+        [cases, words],
+    )
+    assert script == server
+    assert {said.split()[2] for said in server if said} == {"s", "min", "h", "d"}
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ("done", "done"),
+        (0, "0"),
+        (False, "false"),
+        ([], "[]"),
+        ({"rows": 3, "of": ["ö", None]}, '{\n  "rows": 3,\n  "of": [\n    "ö",\n    null\n  ]\n}'),
+        ("𝄞" * 2_001, "𝄞" * 1_999 + "…"),
+    ],
+)
+def test_the_result_appears_as_the_server_would_render_it(
+    page: Page, serve: Serve, result: Any, shown: str
+) -> None:
+    row = task()
+    ended = task(status="completed", progress=1.0, result=result)
+    site = cards(serve, row, ended)
+    page.goto(f"{site.url}/page/")
+    expect(part(page, row, "result")).to_be_hidden()
+    site.stream().send("task_completed", row, result=result)
+    expect(part(page, row, "result")).to_be_visible()
+    assert part(page, row, "result").text_content() == shown
+    assert part(page, ended, "result").text_content() == shown
+
+
+# Retry.
+
+
+def test_a_task_that_fails_can_be_retried(page: Page, serve: Serve) -> None:
+    row = task(progress=0.5)
+    site = cards(serve, row)
+    site.answers["retry"] = (302, {})
+    page.goto(f"{site.url}/page/")
+    button = bar(page, row).get_by_role("button", name="Retry")
+    expect(button).to_be_hidden()
+    site.stream().send("task_failed", row, error={"type": "ValueError", "message": "no"})
+    expect(button).to_be_visible()
+    expect(bar(page, row).get_by_role("button", name="Cancel")).to_be_hidden()
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page).to_have_title("Elsewhere")
+    [request] = site.asked("retry")
+    assert (request.method, request.path) == ("POST", f"/tasks/{row.pk}/retry/")
+    assert request.body["csrfmiddlewaretoken"]
+
+
+@pytest.mark.parametrize("end", ["task_cancelled", "task_completed"])
+def test_what_ended_well_is_not_retried(page: Page, serve: Serve, end: str) -> None:
+    row = task()
+    site = cards(serve, row)
+    page.goto(f"{site.url}/page/")
+    site.stream().send(end, row)
+    button = bar(page, row).get_by_role("button", name="Retry")
+    shows(page, row, "Cancelled" if end == "task_cancelled" else "Completed")
+    expect(button).to_be_visible(visible=end == "task_cancelled")
+
+
+def test_retry_without_javascript(browser: Browser, serve: Serve) -> None:
+    failed, running = task(status="failed", error_type="E", error_message="m"), task()
+    site = cards(serve, failed, running)
+    site.answers["retry"] = (302, {})
+    with browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(f"{site.url}/page/")
+        expect(bar(page, running).get_by_role("button", name="Retry")).to_be_hidden()
+        bar(page, failed).get_by_role("button", name="Retry").click()
+        expect(page).to_have_title("Elsewhere")
+    assert len(site.asked("retry")) == 1
+
+
+# Every form.
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_text_is_never_markup(page: Page, serve: Serve, form: str) -> None:
+    fields = {"name": XSS, "progress_text": XSS}
+    row = logged(task(**fields), line(1, XSS, XSS))
+    done = task(status="completed", result={XSS: XSS}, **fields)
+    failed = task(status="failed", error_type=XSS, error_message=XSS, **fields)
+    other = task(**fields)
+    site = serve(row, done, failed, other)
+    site.template = (
+        "{% for task in tasks %}{% task_progress task form='FORM' %}{% endfor %}"
+    ).replace("FORM", form)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(row, 0.5, f"{XSS} live")
+    shows(page, row, "Running", "0.5", f"{XSS} live")
+    if form == "card":
+        stream.send("task_log", row, level=XSS, message=f"{XSS} live")
+        expect(log(page, row)).to_have_text([XSS, f"{XSS} live"])
+    stream.send("task_completed", row, result={XSS: [XSS]})
+    stream.send("task_failed", other, error={"type": XSS, "message": XSS})
+    shows(page, row, "Completed")
+    expect(part(page, other, "error")).to_have_text(f"{XSS}: {XSS}")
+    if form == "card":
+        expect(part(page, row, "result")).to_contain_text("<script>alert(2)</script>")
+        expect(part(page, done, "result")).to_contain_text("<script>alert(2)</script>")
+    assert page.locator("task-progress img, task-progress script").count() == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_on_one_page_share_its_stream_and_move_together(
+    page: Page, serve: Serve, form: str
+) -> None:
+    row = task()
+    site = serve(row)
+    site.template = (
+        "{% task_progress tasks.0 %}{% task_progress tasks.0 form='compact' %}"
+        "{% task_progress tasks.0 form='card' %}"
+    )
+    page.goto(f"{site.url}/page/")
+    site.stream().progress(row, 0.25, "a quarter")
+    one = page.locator(f'task-progress[data-form="{form}"]')
+    expect(one.locator("progress")).to_have_attribute("value", "0.25")
+    expect(one.locator("[data-part=percent]")).to_have_text("25%")
+    expect(one.locator("[data-part=text]")).to_have_text("a quarter")
+    assert len(site.streams) == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("width", [320, 1280])
+def test_it_fits(browser: Browser, serve: Serve, form: str, width: int) -> None:
+    long = "AVeryLongNameThatHasNoPlaceToBreakAnywhere" * 3
+    rows = [
+        logged(task(name=long, progress=0.4, progress_text=long, max_attempts=3), line(1, long)),
+        task(status="completed", name=long, result=long),
+        task(status="failed", name=long, error_type="E", error_message=long),
+        task(status="pending", attempt=1, max_attempts=2),
+    ]
+    site = serve(*rows)
+    site.template = (
+        "{% for task in tasks %}{% task_progress task form='FORM' label=task.name %}{% endfor %}"
+        "{% task_list tasks form='FORM' %}"
+    ).replace("FORM", form)
+    with browser.new_context(viewport={"width": width, "height": 600}) as context:
+        page = context.new_page()
+        page.goto(f"{site.url}/page/")
+        site.stream()
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        if form == "compact":
+            heights = page.locator("main > task-progress").evaluate_all(
+                "bars => bars.map((bar) => bar.getBoundingClientRect().height)"
+            )
+            assert max(heights) < 40
+
+
+# Compact.
+
+
+def test_one_line_names_its_task_for_screen_readers(page: Page, serve: Serve) -> None:
+    row = task(progress=0.5, progress_text="on")
+    site = serve(row)
+    site.template = COMPACT
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    expect(page.get_by_role("progressbar", name="shop.tasks.Import")).to_be_visible()
+    expect(page.get_by_role("group", name="shop.tasks.Import")).to_be_visible()
+    # It is not seen, and takes no room.
+    assert part(page, row, "label").bounding_box()["width"] <= 1  # type: ignore[index]
+    expect(page.get_by_role("button")).to_have_count(0)
+    site.stream().send("task_failed", row, error={"type": "E", "message": "why"})
+    shows(page, row, "Failed", "0.5")
+    expect(part(page, row, "error")).to_have_text("E: why")
+    expect(part(page, row, "text")).to_be_hidden()
+
+
+def test_one_line_may_have_a_button(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    site.template = "{% task_progress tasks.0 form='compact' cancel=True label='Mine' %}"
+    row.cancel_requested_at = None
+    site.answers["cancel"] = lambda _request: (
+        200,
+        row.info().model_dump(mode="json") | {"cancel_requested": True},
+    )
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    expect(page.get_by_text("Mine")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    shows(page, row, "Cancelling…")
+
+
+# Bars that come later.
+
+
+def test_a_page_may_bring_the_script_before_its_first_bar(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    site.template = "{% task_assets %}"
+    page.goto(f"{site.url}/page/")
+    expect(page.locator("template[data-task-progress]")).to_have_count(1)
+    page.evaluate(
+        "html => document.querySelector('main').insertAdjacentHTML('beforeend', html)",
+        site.render("{% task_progress tasks.0 assets=False %}"),
+    )
+    site.stream().progress(row, 0.5, "half")
+    shows(page, row, "Running", "0.5", "half")
+    assert page.locator("link").count() == 1

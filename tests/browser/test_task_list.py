@@ -1,0 +1,221 @@
+"""Lists of tasks: one's own follow each other as they are started, wherever that is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tasks_app.models import Task
+
+from .pages import bar, part, shows
+from .scripted import OWNER, Serve, Site, task
+
+pytestmark = pytest.mark.browser
+
+XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+def listed(serve: Serve, *rows: Task, tag: str = "{% task_list tasks follow=True %}") -> Site:
+    """A page that lists the site's tasks, the newest first, and follows new ones."""
+    site = serve(*rows)
+    site.template = tag
+    return site
+
+
+def labels(page: Page) -> Any:
+    return page.locator("task-list > ol > li [data-part=label]")
+
+
+def starts(site: Site, row: Task) -> None:
+    """Start a task elsewhere: it is the newest, and the stream tells of it."""
+    site.rows = {str(row.pk): row, **site.rows}
+    site.streams[-1].send("task_queued", row, run_after=row.run_after.isoformat())
+
+
+def test_a_task_that_is_started_elsewhere_appears_and_moves(page: Page, serve: Serve) -> None:
+    old = task(name="old")
+    site = listed(serve, old)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    assert (stream.mine, stream.task_ids, stream.last_event_id) == (True, [], "40")
+    stream.progress(old, 0.25)
+    shows(page, old, "Running", "0.25")
+    new = task(name="new", status="pending")
+    starts(site, new)
+    expect(labels(page)).to_have_text(["new", "old"])
+    expect(page.locator("task-list > [data-part=announcer]")).to_have_text("New task: new")
+    stream.send("task_started", new, attempt=1, max_attempts=1)
+    stream.progress(new, 0.5, "half")
+    shows(page, new, "Running", "0.5", "half")
+    shows(page, old, "Running", "0.25")
+    stream.send("task_completed", new)
+    shows(page, new, "Completed")
+    # One stream, which never had to be opened anew.
+    assert len(site.streams) == 1
+    assert site.asked("status") == []
+
+
+def test_what_happens_while_the_row_is_fetched_is_not_missed(page: Page, serve: Serve) -> None:
+    old, new = task(name="old"), task(name="new", status="pending")
+    site = listed(serve, old)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(old, 0.1)
+    shows(page, old, "Running", "0.1")
+    starts(site, new)
+    # Before the page has fetched the row, which is as it was rendered.
+    stream.send("task_started", new, attempt=1, max_attempts=1)
+    stream.send("task_failed", new, error={"type": "E", "message": "quick"})
+    shows(page, new, "Failed")
+    expect(part(page, new, "error")).to_have_text("E: quick")
+
+
+def test_many_that_start_together_appear_together_and_in_order(page: Page, serve: Serve) -> None:
+    site = listed(serve, task(name="old"))
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    for number in range(5):
+        starts(site, task(name=f"new {number}", status="pending"))
+    expect(labels(page)).to_have_text(["new 4", "new 3", "new 2", "new 1", "new 0", "old"])
+    assert len(site.asked("page")) <= 3
+
+
+def test_the_first_task_replaces_the_empty_list(page: Page, serve: Serve) -> None:
+    site = listed(serve)
+    page.goto(f"{site.url}/page/")
+    expect(page.get_by_text("No tasks yet.")).to_be_visible()
+    site.stream()
+    new = task(name="first", status="pending")
+    starts(site, new)
+    expect(labels(page)).to_have_text(["first"])
+    expect(page.get_by_text("No tasks yet.")).to_be_hidden()
+    site.stream().send("task_started", new, attempt=1, max_attempts=1)
+    shows(page, new, "Running")
+
+
+def test_what_a_worker_hands_back_is_no_news(page: Page, serve: Serve) -> None:
+    here, elsewhere = task(name="here"), task(name="elsewhere")
+    site = listed(serve, here)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_queued", elsewhere, run_after="2026-01-01T00:00:00Z", reason="released")
+    stream.send("task_started", elsewhere, attempt=1, max_attempts=1)
+    stream.send("task_queued", here, run_after="2026-01-01T00:00:00Z")
+    stream.progress(here, 0.5)
+    shows(page, here, "Running", "0.5")
+    page.clock.install()
+    page.clock.run_for(2_000)
+    assert len(site.asked("page")) == 1
+
+
+def test_rows_that_have_ended_make_room(page: Page, serve: Serve) -> None:
+    running, ended = task(name="running"), task(name="ended", status="completed")
+    site = listed(
+        serve, running, ended, tag="{% task_list tasks follow=True limit=2 form='compact' %}"
+    )
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    starts(site, task(name="new", status="pending"))
+    expect(labels(page)).to_have_text(["new", "running"])
+    # What still runs is not taken away from who watches it.
+    starts(site, task(name="newer", status="pending"))
+    expect(labels(page)).to_have_text(["newer", "new", "running"])
+
+
+def test_tasks_of_others_on_the_page_are_asked_for(page: Page, serve: Serve) -> None:
+    mine, other = task(name="mine"), task(name="other", owner_id=OWNER.pk + 1)
+    site = listed(serve, mine, other)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    expect(part(page, other, "hint")).to_have_text("This task is checked every few seconds.")
+    expect(part(page, mine, "hint")).to_be_hidden()
+    other.progress = 0.75
+    page.clock.run_for(4_000)
+    shows(page, other, "Running", "0.75")
+    assert site.asked("status")[-1].query["task"] == [str(other.pk)]
+    assert len(site.streams) == 1
+
+
+def test_a_list_that_follows_nobody_streams_its_own_tasks(page: Page, serve: Serve) -> None:
+    row = task()
+    site = listed(serve, row, tag="{% task_list tasks %}")
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    assert (stream.mine, stream.task_ids, stream.last_event_id) == (False, [str(row.pk)], "")
+    stream.send("task_completed", row)
+    shows(page, row, "Completed")
+    site.wait_for(lambda: stream.closed, "the page to close its stream")
+
+
+def test_a_list_that_follows_goes_on_when_all_has_ended(page: Page, serve: Serve) -> None:
+    row = task(name="old")
+    site = listed(serve, row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_completed", row)
+    shows(page, row, "Completed")
+    starts(site, task(name="new", status="pending"))
+    expect(labels(page)).to_have_text(["new", "old"])
+    assert not stream.closed
+    page.locator("task-list").evaluate("list => list.remove()")
+    site.wait_for(lambda: stream.closed, "the stream of nobody to close")
+
+
+def test_a_page_that_cannot_be_fetched_says_that_there_is_news(page: Page, serve: Serve) -> None:
+    row = task()
+    site = listed(serve, row)
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    site.answers["page"] = (500, {})
+    starts(site, task(name="new", status="pending"))
+    news = page.locator("task-list > [data-part=news]")
+    expect(news).to_have_text("There are new tasks. Reload the page to see them.")
+    del site.answers["page"]
+    starts(site, task(name="newer", status="pending"))
+    expect(labels(page)).to_have_text(["newer", "new", "shop.tasks.Import"])
+    expect(news).to_be_hidden()
+
+
+def test_text_of_new_rows_is_never_markup(page: Page, serve: Serve) -> None:
+    site = listed(serve, task(), tag="{% task_list tasks follow=True form='card' %}")
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    new = task(name=XSS, progress_text=XSS)
+    # The row is newer than all that the stream has told by now.
+    site.since = "9000"
+    starts(site, new)
+    shows(page, new, "Running", text=XSS)
+    expect(page.locator("task-list > [data-part=announcer]")).to_have_text(f"New task: {XSS}")
+    assert page.locator("task-list img, task-list script").count() == 0
+
+
+def test_times_are_the_viewers(page: Page, browser: Browser, serve: Serve) -> None:
+    row = task()
+    site = listed(serve, row)
+    with browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB") as context:
+        visitor = context.new_page()
+        visitor.goto(f"{site.url}/page/")
+        site.stream()
+        time = visitor.locator("task-list time")
+        expect(time).not_to_contain_text("UTC")
+        shown = time.evaluate(
+            "time => new Intl.DateTimeFormat('en', {timeStyle: 'short'})"
+            ".format(new Date(time.dateTime))"
+        )
+        expect(time).to_contain_text(shown)
+
+
+def test_without_javascript_it_is_a_list(browser: Browser, serve: Serve) -> None:
+    row = task(progress=0.25)
+    site = listed(serve, row)
+    with browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(f"{site.url}/page/")
+        shows(page, row, "Running", "0.25")
+        expect(page.locator("task-list time")).to_contain_text("UTC")
+        expect(bar(page, row).get_by_role("link", name=row.label)).to_have_attribute(
+            "href", f"/tasks/{row.pk}/?next=%2Fpage%2F"
+        )
