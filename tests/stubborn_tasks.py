@@ -89,14 +89,28 @@ class SwallowsAll(BaseTask):
 class HoldsLock(BaseTask):
     """Holds the database's write lock in one long transaction, as a task should not."""
 
-    def execute(self, progress: ProgressHandle, until: Path, most: float = 60.0) -> str:
+    def execute(self, progress: ProgressHandle, take: Path, until: Path, most: float = 60) -> str:
         progress.send_progress("before", 0.1)
         pause = threading.Event()
+        while not take.exists():
+            pause.wait(0.01)
         with transaction.atomic():
             User.objects.create(username="written early")
             # Still said, and written once the lock is given back.
             progress.send_progress("in the transaction", 0.5)
+            progress.log("locked")
             end = time.monotonic() + most
             while not until.exists() and time.monotonic() < end:
                 pause.wait(0.01)
         return "done"
+
+
+class LargeLater(BaseTask):
+    """Returns more than fits, once a file appears."""
+
+    def execute(self, progress: ProgressHandle, until: Path) -> str:
+        progress.send_progress_text("ready")
+        pause = threading.Event()
+        while not until.exists():
+            pause.wait(0.01)
+        return "x" * 900_000

@@ -190,6 +190,8 @@ class Coordinator:
         writing = {run for run in self.reported if moment >= run.flush_at}
         writing |= {outcome.run for outcome in self.outcomes}
         try:
+            if self._trouble.started:
+                answer_soon(self.using)
             if writing or beating or looking or claiming:
                 self._commit(moment, writing, beating, looking, claiming)
             if beating:
@@ -385,16 +387,13 @@ class Coordinator:
             len(self.outcomes),
             pause,
         )
-        try:
-            connections[self.using].close()
-            answer_soon(self.using)
-        except TROUBLE:
-            logger.debug("The database takes no connection yet", exc_info=True)
+        connections[self.using].close()
 
     def _leave(self) -> None:
         self.pool.close()
         self.pool.join()
         try:
+            answer_soon(self.using)
             presence.leave(self.worker, database_now(self.using), stuck=self.pool.stuck)
         except TROUBLE as error:
             logger.warning("The worker could not sign off: %s", str(error).strip())

@@ -7,8 +7,8 @@ from django.db import InterfaceError, InternalError, OperationalError, connectio
 from tasks_app.conf import task_settings
 
 PAUSE, PAUSE_MAX = 0.1, 5.0
-#: How long a worker waits in line for SQLite's write lock before it looks after its hands again.
-BUSY_MILLISECONDS = 1000
+#: How long a worker waits in line for a lock before it looks after its hands again.
+LOCK_MILLISECONDS = 1000
 
 #: What Django raises where a database does not answer, has no room, or is not to be written just
 #: now. (PostgreSQL calls it an internal error that a server which was demoted takes no writes.)
@@ -16,16 +16,19 @@ TROUBLE = (OperationalError, InterfaceError, InternalError)
 
 
 def answer_soon(using: str) -> None:
-    """Have SQLite say within a second that it is locked, whatever the site's own timeout is.
+    """Have a new connection wait for locks for a second at most, whatever the site's own limit is.
 
     While it waits, a worker enforces no timeout and hears no signal; and it may be one of its own
-    tasks that holds the lock. Another database has no such lock.
+    tasks that holds the lock.
     """
     connection = connections[using]
-    if connection.vendor == "sqlite":
-        connection.close()
-        with connection.cursor() as cursor:
-            cursor.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+    connection.close()
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute(f"PRAGMA busy_timeout = {LOCK_MILLISECONDS}")
+        elif connection.vendor == "postgresql" and task_settings().listen:
+            # Not behind a pooler, where the next transaction has another session.
+            cursor.execute(f"SET lock_timeout = {LOCK_MILLISECONDS}")
 
 
 def explained(error: Exception) -> str:

@@ -1,0 +1,183 @@
+"""A database that does not take writes, and the workers and pages that wait for it."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.utils import timezone
+
+from tasks_app.models import Task, Worker
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.harness import Process, Viewer, Web, begins, database_url, ends, eventually
+from tests.rows import facts
+from tests.stubborn_tasks import HoldsLock, LargeLater, SwallowsAll
+from tests.tasks import Deaf, Noop
+
+Start = Callable[..., Process]
+
+#: Leases that run out quickly beside the locks that the tests hold.
+BRIEF = {"TASK_LEASE_SECONDS": "1", "TASK_HEARTBEAT_SECONDS": "0.3"}
+
+
+def expired(task: Task) -> bool:
+    task.refresh_from_db()
+    assert task.status == Status.RUNNING
+    assert task.lease_expires_at is not None
+    return (timezone.now() - task.lease_expires_at).total_seconds() > 3
+
+
+def test_a_task_that_holds_the_write_lock_past_its_lease_is_not_taken_from_its_worker(
+    start_worker: Start,
+    start_web: Callable[..., Web],
+    watch: Callable[..., Viewer],
+    owner: User,
+    tmp_path: Path,
+) -> None:
+    """On PostgreSQL rows are locked, and nobody notices."""
+    take, until = tmp_path / "take", tmp_path / "until"
+    holder = start_worker("--max-workers", "2", **BRIEF)
+    web = start_web(TASK_STREAM_KEEPALIVE_SECONDS="0.5")
+    started = task_service.start_task(HoldsLock, {"take": take, "until": until}, owner=owner)
+    viewer = watch(f"{web.url}{started.stream_url}")
+    task = begins(started.task_id)
+    other = start_worker(**BRIEF)
+    take.touch()
+    if connection.vendor == "sqlite":
+        eventually(lambda: expired(task), what="its lease runs out")
+        assert "a transaction holds SQLite's one write lock" in holder.output
+        # Its page is told that it is alive, and nothing else.
+        seen = len(viewer.events)
+        eventually(lambda: len(viewer.events) > seen + 2, what="the stream says that it lives")
+        assert not {"task_completed", "task_failed"} & set(viewer.facts)
+    until.touch()
+    ended = ends(started.task_id)
+    assert (ended.status, ended.attempt, ended.result) == (Status.COMPLETED, 1, "done")
+    assert facts(ended) == ["task_queued", "task_started", "task_log", "task_completed"]
+    assert viewer.finish().types.count("task_completed") == 1
+    assert "was taken back" not in holder.output + other.output
+    assert User.objects.filter(username="written early").exists()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """What stands for the worker's disk, which the test can fill and clear."""
+    disk = Disk(tmp_path / "full")
+    yield disk
+    disk.clear()
+
+
+class Disk:
+    """A disk by whose word a worker of settings `tests.small_disk` may add to its database.
+
+    SQLite's own limit of pages, which answers as a full disk does. To fill PostgreSQL's would end
+    its server; there the words of a full disk come from a trigger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.environment = {
+            "DJANGO_SETTINGS_MODULE": "tests.small_disk",
+            "TEST_DISK_FULL": str(path),
+        }
+        self._path = path
+
+    def fill(self) -> None:
+        self._path.touch()
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def test_what_ends_on_a_full_disk_is_written_when_there_is_room(
+    start_worker: Start, disk: Disk, tmp_path: Path
+) -> None:
+    if connection.vendor == "sqlite":
+        # Leave no free pages in the file, in which it would fit all the same.
+        with closing(sqlite3.connect(connection.settings_dict["NAME"])) as database:
+            database.execute("VACUUM")
+    until = tmp_path / "until"
+    worker = start_worker(**BRIEF, **disk.environment)
+    started = task_service.start_task(LargeLater, {"until": until})
+    begins(started.task_id)
+    disk.fill()
+    until.touch()
+    worker.says("database or disk is full; 1 outcomes wait")
+    assert Task.objects.get(pk=started.task_id).status == Status.RUNNING
+    disk.clear()
+    ended = ends(started.task_id)
+    assert (ended.status, ended.attempt, len(ended.result)) == (Status.COMPLETED, 1, 900_000)
+    worker.says("The database answers again")
+
+
+class Lock:
+    """Somebody who holds what every write of a task waits for."""
+
+    def __init__(self) -> None:
+        if connection.vendor == "sqlite":
+            name = connection.settings_dict["NAME"]
+            self._outsider: Any = sqlite3.connect(name, isolation_level=None)
+            self._take = "BEGIN IMMEDIATE"
+        else:
+            self._outsider = psycopg.connect(database_url())
+            self._take = "LOCK TABLE tasks_app_task, tasks_app_worker IN EXCLUSIVE MODE"
+
+    def take(self) -> None:
+        self._outsider.execute(self._take)
+
+    def give_back(self) -> None:
+        self._outsider.rollback()
+
+    def close(self) -> None:
+        self._outsider.close()
+
+
+@pytest.fixture
+def lock() -> Iterator[Lock]:
+    with closing(Lock()) as outsider:
+        yield outsider
+
+
+def test_a_worker_that_finds_the_database_locked_waits_and_starts(
+    start_worker: Start, lock: Lock
+) -> None:
+    lock.take()
+    worker = start_worker(ready=False, **BRIEF)
+    worker.says("The database does not answer")
+    lock.give_back()
+    started = task_service.start_task(Noop)
+    assert ends(started.task_id).status == Status.COMPLETED
+
+
+def test_who_cannot_hand_its_tasks_back_ends_all_the_same(
+    start_worker: Start, lock: Lock, tmp_path: Path
+) -> None:
+    """Its exit code says so; its leases run out, and others rescue."""
+    worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="0.1", **BRIEF)
+    started = task_service.start_task(Deaf, {"until": tmp_path / "until"})
+    begins(started.task_id)
+    lock.take()
+    worker.send(signal.SIGTERM)
+    worker.says("with 1 tasks not released")
+    assert worker.wait() == 74
+
+
+def test_too_many_stuck_threads_exit_with_their_code(start_worker: Start, tmp_path: Path) -> None:
+    until = tmp_path / "until"
+    worker = start_worker(
+        TASK_INTERRUPT_GRACE_SECONDS="0.2", TASK_MAX_STUCK="1", TASK_HEARTBEAT_SECONDS="0.5"
+    )
+    started = task_service.start_task(SwallowsAll, {"until": until})
+    begins(started.task_id)
+    task_service.cancel_task(started.task_id)
+    assert worker.wait() == 75
+    assert ends(started.task_id).stuck
+    assert Worker.objects.get(pid=worker.pid).stuck == 1
