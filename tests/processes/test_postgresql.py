@@ -1,0 +1,197 @@
+"""Workers and streams on a PostgreSQL server that cuts them off, goes away and comes back.
+
+On a server of the test's own, so that they hold in both runs of the suite.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+from django.contrib.auth.models import User
+from django.db import connection
+from django.utils import timezone
+
+from tasks_app.models import Task, Worker
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.harness import Process, Viewer, Web, begins, ends, eventually
+from tests.servers import PostgreSQL
+from tests.tasks import Add, Noop, Steps
+
+StartWorker = Callable[..., Process]
+StartWeb = Callable[..., Web]
+Watch = Callable[..., Viewer]
+
+#: Longer than any of these tests: whoever is woken by these was not told.
+NEVER = "3600"
+#: Nothing but notices, within a test's patience: no timer, no heartbeat.
+TOLD = {
+    "TASK_POLL_INTERVAL_SECONDS": NEVER,
+    "TASK_LEASE_SECONDS": "14400",
+    "TASK_HEARTBEAT_SECONDS": NEVER,
+}
+#: A lease that outlives a restart of the server on a busy machine.
+LASTING = {"TASK_LEASE_SECONDS": "60", "TASK_HEARTBEAT_SECONDS": "1"}
+
+
+class Page:
+    """A viewer of all that is one's own, who comes back as browsers do when a stream breaks off."""
+
+    def __init__(self, watch: Watch, web: Web) -> None:
+        self._open = lambda last_id="": watch(
+            f"{web.url}/tasks/stream/?mine=1", last_event_id=last_id
+        )
+        self._viewers = [self._open()]
+        eventually(lambda: self._viewers[0].status == 200)
+
+    def told(self, task_id: UUID) -> list[str]:
+        """What it was told of a task's history, in the order it came."""
+        self._come_back()
+        state = {"task_status", "progress_update", "keep-alive", "error"}
+        return [
+            event.event
+            for viewer in self._viewers
+            for event in list(viewer.events)
+            if event.event not in state and json.loads(event.data)["task_id"] == str(task_id)
+        ]
+
+    def values(self, task_id: UUID) -> list[float]:
+        """The progress it saw of a task."""
+        self._come_back()
+        return [value for viewer in self._viewers for value in viewer.values(task_id)]
+
+    def _come_back(self) -> None:
+        if self._viewers[-1].ended:
+            last_ids = [viewer.last_event_id for viewer in self._viewers if viewer.last_event_id]
+            self._viewers.append(self._open(last_event_id="".join(last_ids[-1:])))
+
+
+def test_nobody_looks_who_is_told(
+    server: PostgreSQL, start_worker: StartWorker, start_web: StartWeb, watch: Watch, owner: User
+) -> None:
+    start_worker(**TOLD)
+    page = Page(watch, start_web(**TOLD))
+    eventually(lambda: len(server.listeners()) == 2)
+    for number in range(5):
+        started = task_service.start_task(Add, {"a": number}, owner=owner)
+        eventually(lambda t=started.task_id: "task_completed" in page.told(t))
+
+    # From here on nothing happens, and nobody asks whether it has.
+    def asked() -> list[tuple[object, ...]]:
+        return server.ask(
+            "SELECT pid, query, state_change FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY pid"
+        )
+
+    pause = threading.Event()
+
+    def nobody_asks() -> bool:
+        before = asked()
+        pause.wait(1.0)
+        return asked() == before
+
+    eventually(nobody_asks)
+
+
+def test_cut_connections_are_replaced_and_nothing_is_missed(
+    server: PostgreSQL,
+    start_worker: StartWorker,
+    start_web: StartWeb,
+    watch: Watch,
+    owner: User,
+    reins: Path,
+) -> None:
+    worker, web = start_worker(**LASTING), start_web(**LASTING)
+    page = Page(watch, web)
+    running = task_service.start_task(Steps, {"reins": reins}, owner=owner)
+    begins(running.task_id)
+    for step in range(1, 4):
+        eventually(lambda: len(server.listeners()) == 2)
+        before = server.listeners()
+        server.cut()
+        connection.close()
+        # Written while nobody hears it.
+        quick = task_service.start_task(Noop, owner=owner)
+        reins.write_text(str(step * 3))
+        eventually(lambda t=quick.task_id: "task_completed" in page.told(t))
+        eventually(lambda s=step: s * 3 / 10 in page.values(running.task_id))
+        eventually(lambda b=before: len(server.listeners() - b) == 2)
+        assert page.told(quick.task_id) == ["task_queued", "task_started", "task_completed"]
+    reins.write_text("10")
+    ends(running.task_id)
+    eventually(lambda: "task_completed" in page.told(running.task_id))
+    assert page.told(running.task_id) == ["task_queued", "task_started", "task_completed"]
+    values = page.values(running.task_id)
+    assert values == sorted(values)
+    assert worker.output.count("LISTEN on PostgreSQL answers again") == 3
+    assert "Traceback" not in worker.output + web.output
+
+
+def test_a_restart_of_the_server_is_waited_out(
+    server: PostgreSQL,
+    start_worker: StartWorker,
+    start_web: StartWeb,
+    watch: Watch,
+    owner: User,
+    reins: Path,
+) -> None:
+    worker, web = start_worker(**LASTING), start_web(**LASTING)
+    page = Page(watch, web)
+    running = task_service.start_task(Steps, {"reins": reins}, owner=owner)
+    soon = timezone.now() + timedelta(seconds=1)
+    waiting = task_service.start_many(Noop, [{}] * 20, owner=owner, run_after=soon)
+    begins(running.task_id)
+    eventually(lambda: len(server.listeners()) == 2)
+    connection.close()
+    server.stop()
+    reins.write_text("10")  # It ends while there is nobody to tell.
+    worker.says("The database does not answer")
+    web.says("does not answer")
+    server.start()
+    for started in (running, *waiting):
+        ends(started.task_id)
+        eventually(lambda t=started.task_id: "task_completed" in page.told(t))
+        assert page.told(started.task_id) == [
+            "task_queued",
+            "task_started",
+            "task_completed",
+        ]
+    assert Task.objects.exclude(status=Status.COMPLETED).count() == 0
+    eventually(lambda: len(server.listeners()) == 2, what="both listen again")
+    after = task_service.start_task(Add, {"a": 1}, owner=owner)
+    eventually(lambda: "task_completed" in page.told(after.task_id))
+    assert Worker.objects.filter(pid=worker.pid, stopped_at=None).exists()
+    assert worker.output.count("LISTEN on PostgreSQL does not answer") == 1
+    assert worker.output.count("LISTEN on PostgreSQL answers again") == 1
+    assert "Traceback" not in worker.output + web.output
+
+
+def test_without_listen_the_timer_serves(
+    server: PostgreSQL,
+    start_worker: StartWorker,
+    start_web: StartWeb,
+    watch: Watch,
+    owner: User,
+    reins: Path,
+) -> None:
+    """As it must behind a pooler in transaction mode."""
+    start_worker(TASK_LISTEN="0")
+    page = Page(watch, start_web(TASK_LISTEN="0"))
+    task = task_service.start_task(Steps, {"reins": reins}, owner=owner)
+    begins(task.task_id)
+    reins.write_text("5")
+    eventually(lambda: 0.5 in page.values(task.task_id))
+    task_service.cancel_task(task.task_id)
+    eventually(lambda: "task_cancelled" in page.told(task.task_id))
+    assert page.told(task.task_id) == [
+        "task_queued",
+        "task_started",
+        "task_cancel_requested",
+        "task_cancelled",
+    ]
+    assert server.listeners() == set()

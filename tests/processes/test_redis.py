@@ -1,0 +1,151 @@
+"""Notices between hosts over Redis, which goes away and comes back.
+
+The processes share the run's database, and do as if it told them nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from django.contrib.auth.models import User
+
+from tasks_app.models import Task
+from tasks_app.service import task_service
+from tests.harness import Process, Viewer, Web, begins, ends, eventually
+from tests.servers import Redis
+from tests.tasks import Add, Noop, Steps, Talk
+
+StartWorker = Callable[..., Process]
+StartWeb = Callable[..., Web]
+Watch = Callable[..., Viewer]
+
+LASTING = {"TASK_LEASE_SECONDS": "60", "TASK_HEARTBEAT_SECONDS": "1"}
+
+
+@pytest.fixture
+def hosts(
+    redis_server: Redis,
+    start_worker: StartWorker,
+    start_web: StartWeb,
+    settings: pytest.FixtureRequest,
+) -> Iterator[tuple[list[Process], list[Web]]]:
+    """Two workers and two web processes. The test itself tells over Redis what it starts, too."""
+    settings.EVENTSTREAM_REDIS = redis_server.setting  # type: ignore[attr-defined]
+    workers = [start_worker(REDIS_URL=redis_server.url, **LASTING) for _ in range(2)]
+    webs = [start_web(REDIS_URL=redis_server.url, **LASTING) for _ in range(2)]
+    eventually(lambda: redis_server.listeners() == 2)
+    yield workers, webs
+    for process in (*workers, *webs):
+        assert "Traceback" not in process.output, process.output
+
+
+@pytest.fixture
+def viewers(hosts: tuple[list[Process], list[Web]], watch: Watch) -> list[Viewer]:
+    """Two on each web process, who see all that is the owner's."""
+    found = [watch(f"{web.url}/tasks/stream/?mine=1") for web in hosts[1] for _ in range(2)]
+    eventually(lambda: all(viewer.status == 200 for viewer in found))
+    return found
+
+
+def history(task_id: UUID) -> list[tuple[str, object]]:
+    return [
+        (kind, data.get("message"))
+        for kind, data in Task.objects.get(pk=task_id)
+        .events.order_by("pk")
+        .values_list("event_type", "data")
+    ]
+
+
+def told(viewer: Viewer, task_id: UUID) -> list[tuple[str, object]]:
+    """What a viewer was told of a task's history, in the order it came."""
+    found = []
+    for event in list(viewer.events):
+        if event.event in ("task_status", "progress_update", "keep-alive"):
+            continue
+        message = json.loads(event.data)
+        if message["task_id"] == str(task_id):
+            found.append((event.event, message["data"].get("message")))
+    return found
+
+
+def all_are_told(viewers: list[Viewer], task_id: UUID) -> None:
+    """Wait until each has seen the whole history, everything once and in order."""
+    ends(task_id)
+    whole = history(task_id)
+    for viewer in viewers:
+        eventually(
+            lambda v=viewer: told(v, task_id)[-1:] == whole[-1:],
+            what=f"{whole[-1]} in {told(viewer, task_id)[-3:]}, {viewer.error}",
+        )
+        assert told(viewer, task_id) == whole
+        assert viewer.error is None
+
+
+def test_what_runs_on_any_host_is_seen_on_every_other(
+    viewers: list[Viewer], owner: User, reins: Path
+) -> None:
+    held = task_service.start_task(Steps, {"reins": reins}, owner=owner)
+    quick = task_service.start_many(Add, [{"a": n} for n in range(20)], owner=owner)
+    lines = task_service.start_many(Talk, [{"lines": 30}] * 4, owner=owner)
+    begins(held.task_id)
+    for step in range(1, 11):
+        reins.write_text(str(step))
+        for viewer in viewers:
+            eventually(lambda v=viewer, s=step: s / 10 in v.values(held.task_id) or s == 10)
+    for task in (held, *quick, *lines):
+        all_are_told(viewers, task.task_id)
+    for viewer in viewers:
+        values = viewer.values(held.task_id)
+        assert values == sorted(values)
+
+
+def test_while_redis_is_gone_pages_go_on_and_they_catch_up(
+    hosts: tuple[list[Process], list[Web]],
+    viewers: list[Viewer],
+    redis_server: Redis,
+    owner: User,
+    reins: Path,
+) -> None:
+    workers, webs = hosts
+    eventually(lambda: redis_server.listeners() == 4)
+    held = task_service.start_task(Steps, {"reins": reins}, owner=owner)
+    begins(held.task_id)
+    for step in (3, 6, 9):
+        before = task_service.start_many(Talk, [{"lines": 20}] * 5, owner=owner)
+        redis_server.kill()
+        during = task_service.start_many(Noop, [{}] * 5, owner=owner)
+        reins.write_text(str(step))
+        for task in (*before, *during):
+            all_are_told(viewers, task.task_id)
+        for viewer in viewers:
+            eventually(lambda v=viewer, s=step: s / 10 in v.values(held.task_id))
+        redis_server.start()
+        eventually(lambda: redis_server.listeners() == 4, what="all listen again")
+        after = task_service.start_task(Add, {"a": 1}, owner=owner)
+        all_are_told(viewers, after.task_id)
+    reins.write_text("10")
+    all_are_told(viewers, held.task_id)
+    for process in (*workers, *webs):
+        began = process.output.count("Redis does not answer (")
+        over = process.output.count("Redis answers again")
+        # Those who hear and those who tell, once for each outage, however much went on meanwhile.
+        assert 3 <= began <= 6
+        assert began - over <= 1
+
+
+def test_a_server_that_does_not_answer_holds_up_nobody(
+    viewers: list[Viewer], redis_server: Redis, owner: User
+) -> None:
+    """As behind a network that drops everything: nothing is refused, and nothing comes."""
+    redis_server.hold()
+    for _ in range(3):
+        many = task_service.start_many(Talk, [{"lines": 10}] * 5, owner=owner)
+        for task in many:
+            all_are_told(viewers, task.task_id)
+    redis_server.hold(False)
+    after = task_service.start_task(Add, {"a": 1}, owner=owner)
+    all_are_told(viewers, after.task_id)
