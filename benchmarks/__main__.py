@@ -1,6 +1,7 @@
 """How fast, on this machine, beside what could be reached: `python -m benchmarks`.
 
-`python -m benchmarks cleanup` prunes a million tasks instead.
+`python -m benchmarks cleanup` prunes a million tasks instead; `python -m benchmarks admin` opens
+the admin over as many.
 
 Real worker and web processes over a database of their own, in a temporary folder. Each figure is
 shown beside its yardstick, measured in the same run; compare ratios, not numbers of two machines.
@@ -41,7 +42,7 @@ from django.core.management import call_command  # noqa: E402
 from django.test import Client  # noqa: E402
 from httpx_sse import aconnect_sse  # noqa: E402
 
-from benchmarks import cleanup  # noqa: E402
+from benchmarks import admin, cleanup  # noqa: E402
 from benchmarks.tasks import Noop, Stamp, Ticks  # noqa: E402
 from tasks_app.models import Task, Worker  # noqa: E402
 from tasks_app.progress import ProgressHandle  # noqa: E402
@@ -60,6 +61,8 @@ def main() -> None:
             cleanup.measured(FOLDER)
         case ["cleanup", *tasks]:
             cleanup.main(FOLDER, *map(int, tasks))
+        case ["admin", *tasks]:
+            admin.main(*map(int, tasks))
         case _:
             calls()
             drain()

@@ -40,6 +40,7 @@ class TaskFilter(admin.SimpleListFilter):
     """A filter by one value, which stays among its choices when it is chosen."""
 
     parameter_name: str
+    template = "admin/tasks_app/task/filter.html"
 
     def has_output(self) -> bool:
         return True

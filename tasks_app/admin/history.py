@@ -41,6 +41,11 @@ class Attempt:
     how: str = ""
     error: str = ""
 
+    @property
+    def took(self) -> float | None:
+        """In seconds."""
+        return (self.ended - self.began).total_seconds() if self.ended else None
+
 
 @dataclass(frozen=True, slots=True)
 class Line:

@@ -12,6 +12,8 @@ from django.contrib import admin
 from django.db.models import F, QuerySet
 from django.db.models.functions import Left
 from django.urls import reverse
+from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
@@ -250,30 +252,27 @@ class Columns:
             row.remaining,
         )
 
-    @admin.display(description=_("owner"))
-    def owned_by(self, task: Task) -> SafeString | str:
-        name = task.owner.get_username() if task.owner else ""
-        return format_html("{}{}", _name_of_cell(_("Owner"), name), name)
+    @admin.display(description=_("owner, queue"))
+    def owned(self, task: Task) -> SafeString:
+        owner = task.owner.get_username() if task.owner else ""
+        return _fact(_("Owner"), owner) + _fact(_("Queue"), task.queue)
 
-    @admin.display(description=_("queue"))
-    def in_queue(self, task: Task) -> SafeString:
-        return format_html("{}{}", _name_of_cell(_("Queue")), task.queue)
-
-    @admin.display(description=_("attempt"))
+    @admin.display(description=_("attempt, worker"))
     def tried(self, task: Task) -> SafeString:
-        return _cell(_("Attempt"), "attempt", _row(task).attempt)
+        row = _row(task)
+        return _fact(_("Attempt"), row.attempt, "attempt") + _fact(
+            _("Worker"), row.worker, "worker"
+        )
 
-    @admin.display(description=_("waited"))
-    def waited(self, task: Task) -> SafeString:
-        return _cell(_("Waited"), "waited", _row(task).waited)
-
-    @admin.display(description=_("ran"))
-    def ran(self, task: Task) -> SafeString:
-        return _cell(_("Ran"), "ran", _row(task).ran)
-
-    @admin.display(description=_("worker"))
-    def on_worker(self, task: Task) -> SafeString:
-        return _cell(_("Worker"), "worker", _row(task).worker)
+    @admin.display(description=_("time"))
+    def times(self, task: Task) -> SafeString:
+        row = _row(task)
+        created = date_format(timezone.localtime(aware(task.created_at)), "SHORT_DATETIME_FORMAT")
+        return (
+            _fact(_("Created"), created)
+            + _fact(_("Waited"), row.waited, "waited")
+            + _fact(_("Ran"), row.ran, "ran")
+        )
 
     @admin.display(description=_("actions"))
     def offered(self, task: Task) -> SafeString:
@@ -300,10 +299,11 @@ def _hidden(hidden: bool) -> SafeString:
     return SafeString(" hidden" if hidden else "")
 
 
-def _name_of_cell(name: Any, value: str = "x") -> SafeString:
-    """What a narrow page, which has no head of the table, says before the value."""
-    return format_html('<span class="task-cell-name"{}>{}: </span>', _hidden(not value), name)
-
-
-def _cell(name: Any, part: str, value: str) -> SafeString:
-    return format_html('{}<span data-part="{}">{}</span>', _name_of_cell(name), part, value)
+def _fact(name: Any, value: str, part: str = "") -> SafeString:
+    """One of several things that a cell says, with its name: a phone shows no head of the table."""
+    return format_html(
+        '<span class="task-fact"><span class="task-fact-name">{}</span> <span{}>{}</span></span>',
+        name,
+        format_html(' data-part="{}"', part) if part else "",
+        value,
+    )

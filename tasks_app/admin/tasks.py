@@ -41,15 +41,13 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
         "task",
         "state",
         "progress_bar",
-        "owned_by",
-        "in_queue",
+        "owned",
         "tried",
-        "waited",
-        "ran",
-        "on_worker",
+        "times",
         "offered",
     )
     list_display_links = None
+    empty_value_display = ""
     list_filter = FILTERS
     list_per_page = 100
     list_max_show_all = 100

@@ -142,15 +142,13 @@ class Row {
   }
 
   #offer(act, offered) {
-    const button = line_button(this.line, act);
+    const button = this.line.querySelector(`button[data-act="${act}"]`);
     if (!button || button.hidden === !offered) return;
     // A keyboard keeps its place when the button that has the focus goes.
     if (!offered && document.activeElement === button) part(this.line, "label").focus();
     button.hidden = !offered;
   }
 }
-
-const line_button = (line, act) => line.querySelector(`button[data-act="${act}"]`);
 
 /* ---- The list ---- */
 
@@ -508,3 +506,17 @@ class List {
 }
 
 new List();
+
+/* ---- The filters: one open at a time, and none when somebody turns away. ---- */
+
+const filters = [...document.querySelectorAll(".task-filter")];
+
+document.addEventListener("click", ({ target }) => {
+  for (const filter of filters) if (!filter.contains(target)) filter.open = false;
+});
+document.addEventListener("keydown", ({ key }) => {
+  const open = key === "Escape" && filters.find((filter) => filter.open);
+  if (!open) return;
+  open.open = false;
+  open.querySelector("summary").focus();
+});

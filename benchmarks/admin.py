@@ -1,0 +1,192 @@
+"""The admin's list over a million tasks: `python -m benchmarks admin`, or with another number.
+
+Each page is opened by Django's test client, template and all, as an operator's browser would ask
+for it: the median of five times, after one to warm up. DESIGN.md's aim is 300 ms.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from tasks_app.models import Task, TaskEvent, Worker
+from tasks_app.states import EventType, Status
+
+TASKS = 1_000_000
+AIM_MS = 300
+TIMES = 5
+
+NAMES = [f"shop.tasks.{name}" for name in ("ImportOrders", "SendMails", "Export", "Resize")]
+QUEUES = ["default", "mails", "imports"]
+RARE = "shop.tasks.YearlyReport"
+
+
+def main(tasks: int = TASKS) -> None:
+    began = time.perf_counter()
+    if not Task.objects.exists():
+        make(tasks)
+        print(f"{tasks:,} tasks made in {time.perf_counter() - began:.0f} s")
+    client = Client()
+    client.force_login(User.objects.get(username="root"))
+    page = reverse("admin:tasks_app_task_changelist")
+    for what, query in pages():
+        measure(client, what, f"{page}?{query}")
+    beyond = client.get(page, {"p": "10"}).context["cl"].beyond_url
+    measure(client, "where the numbered pages end", page + beyond)
+    url = page + "?q=nothing+like+this"
+    for steps in range(3):
+        measure(client, f"a search for nothing, look {steps + 1}", url)
+        url = page + client.get(url).context["cl"].window_url
+    ids = list(Task.objects.order_by("-created_at").values_list("pk", flat=True)[:100])
+    live = reverse("admin:tasks_app_task_live")
+    measure(client, "what the script asks", f"{live}?_new=1&_ids={','.join(map(str, ids))}")
+    failed = Task.objects.filter(status=Status.FAILED).order_by("-finished_at")[1000]
+    measure(client, "a task's page", reverse("admin:tasks_app_task_change", args=[failed.pk]))
+    keyed = Task.objects.filter(unique_key__isnull=False, status=Status.FAILED).first()
+    if keyed:
+        url = reverse("admin:tasks_app_task_change", args=[keyed.pk])
+        measure(client, "the page of one with a unique key", url)
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    middle = Task.objects.order_by("-created_at").values_list("created_at", flat=True)
+    far = middle[Task.objects.count() * 9 // 10].isoformat().replace("+", "%2B")
+    worker = Worker.objects.order_by("-heartbeat_at").first()
+    assert worker
+    yield "the list", ""
+    yield "page 10", "p=10"
+    yield "nine tenths down", f"from={far}"
+    yield "the oldest first", "oldest=1"
+    for status in Status:
+        yield f"status {status}", f"status={status}"
+        yield f"status {status}, the other end", f"status={status}&oldest=1"
+    yield "heartbeat lost", "trouble=lost"
+    yield "stuck", "trouble=stuck"
+    yield "a common name", f"name={NAMES[0]}"
+    yield "a rare name", f"name={RARE}"
+    yield "a queue", "queue=mails"
+    yield "an owner of half of them", "owner=ada"
+    yield "an owner of few", "owner=eve"
+    yield "nobody's", "owner=~nobody"
+    yield "a worker", f"worker={worker.pk}"
+    yield "past hour", "age=hour"
+    yield "older than a week", "age=older"
+    yield "failed, of a rare name", f"status=failed&name={RARE}"
+    yield "completed, of a rare name", f"status=completed&name={RARE}"
+    yield "an owner's failed, in a queue", "owner=ada&status=failed&queue=mails"
+    yield "search by id", f"q={Task.objects.order_by('created_at')[5].pk}"
+    yield "search by owner", "q=eve"
+    yield "search by name", "q=importorders"
+    yield "search by error", "q=deadline"
+    yield "failed, search by error", "q=deadline&status=failed"
+
+
+def measure(client: Client, what: str, url: str) -> None:
+    client.get(url)
+    took = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        response = client.get(url)
+        took.append((time.perf_counter() - began) * 1e3)
+        assert response.status_code == 200, (url, response.status_code, response.get("Location"))
+    with CaptureQueriesContext(connection) as queries:
+        client.get(url)
+    slowest = max(queries.captured_queries, key=lambda query: float(query["time"]))
+    median = statistics.median(took)
+    mark = "" if median < AIM_MS else f"   over {AIM_MS} ms"
+    print(
+        f"{what:<36} {median:6.0f} ms, worst {max(took):.0f}; {len(queries):>2} queries, "
+        f"slowest {float(slowest['time']) * 1e3:.0f} ms{mark}"
+    )
+
+
+def make(tasks: int) -> None:
+    """Tasks of the past four weeks: most completed, one in fifty failed, a long line waiting."""
+    chance = random.Random(1)
+    root = User.objects.create_superuser("root")
+    owners: list[User | None] = [User.objects.create_user("ada"), None, root]
+    few = User.objects.create_user("eve")
+    now = timezone.now()
+    workers = Worker.objects.bulk_create(
+        Worker(hostname=f"host{n}", pid=n + 1, hands=4, started_at=now, heartbeat_at=now)
+        for n in range(8)
+    )
+    step = timedelta(days=28) / tasks
+    rows: list[Task] = []
+    for number in range(tasks):
+        at = now - step * (tasks - number)
+        owner = chance.choices(owners, [5, 2, 3])[0] if number % 5000 else few
+        rows.append(row(chance, number, at, now, owner, chance.choice(workers), tasks))
+        if len(rows) == 5_000:
+            store(rows)
+            rows = []
+    store(rows)
+
+
+def row(
+    chance: random.Random,
+    number: int,
+    at: datetime,
+    now: datetime,
+    owner: User | None,
+    worker: Worker,
+    tasks: int,
+) -> Task:
+    left = tasks - number
+    status = chance.choices([Status.COMPLETED, Status.FAILED, Status.CANCELLED], [970, 20, 10])[0]
+    if left <= 40:
+        status = Status.RUNNING
+    elif left <= tasks // 20:
+        status = Status.PENDING
+    fields: dict[str, Any] = {}
+    if status is not Status.PENDING:
+        fields |= {"attempt": 1, "worker": worker, "started_at": at + timedelta(seconds=1)}
+    if status is Status.RUNNING:
+        lease = now + timedelta(hours=1 if number % 4 else -1)
+        fields |= {"fencing_token": uuid.uuid4(), "lease_expires_at": lease, "progress": 0.4}
+    if status.is_terminal:
+        fields |= {"finished_at": at + timedelta(seconds=chance.uniform(2, 600))}
+    if status is Status.FAILED:
+        fields |= {
+            "error_type": "TimeoutError" if number % 7 else "Deadline",
+            "error_message": f"order {number} could not be read",
+            "error_traceback": "Traceback\n" * 40,
+        }
+    return Task(
+        name=RARE if number % 50_000 == 7 else chance.choice(NAMES),
+        params={"order": number, "note": "x" * 200},
+        owner=owner,
+        queue=chance.choice(QUEUES),
+        created_at=at,
+        run_after=at,
+        status=status,
+        stuck=status.is_terminal and number % 20_000 == 1,
+        unique_key=f"key {number}" if number % 100 == 0 else None,
+        progress_text="Reading order 17 of 40",
+        **fields,
+    )
+
+
+def store(rows: list[Task]) -> None:
+    Task.objects.bulk_create(rows)
+    TaskEvent.objects.bulk_create(
+        TaskEvent(
+            task=task,
+            event_type=EventType.QUEUED,
+            timestamp=task.created_at,
+            data={},
+        )
+        for task in rows
+    )
