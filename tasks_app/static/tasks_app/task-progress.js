@@ -965,7 +965,7 @@ class TaskList extends HTMLElement {
     if (news.length === 0) return;
     for (const row of news) {
       // As old as the page it comes from: the facts since then are still to be told.
-      barOf(row).dataset.since ??= since;
+      barOf(row).dataset.since ??= since ?? "";
       for (const time of row.querySelectorAll("time")) this.#localise(time);
     }
     list.prepend(...news.map((row) => document.importNode(row, true)));

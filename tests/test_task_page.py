@@ -1,0 +1,245 @@
+"""The page of one task, and the way to start it anew from there."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
+from django.test import Client
+from django.urls import include, path, reverse
+from pytest_django import Settings
+
+from project.middleware import POLICY
+from tasks_app import lifecycle
+from tasks_app.models import Task
+from tasks_app.progress import LogLine
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.rows import claimed, ended, enqueued, saved, snapshot
+
+#: As a site has it that includes the app's URLs and nothing before them.
+urlpatterns = [path("tasks/", include("tasks_app.urls"))]
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
+
+JSON = {"Accept": "application/json"}
+NOT_FOUND = {"detail": "There is no such task, or not for you."}
+XSS = "<script>alert(1)</script>"
+
+
+@pytest.fixture(autouse=True)
+def _no_templates_of_a_site(settings: Settings) -> None:
+    [engine] = settings.TEMPLATES
+    settings.TEMPLATES = [engine | {"DIRS": []}]
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_user("ada")
+
+
+def client_of(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def permitted(*codenames: str) -> User:
+    user = User.objects.create_user("permitted")
+    user.user_permissions.set(
+        Permission.objects.filter(content_type__app_label="tasks_app", codename__in=codenames)
+    )
+    return user
+
+
+def page_of(task: Task) -> str:
+    return reverse("tasks_app:task", args=[task.pk])
+
+
+def retry_of(task: Task) -> str:
+    return reverse("tasks_app:retry", args=[task.pk])
+
+
+# The page.
+
+
+def test_the_owner_sees_a_card(ada: User) -> None:
+    task = enqueued(owner=ada)
+    assert page_of(task) == task.get_absolute_url()
+    response = client_of(ada).get(page_of(task))
+    text = response.content.decode()
+    assert text.count('data-form="card"') == 1
+    assert "<h1>Noop</h1>" in text
+    assert 'class="back"' not in text
+    # A page that stands alone, and needs nothing but files of this site.
+    assert text.startswith("<!doctype html>")
+    assert "<style" not in text
+    assert response["Content-Security-Policy"] == POLICY
+
+
+def test_who_may_view_all_sees_it_and_others_do_not(ada: User) -> None:
+    task = enqueued(owner=ada)
+    assert client_of(permitted("view_task")).get(page_of(task)).status_code == 200
+    bob = User.objects.create_user("bob")
+    assert client_of(bob).get(page_of(task)).status_code == 404
+    gone = reverse("tasks_app:task", args=[uuid.uuid4()])
+    assert client_of(bob).get(gone).status_code == 404
+
+
+def test_strangers_are_asked_who_they_are(settings: Settings, ada: User) -> None:
+    settings.LOGIN_URL = "/login/"
+    for url in (page_of(enqueued(owner=ada)), reverse("tasks_app:task", args=[uuid.uuid4()])):
+        assert Client().get(url)["Location"] == f"/login/?next={url}"
+
+
+@pytest.mark.parametrize(
+    ("back", "shown"),
+    [
+        ("/admin/?q=1&p=2", True),
+        ("http://testserver/there/", True),
+        ("https://elsewhere.example/", False),
+        ("//elsewhere.example/", False),
+        ("javascript:alert(1)", False),
+        ("", False),
+    ],
+)
+def test_the_way_back_leads_to_this_site_only(ada: User, back: str, shown: bool) -> None:
+    response = client_of(ada).get(page_of(enqueued(owner=ada)), {"next": back})
+    assert response.context["back"] == (back if shown else "")
+    assert ('class="back"' in response.content.decode()) is shown
+
+
+def test_a_site_gives_it_its_own_looks(ada: User, tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "tasks_app").mkdir()
+    (tmp_path / "tasks_app" / "base.html").write_text(
+        "<title>{% block title %}{% endblock %}</title>OURS{% block content %}{% endblock %}"
+    )
+    [engine] = settings.TEMPLATES
+    settings.TEMPLATES = [engine | {"DIRS": [tmp_path]}]
+    text = client_of(ada).get(page_of(enqueued(owner=ada))).content.decode()
+    assert "OURS" in text
+    assert "task-page.css" not in text
+    assert 'data-form="card"' in text
+
+
+def test_everything_of_a_card_is_escaped(ada: User) -> None:
+    task, claim = claimed(owner=ada, name=XSS)
+    lifecycle.log({claim: [LogLine(XSS, XSS)]})
+    lifecycle.complete({claim: {"x": XSS}})
+    text = client_of(ada).get(page_of(task)).content.decode()
+    assert XSS not in text
+    assert "&lt;script&gt;" in text
+
+
+# Retry.
+
+
+def test_a_failed_task_is_retried_and_the_new_ones_page_opens(ada: User) -> None:
+    task = ended(Status.FAILED, owner=ada)
+    user = permitted("retry_task", "view_task")
+    assert 'data-part="retry"' in client_of(user).get(page_of(task)).content.decode()
+    response = client_of(user).post(retry_of(task))
+    new = Task.objects.get(retried_from=task)
+    assert (response.status_code, response["Location"]) == (302, page_of(new))
+    assert new.owner == ada
+    text = client_of(user).get(page_of(task)).content.decode()
+    assert f'<a data-part="retried" href="{page_of(new)}">' in text
+    assert 'data-part="retry"' not in text
+
+
+def test_a_form_may_name_where_to_go(ada: User) -> None:
+    user = permitted("retry_task")
+    first, second = ended(Status.FAILED, owner=ada), ended(Status.FAILED, owner=ada)
+    there = client_of(user).post(retry_of(first), {"next": "/there/"})
+    assert there["Location"] == "/there/"
+    # A page that this user may not see would be a dead end.
+    away = client_of(user).post(retry_of(second), {"next": "https://elsewhere.example/"})
+    assert away["Location"] == "/"
+
+
+def test_a_script_is_answered_in_json(ada: User) -> None:
+    task = ended(Status.CANCELLED, owner=ada)
+    response = client_of(permitted("retry_task")).post(retry_of(task), headers=JSON)
+    new = Task.objects.get(retried_from=task)
+    assert response.status_code == 202
+    assert response.json() == new.started().model_dump(mode="json")
+
+
+def test_only_the_first_retry_counts_and_the_second_leads_there(ada: User) -> None:
+    task = ended(Status.FAILED, owner=ada)
+    client = client_of(permitted("retry_task", "view_task"))
+    client.post(retry_of(task))
+    new = Task.objects.get(retried_from=task)
+    assert client.post(retry_of(task))["Location"] == page_of(new)
+    response = client.post(retry_of(task), headers=JSON)
+    assert response.status_code == 409
+    assert str(new.pk) in response.json()["detail"]
+    assert Task.objects.count() == 2
+
+
+@pytest.mark.parametrize("status", [Status.PENDING, Status.RUNNING, Status.COMPLETED])
+def test_what_did_not_end_badly_is_not_retried(ada: User, status: Status) -> None:
+    task = saved(status, owner=ada)
+    client = client_of(permitted("retry_task", "view_task"))
+    before = snapshot()
+    assert client.post(retry_of(task), headers=JSON).status_code == 409
+    response = client.post(retry_of(task), headers={"Referer": "http://testserver/from/"})
+    assert response["Location"] == "http://testserver/from/"
+    [message] = get_messages(response.wsgi_request)
+    assert f"is {status} and cannot be retried" in str(message)
+    assert snapshot() == before
+
+
+def test_a_duplicate_is_told(ada: User) -> None:
+    task = ended(Status.FAILED, owner=ada, unique_key="one")
+    enqueued(owner=ada, unique_key="one")
+    client = client_of(permitted("retry_task"))
+    response = client.post(retry_of(task), headers=JSON)
+    assert (response.status_code, "has not finished" in response.json()["detail"]) == (409, True)
+    [message] = get_messages(client.post(retry_of(task)).wsgi_request)
+    assert "has not finished" in str(message)
+
+
+@pytest.mark.parametrize("who", ["nobody", "another", "owner", "viewer"])
+def test_who_may_not_retry_learns_nothing(ada: User, who: str) -> None:
+    """The owner too, where the task does not opt in to being started over HTTP."""
+    task = ended(Status.FAILED, owner=ada)
+    client: Any = {
+        "nobody": Client,
+        "another": lambda: client_of(User.objects.create_user("bob")),
+        "owner": lambda: client_of(ada),
+        "viewer": lambda: client_of(permitted("view_task")),
+    }[who]()
+    before = snapshot()
+    response = client.post(retry_of(task), headers=JSON)
+    assert (response.status_code, response.json()) == (404, NOT_FOUND)
+    assert client.post(retry_of(task)).status_code == 404
+    assert snapshot() == before
+
+
+def test_it_wants_a_token_and_a_post(ada: User) -> None:
+    task = ended(Status.FAILED, owner=ada)
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(permitted("retry_task"))
+    assert client.post(retry_of(task)).status_code == 403
+    assert client.get(retry_of(task)).status_code == 405
+    assert Task.objects.count() == 1
+
+
+def test_a_task_that_goes_meanwhile_is_not_found(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ended(Status.FAILED, owner=ada)
+    real = task_service.retry_task
+
+    def removed(task_id: uuid.UUID, **options: Any) -> Any:
+        Task.objects.filter(pk=task_id).delete()
+        return real(task_id, **options)
+
+    monkeypatch.setattr("tasks_app.views.task_service.retry_task", removed)
+    client = client_of(permitted("retry_task"))
+    assert client.post(retry_of(task), headers=JSON).status_code == 404
