@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -145,16 +145,10 @@ def overview() -> Overview:
     )
 
 
-def presence(worker: Worker, lost: Container[UUID]) -> Presence:
-    """Return whether a worker is there, given which are `lost`."""
-    if worker.stopped_at is not None:
-        return Presence.STOPPED
-    return Presence.LOST if worker.pk in lost else Presence.ALIVE
-
-
-def lost(now: datetime) -> set[UUID]:
-    """Return which workers are lost, a while's worth: their records are deleted after a day."""
-    return set(Worker.primary.lost(now).values_list("pk", flat=True))
+def seen(workers: Sequence[Worker]) -> list[Seen]:
+    """Return the same workers, with what of them is a matter of the moment."""
+    running = Task.primary.running().order_by().values_list("worker").annotate(n=Count("*"))
+    return _seen(workers, database_now(alias()), dict(running))
 
 
 def _queues(now: datetime) -> dict[str, Queue]:
@@ -182,10 +176,19 @@ def _longest_waiting_first(queue: Queue) -> tuple[bool, Any, str]:
 def _workers(now: datetime, held: Mapping[UUID, int]) -> list[Seen]:
     """Those that did not sign off come first, for they matter; then who beat last."""
     newest = Worker.primary.order_by(F("stopped_at").desc(nulls_first=True), "-heartbeat_at")
-    gone = lost(now)
-    return [
-        Seen(worker, presence(worker, gone), held.get(worker.pk, 0)) for worker in newest[:WORKERS]
-    ]
+    return _seen(newest[:WORKERS], now, held)
+
+
+def _seen(workers: Iterable[Worker], now: datetime, held: Mapping[Any, int]) -> list[Seen]:
+    # There are few: their records are deleted after a day.
+    lost = set(Worker.primary.lost(now).values_list("pk", flat=True))
+
+    def presence(worker: Worker) -> Presence:
+        if worker.stopped_at is not None:
+            return Presence.STOPPED
+        return Presence.LOST if worker.pk in lost else Presence.ALIVE
+
+    return [Seen(worker, presence(worker), held.get(worker.pk, 0)) for worker in workers]
 
 
 def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Course]:

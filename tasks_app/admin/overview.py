@@ -2,22 +2,118 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
-from django.urls import URLPattern
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.cache import never_cache
 
-from tasks_app.models import Task
+from tasks_app import display, statistics
+from tasks_app.admin.charts import HEIGHT, WIDTH, chart
+from tasks_app.admin.start import startable_by
+from tasks_app.conf import task_settings
+from tasks_app.models import Task, aware
+from tasks_app.statistics import Presence
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
+    from django.utils.functional import _StrPromise
 
     Base = ModelAdmin[Task]
 else:
     Base = object
+
+#: What the page's script says.
+WORDS: Mapping[str, str | _StrPromise] = {
+    "live": gettext_lazy("Live"),
+    "paused": gettext_lazy("Paused"),
+    "pause": gettext_lazy("Pause updates"),
+    "resume": gettext_lazy("Resume updates"),
+    "polling": gettext_lazy("Live updates are interrupted. Checking every few seconds…"),
+    "checked": gettext_lazy("Checked every few seconds."),
+    "unreachable": gettext_lazy("Connection lost. Trying again…"),
+    "signed_out": gettext_lazy("Updates stopped: you may have been signed out. Reload the page."),
+}
+
+PRESENCES: Mapping[Presence, _StrPromise] = {
+    Presence.ALIVE: gettext_lazy("Alive"),
+    Presence.LOST: gettext_lazy("Heartbeat lost"),
+    Presence.STOPPED: gettext_lazy("Stopped"),
+}
 
 
 class OverviewViews(Base):
     """What TaskAdmin has of views that tell of all tasks."""
 
     def get_urls(self) -> list[URLPattern]:
-        return super().get_urls()
+        def view(part: str) -> Any:
+            def overview_view(request: HttpRequest) -> HttpResponse:
+                return self.overview_view(request, part)
+
+            return self.admin_site.admin_view(never_cache(overview_view))
+
+        return [
+            path("overview/", view("page"), name="tasks_app_task_overview"),
+            path("overview/part/", view("part"), name="tasks_app_task_overview_part"),
+            *super().get_urls(),
+        ]
+
+    def overview_view(self, request: HttpRequest, part: str) -> HttpResponse:
+        """Show the page, or the part of it that its script asks for again and again."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        context = shown(statistics.overview()) | {
+            "opts": self.opts,
+            "may_view_workers": request.user.has_perm("tasks_app.view_worker"),
+        }
+        if part == "page":
+            words = {key: str(word) for key, word in WORDS.items()}
+            context |= {
+                **self.admin_site.each_context(request),
+                "title": _("Overview"),
+                "may_start": bool(startable_by(request.user)),
+                "stream_url": _stream_url(),
+                "keepalive": task_settings().stream_keepalive_seconds,
+                "words": json.dumps(words),
+            }
+        return TemplateResponse(request, f"admin/tasks_app/overview/{part}.html", context)
+
+
+def shown(found: statistics.Overview) -> dict[str, Any]:
+    """Return what the templates show, with lengths of time in words."""
+    words = {key: str(word) for key, word in display.WORDS.items()}
+
+    def since(moment: datetime | None) -> str:
+        if moment is None:
+            return ""
+        return display.duration(max(0.0, (found.now - aware(moment)).total_seconds()), words)
+
+    return {
+        "overview": found,
+        "charts": [chart("hour", found.last_hour), chart("day", found.last_day)],
+        "chart_width": WIDTH,
+        "chart_height": HEIGHT,
+        "alive": found.count(Presence.ALIVE),
+        "lost": found.count(Presence.LOST),
+        "oldest": since(min((q.oldest for q in found.queues if q.oldest), default=None)),
+        "queues": [(queue, since(queue.oldest)) for queue in found.queues],
+        "workers": [
+            (seen, PRESENCES[seen.presence], since(seen.worker.heartbeat_at))
+            for seen in found.workers
+        ],
+    }
+
+
+def _stream_url() -> str:
+    """Where all tasks are streamed; empty where the site does not include `tasks_app.urls`."""
+    try:
+        return f"{reverse('tasks_app:streams')}?all=1"
+    except NoReverseMatch:
+        return ""

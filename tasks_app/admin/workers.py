@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
+from tasks_app import display, statistics
+from tasks_app.admin.overview import PRESENCES
+from tasks_app.clock import database_now
+from tasks_app.ledger import alias
 from tasks_app.models import Worker
+from tasks_app.states import Status
+from tasks_app.statistics import Presence
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Worker]
@@ -15,10 +28,57 @@ else:
     Base = admin.ModelAdmin
 
 
+class PresenceFilter(admin.SimpleListFilter):
+    title = gettext_lazy("state")
+    parameter_name = "state"
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> list[tuple[str, Any]]:
+        return [(presence.value, word) for presence, word in PRESENCES.items()]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        now = database_now(alias())
+        match self.value():
+            case Presence.STOPPED.value:
+                return queryset.filter(stopped_at__isnull=False)
+            case Presence.LOST.value:
+                return queryset.lost(now)  # type: ignore[attr-defined,no-any-return]
+            case Presence.ALIVE.value:
+                lost = queryset.model.objects.lost(now)
+                return queryset.filter(stopped_at__isnull=True).exclude(pk__in=lost.values("pk"))
+            case _:
+                return queryset
+
+
+class WorkerChangeList(ChangeList):
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = _seen(self.result_list)
+
+
 class WorkerAdmin(Base):
-    list_display = ("__str__", "hands", "busy", "stuck", "started_at", "heartbeat_at", "stopped_at")
+    """What each worker is doing, and whether it is there."""
+
+    list_display = ("process", "state", "work", "threads", "from_queues", "beat", "started_at")
+    list_filter = (PresenceFilter,)
     ordering = ("-heartbeat_at",)
+    sortable_by = ()
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    actions = None
+    fields = readonly_fields = (
+        "process",
+        "state",
+        "work",
+        "threads",
+        "from_queues",
+        "started_at",
+        "beat",
+        "heartbeat_at",
+        "stopped_at",
+    )
+
+    class Media:
+        css = {"all": ["tasks_app/admin.css", "tasks_app/overview.css"]}
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -28,3 +88,64 @@ class WorkerAdmin(Base):
 
     def has_delete_permission(self, request: HttpRequest, obj: Worker | None = None) -> bool:
         return False
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return WorkerChangeList
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Worker | None:
+        worker = super().get_object(request, object_id, from_field)
+        return _seen([worker])[0] if worker else None
+
+    @admin.display(description=gettext_lazy("host and process"))
+    def process(self, worker: Worker) -> str:
+        return str(worker)
+
+    @admin.display(description=gettext_lazy("state"))
+    def state(self, worker: Worker) -> SafeString:
+        presence = _of(worker).presence
+        return format_html(
+            '<span class="worker-presence" data-presence="{}">{}</span>',
+            presence.value,
+            PRESENCES[presence],
+        )
+
+    @admin.display(description=gettext_lazy("busy"))
+    def work(self, worker: Worker) -> str | SafeString:
+        running = _of(worker).running
+        said = ngettext(
+            "%(busy)s of %(hands)s hand", "%(busy)s of %(hands)s hands", worker.hands
+        ) % {"busy": running, "hands": worker.hands}
+        if not running:
+            return said
+        tasks = reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
+        url = f"{tasks}?worker={worker.pk}&status={Status.RUNNING}"
+        return format_html('<a href="{}">{}</a>', url, said)
+
+    @admin.display(description=gettext_lazy("stuck threads"))
+    def threads(self, worker: Worker) -> int:
+        return worker.stuck
+
+    @admin.display(description=gettext_lazy("queues"))
+    def from_queues(self, worker: Worker) -> str:
+        return ", ".join(worker.queues) or _("all")
+
+    @admin.display(description=gettext_lazy("last heartbeat"))
+    def beat(self, worker: Worker) -> str:
+        words = {key: str(word) for key, word in display.WORDS.items()}
+        silence = (database_now(alias()) - worker.heartbeat_at).total_seconds()
+        return _("%(time)s ago") % {"time": display.duration(max(0.0, silence), words)}
+
+
+def _seen(workers: Any) -> list[Worker]:
+    """Give each worker what of it is a matter of the moment."""
+    found = list(workers)
+    for worker, seen in zip(found, statistics.seen(found), strict=True):
+        worker.seen = seen
+    return found
+
+
+def _of(worker: Worker) -> statistics.Seen:
+    seen: statistics.Seen = worker.seen  # type: ignore[attr-defined]
+    return seen

@@ -1,0 +1,304 @@
+"""The overview of all tasks and workers, and the list of workers."""
+
+from __future__ import annotations
+
+import html
+import re
+from datetime import timedelta
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone, translation
+
+from tasks_app.admin.charts import HEIGHT, WIDTH, chart, round_up
+from tasks_app.models import Task, Worker
+from tasks_app.states import Status
+from tasks_app.statistics import HOUR, MINUTE, Course, Stretch
+from tests.rows import row, saved, worker
+from tests.test_forms import XSS
+from tests.test_permissions import someone
+
+pytestmark = pytest.mark.django_db
+
+PAGE = reverse("admin:tasks_app_task_overview")
+PART = reverse("admin:tasks_app_task_overview_part")
+LIST = reverse("admin:tasks_app_task_changelist")
+WORKERS = reverse("admin:tasks_app_worker_changelist")
+LOST = timedelta(minutes=5)
+
+
+def page_of(one: Worker) -> str:
+    return reverse("admin:tasks_app_worker_change", args=[one.pk])
+
+
+def text(response: Any) -> str:
+    assert response.status_code == 200
+    return str(response.content.decode())
+
+
+def words(response: Any) -> str:
+    """What is read of a page, as one line."""
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text(response))))
+
+
+# Who may see it.
+
+
+@pytest.mark.parametrize(
+    ("codenames", "fields", "status"),
+    [
+        (("view_task",), {"is_staff": True}, 200),
+        (("start_task", "cancel_task", "view_worker"), {"is_staff": True}, 403),
+        ((), {"is_staff": True, "is_superuser": True}, 200),
+        (("view_task",), {}, 302),
+        (("view_task",), {"is_staff": True, "is_active": False}, 302),
+    ],
+)
+@pytest.mark.parametrize("url", [PAGE, PART])
+def test_who_may_see_it(
+    client: Client, url: str, codenames: tuple[str, ...], fields: dict[str, Any], status: int
+) -> None:
+    client.force_login(someone(*codenames, **fields))
+    assert client.get(url).status_code == status
+
+
+def test_links_lead_where_one_may_go(client: Client, admin_client: Client) -> None:
+    one = worker()
+    client.force_login(someone("view_task", is_staff=True))
+    shown, all_shown = text(client.get(PAGE)), text(admin_client.get(PAGE))
+    for url in (page_of(one), WORKERS, reverse("admin:tasks_app_task_start")):
+        assert f'href="{url}"' not in shown
+        assert f'href="{url}"' in all_shown
+
+
+@pytest.mark.parametrize("url", [LIST, reverse("admin:app_list", args=["tasks_app"])])
+def test_it_is_linked(admin_client: Client, client: Client, url: str) -> None:
+    assert f'href="{PAGE}"' in text(admin_client.get(url))
+    client.force_login(someone("view_worker", is_staff=True))
+    response = client.get(url)
+    assert response.status_code == 403 or PAGE not in text(response)
+
+
+# What it says.
+
+
+def test_where_there_is_nothing_it_says_what_to_do(admin_client: Client) -> None:
+    said = words(admin_client.get(PAGE))
+    assert "No worker has reported yet: run manage.py run_tasks" in said
+    assert "No task waits or runs." in said
+    assert "0 completed" in said
+
+
+def test_numbers(admin_client: Client) -> None:
+    by = worker(hostname="red", pid=4711, hands=8, stuck=1, queues=["mails", "night"])
+    worker(hostname="grey", heartbeat_at=timezone.now() - LOST)
+    worker(hostname="blue", stopped_at=timezone.now())
+    saved(Status.RUNNING, worker=by, queue="mails")
+    saved(age=timedelta(minutes=3, seconds=5), queue="mails")
+    saved(run_after=timezone.now() + timedelta(hours=1))
+    for _ in range(3):
+        saved(Status.FAILED)
+    saved(Status.COMPLETED)
+    said = words(admin_client.get(PAGE))
+    for told in (
+        "Running 1 on 8 hands",
+        "Waiting 1 for 3 min",
+        "Later 1 delayed",
+        "Completed 1",
+        "Failed 3",
+        "Workers 1 1 lost",
+        "Stuck threads 1",
+        "mails 1 3 min",
+        "red 4711 Alive 1 of 8 hands 0 s ago 1 mails, night",
+        "grey 1 Heartbeat lost 0 of 4 hands 5 min 0 s ago 0 all",
+        "blue 1 Stopped",
+        "1 completed 3 failed 0 cancelled",
+    ):
+        assert told in said
+    linked = text(admin_client.get(PAGE))
+    assert f'href="{LIST}?worker={by.pk}&amp;status=running"' in linked
+    assert f'href="{LIST}?queue=mails"' in linked
+
+
+def test_the_links_of_the_numbers_work(admin_client: Client) -> None:
+    by = worker()
+    saved(Status.RUNNING, worker=by, queue="a&b=c")
+    for url in set(re.findall(rf'href="({LIST}[^"]*)"', text(admin_client.get(PAGE)))):
+        assert admin_client.get(html.unescape(url)).status_code == 200
+
+
+def test_the_part_is_the_page_without_its_surroundings(admin_client: Client) -> None:
+    saved(Status.FAILED)
+    page, part = text(admin_client.get(PAGE)), admin_client.get(PART)
+    assert "<html" not in text(part)
+    steady = re.sub(r"<time.*?</time>", "", text(part))
+    assert steady.partition("<dl")[2] in page
+    assert "no-store" in part.headers["Cache-Control"]
+
+
+def test_no_text_becomes_markup(admin_client: Client) -> None:
+    by = worker(hostname=XSS, queues=[XSS])
+    saved(queue=XSS)
+    saved(Status.RUNNING, worker=by, queue=XSS, name=XSS)
+    for url in (PAGE, PART, WORKERS, page_of(by)):
+        shown = text(admin_client.get(url))
+        assert html.escape(XSS) in shown
+        assert "<script>alert" not in shown
+
+
+def test_nothing_is_inline(admin_client: Client) -> None:
+    worker()
+    saved(Status.FAILED)
+    for url in (PAGE, WORKERS):
+        shown = text(admin_client.get(url))
+        assert not re.search(r"\sstyle=|\son\w+=|<style", shown)
+        assert "<script>" not in shown
+
+
+def test_the_number_of_queries_is_constant(admin_client: Client) -> None:
+    def queries(url: str) -> int:
+        with CaptureQueriesContext(connection) as executed:
+            text(admin_client.get(url))
+        return len(executed)
+
+    by = worker()
+    queries(PAGE)
+    before = queries(PAGE), queries(PART), queries(WORKERS)
+    for _ in range(20):
+        worker()
+    Task.objects.bulk_create(
+        row(status, queue=f"q{number}", worker=by if status is Status.RUNNING else None)
+        for status in Status
+        for number in range(20)
+    )
+    assert (queries(PAGE), queries(PART), queries(WORKERS)) == before
+    # The session, the user, and what statistics need.
+    assert before[1] <= 9
+
+
+# Charts.
+
+
+def course(*ended: dict[str, int]) -> Course:
+    now = timezone.now()
+    stretches = [Stretch(now + MINUTE * number, each) for number, each in enumerate(ended)]
+    return Course(MINUTE, stretches)
+
+
+def test_bars_are_as_high_as_what_they_stand_for() -> None:
+    made = chart(
+        "hour",
+        course(
+            {}, {Status.COMPLETED: 10}, {Status.COMPLETED: 15, Status.FAILED: 5, "cancelled": 0}
+        ),
+    )
+    assert made.most == 20
+    empty, half, whole = made.bars
+    assert empty.pieces == []
+    assert [(piece.kind, piece.y, piece.height) for piece in half.pieces] == [
+        ("completed", HEIGHT / 2, HEIGHT / 2)
+    ]
+    assert [(piece.kind, piece.y, piece.height) for piece in whole.pieces] == [
+        ("failed", HEIGHT * 0.75, HEIGHT * 0.25),
+        ("completed", 0, HEIGHT * 0.75),
+    ]
+    assert [bar.x for bar in made.bars] == [0, WIDTH / 3, WIDTH / 1.5]
+
+
+def test_a_single_failure_among_very_many_is_seen() -> None:
+    made = chart("hour", course({Status.COMPLETED: 1_000_000, Status.FAILED: 1}))
+    [failed, _] = made.bars[0].pieces
+    assert failed.kind == "failed"
+    assert failed.height >= 3
+
+
+@pytest.mark.parametrize(
+    ("most", "rounded"), [(0, 1), (1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (50, 50), (51, 100)]
+)
+def test_the_axis_ends_at_a_number_that_reads_well(most: int, rounded: int) -> None:
+    assert round_up(most) == rounded
+
+
+def test_charts_are_told_in_words_and_as_tables(admin_client: Client) -> None:
+    now = timezone.now()
+    for status, many in ((Status.COMPLETED, 3), (Status.FAILED, 2), (Status.CANCELLED, 1)):
+        for _ in range(many):
+            saved(status, finished_at=now)
+    shown = text(admin_client.get(PART))
+    for found in re.findall(r"<svg.*?</svg>", shown, re.S):
+        drawing = ElementTree.fromstring(found)
+        label, said = drawing.attrib["aria-labelledby"].split()
+        assert f'id="{label}"' in shown
+        assert f'id="{said}"' in shown
+        titles = [title.text for title in drawing.iter("title")]
+        assert "3 completed, 2 failed, 1 cancelled" in (titles[-1] or "") + (titles[-2] or "")
+    assert shown.count("<svg") == 2
+    assert len(re.findall(r'<th scope="row">\d\d:\d\d</th>', shown)) == 60 + 24
+    assert re.search(r"<td>3</td><td>2</td><td>1</td>", shown)
+
+
+def test_numbers_of_drawings_are_not_localized(admin_client: Client) -> None:
+    """A comma for a point would be no number to a browser."""
+    saved(Status.COMPLETED)
+    client = admin_client
+    with translation.override("de"):
+        shown = text(client.get(PART, headers={"accept-language": "de"}))
+    assert not re.search(r'(?:x|y|width|height)="\d+,\d', shown)
+
+
+def test_an_hour_of_each_day_has_its_name() -> None:
+    assert (
+        chart("day", Course(HOUR, [Stretch(timezone.now(), {})])).title
+        != chart("hour", Course(MINUTE, [Stretch(timezone.now(), {})])).title
+    )
+
+
+# Workers.
+
+
+def test_workers_are_listed_with_their_state(admin_client: Client) -> None:
+    now = timezone.now()
+    by = worker(hostname="red", pid=4711, queues=["mails"])
+    worker(hostname="grey", heartbeat_at=now - LOST)
+    worker(hostname="blue", stopped_at=now)
+    saved(Status.RUNNING, worker=by)
+    said = words(admin_client.get(WORKERS))
+    assert "red:4711 Alive 1 of 4 hands 0 mails" in said
+    assert "grey:1 Heartbeat lost 0 of 4 hands 0 all 5 min 0 s ago" in said
+    assert "blue:1 Stopped 0 of 4 hands" in said
+    for state, host in (("alive", "red"), ("lost", "grey"), ("stopped", "blue")):
+        found = admin_client.get(WORKERS, {"state": state}).context["cl"].result_list
+        assert [one.hostname for one in found] == [host]
+    tasks = f"{LIST}?worker={by.pk}&amp;status=running"
+    assert tasks in text(admin_client.get(WORKERS))
+    assert admin_client.get(html.unescape(tasks)).context["cl"].result_list
+
+
+def test_the_page_of_a_worker(admin_client: Client) -> None:
+    by = worker(hostname="red", pid=4711, stuck=2)
+    saved(Status.RUNNING, worker=by)
+    said = words(admin_client.get(page_of(by)))
+    for told in ("red:4711", "Alive", "1 of 4 hands", "Stuck threads"):
+        assert told in said
+
+
+def test_workers_are_only_looked_at(admin_client: Client) -> None:
+    by = worker()
+    before = Worker.objects.values().get()
+    assert admin_client.get(reverse("admin:tasks_app_worker_add")).status_code == 403
+    assert admin_client.post(page_of(by), {"pid": 2}).status_code == 403
+    url = reverse("admin:tasks_app_worker_delete", args=[by.pk])
+    assert admin_client.post(url, {"post": "yes"}).status_code == 403
+    assert Worker.objects.values().get() == before
+
+
+@pytest.mark.parametrize(("codename", "status"), [("view_worker", 200), ("view_task", 403)])
+def test_who_may_see_workers(client: Client, codename: str, status: int) -> None:
+    client.force_login(someone(codename, is_staff=True))
+    assert client.get(WORKERS).status_code == status
+    assert client.get(page_of(worker())).status_code == status
