@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 from pydantic_core import to_jsonable_python
@@ -17,7 +19,7 @@ from tasks_app import lifecycle
 from tasks_app.backoff import backoff
 from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.clock import database_now
-from tasks_app.exceptions import DuplicateTask, IllegalTransition, TaskNotFound
+from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
@@ -682,3 +684,70 @@ def test_the_row_and_its_event_commit_together() -> None:
         lifecycle.complete({claim: 1})
     assert fresh(task).status == Status.RUNNING
     assert not connection.in_atomic_block
+
+
+# Attempts, and tasks started anew.
+
+
+def test_a_task_says_how_long_the_next_attempt_waits() -> None:
+    task, claim = claimed(max_attempts=2)
+    before = timezone.now()
+    failure = replace(BROKEN, retry_after=timedelta(hours=3))
+    assert lifecycle.retry({claim: failure}) == []
+    waits = fresh(task).run_after - before
+    assert timedelta(hours=3) <= waits < timedelta(hours=3, minutes=5)
+
+
+def test_without_an_attempt_left_a_retry_fails() -> None:
+    """Not the next claim, which would fail for all it claims."""
+    task, claim = claimed(max_attempts=1)
+    assert lifecycle.retry({claim: BROKEN}) == []
+    assert (fresh(task).status, fresh(task).error_type) == (Status.FAILED, "ValueError")
+    assert facts(task)[-1] == "task_failed"
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
+def test_what_did_not_end_well_is_started_anew(status: Status, owner: User) -> None:
+    old = ended(status, owner=owner, queue="mail", priority=3, params={"a": 1}, unique_key="k")
+    before = snapshot()
+    new = lifecycle.enqueue_again(old.pk, "ada")
+    assert new.pk != old.pk
+    assert (new.status, new.attempt, new.retried_from_id) == (Status.PENDING, 0, old.pk)
+    for field in Task.GIVEN:
+        assert getattr(fresh(new), field) == getattr(old, field), field
+    assert last_fact(new).data["retried_from"] == str(old.pk)
+    assert last_fact(new).data["by"] == "ada"
+    Task.objects.filter(pk=new.pk).delete()
+    assert snapshot() == before
+
+
+def test_what_went_well_or_goes_on_is_not_started_anew() -> None:
+    for task in (ended(Status.COMPLETED), claimed()[0], enqueued()):
+        before = snapshot()
+        with pytest.raises(IllegalTransition, match="and cannot be retried"):
+            lifecycle.enqueue_again(task.pk)
+        assert snapshot() == before
+
+
+def test_a_task_is_started_anew_once() -> None:
+    old = ended(Status.FAILED)
+    new = lifecycle.enqueue_again(old.pk)
+    with pytest.raises(
+        AlreadyRetried, match=f"already, as task {new.pk}. Retry that one"
+    ) as caught:
+        lifecycle.enqueue_again(old.pk)
+    assert caught.value.retried_as == new.pk
+    assert Task.objects.count() == 2
+
+
+def test_what_is_gone_is_not_started_anew() -> None:
+    with pytest.raises(TaskNotFound):
+        lifecycle.enqueue_again(uuid.uuid4())
+
+
+def test_a_unique_key_that_another_holds_now_keeps_a_task_from_being_started_anew() -> None:
+    old = ended(Status.FAILED, unique_key="k")
+    enqueued(unique_key="k")
+    with pytest.raises(DuplicateTask):
+        lifecycle.enqueue_again(old.pk)
+    assert Task.objects.count() == 2

@@ -120,6 +120,15 @@ def test_a_task_has_one_terminal_event(first: EventType, second: EventType) -> N
         TaskEvent.objects.create(task=task, event_type=second, timestamp=NOW)
 
 
+def test_an_owner_uses_an_idempotency_key_once(django_user_model: Any) -> None:
+    ada, ben = (django_user_model.objects.create_user(name) for name in ("ada", "ben"))
+    saved(Status.COMPLETED, owner=ada, idempotency_key="k")
+    saved(owner=ben, idempotency_key="k")
+    saved(owner=ada)
+    with pytest.raises(IntegrityError, match=r"(?i)unique"), transaction.atomic():
+        saved(owner=ada, idempotency_key="k")
+
+
 def test_every_constraint_is_tested_here() -> None:
     """Whoever adds one adds the row it refuses."""
     names = {
@@ -134,6 +143,7 @@ def test_every_constraint_is_tested_here() -> None:
         "tasks_attempt_in_range",
         "tasks_timeout_positive",
         "tasks_unique_key_unfinished",
+        "tasks_idempotency_key",
         "tasks_event_is_fact",
         "tasks_one_terminal_event",
     }

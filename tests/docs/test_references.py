@@ -98,7 +98,8 @@ def snippet_lines(page: Path) -> list[str]:
 
 def is_permission_or_url(name: str) -> bool:
     """Of the app's label, not of the package: a permission, a check, a logger."""
-    codenames = {f"{action}_task" for action in ("view", "add", "change", "delete", "cancel")}
+    actions = ("view", "add", "change", "delete", "start", "cancel", "retry")
+    codenames = {f"{action}_task" for action in actions}
     return (
         name.removeprefix("tasks_app.") in codenames
         or re.fullmatch(r"tasks_app\.[EW]\d+", name) is not None
@@ -164,7 +165,7 @@ def test_checks_are_told() -> None:
 
 
 def test_loggers_are_told() -> None:
-    loggers = set(re.findall(r'getLogger\("([\w.]+)"\)', SOURCE))
+    loggers = set(re.findall(r'getLogger\("(tasks_app[\w.]*)"\)', SOURCE))
     assert set(first_column(GUIDE, "Logging")) == loggers
 
 
@@ -188,6 +189,7 @@ def test_progress_calls_are_told() -> None:
         "lines",
         "dropped_lines",
         "notify",
+        "reason",
     }  # the worker's, and tests'
     public = {name for name in dir(ProgressHandle) if not name.startswith("_")} - ours
     told = {
