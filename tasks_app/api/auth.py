@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.module_loading import import_string
 from ninja.security.base import AuthBase
-from ninja.utils import check_csrf
 
 from tasks_app.api.problems import Problem
 from tasks_app.conf import task_settings
@@ -38,13 +38,33 @@ class SessionAuth(AuthBase):
     def __call__(self, request: HttpRequest) -> User | None:
         if not request.user.is_authenticated:
             return None
-        if check_csrf(request) is not None:
+        if reason := _csrf_fault(request):
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                f"The CSRF token is missing or wrong. Send the value of the cookie "
-                f"{settings.CSRF_COOKIE_NAME} in the header X-CSRFToken, from a page of this site.",
+                f"{reason} Send the token of this site's pages, or its cookie "
+                f"{settings.CSRF_COOKIE_NAME}, in the header X-CSRFToken.",
             )
         return request.user
+
+
+class _Check(CsrfViewMiddleware):
+    """Tells why it refuses, where Django would render a page that nobody sees."""
+
+    def _reject(self, request: HttpRequest, reason: str) -> str:
+        return reason
+
+
+def _csrf_fault(request: HttpRequest) -> str:
+    check = _Check(lambda _: HttpResponse())
+    # Django's own has passed this request: all views of django-ninja are exempt.
+    request.csrf_processing_done = False  # type: ignore[attr-defined]
+    check.process_request(request)
+    return str(check.process_view(request, _refusable, (), {}) or "")
+
+
+def _refusable(request: HttpRequest) -> HttpResponse:
+    """A view that is not exempt."""
+    raise NotImplementedError
 
 
 def authenticators() -> list[Authenticator]:

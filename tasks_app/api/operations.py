@@ -146,7 +146,9 @@ def start(
 def list_tasks(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
     """List the tasks that you may see, the newest first, without their results."""
     _only(request, Filters.model_fields)
-    return _json(page_of(Task.objects.visible_to(caller(request)), filters))
+    user = caller(request)
+    visible = Task.objects.visible_to(user)
+    return _json(page_of(visible.filter(owner_id=user.pk) if filters.owner else visible, filters))
 
 
 @router.get(

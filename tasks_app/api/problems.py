@@ -149,8 +149,9 @@ def answer_all(api: NinjaAPI, challenge: str) -> None:
     def wrong_input(request: HttpRequest, error: ValidationError) -> HttpResponse:
         faults: dict[str, str] = {}
         for fault in error.errors:
-            # Where it is from, and for a body the name of the argument that takes it.
-            faults |= _by_field([fault], skip=2 if fault["loc"][0] == "body" else 1)
+            # Where it is from, and for a body, or within a list, the argument that takes it.
+            within = fault["loc"][0] == "body" or len(fault["loc"]) > 2
+            faults |= _by_field([fault], skip=2 if within else 1)
         return invalid(faults).response(request)
 
     def not_found(request: HttpRequest, _error: Http404) -> HttpResponse:

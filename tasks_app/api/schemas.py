@@ -20,7 +20,7 @@ PAGE = 50
 
 def _iso(value: Any) -> Any:
     # Pydantic takes numbers as well, for seconds since 1970.
-    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
+    if not (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[Tt ]", value)):
         raise ValueError("must be a time such as 2026-11-24T13:00:00Z")
     return value
 

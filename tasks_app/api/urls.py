@@ -12,6 +12,7 @@ from django.apps import apps
 from django.db import transaction
 from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed
 from django.urls import URLPattern, re_path
+from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 
 from tasks_app.api.auth import authenticators, challenge
@@ -48,6 +49,7 @@ def patterns(api: NinjaAPI) -> list[URLPattern]:
     return [*found, re_path("", _nothing_here)]
 
 
+@csrf_exempt
 def _nothing_here(request: HttpRequest) -> HttpResponseBase:
     return Problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").response(request)
 

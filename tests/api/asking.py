@@ -8,8 +8,10 @@ from typing import Any
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
+from tests.api.tasks import Greet
+
 API = "/api/tasks/"
-GREET = {"task": "tests.api.tasks.Greet", "params": {"place": {"name": "Berne", "people": 3}}}
+GREET = {"task": Greet.name(), "params": {"place": {"name": "Berne", "people": 3}}}
 
 
 def someone(*codenames: str, **fields: Any) -> User:

@@ -1,0 +1,215 @@
+"""What is done to one task, and what is told where it cannot be."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from tasks_app.exceptions import TaskNotFound
+from tasks_app.models import Task
+from tasks_app.service import TaskService
+from tasks_app.states import RETRIABLE, TERMINAL, UNFINISHED, Status
+from tests.api.asking import API, client_of, problem, someone
+from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot
+
+pytestmark = pytest.mark.django_db
+
+NOT_FOUND = {"detail": "There is no such task, or not for you."}
+
+
+@pytest.fixture
+def ada() -> User:
+    return someone("start_task")
+
+
+@pytest.fixture
+def client(ada: User) -> Client:
+    return client_of(ada)
+
+
+def of(task: Any, what: str = "") -> str:
+    return f"{API}{getattr(task, 'pk', task)}{what and '/'}{what}"
+
+
+@pytest.mark.parametrize("what", ["", "status"])
+def test_a_task_is_shown_as_every_door_shows_it(ada: User, client: Client, what: str) -> None:
+    task = saved(Status.FAILED, owner=ada, error_traceback="Traceback: secret")
+    response = client.get(of(task, what))
+    assert (response.status_code, response["Content-Type"]) == (200, "application/json")
+    assert response.json() == task.info().model_dump(mode="json")
+    assert b"secret" not in response.content
+    assert "no-store" in response["Cache-Control"]
+
+
+@pytest.mark.parametrize("what", ["", "status", "events", "stream"])
+def test_anothers_is_not_found(client: Client, what: str) -> None:
+    for task in (saved(owner=someone()), saved(), uuid.uuid4()):
+        if what != "stream":  # which needs ASGI
+            assert problem(client.get(of(task, what)), 404) == NOT_FOUND
+
+
+# Cancel.
+
+
+def test_cancel(ada: User, client: Client) -> None:
+    task = enqueued(owner=ada)
+    response = client.post(of(task, "cancel"))
+    assert response.status_code == 200
+    assert response.json() == fresh(task).info().model_dump(mode="json")
+    assert response.json()["status"] == "cancelled"
+    assert last_fact(task).data == {"by": ada.username}
+
+
+def test_a_running_task_is_asked(ada: User, client: Client) -> None:
+    task, _ = claimed(owner=ada)
+    told = client.post(of(task, "cancel")).json()
+    assert (told["status"], told["cancel_requested"]) == ("running", True)
+
+
+def test_who_may_only_cancel_is_told_no_more_than_that(ada: User) -> None:
+    task, _ = claimed(owner=ada)
+    response = client_of(someone("cancel_task")).post(of(task, "cancel"))
+    assert response.json() == {
+        "task_id": str(task.pk),
+        "status": "running",
+        "cancel_requested": True,
+    }
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_a_finished_task_is_not_cancelled(ada: User, client: Client, status: Status) -> None:
+    task = ended(status, owner=ada)
+    before = snapshot()
+    assert problem(client.post(of(task, "cancel")), 409) == {
+        "detail": f"Task {task.pk} is {status} and cannot be cancelled.",
+        "task_status": status,
+    }
+    assert snapshot() == before
+
+
+# Retry.
+
+
+@pytest.mark.parametrize("status", sorted(RETRIABLE))
+def test_retry(ada: User, client: Client, status: Status) -> None:
+    task = ended(status, owner=ada, name="tests.api.tasks.Greet")
+    response = client.post(of(task, "retry"))
+    again = Task.objects.get(retried_from=task)
+    assert response.status_code == 202
+    assert response.json() == {
+        "task_id": str(again.pk),
+        "stream_url": of(again, "stream"),
+        "status": "pending",
+    }
+    assert response["Location"] == of(again, "status")
+    assert client.get(response["Location"]).json()["retried_from"] == str(task.pk)
+
+
+@pytest.mark.parametrize("status", sorted(set(Status) - RETRIABLE))
+def test_what_did_not_fail_is_not_retried(status: Status) -> None:
+    task = saved(status)
+    told = problem(client_of(someone("retry_task")).post(of(task, "retry")), 409)
+    assert told == {
+        "detail": f"Task {task.pk} is {status} and cannot be retried.",
+        "task_status": status,
+    }
+
+
+def test_what_was_retried_is_named_to_who_may_see_it(ada: User, client: Client) -> None:
+    task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")
+    again = client.post(of(task, "retry")).json()["task_id"]
+    told = problem(client.post(of(task, "retry")), 409)
+    assert told == {
+        "detail": "It was retried already.",
+        "task_status": "failed",
+        "task": again,
+    }
+    hidden = problem(client_of(someone("retry_task")).post(of(task, "retry")), 409)
+    assert hidden == {"detail": "It was retried already.", "task_status": "failed"}
+
+
+def test_a_unique_key_may_be_in_the_way(ada: User, client: Client) -> None:
+    task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet", unique_key="k")
+    other = saved(unique_key="k")
+    told = problem(client.post(of(task, "retry")), 409)
+    assert "has not finished" in told["detail"]
+    assert str(other.pk) not in told["detail"]
+    assert "task" not in told
+
+
+def test_ones_own_is_retried_only_where_one_may_start_it(ada: User) -> None:
+    task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Closed")
+    assert problem(client_of(ada).post(of(task, "retry")), 403) == {
+        "detail": "You may see this task, and not retry it."
+    }
+
+
+# Remove.
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_remove(ada: User, client: Client, status: Status) -> None:
+    task = ended(status, owner=ada)
+    response = client.delete(of(task))
+    assert (response.status_code, response.content) == (204, b"")
+    assert not Task.objects.exists()
+    assert problem(client.delete(of(task)), 404) == NOT_FOUND
+
+
+@pytest.mark.parametrize("status", sorted(UNFINISHED))
+def test_what_has_not_finished_is_not_removed(ada: User, client: Client, status: Status) -> None:
+    task = saved(status, owner=ada)
+    assert problem(client.delete(of(task)), 409) == {
+        "detail": f"Task {task.pk} is {status} and cannot be removed: cancel it first.",
+        "task_status": status,
+    }
+
+
+# Who may not.
+
+ACTS = {"cancel": ("post", "cancel"), "retry": ("post", "retry"), "remove": ("delete", "")}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_who_sees_a_task_and_may_do_nothing_is_told_so(act: str) -> None:
+    task = saved(Status.FAILED, owner=someone())
+    method, what = ACTS[act]
+    before = snapshot()
+    client = client_of(someone("view_task", is_staff=True))
+    assert problem(getattr(client, method)(of(task, what)), 403) == {
+        "detail": f"You may see this task, and not {act} it."
+    }
+    assert snapshot() == before
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_who_does_not_see_a_task_learns_nothing(client: Client, act: str) -> None:
+    method, what = ACTS[act]
+    there = getattr(client, method)(of(saved(Status.FAILED, owner=someone()), what))
+    gone = getattr(client, method)(of(uuid.uuid4(), what))
+    assert problem(there, 404) == problem(gone, 404) == NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("act", "verb"),
+    [
+        ("cancel", "cancel_task"),
+        ("retry", "retry_task"),
+        ("remove", "remove_completed_task"),
+    ],
+)
+def test_what_goes_away_meanwhile_is_not_found(
+    ada: User, client: Client, act: str, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = saved(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")
+
+    def gone(_self: TaskService, task_id: uuid.UUID, **_: Any) -> None:
+        raise TaskNotFound(task_id)
+
+    monkeypatch.setattr(TaskService, verb, gone)
+    method, what = ACTS[act]
+    assert problem(getattr(client, method)(of(task, what)), 404) == NOT_FOUND

@@ -1,0 +1,142 @@
+"""The API against its own OpenAPI: whatever may be sent, the answer is one that it tells of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from django.contrib.auth.models import User
+from django.core.signals import request_finished, request_started
+from django.core.wsgi import get_wsgi_application
+from django.db import close_old_connections, transaction
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import APIOperation, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from tasks_app.states import Status
+from tests.api.asking import API, client_of, someone
+from tests.rows import saved
+
+pytestmark = pytest.mark.django_db
+
+#: By WSGI, where streams answer that they need ASGI: nothing here is endless.
+OPENAPI = schemathesis.openapi.from_wsgi(f"{API}openapi.json", get_wsgi_application())
+OPERATIONS: list[APIOperation[Any, Any, Any, Any]] = [
+    found.ok() for found in OPENAPI.get_all_operations()
+]
+
+CHECKS = [
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+
+#: What is among the answers where what is sent is as it should be, or nothing has been tried.
+EXPECTED = {
+    "POST ": {202, 422},
+    "GET ": {200},
+    "GET stream": {501},
+    "GET {task_id}": {200, 404},
+    "DELETE {task_id}": {204, 404, 409},
+    "GET {task_id}/status": {200, 404},
+    "GET {task_id}/events": {200, 404},
+    "GET {task_id}/stream": {501},
+    "POST {task_id}/cancel": {200, 404, 409},
+    "POST {task_id}/retry": {202, 404, 409},
+}
+
+TOKEN = "t" * 32
+
+
+@pytest.fixture(autouse=True)
+def _one_transaction() -> Iterator[None]:
+    """Keep the connection, and the test's transaction, through all requests, as Django's own test
+    client does.
+    """
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in (request_started, request_finished):
+        signal.connect(close_old_connections)
+
+
+@pytest.fixture
+def root() -> User:
+    return someone(is_superuser=True)
+
+
+def cookies_of(user: User | None) -> dict[str, str]:
+    """The session of a user, with its CSRF token."""
+    cookies = {"csrftoken": TOKEN}
+    if user is not None:
+        client = client_of(user)
+        cookies["sessionid"] = client.cookies["sessionid"].value
+    return cookies
+
+
+def tried(
+    operation: APIOperation[Any, Any, Any, Any],
+    mode: GenerationMode,
+    cookies: dict[str, str],
+    ids: list[str],
+    examples: int,
+) -> set[int]:
+    """Try an operation with what its schema allows, or does not; return the statuses it answers."""
+    seen: set[int] = set()
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        case=operation.as_strategy(generation_mode=mode),
+        task_id=st.sampled_from([None, *ids]),
+        name=st.sampled_from(
+            [None, *(f"tests.api.tasks.{name}" for name in ("Anything", "Greet"))]
+        ),
+    )
+    def ask(case: Any, task_id: str | None, name: str | None) -> None:
+        # By chance nothing there is would be named.
+        if task_id and "task_id" in case.path_parameters:
+            case.path_parameters["task_id"] = task_id
+        if name and isinstance(case.body, dict) and mode is GenerationMode.POSITIVE:
+            case.body["task"] = name
+        with transaction.atomic():
+            response = case.call(headers={"X-CSRFToken": TOKEN}, cookies=cookies)
+            transaction.set_rollback(True)
+        seen.add(response.status_code)
+        if response.status_code != 501:
+            case.validate_response(response, checks=[*CHECKS, not_a_server_error])
+        else:
+            case.validate_response(response, checks=CHECKS)
+
+    ask()
+    return seen
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
+@pytest.mark.parametrize("who", ["superuser", "nobody"])
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
+def test_every_answer_is_declared(
+    root: User, operation: Any, who: str, mode: GenerationMode
+) -> None:
+    ids = [str(saved(status, owner=root, name="tests.tasks.Noop").pk) for status in Status]
+    cookies = cookies_of(root if who == "superuser" else None)
+    seen = tried(operation, mode, cookies, ids, examples=15 if who == "superuser" else 3)
+    if who == "nobody":
+        assert seen <= {401, 404, 405}
+    elif mode is GenerationMode.POSITIVE:
+        assert seen >= EXPECTED[operation.label.replace(API, "")]
+
+
+def test_the_operations_are_these() -> None:
+    assert {operation.label.replace(API, "") for operation in OPERATIONS} == set(EXPECTED)

@@ -1,0 +1,271 @@
+"""Whatever is sent, a program is answered in JSON that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.core.signals import got_request_exception
+from django.http import Http404, UnreadablePostError
+from django.test import Client, RequestFactory, override_settings
+
+from tasks_app.api.problems import Problem
+from tasks_app.models import Task
+from tasks_app.service import TaskService
+from tests.api.asking import API, GREET, client_of, problem, someone, start
+from tests.rows import enqueued
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def ada() -> User:
+    return someone("start_task")
+
+
+@pytest.fixture
+def client(ada: User) -> Client:
+    return client_of(ada)
+
+
+@pytest.fixture(params=[True, False], ids=["debug", "no-debug"])
+def debug(request: pytest.FixtureRequest, settings: Any) -> None:
+    settings.DEBUG = request.param
+
+
+# Paths and methods.
+
+
+@pytest.mark.usefixtures("debug")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "nothing",
+        "7",
+        "7/status",
+        f"{uuid.UUID(int=1)}/",
+        f"{uuid.UUID(int=1)}/stop",
+        "docs/",
+        "é",
+        "a/b/c",
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post", "delete"])
+def test_another_path_is_a_problem(client: Client, path: str, method: str) -> None:
+    client.handler.enforce_csrf_checks = True
+    response = getattr(client, method)(API + path)
+    assert problem(response, 404) == {"detail": "There is nothing at this path."}
+
+
+@pytest.mark.usefixtures("debug")
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("", "GET, POST"),
+        ("stream", "GET"),
+        (str(uuid.UUID(int=1)), "DELETE, GET"),
+        (f"{uuid.UUID(int=1)}/status", "GET"),
+        (f"{uuid.UUID(int=1)}/stream", "GET"),
+        (f"{uuid.UUID(int=1)}/cancel", "POST"),
+    ],
+)
+def test_another_method_is_a_problem(client: Client, path: str, methods: str) -> None:
+    response = client.put(API + path)
+    assert set(response["Allow"].split(", ")) == set(methods.split(", "))
+    assert problem(response, 405)["detail"].startswith("PUT is not for this path. Use ")
+
+
+# Bodies.
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        " ",
+        "{",
+        "nonsense",
+        "{'task': 1}",
+        b"\xff\xfe\xff",
+        b'{"task": "\xff"}',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"task": ' + "9" * 5000 + "}",
+    ],
+)
+def test_what_is_no_json_is_a_bad_request(client: Client, body: Any) -> None:
+    assert problem(start(client, body), 400)["detail"].startswith("The body is no JSON: ")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["", "text/plain", "multipart/form-data", "x" * 999],
+)
+def test_another_type_of_body_is_refused(client: Client, kind: str) -> None:
+    told = problem(start(client, json.dumps(GREET), content_type=kind), 415)
+    assert "must be application/json" in told["detail"]
+    assert len(told["detail"]) < 300
+
+
+def test_a_charset_is_no_other_type(client: Client) -> None:
+    response = start(client, content_type="application/json; charset=utf-8")
+    assert response.status_code == 202
+
+
+def test_a_body_has_a_bound(client: Client) -> None:
+    body = json.dumps(GREET)
+    with override_settings(TASK_API_MAX_BODY_BYTES=len(body) - 1):
+        assert problem(start(client, body), 413) == {
+            "detail": f"The body has {len(body)} bytes, and {len(body) - 1} is the most."
+        }
+    with override_settings(TASK_API_MAX_BODY_BYTES=len(body)):
+        assert start(client, body).status_code == 202
+
+
+def test_the_sites_own_bound_holds_as_well(client: Client) -> None:
+    with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=10):
+        problem(start(client), 413)
+
+
+def test_a_body_of_unknown_length_is_not_waited_for(client: Client) -> None:
+    response = client.generic(
+        "POST",
+        API,
+        b"",
+        content_type="application/json",
+        headers={"Transfer-Encoding": "chunked"},
+    )
+    assert problem(response, 411)["detail"] == (
+        "Send the length of the body, by the header Content-Length."
+    )
+
+
+def test_more_fields_than_django_reads_are_refused(client: Client) -> None:
+    assert problem(client.get(API + "?" + "&".join(["status=failed"] * 1001)), 400)["detail"]
+
+
+# Values that databases, or JSON, or Python do not take. None of them may be more than a refusal.
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\0b",
+        "\ud800",
+        {"\0": 1},
+        {"\ud800": 1},
+        float("nan"),
+        float("inf"),
+        10**400,
+        -(10**4200),
+        nested(50),
+        nested(240),
+        nested(300),
+        nested(900),
+        ["x" * 1_100_000],
+        {"k" * 100_000: 1},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_odd_values_start_a_task_or_are_refused(client: Client, value: Any) -> None:
+    response = start(client, {"task": "tests.api.tasks.Anything", "params": {"value": value}})
+    if response.status_code == 202:
+        stored = Task.objects.get()
+        assert stored.params == {"value": value}
+    else:
+        told = problem(response, 422 if "no JSON" not in response.content.decode() else 400)
+        told["detail"].encode()
+        assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize("field", ["task", "unique_key", "run_after", "params", "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "value",
+    ["a\0b", "\ud800", "x" * 100_000, 10**400, nested(50), None, ""],
+    ids=lambda value: type(value).__name__,
+)
+def test_odd_values_in_every_field_are_named(client: Client, field: str, value: Any) -> None:
+    if value is None and field in ("unique_key", "run_after"):
+        return
+    told = problem(start(client, GREET | {field: value}), 422)
+    # Pydantic reads no object that has a name of half a character.
+    assert set(told["errors"]) == {field.replace("\0", "\ufffd").replace("\ud800", "")}
+    told["detail"].encode()
+
+
+@pytest.mark.parametrize("name", ["\0", "tests\0", "é.ü", "a" * 200, "..", ".", "a." * 90, "\n"])
+def test_odd_names_are_not_there(client: Client, name: str) -> None:
+    assert problem(start(client, {"task": name}), 422)["errors"].keys() == {"task"}
+
+
+# What goes wrong on our side.
+
+
+@pytest.mark.usefixtures("debug")
+def test_a_fault_of_ours_is_told_without_its_text(
+    ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the password is sesame")
+
+    reported: list[Any] = []
+
+    def report(**kwargs: Any) -> None:
+        reported.append(kwargs["request"])
+
+    monkeypatch.setattr(TaskService, "cancel_task", broken)
+    got_request_exception.connect(report)
+    client = client_of(ada, raise_request_exception=False)
+    try:
+        response = client.post(f"{API}{enqueued(owner=ada).pk}/cancel")
+    finally:
+        got_request_exception.disconnect(report)
+    assert problem(response, 500) == {
+        "detail": "Something went wrong here, and was logged. Ask again later."
+    }
+    assert reported == [response.wsgi_request]
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert (record.name, record.levelname) == ("django.request", "ERROR")
+    assert "the password is sesame" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "detail"),
+    [
+        (Http404("x"), 404, "There is no such task, or not for you."),
+        (PermissionDenied(), 403, "You may not do this."),
+        (PermissionDenied("Pay first."), 403, "Pay first."),
+        (UnreadablePostError("gone"), 400, "gone"),
+        (Problem(418, "Teapot.", headers={"X-Tea": "1"}), 418, "Teapot."),
+    ],
+)
+def test_what_a_service_of_the_sites_own_raises_is_told(
+    ada: User,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    detail: str,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(TaskService, "cancel_task", refuse)
+    response = client.post(f"{API}{enqueued(owner=ada).pk}/cancel")
+    assert problem(response, status) == {"detail": detail}
+    assert response.get("X-Tea") == ("1" if status == 418 else None)
+
+
+def test_a_problem_can_tell_more() -> None:
+    told = Problem(409, "Busy.", task=uuid.UUID(int=7)).response(RequestFactory().get("/x"))
+    assert json.loads(told.content)["task"] == "00000000-0000-0000-0000-000000000007"

@@ -1,0 +1,193 @@
+"""The API's streams: by the consumer that serves those of pages, with the API's own errors."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from asgiref.testing import ApplicationCommunicator
+from django.contrib.auth.models import User
+from django.core.handlers.asgi import ASGIHandler
+from django.db import connections
+from django.test import AsyncClient, Client
+from django_eventstream.views import get_listener_manager
+
+from project.asgi import application
+from tasks_app.states import Status
+from tests.api.asking import API, client_of, problem, someone
+from tests.rows import ended, enqueued
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+REQUEST: dict[str, Any] = {"type": "http.request", "body": b"", "more_body": False}
+
+
+@pytest.fixture
+def ada() -> User:
+    return someone()
+
+
+def scope(user: User | None, path: str, query: str = "", **more: Any) -> dict[str, Any]:
+    client = Client()
+    headers = [(b"host", b"testserver")]
+    if user is not None:
+        client.force_login(user)
+        headers.append((b"cookie", f"sessionid={client.cookies['sessionid'].value}".encode()))
+    for name, value in more.pop("headers", {}).items():
+        headers.append((name.lower().encode(), value.encode()))
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "method": "GET",
+        "scheme": "http",
+        "path": API + path,
+        "raw_path": (API + path).encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": headers,
+        "server": ("testserver", 80),
+        "client": ("127.0.0.1", 1),
+    } | more
+
+
+@asynccontextmanager
+async def asked(scope: dict[str, Any]) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+    """Send a request; give the head and the first bytes of the answer; leave."""
+    one = ApplicationCommunicator(application, scope)
+    await one.send_input(REQUEST)
+    head = await one.receive_output(10)
+    body = await one.receive_output(10)
+    try:
+        yield head, body["body"]
+    finally:
+        await one.send_input({"type": "http.disconnect"})
+        await one.wait(10)
+
+
+def first(scope: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+    async def go() -> tuple[int, dict[str, str], bytes]:
+        async with asked(scope) as (head, body):
+            headers = {key.decode().lower(): value.decode() for key, value in head["headers"]}
+            return head["status"], headers, body
+
+    return async_to_sync(go)()
+
+
+@pytest.fixture
+def no_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not served by the consumer fails: there the view would keep a thread."""
+
+    async def refuse(*_: Any) -> None:
+        raise AssertionError("this request came to Django's own handler")
+
+    monkeypatch.setattr(ASGIHandler, "__call__", refuse)
+
+
+@pytest.mark.usefixtures("no_django")
+@pytest.mark.parametrize("query", ["one", "task=", "mine=1"])
+def test_the_consumer_serves_it(ada: User, query: str) -> None:
+    task = enqueued(owner=ada)
+    path = f"{task.pk}/stream" if query == "one" else "stream"
+    query = {"one": "", "task=": f"task={task.pk}"}.get(query, query)
+    status, headers, body = first(scope(ada, path, query))
+    assert (status, headers["content-type"]) == (200, "text/event-stream")
+    assert headers["x-accel-buffering"] == "no"
+    assert b"event: task_status" in body
+    assert str(task.pk).encode() in body
+
+
+@pytest.mark.usefixtures("no_django")
+def test_a_stream_is_closed_when_its_client_leaves(ada: User) -> None:
+    enqueued(owner=ada)
+    manager = get_listener_manager()
+    request = scope(ada, "stream", "mine=1")
+
+    async def go() -> int:
+        async with asked(request):
+            return sum(map(len, manager.listeners_by_channel.values()))
+
+    assert async_to_sync(go)() == 1
+    assert sum(map(len, manager.listeners_by_channel.values())) == 0
+
+
+@pytest.mark.usefixtures("no_django")
+def test_open_streams_cost_no_thread(ada: User) -> None:
+    enqueued(owner=ada)
+
+    async def go() -> tuple[int, int]:
+        async with asked(scopes[0]), asked(scopes[1]):
+            few = threading.active_count()
+            async with asked(scopes[2]), asked(scopes[3]), asked(scopes[4]), asked(scopes[5]):
+                return few, threading.active_count()
+
+    scopes = [scope(ada, "stream", "mine=1") for _ in range(6)]
+    few, many = async_to_sync(go)()
+    assert many == few
+
+
+def told(found: tuple[int, dict[str, str], bytes], status: int) -> str:
+    body = json.loads(found[2])
+    assert found[0] == status == body["status"]
+    assert found[1]["content-type"] == "application/problem+json"
+    return str(body["detail"])
+
+
+@pytest.mark.usefixtures("no_django")
+def test_what_is_wrong_is_a_problem(ada: User) -> None:
+    task = enqueued(owner=someone())
+    for path in (f"{task.pk}/stream", f"{uuid.uuid4()}/stream"):
+        assert told(first(scope(ada, path)), 404) == "There is no such task, or not for you."
+    told(first(scope(ada, "stream", "all=1")), 404)
+    assert told(first(scope(ada, "stream")), 400).startswith("Ask for tasks by ?task=")
+    assert "is no id of this stream" in told(
+        first(scope(ada, "stream", "mine=1", headers={"Last-Event-ID": "x"})), 400
+    )
+    assert told(first(scope(None, "stream", "mine=1")), 401) == "Log in first."
+    told(first(scope(ada, "stream", "&".join(["task=x"] * 1001))), 400)
+    found = first(scope(ada, "stream", "mine=1", method="POST"))
+    assert told(found, 405) == "POST is not for this path. Use GET."
+    assert found[1]["allow"] == "GET"
+
+
+@pytest.mark.usefixtures("no_django")
+def test_who_has_had_everything_is_told_to_stop(ada: User) -> None:
+    task = ended(Status.COMPLETED, owner=ada)
+    last = task.events.last().pk
+    status, _, body = first(scope(ada, f"{task.pk}/stream"))
+    [cursor] = {line[4:] for line in body.decode().splitlines() if line.startswith("id: ")} or {
+        str(last)
+    }
+    found = first(scope(ada, f"{task.pk}/stream", headers={"Last-Event-ID": cursor}))
+    assert (status, found[0], found[2]) == (200, 204, b"")
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_without_the_consumer_a_view_serves_it(
+    ada: User, atomic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", atomic)
+    enqueued(owner=ada)
+    client = AsyncClient()
+    client.force_login(ada)
+
+    async def go() -> tuple[int, bytes]:
+        response: Any = await client.get(f"{API}stream?mine=1")
+        async with aclosing(response.stream) as chunks:
+            return response.status_code, await anext(chunks)
+
+    status, chunk = async_to_sync(go)()
+    assert status == 200
+    assert b"event: task_status" in chunk
+
+
+@pytest.mark.parametrize("path", ["stream?mine=1", f"{uuid.UUID(int=1)}/stream"])
+def test_streams_need_asgi(ada: User, path: str) -> None:
+    assert problem(client_of(ada).get(API + path), 501) == {
+        "detail": "Streams need ASGI; serve this site by uvicorn or daphne."
+    }
