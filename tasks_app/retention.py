@@ -24,8 +24,9 @@ logger = logging.getLogger("tasks_app.cleanup")
 
 #: How long one batch should take: nobody else writes to SQLite meanwhile.
 AIM_SECONDS = 0.025
-#: How many rows a batch deletes, tasks and events together: at first, and within which bounds.
-ROWS, ROWS_MIN, ROWS_MAX = 500, 50, 5_000
+#: How many rows a batch deletes, tasks and events together: at first, and within which bounds. Of
+#: fewer than the least, a transaction and its statements would take more time than the rows.
+ROWS, ROWS_MIN, ROWS_MAX = 500, 250, 5_000
 #: What a task has at the least: its row, and that it was queued, started and ended.
 ROWS_OF_A_TASK = 4
 #: What a task's history holds but for its end.

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import connections
 
 from tasks_app import retention
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
 from tasks_app.models import Worker
-from tasks_app.worker.housekeeping import rescue
-from tasks_app.worker.trouble import Trouble
+from tasks_app.worker.rescuer import rescue_from_outside
+from tasks_app.worker.trouble import TROUBLE, Trouble
 
 logger = logging.getLogger("tasks_app.cleanup")
 
@@ -65,7 +65,7 @@ class Cleanup:
     def run(self, tell: Callable[[int], object] = lambda removed: None) -> Summary:
         """Take back, prune, forget. Tells how many tasks each batch removed."""
         summary = self.summary
-        while not self._stopped and (taken := self._insist(rescue)):
+        while not self._stopped and (taken := self._insist(rescue_from_outside)):
             summary.taken_back += taken
         prune = self._insist(lambda: retention.prune(self.rule))
         while not self._stopped:
@@ -88,7 +88,7 @@ class Cleanup:
         while True:
             try:
                 return do()
-            except (OperationalError, InterfaceError) as error:
+            except TROUBLE as error:
                 moment = time.monotonic()
                 if self._stopped or moment >= give_up:
                     raise

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from django.db import InterfaceError, OperationalError
-
 from tasks_app import lifecycle, retention
 from tasks_app.conf import task_settings
+from tasks_app.worker.trouble import TROUBLE
 
 logger = logging.getLogger("tasks_app.cleanup")
 
@@ -48,7 +47,7 @@ class Pruner:
                 self.next_step = moment + prune.seconds + max(prune.pause, BATCH_PAUSE)
                 return
             retention.prune_workers()
-        except (OperationalError, InterfaceError):
+        except TROUBLE:
             raise
         except Exception:
             # Such as a signal handler of the site's own that fails on what is deleted.

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+from dataclasses import fields
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -22,6 +23,7 @@ from tasks_app.management.commands.cleanup_tasks import EX_TEMPFAIL, duration, t
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
 from tasks_app.worker.cleanup import Summary
+from tests.docs.pages import GUIDE, section
 from tests.rows import fresh, lapse, row, saved, snapshot, worker
 
 pytestmark = pytest.mark.django_db
@@ -31,6 +33,8 @@ pytestmark = pytest.mark.django_db
 def rules(settings: Any) -> None:
     settings.TASK_RETENTION_SECONDS = 7 * 86400
     settings.TASK_FAILED_RETENTION_SECONDS = 30 * 86400
+    # It waits for so long before it takes a worker for lost.
+    settings.TASK_LEASE_SECONDS, settings.TASK_HEARTBEAT_SECONDS = 1, 0.4
 
 
 @pytest.fixture
@@ -242,10 +246,14 @@ def test_a_second_signal_is_what_it_would_be_without_the_command(
         cleanup()
 
 
-def test_the_help_tells_the_exit_codes() -> None:
+def test_help_and_guide_tell_the_exit_codes_and_the_summary() -> None:
     help_ = load_command_class("tasks_app", "cleanup_tasks").help
-    for code in ("0", str(EX_TEMPFAIL), "130", "143"):
+    text = section(GUIDE, "Commands")
+    codes = ["0", str(EX_TEMPFAIL), str(128 + signal.SIGINT), str(128 + signal.SIGTERM)]
+    for code in codes:
         assert re.search(rf"\b{code}\b", help_)
+        assert re.search(rf"^\|[ \d,]*\b{code}\b", text, re.M)
+    assert all(f"`{field.name}`" in text for field in fields(Summary))
 
 
 def test_what_the_site_keeps_for_ever_stays(settings: Any) -> None:

@@ -23,6 +23,17 @@ pytestmark = pytest.mark.django_db(transaction=True)
 DAY = timedelta(days=1)
 OLD = 10 * DAY
 
+#: The command with the smallest batches, so that it is still at it when a signal comes.
+SLOW = """
+import os, sys, django
+os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
+django.setup()
+from django.core.management import execute_from_command_line
+from tasks_app import retention
+retention.ROWS = retention.ROWS_MIN = retention.ROWS_MAX = 4
+execute_from_command_line(["manage.py", *sys.argv[1:]])
+"""
+
 
 def finished(many: int, age: timedelta = OLD) -> list[Task]:
     """Finished tasks with the history that most have."""
@@ -38,9 +49,10 @@ def finished(many: int, age: timedelta = OLD) -> list[Task]:
 
 @pytest.fixture
 def cleanup(processes: list[Process], tmp_path: Path) -> Callable[..., Process]:
-    def start(*options: str) -> Process:
+    def start(*options: str, slow: bool = False) -> Process:
         log = tmp_path / f"cleanup-{len(processes)}.log"
-        command = ["manage.py", "cleanup_tasks", "--json", *options]
+        program = ["-c", SLOW] if slow else ["manage.py"]
+        command = [*program, "cleanup_tasks", "--json", *options]
         processes.append(Process(command, log, LOG_LEVEL="ERROR"))
         return processes[-1]
 
@@ -48,17 +60,17 @@ def cleanup(processes: list[Process], tmp_path: Path) -> Callable[..., Process]:
 
 
 def summary(process: Process, code: int = 0) -> dict[str, int]:
-    assert process.wait() == code, process.output
+    assert process.wait(within=100) == code, process.output
     found: dict[str, int] = json.loads(process.output)
     return found
 
 
 def test_two_at_once_share_the_work_and_neither_fails(cleanup: Callable[..., Process]) -> None:
-    finished(4_000)
+    finished(2_000)
     stay = finished(20, age=DAY)
     both = [cleanup(), cleanup()]
     removed = [summary(one)["removed"] for one in both]
-    assert sum(removed) == 4_000
+    assert sum(removed) == 2_000
     assert set(Task.objects.all()) == set(stay)
     assert TaskEvent.objects.count() == 60
 
@@ -66,14 +78,14 @@ def test_two_at_once_share_the_work_and_neither_fails(cleanup: Callable[..., Pro
 def test_beside_a_busy_worker_nothing_is_lost_and_nothing_fails(
     cleanup: Callable[..., Process], start_worker: StartWorker
 ) -> None:
-    finished(3_000, age=DAY)  # which the worker's own prune leaves alone
+    finished(2_000, age=DAY)  # which the worker's own prune leaves alone
     worker = start_worker()
     clearing = cleanup("--older-than", "12h")
     started = []
     while clearing.process.poll() is None:
         started += task_service.start_many(Add, [{"a": number} for number in range(20)])
         ends(started[-1].task_id)
-    assert summary(clearing)["removed"] == 3_000
+    assert summary(clearing)["removed"] == 2_000
     for one in started:
         ends(one.task_id)
     assert set(Task.objects.values_list("pk", "status")) == {
@@ -87,15 +99,15 @@ def test_beside_a_busy_worker_nothing_is_lost_and_nothing_fails(
 def test_a_signal_ends_it_between_two_batches(
     cleanup: Callable[..., Process], number: signal.Signals, code: int
 ) -> None:
-    finished(6_000)
-    process = cleanup()
-    eventually(lambda: Task.objects.count() < 6_000, what="it begins")
+    finished(2_000)
+    process = cleanup(slow=True)
+    eventually(lambda: Task.objects.count() < 2_000, what="it begins")
     process.send(number)
     done = summary(process, code)
     assert done["complete"] is False
-    assert 0 < done["removed"] == 6_000 - Task.objects.count()
+    assert 0 < done["removed"] == 2_000 - Task.objects.count()
     assert TaskEvent.objects.count() == 3 * Task.objects.count()
-    assert summary(cleanup())["removed"] == 6_000 - done["removed"]
+    assert summary(cleanup())["removed"] == 2_000 - done["removed"]
 
 
 def test_one_that_was_killed_is_taken_up_by_the_next(cleanup: Callable[..., Process]) -> None:
@@ -103,10 +115,10 @@ def test_one_that_was_killed_is_taken_up_by_the_next(cleanup: Callable[..., Proc
     [task] = finished(1)
     TaskEvent.objects.bulk_create(
         TaskEvent(task=task, event_type=EventType.LOG, timestamp=task.created_at)
-        for _ in range(20_000)
+        for _ in range(8_000)
     )
-    process = cleanup()
-    eventually(lambda: task.events.count() < 20_003, what="it begins")
+    process = cleanup(slow=True)
+    eventually(lambda: task.events.count() < 8_003, what="it begins")
     process.send(signal.SIGKILL)
     process.wait()
     assert Task.objects.get() == task

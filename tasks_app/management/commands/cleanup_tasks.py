@@ -13,13 +13,13 @@ from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import InterfaceError, OperationalError
 from tqdm import tqdm
 
 from tasks_app import retention
 from tasks_app.conf import task_settings
 from tasks_app.states import TERMINAL, Status
 from tasks_app.worker.cleanup import PATIENCE_SECONDS, Cleanup, Summary
+from tasks_app.worker.trouble import TROUBLE
 
 #: Of sysexits.h: a failure that may well have passed by the next try.
 EX_TEMPFAIL = 75
@@ -96,7 +96,7 @@ class Command(BaseCommand):
                 return
             with stopped_by_signals(cleanup) as signals, progress_bar(rule) as bar:
                 cleanup.run(bar.update)
-        except (OperationalError, InterfaceError) as error:
+        except TROUBLE as error:
             raise CommandError(
                 f"The database did not answer: {str(error).strip()}. Run it again later. "
                 f"{told(cleanup.summary)}",
