@@ -15,15 +15,13 @@ from uuid import UUID
 import pytest
 from django.db import transaction
 from django.utils import timezone
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
-    multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -42,8 +40,18 @@ from tests.rows import BROKEN, worker
 
 FURTHER = os.environ.get("MACHINE_EXAMPLES")
 #: How far the clock is stepped at a time: within a lease, past it, past any backoff; and back.
-STEPS = [timedelta(seconds=seconds) for seconds in (1, 25, 60, 4000, 90_000, -1, -600, -90_000)]
+STEPS = [timedelta(seconds=seconds) for seconds in (1, 5, 11, 30, 60, 4000, 90_000, -1, -600)]
 QUEUES = ["default", "mail"]
+#: Which of the newest tasks or claims.
+NEWEST = st.integers(0, 5)
+#: Claims to write for: mostly such as were taken, else one task with another one's token.
+BATCHES = st.lists(
+    NEWEST.map(lambda number: (number, number)) | st.tuples(NEWEST, NEWEST), min_size=1, max_size=3
+)
+STATUSES = st.sampled_from(Status)
+FRACTIONS = st.none() | st.floats(0, 1)
+
+Write = Callable[[list[Claim]], list[Claim]]
 
 
 class Clock:
@@ -56,11 +64,16 @@ class Clock:
         return self.now
 
 
+def has_tasks(machine: Lifecycle) -> bool:
+    return bool(machine.tasks)
+
+
+def has_claims(machine: Lifecycle) -> bool:
+    return bool(machine.claims)
+
+
 class Lifecycle(RuleBasedStateMachine):
-    tasks = Bundle("tasks")
-    #: Claims, good and stale: nobody gives one back when it is void.
-    claims = Bundle("claims")
-    batches = st.lists(claims, min_size=1, max_size=4, unique=True)
+    """A small world, so that verbs meet: they choose among the newest tasks and claims."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +86,9 @@ class Lifecycle(RuleBasedStateMachine):
         self.seen = Seen()
         #: The tasks that nobody deleted.
         self.kept: set[UUID] = set()
+        self.tasks: list[UUID] = []
+        #: Claims, good and stale: nobody gives one back when it is void.
+        self.claims: list[Claim] = []
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -82,12 +98,14 @@ class Lifecycle(RuleBasedStateMachine):
     @initialize()
     def workers(self) -> None:
         self.by = [worker(pid=1), worker(pid=2), worker(pid=3, queues=["mail"])]
+        self.enqueue(many=2, key=None, wait=None, max_attempts=2)
+        self.claim(who=0, limit=1)
 
     # What others do.
 
+    @precondition(lambda machine: Task.objects.unfinished().count() < 4)
     @rule(
-        target=tasks,
-        many=st.integers(1, 3),
+        many=st.integers(1, 2),
         max_attempts=st.integers(1, 3),
         key=st.sampled_from([None, None, "a", "b"]),
         queue=st.sampled_from(QUEUES),
@@ -96,7 +114,7 @@ class Lifecycle(RuleBasedStateMachine):
     )
     def enqueue(
         self, many: int, key: str | None, wait: timedelta | None, **fields: int | str
-    ) -> Any:
+    ) -> None:
         run_after: Any = None if wait is None else self.clock.now + wait
         tasks = [
             Task(name="tests.tasks.Noop", run_after=run_after, unique_key=key, **fields)
@@ -108,14 +126,14 @@ class Lifecycle(RuleBasedStateMachine):
                 lifecycle.enqueue(tasks)
         except DuplicateTask:
             assert taken
-            return multiple()
-        assert not taken
-        self.kept.update(task.pk for task in tasks)
-        return multiple(*(task.pk for task in tasks))
+        else:
+            assert not taken
+            self.came(tasks)
 
-    @rule(target=tasks, task_id=tasks)
-    def enqueue_again(self, task_id: UUID) -> Any:
-        row = Task.objects.filter(pk=task_id).first()
+    @precondition(has_tasks)
+    @rule(status=STATUSES, newest=NEWEST)
+    def enqueue_again(self, status: Status, newest: int) -> None:
+        task_id, row = self.pick(status, newest)
         expected: type[Exception] | None = None
         if row is None:
             expected = TaskNotFound
@@ -128,16 +146,16 @@ class Lifecycle(RuleBasedStateMachine):
         if expected is not None:
             with self.changing_only(), pytest.raises(expected):
                 lifecycle.enqueue_again(task_id)
-            return multiple()
+            return
         with self.changing_only():
             again = lifecycle.enqueue_again(task_id, by="ada")
-            self.kept.add(again.pk)
+            self.came([again])
         assert (again.status, again.attempt, again.retried_from_id) == ("pending", 0, task_id)
-        return again.pk
 
-    @rule(task_id=tasks)
-    def request_cancel(self, task_id: UUID) -> None:
-        row = Task.objects.filter(pk=task_id).first()
+    @precondition(has_tasks)
+    @rule(status=STATUSES, newest=NEWEST)
+    def request_cancel(self, status: Status, newest: int) -> None:
+        task_id, row = self.pick(status, newest)
         if row is None or row.is_terminal:
             with (
                 self.changing_only(),
@@ -150,10 +168,14 @@ class Lifecycle(RuleBasedStateMachine):
             asked = lifecycle.request_cancel(task_id, by="ada")
         assert asked.cancel_requested_at is not None
         assert asked.status == (Status.CANCELLED if row.status == "pending" else Status.RUNNING)
+        if asked.status == Status.RUNNING:
+            with self.changing_only():
+                lifecycle.request_cancel(task_id, by="bob")
 
-    @rule(task_id=tasks)
-    def remove(self, task_id: UUID) -> None:
-        row = Task.objects.filter(pk=task_id).first()
+    @precondition(has_tasks)
+    @rule(status=STATUSES, newest=NEWEST)
+    def remove(self, status: Status, newest: int) -> None:
+        task_id, row = self.pick(status, newest)
         if row is None or not row.is_terminal:
             with (
                 self.changing_only(),
@@ -183,8 +205,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     # What workers do.
 
-    @rule(target=claims, who=st.integers(0, 2), limit=st.integers(1, 3))
-    def claim(self, who: int, limit: int) -> Any:
+    @rule(who=st.integers(0, 2), limit=st.integers(1, 3))
+    def claim(self, who: int, limit: int) -> None:
         by = self.by[who]
         due = Task.objects.filter(
             status=Status.PENDING, run_after__lte=self.clock.now, queue__in=by.queues or QUEUES
@@ -197,66 +219,57 @@ class Lifecycle(RuleBasedStateMachine):
         assert {task.pk for task in taken} <= set(first)
         left = [urgency[pk] for pk in first if pk not in {task.pk for task in taken}]
         assert not left or all(task.priority >= max(left) for task in taken)
-        return multiple(*(claim_of(task) for task in taken))
+        self.claims += map(claim_of, taken)
 
-    @rule(target=claims, one=claims, another=claims)
-    def mix_up(self, one: Claim, another: Claim) -> Claim:
-        """One task, another one's token. Good only where one claim took both."""
-        return Claim(one.task_id, another.token)
-
-    @rule(claim=consumes(claims))
-    def forget(self, claim: Claim) -> None:
-        """Its worker was killed."""
-
-    @rule(batch=batches)
-    def renew(self, batch: list[Claim]) -> None:
-        for row in self.write(batch, lifecycle.renew):
-            lease = timedelta(seconds=task_settings().lease_seconds)
-            assert (row.status, row.lease_expires_at) == (Status.RUNNING, self.clock.now + lease)
-
-    @rule(batch=batches, value=st.none() | st.floats(0, 1))
-    def report(self, batch: list[Claim], value: float | None) -> None:
-        update = TaskProgressUpdate(text="x", value=value)
-        for row in self.write(
-            batch, lambda claims: lifecycle.report(dict.fromkeys(claims, update))
-        ):
-            assert (row.status, row.progress, row.progress_text) == (Status.RUNNING, value, "x")
-
-    @rule(batch=batches)
-    def log(self, batch: list[Claim]) -> None:
+    @precondition(has_claims)
+    @rule(verb=st.sampled_from(["renew", "report", "log"]), batch=BATCHES, value=FRACTIONS)
+    def go_on(self, verb: str, batch: list[tuple[int, int]], value: float | None) -> None:
+        newest = TaskProgressUpdate(text="x", value=value)
         lines = [LogLine("info", "one"), LogLine("info", "two")]
-        for row in self.write(batch, lambda claims: lifecycle.log(dict.fromkeys(claims, lines))):
+        write: dict[str, Write] = {
+            "renew": lifecycle.renew,
+            "report": lambda claims: lifecycle.report(dict.fromkeys(claims, newest)),
+            "log": lambda claims: lifecycle.log(dict.fromkeys(claims, lines)),
+        }
+        for row in self.write(batch, write[verb]):
             assert row.status == Status.RUNNING
+            if verb == "renew":
+                lease = timedelta(seconds=task_settings().lease_seconds)
+                assert row.lease_expires_at == self.clock.now + lease
+            elif verb == "report":
+                assert (row.progress, row.progress_text) == (value, "x")
 
-    @rule(batch=batches)
-    def complete(self, batch: list[Claim]) -> None:
-        for row in self.write(batch, lambda claims: lifecycle.complete(dict.fromkeys(claims, 1))):
-            assert (row.status, row.result, row.progress) == (Status.COMPLETED, 1, 1.0)
+    @precondition(has_claims)
+    @rule(verb=st.sampled_from(["complete", "fail", "cancel", "stuck"]), batch=BATCHES)
+    def end(self, verb: str, batch: list[tuple[int, int]]) -> None:
+        write: dict[str, Write] = {
+            "complete": lambda claims: lifecycle.complete(dict.fromkeys(claims, 1)),
+            "fail": lambda claims: lifecycle.fail(dict.fromkeys(claims, BROKEN)),
+            "cancel": lifecycle.cancel,
+            "stuck": lambda claims: lifecycle.cancel(claims, stuck=claims),
+        }
+        for row in self.write(batch, write[verb]):
+            assert (row.status, row.result, row.error_type, row.stuck) == {
+                "complete": (Status.COMPLETED, 1, "", False),
+                "fail": (Status.FAILED, None, BROKEN.type, False),
+                "cancel": (Status.CANCELLED, None, "", False),
+                "stuck": (Status.CANCELLED, None, "", True),
+            }[verb]
 
-    @rule(batch=batches)
-    def fail(self, batch: list[Claim]) -> None:
-        for row in self.write(batch, lambda claims: lifecycle.fail(dict.fromkeys(claims, BROKEN))):
-            assert (row.status, row.error_type) == (Status.FAILED, BROKEN.type)
-
-    @rule(batch=batches, stuck=st.booleans())
-    def cancel(self, batch: list[Claim], stuck: bool) -> None:
-        def end(claims: list[Claim]) -> list[Claim]:
-            return lifecycle.cancel(claims, stuck=claims if stuck else ())
-
-        for row in self.write(batch, end):
-            assert (row.status, row.stuck) == (Status.CANCELLED, stuck)
-
-    @rule(batch=batches)
-    def retry(self, batch: list[Claim]) -> None:
-        for row in self.write(batch, lambda claims: lifecycle.retry(dict.fromkeys(claims, BROKEN))):
-            self.waits_or_ended(row)
-            assert row.status != Status.PENDING or row.run_after > self.clock.now
-
-    @rule(batch=batches)
-    def release(self, batch: list[Claim]) -> None:
-        for row in self.write(batch, lifecycle.release):
-            asked = row.cancel_requested_at is not None
-            assert row.status == (Status.CANCELLED if asked else Status.PENDING)
+    @precondition(has_claims)
+    @rule(verb=st.sampled_from(["retry", "release"]), batch=BATCHES)
+    def give_back(self, verb: str, batch: list[tuple[int, int]]) -> None:
+        write: dict[str, Write] = {
+            "retry": lambda claims: lifecycle.retry(dict.fromkeys(claims, BROKEN)),
+            "release": lifecycle.release,
+        }
+        for row in self.write(batch, write[verb]):
+            if verb == "retry":
+                self.waits_or_ended(row)
+                assert row.status != Status.PENDING or row.run_after > self.clock.now
+            else:
+                asked = row.cancel_requested_at is not None
+                assert row.status == (Status.CANCELLED if asked else Status.PENDING)
 
     @rule(limit=st.integers(1, 3))
     def rescue(self, limit: int) -> None:
@@ -272,15 +285,20 @@ class Lifecycle(RuleBasedStateMachine):
 
     # What is expected.
 
-    def write(self, batch: list[Claim], verb: Callable[[list[Claim]], list[Claim]]) -> list[Task]:
+    def write(self, batch: list[tuple[int, int]], write: Write) -> list[Task]:
         """Write for claims good and stale; return the rows of the good ones, as they are then."""
+        recent = self.claims[::-1]
+        tasks, tokens = ([one[part] for one in recent] for part in (0, 1))
+        chosen = dict.fromkeys(
+            Claim(tasks[one % len(recent)], tokens[another % len(recent)]) for one, another in batch
+        )
         good = [
             claim
-            for claim in batch
+            for claim in chosen
             if Task.objects.filter(pk=claim.task_id, fencing_token=claim.token).exists()
         ]
         with self.changing_only(*(claim.task_id for claim in good)):
-            assert verb(batch) == [claim for claim in batch if claim not in good]
+            assert write([*chosen]) == [claim for claim in chosen if claim not in good]
         return list(Task.objects.filter(pk__in=[claim.task_id for claim in good]))
 
     def waits_or_ended(self, row: Task) -> None:
@@ -290,6 +308,17 @@ class Lifecycle(RuleBasedStateMachine):
         else:
             left = row.attempt < row.max_attempts
             assert row.status == (Status.PENDING if left else Status.FAILED)
+
+    def pick(self, status: Status, newest: int) -> tuple[UUID, Task | None]:
+        """A task of a status, if there is one, else any, which may be gone; and its row."""
+        alike = Task.objects.filter(status=status).values_list("pk", flat=True)
+        some = [pk for pk in self.tasks if pk in set(alike)] or self.tasks
+        task_id = some[-1 - newest % len(some)]
+        return task_id, Task.objects.filter(pk=task_id).first()
+
+    def came(self, tasks: list[Task]) -> None:
+        self.tasks += [task.pk for task in tasks]
+        self.kept.update(self.tasks[-len(tasks) :])
 
     def holds_key(self, key: str) -> bool:
         return Task.objects.unfinished().filter(unique_key=key).exists()
@@ -314,7 +343,7 @@ class Lifecycle(RuleBasedStateMachine):
     @invariant()
     def holds(self) -> None:
         assert check_invariants(self.seen) == len(self.kept)
-        assert set(Task.objects.values_list("pk", flat=True)) == self.kept
+        assert self.seen.facts.keys() - self.seen.gone == self.kept
 
 
 @pytest.mark.django_db
@@ -323,9 +352,11 @@ def test_what_must_hold_after_any_verbs_in_any_order() -> None:
     run_state_machine_as_test(
         Lifecycle,
         settings=settings(
-            max_examples=int(FURTHER or 25),
+            max_examples=int(FURTHER or 60),
             stateful_step_count=80 if FURTHER else 40,
             derandomize=not FURTHER,
+            # A failure here is shown as it was found; to look further also finds the shortest.
+            phases=[Phase.generate, Phase.shrink] if FURTHER else [Phase.generate],
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
