@@ -113,8 +113,21 @@ def test_template_tag_takes_what_the_guide_gives_it(db: None) -> None:
     page = Template(sample.text).render(
         Context({"task": task, "request": request, "task_url": "/there/"})
     )
-    assert page.count("<task-progress") == 2
+    assert page.count("<task-progress") == 3
     assert '<a href="/there/">Progress</a>' in page
+
+
+def test_list_tag_takes_what_the_guide_gives_it(db: None) -> None:
+    owner = User.objects.create_user("ada")
+    for _ in range(7):
+        task_service.start_task("tests.tasks.Noop", owner=owner)
+    [sample] = [block for block in snippets(GUIDE, "html") if "task_list" in block.text]
+    request = RequestFactory().get("/")
+    request.user = owner
+    page = Template("{% load tasks %}" + sample.text).render(
+        Context({"request": request, "page": Task.objects.all()[:2]})
+    )
+    assert page.count("<task-progress") == 7 + 5 + 2
 
 
 def samples() -> list[schemas.TaskEvent]:

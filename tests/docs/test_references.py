@@ -15,11 +15,12 @@ from django.urls import URLPattern
 from django.utils.module_loading import import_string
 
 from tasks_app import conf, exceptions, models, permissions, schemas, urls
+from tasks_app.actions import background_action
 from tasks_app.base import BaseTask
 from tasks_app.progress import LOG_LEVELS, ProgressHandle
 from tasks_app.service import StartOptions, TaskService
 from tasks_app.states import FACTS, LEGAL, TERMINAL, EventType, Status
-from tasks_app.templatetags.tasks import task_progress
+from tasks_app.templatetags.tasks import FORMS, task_list, task_progress
 from tests.docs.pages import (
     ARCHITECTURE,
     GLOSSARY,
@@ -270,13 +271,26 @@ def test_messages_are_told() -> None:
 def test_options_of_the_tag_are_told() -> None:
     options = set(inspect.signature(task_progress).parameters) - {"context", "task"}
     assert set(first_column(GUIDE, "The template tag")) == options
+    assert set(code(section(GUIDE, "The template tag"))) >= FORMS.keys()
+    options = set(inspect.signature(task_list).parameters) - {"context"}
+    assert set(first_column(GUIDE, "Lists of tasks")) == options
+
+
+def test_options_of_an_action_are_told() -> None:
+    signature = inspect.signature(background_action).parameters
+    told = table(GUIDE, "Actions of the admin, and forms")
+    rows = {name: row for row in told for name in code(row[0])}
+    assert set(rows) == signature.keys() - {"task", "options"}
+    for name in ("ids", "most"):
+        assert ast.literal_eval(code(rows[name][1])[0]) == signature[name].default
 
 
 def test_the_element_is_told() -> None:
     static = APP / "static" / "tasks_app"
     script = (static / "task-progress.js").read_text()
     style = (static / "task-progress.css").read_text()
-    template = (APP / "templates" / "tasks_app" / "task_progress.html").read_text()
+    templates = (APP / "templates" / "tasks_app").glob("task_*.html")
+    template = "\n".join(path.read_text() for path in templates)
     text = section(GUIDE, "The element")
     told = code(text)
 
