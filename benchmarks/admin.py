@@ -17,7 +17,7 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, setup_test_environment
 from django.urls import reverse
 from django.utils import timezone
 
@@ -34,6 +34,7 @@ RARE = "shop.tasks.YearlyReport"
 
 
 def main(tasks: int = TASKS) -> None:
+    setup_test_environment()
     began = time.perf_counter()
     if not Task.objects.exists():
         make(tasks)
@@ -52,6 +53,8 @@ def main(tasks: int = TASKS) -> None:
     ids = list(Task.objects.order_by("-created_at").values_list("pk", flat=True)[:100])
     live = reverse("admin:tasks_app_task_live")
     measure(client, "what the script asks", f"{live}?_new=1&_ids={','.join(map(str, ids))}")
+    measure(client, "the overview", reverse("admin:tasks_app_task_overview"))
+    measure(client, "what its script asks", reverse("admin:tasks_app_task_overview_part"))
     failed = Task.objects.filter(status=Status.FAILED).order_by("-finished_at")[1000]
     measure(client, "a task's page", reverse("admin:tasks_app_task_change", args=[failed.pk]))
     keyed = Task.objects.filter(unique_key__isnull=False, status=Status.FAILED).first()

@@ -91,6 +91,8 @@ class Seen:
     presence: Presence
     #: Tasks that it holds now.
     running: int
+    #: Seconds since its last heartbeat.
+    silence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,13 @@ def _seen(workers: Iterable[Worker], now: datetime, held: Mapping[Any, int]) -> 
             return Presence.STOPPED
         return Presence.LOST if worker.pk in lost else Presence.ALIVE
 
-    return [Seen(worker, presence(worker), held.get(worker.pk, 0)) for worker in workers]
+    def silence(worker: Worker) -> float:
+        return max(0.0, (now - worker.heartbeat_at).total_seconds())
+
+    return [
+        Seen(worker, presence(worker), held.get(worker.pk, 0), silence(worker))
+        for worker in workers
+    ]
 
 
 def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Course]:

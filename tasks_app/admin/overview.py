@@ -105,7 +105,7 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
         "oldest": since(min((q.oldest for q in found.queues if q.oldest), default=None)),
         "queues": [(queue, since(queue.oldest)) for queue in found.queues],
         "workers": [
-            (seen, PRESENCES[seen.presence], since(seen.worker.heartbeat_at))
+            (seen, PRESENCES[seen.presence], display.duration(seen.silence, words))
             for seen in found.workers
         ],
     }

@@ -134,8 +134,7 @@ class WorkerAdmin(Base):
     @admin.display(description=gettext_lazy("last heartbeat"))
     def beat(self, worker: Worker) -> str:
         words = {key: str(word) for key, word in display.WORDS.items()}
-        silence = (database_now(alias()) - worker.heartbeat_at).total_seconds()
-        return _("%(time)s ago") % {"time": display.duration(max(0.0, silence), words)}
+        return _("%(time)s ago") % {"time": display.duration(_of(worker).silence, words)}
 
 
 def _seen(workers: Any) -> list[Worker]:
