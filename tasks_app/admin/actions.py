@@ -159,7 +159,7 @@ class ActionViews(Base):
         if (act is REMOVE or across) and not request.POST.get("confirmed"):
             chosen = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
             context = {
-                "tasks": queryset.only("pk", "name", "status")[:NAMED],
+                "tasks": queryset.select_related(None).only("pk", "name", "status")[:NAMED],
                 "chosen": chosen[:1] if across else chosen,
                 "across": across,
                 "count": changelist.result_count if across else len(chosen),

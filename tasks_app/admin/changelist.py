@@ -13,10 +13,22 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
-from tasks_app.admin.filters import owner_named
+from tasks_app.admin.filters import AgeFilter, owner_named
 from tasks_app.admin.rows import Rows, shown
-from tasks_app.admin.stretch import FROM, OWNER, WINDOW, Stretch, moment_of, str_of
+from tasks_app.admin.stretch import (
+    AGE,
+    FROM,
+    OLDEST,
+    OWNER,
+    STATUS,
+    WINDOW,
+    Stretch,
+    moment_of,
+    str_of,
+    unindexed,
+)
 from tasks_app.models import Task
+from tasks_app.states import Status
 
 #: The most tasks that pages are numbered for. What lies beyond is reached by where it begins.
 COUNTED = 1_000
@@ -53,18 +65,23 @@ class TaskChangeList(ChangeList):
         filtered = super().get_queryset(request, exclude_parameters)
         stretch = self.stretch = Stretch.of(request.GET)
         try:
-            owner = owner_named(self.params[OWNER], request) if stretch.of_owner else None
-            carried = stretch.carry(self.root_queryset.order_by(), owner)
-            wanted = stretch.carry(filtered, owner)
+            owner = owner_named(self.params[OWNER], request) if self.params.get(OWNER) else None
         except LookupError:
             # Nobody of this name owns anything.
             self.everything = filtered.none()
             return self.everything
+        carried = stretch.carry(self.root_queryset.order_by(), owner)
+        wanted = stretch.carry(filtered, owner)
+        if stretch.is_of_age:
+            age = self.params.get(AGE)
+            carried, wanted = AgeFilter.by_age(carried, age), AgeFilter.by_age(wanted, age)
+        if self.params.get(OWNER) and not stretch.of_owner:
+            wanted = unindexed(wanted, "owner_id", **_is(owner))
         task_id = uuid_of(self.query)
         if task_id is not None:
             # Wherever it stands in the order.
-            self.everything = filtered.filter(pk=task_id)
-            return shown(stretch.carry(self.everything, owner))
+            self.everything = wanted.filter(pk=task_id)
+            return shown(self.everything)
         self.everything = wanted
         if begins := self._begins():
             carried, wanted = stretch.onward(carried, begins), stretch.onward(wanted, begins)
@@ -117,10 +134,18 @@ class TaskChangeList(ChangeList):
 
     def _is_sifted(self, stretch: Stretch) -> bool:
         """Whether it is filtered by more than what its index is of."""
-        own = {FROM, "oldest", OWNER if stretch.of_owner else "status"}
+        if stretch.status is Status.RUNNING:
+            return False
+        own = {FROM, OLDEST, OWNER if stretch.of_owner else STATUS}
+        if stretch.is_of_age:
+            own.add(AGE)
         return bool(self.query) or any(
             value for name, value in self.get_filters_params().items() if name not in own
         )
+
+
+def _is(value: Any) -> dict[str, Any]:
+    return {"isnull": True} if value is None else {"exact": value}
 
 
 def uuid_of(text: str) -> uuid.UUID | None:

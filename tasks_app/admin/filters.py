@@ -15,7 +15,18 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from tasks_app.admin.stretch import FROM, OLDEST, OWNER, STATUS, Stretch, unindexed
+from tasks_app.admin.stretch import (
+    AGE,
+    FROM,
+    LOST,
+    OLDEST,
+    OWNER,
+    STATUS,
+    STUCK,
+    TROUBLE,
+    Stretch,
+    unindexed,
+)
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
 from tasks_app.models import Task, Worker
@@ -31,7 +42,6 @@ RECENT = 2_000
 CHOICES = 30
 
 ME, NOBODY = "~me", "~nobody"
-LOST, STUCK = "lost", "stuck"
 
 Choices = Iterable[tuple[str, "str | _StrPromise"]]
 
@@ -63,30 +73,27 @@ class StatusFilter(TaskFilter):
         if status not in Status:
             raise IncorrectLookupParameters(f"{status!r} is no status")
         # Where the order is that of the status's own index, the list says so itself.
-        if self.stretch(request).status is not None:
+        if self.stretch(request).status == status:
             return queryset
         return unindexed(queryset, "status", exact=status)
 
 
 class TroubleFilter(TaskFilter):
     title = gettext_lazy("trouble")
-    parameter_name = "trouble"
+    parameter_name = TROUBLE
 
     def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
         return [(LOST, _("Heartbeat lost")), (STUCK, _("Did not stop when told to"))]
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        match self.value():
-            case None:
-                return queryset
-            case "lost":
-                return queryset.filter(
-                    status=Status.RUNNING, lease_expires_at__lt=database_now(alias())
-                )
-            case "stuck":
-                return queryset.filter(stuck=True)
-            case other:
-                raise IncorrectLookupParameters(f"{other!r} is no trouble")
+        trouble = self.value()
+        if trouble is None:
+            return queryset
+        if trouble == LOST:
+            return queryset.filter(lease_expires_at__lt=database_now(alias()))
+        if trouble == STUCK:
+            return queryset.filter(stuck=True)
+        raise IncorrectLookupParameters(f"{trouble!r} is no trouble")
 
 
 class RecentFilter(TaskFilter):
@@ -183,7 +190,7 @@ class WorkerFilter(TaskFilter):
 
 class AgeFilter(TaskFilter):
     title = gettext_lazy("age")
-    parameter_name = "age"
+    parameter_name = AGE
 
     AGES = {
         "hour": (timedelta(hours=1), gettext_lazy("Past hour")),
@@ -196,18 +203,26 @@ class AgeFilter(TaskFilter):
         return [(value, label) for value, (_age, label) in (self.AGES | self.OLDER).items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        value = self.value()
-        if value is None:
+        # Where the order is that of age, the list says so itself.
+        if self.stretch(request).is_of_age:
             return queryset
+        return self.by_age(queryset, self.value(), indexed=False)
+
+    @classmethod
+    def by_age(
+        cls, tasks: QuerySet[Any], value: str | None, *, indexed: bool = True
+    ) -> QuerySet[Any]:
+        if not value:
+            return tasks
         try:
-            age, _label = (self.AGES | self.OLDER)[value]
+            age, _label = (cls.AGES | cls.OLDER)[value]
         except KeyError:
             raise IncorrectLookupParameters(f"{value!r} is no age") from None
-        lookup = "lt" if value in self.OLDER else "gte"
+        lookup = "lt" if value in cls.OLDER else "gte"
         moment = database_now(alias()) - age
-        if self.stretch(request).field == "created_at":
-            return queryset.filter(**{f"created_at__{lookup}": moment})
-        return unindexed(queryset, "created_at", **{lookup: moment})
+        if indexed:
+            return tasks.filter(**{f"created_at__{lookup}": moment})
+        return unindexed(tasks, "created_at", **{lookup: moment})
 
 
 class OrderFilter(TaskFilter):

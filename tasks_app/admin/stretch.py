@@ -26,7 +26,15 @@ from tasks_app.states import Status
 WINDOW = 20_000
 
 #: What the list's URL may say.
-STATUS, OWNER, OLDEST, FROM = "status", "owner", "oldest", "from"
+STATUS, OWNER, TROUBLE, AGE, OLDEST, FROM = (
+    "status",
+    "owner",
+    "trouble",
+    "age",
+    "oldest",
+    "from",
+)
+LOST, STUCK = "lost", "stuck"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +50,23 @@ class Stretch:
     def of(cls, params: Mapping[str, Any]) -> Stretch:
         """Return the stretch that serves what a list's URL asks for."""
         descending = OLDEST not in params
+        asked = params.get(STATUS, "")
+        status = Status(asked) if asked in Status else None
+        if status is Status.RUNNING or params.get(TROUBLE) == LOST:
+            # Never more than there are hands, whoever owns them: sorted as they are read.
+            return cls("created_at", descending, Status.RUNNING)
         if params.get(OWNER):
             return cls("created_at", descending, of_owner=True)
-        try:
-            status = Status(params.get(STATUS, ""))
-        except ValueError:
+        if status is None:
             return cls("created_at", descending)
-        match status:
-            case Status.PENDING:
-                # The one that waits longest first.
-                return cls("run_after", not descending, status)
-            case Status.RUNNING:
-                # Never more than there are hands: sorted as they are read.
-                return cls("started_at", descending, status)
-            case _:
-                return cls("finished_at", descending, status)
+        if status is Status.PENDING:
+            # The one that waits longest first.
+            return cls("run_after", not descending, status)
+        return cls("finished_at", descending, status)
+
+    @property
+    def is_of_age(self) -> bool:
+        return self.field == "created_at" and self.status is None
 
     @property
     def order(self) -> OrderBy:

@@ -1,0 +1,324 @@
+"""What operators do to tasks in the admin: one by one, and many at once."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+
+from tasks_app import bulk
+from tasks_app.admin import actions
+from tasks_app.models import Task, TaskEvent
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests import rows
+
+from .conftest import Login
+
+pytestmark = pytest.mark.django_db
+
+LIST = reverse("admin:tasks_app_task_changelist")
+#: The permission that each needs, and a status in which it can be done.
+ACTS = {
+    "cancel": ("cancel_task", Status.PENDING),
+    "retry": ("retry_task", Status.FAILED),
+    "remove": ("delete_task", Status.COMPLETED),
+}
+PERMISSIONS = ["cancel_task", "retry_task", "delete_task"]
+
+
+def url(act: str, task: Task | uuid.UUID) -> str:
+    return reverse(f"admin:tasks_app_task_{act}", args=[getattr(task, "pk", task)])
+
+
+def post(client: Client, act: str, task: Task | uuid.UUID, **options: Any) -> Any:
+    return client.post(url(act, task), **options)
+
+
+def many(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
+    ids = [str(getattr(task, "pk", task)) for task in tasks]
+    query = data.pop("query", "")
+    given = {"action": f"{act}_selected", "_selected_action": ids, "index": "0", **data}
+    return client.post(LIST + query, given, follow=True)
+
+
+def said(page: Any) -> list[str]:
+    return [str(message) for message in page.context["messages"]]
+
+
+def logged(task: Task) -> list[tuple[int, str, str]]:
+    return [
+        (entry.action_flag, entry.user.get_username(), entry.change_message)
+        for entry in LogEntry.objects.filter(object_id=str(task.pk)).select_related("user")
+    ]
+
+
+# One.
+
+
+def test_cancel(login: Login) -> None:
+    client = login("view_task", "cancel_task")
+    task = rows.enqueued()
+    page = client.post(url("cancel", task), follow=True)
+    assert said(page) == ["Noop: Cancelled."]
+    assert rows.fresh(task).status == Status.CANCELLED
+    assert rows.last_fact(task).data == {"by": "staff"}
+    assert logged(task) == [(CHANGE, "staff", "Cancelled.")]
+
+
+def test_cancel_what_runs(login: Login) -> None:
+    client = login("view_task", "cancel_task")
+    task, _claim = rows.claimed()
+    assert said(client.post(url("cancel", task), follow=True)) == ["Noop: Asked to stop."]
+    assert rows.fresh(task).cancel_requested_at
+    assert logged(task) == [(CHANGE, "staff", "Asked to stop.")]
+
+
+def test_retry(login: Login) -> None:
+    client = login("view_task", "retry_task")
+    task = rows.ended(Status.FAILED)
+    page = client.post(url("retry", task), follow=True)
+    again = Task.objects.get(retried_from=task)
+    assert said(page) == [f"Noop: Retried as task {again.pk}."]
+    assert page.redirect_chain == [(reverse("admin:tasks_app_task_change", args=[again.pk]), 302)]
+    assert logged(task) == [(CHANGE, "staff", f"Retried as task {again.pk}.")]
+
+
+def test_remove_asks_before(login: Login) -> None:
+    client = login("view_task", "delete_task")
+    task = rows.ended(Status.COMPLETED)
+    page = client.get(url("delete", task)).content.decode()
+    assert "That cannot be undone" in page
+    assert "task_started" not in page
+    assert rows.fresh(task)
+    after = client.post(url("delete", task), follow=True)
+    assert said(after) == ["Noop: Removed with its history."]
+    assert after.redirect_chain == [(LIST, 302)]
+    assert not Task.objects.exists()
+    assert not TaskEvent.objects.exists()
+    assert logged(task) == [(DELETION, "staff", "Removed with its history.")]
+
+
+def test_what_has_not_finished_is_not_removed(login: Login) -> None:
+    client = login("view_task", "delete_task")
+    task = rows.enqueued()
+    assert "cancel it first" in client.get(url("delete", task)).content.decode()
+    page = client.post(url("delete", task), follow=True)
+    assert said(page) == ["That was not possible: the task is pending."]
+    assert rows.fresh(task)
+    assert logged(task) == []
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "reason"),
+    [
+        ("cancel", Status.COMPLETED, "the task is completed"),
+        ("retry", Status.COMPLETED, "the task is completed"),
+        ("remove", Status.RUNNING, "the task is running"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    admin_client: Client, act: str, status: Status, reason: str
+) -> None:
+    task = rows.saved(status)
+    before = rows.snapshot()
+    page = admin_client.post(url(act, task), follow=True)
+    assert said(page) == [f"That was not possible: {reason}."]
+    json = admin_client.post(url(act, task), headers={"accept": "application/json"})
+    assert (json.status_code, json.json()) == (409, {"detail": reason})
+    assert rows.snapshot() == before
+    assert logged(task) == []
+
+
+def test_what_was_retried_is_not_retried_again(admin_client: Client) -> None:
+    task = rows.ended(Status.FAILED, unique_key="key")
+    task_service.retry_task(task.pk)
+    page = admin_client.post(url("retry", task), follow=True)
+    assert said(page) == ["That was not possible: retried already."]
+    other = rows.saved(Status.FAILED, unique_key="key")
+    page = admin_client.post(url("retry", other), follow=True)
+    [message] = said(page)
+    assert "another task with its unique key has not finished" in message
+
+
+def test_the_list_s_buttons_are_answered_as_json(admin_client: Client) -> None:
+    task = rows.enqueued()
+    answer = admin_client.post(url("cancel", task), headers={"accept": "application/json"})
+    assert (answer.status_code, answer.json()) == (200, {"detail": "Cancelled."})
+
+
+def test_it_leads_back_to_the_list_it_came_from(admin_client: Client) -> None:
+    back = f"http://testserver{LIST}?status=pending"
+    page = post(admin_client, "cancel", rows.enqueued(), headers={"referer": back})
+    assert page["Location"] == back
+    elsewhere = {"referer": "https://elsewhere.test/"}
+    task = rows.enqueued()
+    page = post(admin_client, "cancel", task, headers=elsewhere)
+    assert page["Location"] == reverse("admin:tasks_app_task_change", args=[task.pk])
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_there_is_no_such_task(admin_client: Client, act: str) -> None:
+    assert post(admin_client, act, uuid.uuid4()).status_code == 404
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_only_a_post_with_a_token_does_anything(admin_user: User, act: str) -> None:
+    task = rows.saved(ACTS[act][1])
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(admin_user)
+    before = rows.snapshot()
+    assert client.get(url(act, task)).status_code == 405
+    assert client.post(url(act, task)).status_code == 403
+    assert client.post(url("delete", task)).status_code == 403
+    assert client.post(LIST, {"action": f"{act}_selected"}).status_code == 403
+    assert rows.snapshot() == before
+
+
+# Who may.
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("permission", [*PERMISSIONS, None])
+def test_each_needs_its_own_permission(login: Login, act: str, permission: str | None) -> None:
+    needed, status = ACTS[act]
+    client = login("view_task", *[permission] if permission else [])
+    one, other = rows.saved(status), rows.saved(status)
+    before = rows.snapshot()
+    allowed = permission == needed
+    change = client.get(reverse("admin:tasks_app_task_change", args=[one.pk])).content.decode()
+    assert (f"task-act-{act}" in change) is allowed
+    assert (f"{act}_selected" in client.get(LIST).content.decode()) is allowed
+    if act != "remove":
+        assert (f'data-act="{act}"' in client.get(LIST).content.decode()) is allowed
+    answer = post(client, act, one)
+    assert answer.status_code == (302 if allowed else 403)
+    if act == "remove":
+        again = rows.saved(status)
+        assert client.get(url("delete", again)).status_code == (200 if allowed else 403)
+        again.delete()
+    many(client, act, [other], confirmed="yes")
+    assert (rows.snapshot() != before) is allowed
+
+
+@pytest.mark.parametrize(
+    ("permissions", "is_staff"), [(["view_task", *PERMISSIONS], False), (PERMISSIONS, True)]
+)
+def test_who_may_not_view_does_nothing(
+    login: Login, permissions: list[str], is_staff: bool
+) -> None:
+    client = login(*permissions, is_staff=is_staff)
+    task = rows.enqueued()
+    before = rows.snapshot()
+    assert client.get(LIST).status_code in (302, 403)
+    for act in ACTS:
+        assert post(client, act, task).status_code in (302, 404)
+        assert many(client, act, [task], confirmed="yes").status_code in (200, 403)
+    assert rows.snapshot() == before
+
+
+def test_nobody_adds_or_changes(admin_client: Client) -> None:
+    task = rows.enqueued()
+    before = rows.snapshot()
+    assert admin_client.get("/admin/tasks_app/task/add/").status_code == 403
+    page = reverse("admin:tasks_app_task_change", args=[task.pk])
+    assert admin_client.post(page, {"status": "completed"}).status_code == 405
+    assert "delete_selected" not in admin_client.get(LIST).content.decode()
+    many(admin_client, "delete", [task], post="yes")
+    assert rows.snapshot() == before
+
+
+# Many.
+
+
+def test_many_are_cancelled(admin_client: Client) -> None:
+    waiting = [rows.enqueued() for _ in range(3)]
+    over = [rows.saved(Status.COMPLETED), rows.saved(Status.FAILED), rows.saved(Status.FAILED)]
+    page = many(admin_client, "cancel", [*waiting, *over])
+    assert said(page) == [
+        "3 tasks were cancelled or asked to stop.",
+        "3 tasks were left as they are: the task is failed (2); the task is completed (1).",
+    ]
+    assert [rows.fresh(task).status for task in waiting] == [Status.CANCELLED] * 3
+    assert [logged(task) for task in waiting] == [[(CHANGE, "admin", "Cancelled.")]] * 3
+    assert [logged(task) for task in over] == [[]] * 3
+
+
+def test_many_are_retried(admin_client: Client) -> None:
+    tasks = [rows.saved(Status.FAILED), rows.saved(Status.CANCELLED), rows.saved(Status.FAILED)]
+    task_service.retry_task(tasks[2].pk)
+    page = many(admin_client, "retry", tasks)
+    assert said(page) == [
+        "2 tasks were started anew.",
+        "1 task was left as it is: retried already (1).",
+    ]
+    assert Task.objects.filter(retried_from__in=tasks).count() == 3
+
+
+def test_many_are_removed_after_a_question(admin_client: Client) -> None:
+    tasks = [rows.ended(Status.COMPLETED), rows.ended(Status.FAILED), rows.enqueued()]
+    page = many(admin_client, "remove", tasks)
+    assert "3 tasks are selected" in page.content.decode()
+    assert Task.objects.count() == 3
+    page = many(admin_client, "remove", tasks, confirmed="yes")
+    assert said(page) == [
+        "2 tasks were removed with their history.",
+        "1 task was left as it is: the task is pending (1).",
+    ]
+    assert Task.objects.get() == tasks[2]
+    assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
+
+
+def test_the_question_leads_to_the_deed(admin_client: Client) -> None:
+    """What the page's form sends, as Django's admin takes it: without an index."""
+    task = rows.ended(Status.COMPLETED)
+    page = many(admin_client, "remove", [task])
+    hidden = r'<input type="hidden" name="([^"]+)" value="([^"]+)">'
+    fields = dict(re.findall(hidden, page.content.decode()))
+    assert fields.keys() >= {"action", "_selected_action", "confirmed"}
+    admin_client.post(LIST, fields)
+    assert not Task.objects.exists()
+
+
+def test_all_that_match(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks_app.admin.stretch.WINDOW", 2)
+    monkeypatch.setattr(bulk, "BATCH", 3)
+    wanted = [rows.saved(queue="mails") for _ in range(7)]
+    others = [rows.saved(), rows.saved(Status.COMPLETED, queue="mails")]
+    asked = {"select_across": "1", "query": "?queue=mails"}
+    page = many(admin_client, "cancel", wanted[:1], **asked)
+    assert "All tasks that match the filters" in page.content.decode()
+    assert Task.objects.filter(status=Status.CANCELLED).count() == 0
+    page = many(admin_client, "cancel", wanted[:1], confirmed="yes", **asked)
+    assert said(page) == ["7 tasks were cancelled or asked to stop."]
+    assert {rows.fresh(task).status for task in wanted} == {Status.CANCELLED}
+    assert [rows.fresh(task).status for task in others] == [Status.PENDING, Status.COMPLETED]
+    page = many(admin_client, "cancel", wanted[:1], confirmed="yes", **asked)
+    assert said(page) == ["There was nothing to do: no task is in a state that allows it."]
+
+
+def test_more_than_one_request_takes_on(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "MOST", 2)
+    for _ in range(5):
+        rows.saved()
+    asked = {"select_across": "1", "confirmed": "yes"}
+    page = many(admin_client, "cancel", [uuid.uuid4()], **asked)
+    assert said(page)[0] == "2 tasks were cancelled or asked to stop."
+    assert "Do it again for the rest" in said(page)[1]
+
+
+def test_what_is_gone_meanwhile_is_not_tried(admin_client: Client) -> None:
+    page = many(admin_client, "cancel", [uuid.uuid4()])
+    assert said(page) == ["There was nothing to do: no task is in a state that allows it."]
+
+
+def test_an_id_that_is_none(admin_client: Client) -> None:
+    assert many(admin_client, "cancel", ["odd"]).status_code == 400

@@ -1,0 +1,366 @@
+"""The admin's list of tasks."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from tasks_app.admin import changelist, stretch
+from tasks_app.models import Task
+from tasks_app.states import Status
+from tests import rows
+from tests.test_query_plans import plan
+
+from .conftest import Login
+
+pytestmark = pytest.mark.django_db
+
+LIST = reverse("admin:tasks_app_task_changelist")
+LIVE = reverse("admin:tasks_app_task_live")
+EVIL = "<script>alert(1)</script>"
+
+
+def listed(client: Client, query: str = "") -> list[uuid.UUID]:
+    """The ids that the list shows, in its order."""
+    page = client.get(f"{LIST}?{query}")
+    assert page.status_code == 200, page.get("Location")
+    found = re.findall(r'<template data-task="([^"]+)"', page.content.decode())
+    return [uuid.UUID(one) for one in found]
+
+
+def aged(status: Status = Status.COMPLETED, *, hours: float = 0, **fields: Any) -> Task:
+    return rows.saved(status, age=timedelta(hours=hours), **fields)
+
+
+# What a row says.
+
+
+def test_a_row_says_it_all(admin_client: Client) -> None:
+    ada = User.objects.create_user("ada")
+    worker = rows.worker(hostname="host7", pid=42)
+    now = timezone.now()
+    task = rows.saved(
+        Status.RUNNING,
+        owner=ada,
+        queue="imports",
+        worker=worker,
+        attempt=2,
+        max_attempts=3,
+        progress=0.5,
+        progress_text="Reading",
+        run_after=now - timedelta(seconds=150),
+        started_at=now - timedelta(seconds=90),
+    )
+    text = re.sub(r"<[^>]*>", " ", admin_client.get(LIST).content.decode())
+    text = re.sub(r"\s+", " ", html.unescape(text))
+    for said in (
+        "Noop tests.tasks.Noop",
+        "Running",
+        "50% Reading about 2 min left",
+        "Owner ada Queue imports",
+        "Attempt 2 of 3 Worker host7:42",
+        "Waited 1 min 0 s Ran 1 min 30 s",
+    ):
+        assert said in text
+    [info] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
+    assert (info["worker"], info["lost"], info["stuck"]) == ("host7:42", False, False)
+
+
+def test_a_lost_heartbeat_and_a_stuck_thread_are_badges(admin_client: Client) -> None:
+    task = rows.saved(Status.RUNNING)
+
+    def badges() -> list[str]:
+        page = admin_client.get(LIST).content.decode()
+        return re.findall(r'data-part="(lost|stuck)">', page)
+
+    assert badges() == []
+    rows.lapse(task, timedelta(seconds=1))
+    assert badges() == ["lost"]
+    rows.saved(Status.CANCELLED, stuck=True)
+    assert sorted(badges()) == ["lost", "stuck"]
+
+
+def test_every_text_is_escaped(admin_client: Client) -> None:
+    rows.saved(
+        Status.FAILED,
+        name=EVIL,
+        queue=EVIL,
+        progress_text=EVIL,
+        error_type=EVIL,
+        error_message=EVIL,
+        owner=User.objects.create_user(EVIL),
+        worker=rows.worker(hostname=EVIL),
+    )
+    for query in ("", f"?q={EVIL}", f"?owner={EVIL}", f"?name={EVIL}", f"?queue={EVIL}"):
+        assert EVIL not in admin_client.get(LIST + query).content.decode()
+
+
+@pytest.mark.parametrize("query", ["", "status=failed", "queue=default&q=noop", "owner=~nobody"])
+def test_as_many_queries_for_one_row_as_for_a_hundred(admin_client: Client, query: str) -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            listed(admin_client, query)
+        return len(captured)
+
+    def make(number: int) -> None:
+        for one in range(number):
+            user = User.objects.create_user(f"user{User.objects.count()}")
+            owner = None if "nobody" in query else user
+            worker = rows.worker(pid=one)
+            rows.saved(Status.FAILED, owner=owner, worker=worker, name=f"gone.{one}")
+
+    make(1)
+    listed(admin_client, query)  # Content types are remembered from now on.
+    of_one = queries()
+    make(99)
+    assert queries() == of_one <= 9
+
+
+def test_what_is_long_is_not_read(admin_client: Client) -> None:
+    rows.saved(Status.FAILED)
+    with CaptureQueriesContext(connection) as captured:
+        listed(admin_client)
+    sql = "\n".join(query["sql"] for query in captured)
+    for column in ("params", "result", "error_traceback"):
+        assert f'"tasks_app_task"."{column}"' not in sql
+    assert "LIMIT 1001" in sql
+
+
+# What it shows.
+
+
+def test_the_newest_are_first(admin_client: Client) -> None:
+    tasks = [aged(hours=hours) for hours in (1, 3, 2)]
+    newest = [tasks[0].pk, tasks[2].pk, tasks[1].pk]
+    assert listed(admin_client) == newest
+    assert listed(admin_client, "oldest=1") == newest[::-1]
+
+
+@pytest.mark.parametrize("status", Status)
+def test_by_status(admin_client: Client, status: Status) -> None:
+    for one in Status:
+        rows.saved(one)
+    [found] = listed(admin_client, f"status={status}")
+    assert Task.objects.get(pk=found).status == status
+
+
+def test_the_order_of_a_status(admin_client: Client) -> None:
+    now = timezone.now()
+    late = rows.saved(Status.PENDING, run_after=now + timedelta(hours=1))
+    soon = rows.saved(Status.PENDING, run_after=now - timedelta(hours=1))
+    assert listed(admin_client, "status=pending") == [soon.pk, late.pk]
+    first = rows.saved(Status.FAILED, finished_at=now - timedelta(minutes=2))
+    last = rows.saved(Status.FAILED, finished_at=now)
+    assert listed(admin_client, "status=failed") == [last.pk, first.pk]
+    assert listed(admin_client, "status=failed&oldest=1") == [first.pk, last.pk]
+
+
+def test_filters(admin_client: Client, admin_user: User) -> None:
+    ada = User.objects.create_user("ada")
+    worker = rows.worker()
+    plain = aged(hours=30)
+    named = aged(name="a.b.C")
+    queued = aged(queue="mails")
+    owned = aged(owner=ada)
+    mine = aged(Status.FAILED, owner=admin_user)
+    ran = aged(worker=worker)
+    stuck = aged(Status.CANCELLED, stuck=True)
+    lost = aged(Status.RUNNING, lease_expires_at=timezone.now() - timedelta(seconds=5))
+    old = aged(hours=24 * 8)
+    well = aged(Status.RUNNING)
+    assert listed(admin_client, "name=a.b.C") == [named.pk]
+    assert listed(admin_client, "queue=mails") == [queued.pk]
+    assert listed(admin_client, "owner=ada") == [owned.pk]
+    assert listed(admin_client, "owner=~me") == [mine.pk]
+    assert listed(admin_client, "owner=~me&status=completed") == []
+    assert listed(admin_client, "owner=~me&status=failed") == [mine.pk]
+    assert {mine.pk, owned.pk}.isdisjoint(listed(admin_client, "owner=~nobody"))
+    assert listed(admin_client, "owner=somebody") == []
+    assert listed(admin_client, f"worker={worker.pk}") == [ran.pk]
+    assert listed(admin_client, "trouble=stuck") == [stuck.pk]
+    assert listed(admin_client, "trouble=lost") == [lost.pk]
+    assert listed(admin_client, "trouble=lost&status=failed") == []
+    assert listed(admin_client, "trouble=lost&owner=ada") == []
+    assert listed(admin_client, "trouble=lost&owner=~nobody") == [lost.pk]
+    assert listed(admin_client, "status=running&owner=~me") == []
+    assert listed(admin_client, "status=running&age=older") == []
+    assert listed(admin_client, "age=older") == [old.pk]
+    assert {plain.pk, old.pk}.isdisjoint(listed(admin_client, "age=day"))
+    assert well.pk in listed(admin_client, "age=hour")
+    assert listed(admin_client, "status=completed&age=older") == [old.pk]
+    assert listed(admin_client, "status=running&name=a.b.C") == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["status=odd", "trouble=odd", "age=odd", "worker=odd", "from=odd", "nothing=1"],
+)
+def test_nonsense_leads_back_to_the_list(admin_client: Client, query: str) -> None:
+    page = admin_client.get(f"{LIST}?{query}")
+    assert (page.status_code, page["Location"]) == (302, f"{LIST}?e=1")
+
+
+def test_search(admin_client: Client) -> None:
+    ada = User.objects.create_user("ada")
+    failed = rows.saved(Status.FAILED, error_message="disk is full", error_type="OSError")
+    owned = rows.saved(Status.COMPLETED, owner=ada, name="shop.tasks.Export")
+    assert listed(admin_client, "q=FULL") == [failed.pk]
+    assert listed(admin_client, "q=oserror") == [failed.pk]
+    assert listed(admin_client, "q=ada") == [owned.pk]
+    assert listed(admin_client, "q=shop.tasks") == [owned.pk]
+    assert listed(admin_client, f"q={owned.pk}") == [owned.pk]
+    assert listed(admin_client, f"q=+{owned.pk.hex}+") == [owned.pk]
+    assert listed(admin_client, f"q={owned.pk}&status=failed") == []
+    assert listed(admin_client, f"q={uuid.uuid4()}") == []
+    assert listed(admin_client, "q=100%25") == []
+
+
+# However many there are.
+
+
+def test_it_counts_and_numbers_no_further_than_it_must(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changelist, "COUNTED", 200)
+    Task.objects.bulk_create(
+        rows.row(Status.COMPLETED, age=timedelta(seconds=n)) for n in range(450)
+    )
+    page = admin_client.get(LIST)
+    assert "More than 200 tasks" in page.content.decode()
+    assert "Go on from here" not in page.content.decode()
+    seen, query = listed(admin_client), "p=2"
+    seen += listed(admin_client, query)
+    beyond = admin_client.get(f"{LIST}?{query}").context["cl"].beyond_url
+    while beyond:
+        # The one that a link names is shown on both sides of it: nothing is left out between them.
+        part = listed(admin_client, beyond[1:])
+        assert part[0] == seen[-1]
+        seen += part[1:] + listed(admin_client, f"{beyond[1:]}&p=2")
+        beyond = admin_client.get(f"{LIST}{beyond}&p=2").context["cl"].beyond_url
+    newest = Task.objects.order_by("-created_at").values_list("pk", flat=True)
+    assert seen[:400] == list(newest[:400])
+    later = {"from": stretch.str_of(Task.objects.get(pk=seen[-1]).created_at)}
+    assert "This is a later part of the list" in admin_client.get(LIST, later).content.decode()
+
+
+def test_a_filter_looks_through_a_window_and_offers_the_next(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stretch, "WINDOW", 10)
+    tasks = [aged(hours=n, name="rare" if n in (3, 25) else "common") for n in range(30)]
+    assert listed(admin_client, "name=rare") == [tasks[3].pk]
+    found = []
+    url = "?name=rare"
+    for _ in range(3):
+        page = admin_client.get(LIST + url)
+        found += listed(admin_client, url[1:])
+        assert ("Look further" in page.content.decode()) is bool(page.context["cl"].window_url)
+        url = page.context["cl"].window_url
+    assert found == [tasks[3].pk, tasks[25].pk]
+    assert url == ""
+    # What the index itself is of needs no window.
+    assert len(listed(admin_client, "status=completed")) == 30
+    assert len(listed(admin_client, "age=day")) == 24
+    assert listed(admin_client, f"q={tasks[29].pk}") == [tasks[29].pk]
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ("", "tasks_newest"),
+        ("oldest=1", "tasks_newest"),
+        ("name=x", "tasks_newest"),
+        ("queue=x", "tasks_newest"),
+        (f"worker={uuid.UUID(int=7)}", "tasks_newest"),
+        ("trouble=stuck", "tasks_newest"),
+        ("age=day", "tasks_newest"),
+        ("q=x", "tasks_newest"),
+        ("owner=~nobody", "tasks_newest_of_owner"),
+        ("owner=~me&status=failed", "tasks_newest_of_owner"),
+        ("status=pending", "tasks_due"),
+        ("status=pending&queue=x", "tasks_due"),
+        ("status=running", "tasks_leased"),
+        ("status=running&owner=~me", "tasks_leased"),
+        ("trouble=lost", "tasks_leased"),
+        ("age=older", "tasks_newest"),
+        ("status=failed", "tasks_finished"),
+        ("status=completed&name=x&q=y", "tasks_finished"),
+    ],
+)
+def test_the_list_reads_an_index_in_its_order(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, query: str, index: str
+) -> None:
+    monkeypatch.setattr(stretch, "WINDOW", 1)
+    for status in Status:
+        for _ in range(3):
+            rows.saved(status)
+    read: list[tuple[str, Any]] = []
+
+    def collect(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("SELECT") and '"tasks_app_task"' in sql:
+            read.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(collect):
+        listed(admin_client, query)
+    assert len(read) >= 3
+    for sql, params in read:
+        indexes, whole = plan(sql, params)
+        assert not whole, sql
+        assert indexes & {index, "tasks_newest"}, sql
+    assert any(index in plan(sql, params)[0] for sql, params in read)
+
+
+# What its script asks.
+
+
+def test_the_script_is_told_how_rows_stand_and_what_is_on_top(admin_client: Client) -> None:
+    failed, pending = rows.saved(Status.FAILED), rows.saved()
+    asked = {"_ids": f"{failed.pk},{uuid.uuid4()}", "_new": "1", "status": "pending"}
+    answer = admin_client.get(LIVE, asked).json()
+    assert [info["task_id"] for info in answer["tasks"]] == [str(failed.pk)]
+    assert answer["tasks"][0]["error"] == {"type": "ValueError", "message": "it broke"}
+    assert answer["top"] == [str(pending.pk)]
+    assert admin_client.get(LIVE, {"_ids": str(failed.pk)}).json()["top"] is None
+
+
+@pytest.mark.parametrize("query", [{"_ids": "odd"}, {"_new": "1", "status": "odd"}])
+def test_the_script_is_told_of_nonsense(admin_client: Client, query: dict[str, str]) -> None:
+    assert admin_client.get(LIVE, query).status_code == 400
+
+
+def test_what_the_script_asks_is_for_those_who_may_view(login: Login) -> None:
+    assert login("cancel_task").get(LIVE).status_code == 403
+    assert login("view_task", username="viewer").get(LIVE).status_code == 200
+
+
+def test_a_row_and_the_script_say_the_same(admin_client: Client) -> None:
+    task = rows.saved(Status.RUNNING, progress=0.25)
+    page = admin_client.get(LIST).content.decode()
+    [info] = re.findall(r'data-info="([^"]+)"', page)
+    [told] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
+    assert json.loads(html.unescape(info)) == told
+
+
+@pytest.mark.urls("tests.admin.without_streams")
+def test_without_our_urls_the_list_is_polled(admin_client: Client) -> None:
+    rows.saved()
+    page = admin_client.get("/admin/tasks_app/task/").content.decode()
+    assert 'data-stream-url=""' in page
+
+
+def test_with_them_it_is_streamed(admin_client: Client) -> None:
+    page = admin_client.get(LIST).content.decode()
+    assert 'data-stream-url="/tasks/stream/?all=1"' in page

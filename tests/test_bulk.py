@@ -1,0 +1,52 @@
+"""Work on many tasks, in batches."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from tasks_app import bulk
+from tasks_app.bulk import Done
+from tasks_app.exceptions import IllegalTransition, TaskNotFound
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests import rows
+
+pytestmark = pytest.mark.django_db
+
+
+def cancel(task_ids: list[uuid.UUID], told: list[list[Any]], **options: Any) -> bulk.Summary:
+    return bulk.each(task_ids, task_service.cancel_task, told.append, **options)
+
+
+def test_each_is_tried_and_each_refusal_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "BATCH", 2)
+    tasks = [rows.saved(), rows.saved(Status.FAILED), rows.saved()]
+    told: list[list[Done[Any]]] = []
+    summary = cancel([task.pk for task in tasks] + [uuid.uuid4()], told)
+    assert (summary.done, summary.left) == (2, 0)
+    assert summary.refused == {(IllegalTransition, Status.FAILED): 1, (TaskNotFound, None): 1}
+    assert [[one.task.pk for one in batch] for batch in told] == [[tasks[0].pk], [tasks[2].pk]]
+    assert told[0][0].outcome.status == Status.CANCELLED
+
+
+def test_what_is_told_commits_with_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "BATCH", 1)
+    tasks = [rows.saved(), rows.saved()]
+
+    def told(done: list[Done[Any]]) -> None:
+        if done[0].task.pk == tasks[1].pk:
+            raise RuntimeError("the log is full")
+
+    with pytest.raises(RuntimeError):
+        bulk.each([task.pk for task in tasks], task_service.cancel_task, told)
+    assert [rows.fresh(task).status for task in tasks] == [Status.CANCELLED, Status.PENDING]
+
+
+def test_it_stops_when_its_time_is_over() -> None:
+    tasks = [rows.saved() for _ in range(3)]
+    summary = cancel([task.pk for task in tasks], [], seconds=0)
+    assert (summary.done, summary.left) == (0, 3)
+    assert rows.fresh(tasks[0]).status == Status.PENDING
