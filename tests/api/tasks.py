@@ -47,3 +47,10 @@ class Reserved(BaseTask):
 class Closed(BaseTask):
     def execute(self, progress: ProgressHandle) -> None:
         pass
+
+
+class Ping(BaseTask):
+    startable = True
+
+    def execute(self, progress: ProgressHandle) -> None:
+        pass

@@ -34,6 +34,7 @@ def ada() -> User:
 
 
 def scope(user: User | None, path: str, query: str = "", **more: Any) -> dict[str, Any]:
+    path = path if path.startswith("/") else API + path
     client = Client()
     headers = [(b"host", b"testserver")]
     if user is not None:
@@ -46,8 +47,8 @@ def scope(user: User | None, path: str, query: str = "", **more: Any) -> dict[st
         "asgi": {"version": "3.0"},
         "method": "GET",
         "scheme": "http",
-        "path": API + path,
-        "raw_path": (API + path).encode(),
+        "path": path,
+        "raw_path": path.encode(),
         "root_path": "",
         "query_string": query.encode(),
         "headers": headers,
