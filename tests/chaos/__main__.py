@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any
 DATABASES = ("sqlite", "postgresql")
 LONG: dict[str, dict[str, int]] = {
     "kills": {"kills": 250},
-    "peace": {"tasks": 2000, "workers": 4, "backlog": 400},
+    "peace": {"tasks": 1000, "workers": 4, "backlog": 400},
     "trouble": {"troubles": 12},
     "both": {"kills": 30, "troubles": 6},
 }
@@ -40,7 +41,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--troubles", type=int, default=0, help="harm the database so often")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--viewers", type=int, default=6)
-    parser.add_argument("--backlog", type=int, default=40, help="unfinished tasks at a time")
+    parser.add_argument("--backlog", type=int, default=80, help="unfinished tasks at a time")
     parser.add_argument("--seconds", type=float, default=600, help="end each run by then")
     parser.add_argument(
         "--seed", type=int, default=SystemRandom().randrange(10**6), help="of what is random"
@@ -55,11 +56,11 @@ def main() -> int:
     if given.kills or given.tasks or given.troubles:
         return max(one(database, given) for database in databases)
     print(f"seed {given.seed}", flush=True)
-    faults = [long(database, given.seed) for database in databases]
+    faults = [long(database, given.seed, given.seconds) for database in databases]
     return int(any(faults))
 
 
-def long(database: str, seed: int) -> bool:
+def long(database: str, seed: int, seconds: float) -> bool:
     """Make all runs on a database and print their table; return whether anything was wrong."""
     began = time.monotonic()
     counts: dict[str, dict[str, list[Any]]] = {}
@@ -68,7 +69,7 @@ def long(database: str, seed: int) -> bool:
         words = [word for name, value in plan.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "tests.chaos", "--database", database, "--json"]
         run = subprocess.run(
-            [*command, "--seed", str(seed), *words],
+            [*command, "--seed", str(seed), "--seconds", str(seconds), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -110,11 +111,15 @@ def one(database: str, given: argparse.Namespace) -> int:
             [sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--database", database],
             check=False,
         ).returncode
+    # Its processes must not outlive it, also where it is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ |= {
         "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
         "DATA_DIR": str(folder),
         "CHAOS_FOLDER": str(folder),
+        # What a killed process held, the tracker of multiprocessing clears, and says so.
+        "PYTHONWARNINGS": "ignore:resource_tracker",
     }
     if given.troubles and not given.kills and database == "postgresql":
         # A restart keeps workers away for seconds, and that must not cost them their leases.

@@ -33,13 +33,14 @@ from tests.chaos.audit import (
     missed_by,
 )
 from tests.chaos.databases import Database
+from tests.chaos.doomed import Doomed
 from tests.chaos.load import Feeder
 from tests.chaos.viewers import Viewer
-from tests.harness import PATIENCE, Process, eventually, free_port
+from tests.harness import PATIENCE, eventually, free_port
 from tests.invariants import Seen, check_invariants
 
 #: How long a process may go on that does not come to its failpoint.
-REPRIEVE = (3.0, 8.0)
+REPRIEVE = (2.0, 5.0)
 STALE = "was taken from this worker"
 #: Said by a process only where something is wrong that a kill does not explain.
 ASGI_FAILED = "Exception in ASGI application"
@@ -63,7 +64,7 @@ class Plan:
     workers: int = 3
     hands: int = 4
     viewers: int = 6
-    backlog: int = 40
+    backlog: int = 80
     seed: int = 0
     #: The run ends by then, whatever was reached.
     seconds: float = 600.0
@@ -94,7 +95,7 @@ class Slot:
 
     role: str
     command: list[str]
-    process: Process | None = None
+    process: Doomed | None = None
     fate: Fate = NEVER
     #: When it was up, by the monotonic clock.
     ready: float = float("inf")
@@ -144,7 +145,7 @@ class Arena:
         self.tally = Tally()
         self.struck: Counter[str] = Counter()
         self.befell: Counter[str] = Counter()
-        self.processes: list[Process] = []
+        self.processes: list[Doomed] = []
         self.viewers: list[Viewer] = []
         self.seen = Seen()
         self.port = free_port()
@@ -190,7 +191,7 @@ class Arena:
             if time.monotonic() > look_at:
                 self._look()
                 look_at = time.monotonic() + 10
-            pause.wait(0.02)
+            pause.wait(0.05)
         if self.plan.troubles:
             trouble.join(60)
 
@@ -217,16 +218,15 @@ class Arena:
         if slot.process is not None:
             slot.process.end()
         name = slot.fate.name if "." in slot.fate.name else "never"
-        command = ["-m", "tests.chaos.doomed", name, str(slot.fate.passes), *slot.command]
         log = self.folder / f"{slot.role}-{len(self.processes)}.log"
-        slot.process = Process(command, log, **{ledger.VARIABLE: str(self.folder)})
+        slot.process = Doomed(log, name, slot.fate.passes, *slot.command)
         slot.ready, slot.done, slot.paused = float("inf"), set(), 0.0
         self.processes.append(slot.process)
 
     def _tend(self, slot: Slot) -> None:
         process = slot.process
         assert process is not None
-        code = process.process.poll()
+        code = process.code
         if code is not None:
             self._bury(slot, process, code)
             self._start(slot)
@@ -254,7 +254,7 @@ class Arena:
         conf = task_settings()
         return conf.lease_seconds + 3 * conf.heartbeat_seconds
 
-    def _is_up(self, slot: Slot, process: Process) -> bool:
+    def _is_up(self, slot: Slot, process: Doomed) -> bool:
         match slot.role:
             case "worker":
                 return " started: " in process.output
@@ -268,7 +268,7 @@ class Arena:
             case _:
                 return True
 
-    def _bury(self, slot: Slot, process: Process, code: int) -> None:
+    def _bury(self, slot: Slot, process: Doomed, code: int) -> None:
         if code == -signal.SIGKILL:
             self.tally.kills += 1
             deaths = {entry["pid"]: entry["name"] for entry in ledger.entries("deaths")}
@@ -319,7 +319,7 @@ class Arena:
             assert slot.process is not None
             if self.plan.kills:
                 slot.process.end()
-            if slot.role != "cleanup" and slot.process.process.poll() is not None:
+            if slot.role != "cleanup" and slot.process.code is not None:
                 self._start(slot)
         eventually(self._web_answers, what="the web process answers")
         with contextlib.suppress(AssertionError):
@@ -338,15 +338,11 @@ class Arena:
             worker.send(signal.SIGTERM)
         for worker in workers:
             assert worker is not None
-            if (code := worker.wait()) != 0:
+            if (code := worker.wait(PATIENCE)) != 0:
                 self.tally.fault("other_faults", f"{worker.log.name} ended with {code}")
-        last = Process(
-            ["-m", "tests.chaos.doomed", "never", "1", "cleanup_tasks"],
-            self.folder / "cleanup-last.log",
-            **{ledger.VARIABLE: str(self.folder)},
-        )
+        last = Doomed(self.folder / "cleanup-last.log", "never", 1, "cleanup_tasks")
         self.processes.append(last)
-        if last.wait() != 0:
+        if last.wait(PATIENCE) != 0:
             self.tally.fault("other_faults", f"cleanup_tasks failed: {last.output}")
 
     def _all_over(self) -> bool:
