@@ -1,7 +1,8 @@
 """The admin's list over a million tasks: `python -m benchmarks admin`, or with another number.
 
 Each page is opened by Django's test client, template and all, as an operator's browser would ask
-for it: the median of five times, after one to warm up. DESIGN.md's aim is 300 ms.
+for it: the median of five times, after one to warm up. The aim is 300 ms. The database works in the
+same process, so the time of the processor is what it takes on a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -98,11 +99,12 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def measure(client: Client, what: str, url: str) -> None:
     client.get(url)
-    took = []
+    took, worked = [], []
     for _ in range(TIMES):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         response = client.get(url)
         took.append((time.perf_counter() - began) * 1e3)
+        worked.append((time.process_time() - busy) * 1e3)
         assert response.status_code == 200, (url, response.status_code, response.get("Location"))
     with CaptureQueriesContext(connection) as queries:
         client.get(url)
@@ -110,8 +112,8 @@ def measure(client: Client, what: str, url: str) -> None:
     median = statistics.median(took)
     mark = "" if median < AIM_MS else f"   over {AIM_MS} ms"
     print(
-        f"{what:<36} {median:6.0f} ms, worst {max(took):.0f}; {len(queries):>2} queries, "
-        f"slowest {float(slowest['time']) * 1e3:.0f} ms{mark}"
+        f"{what:<36} {median:6.0f} ms, of the processor {statistics.median(worked):.0f}; "
+        f"{len(queries):>2} queries, slowest {float(slowest['time']) * 1e3:.0f} ms{mark}"
     )
 
 

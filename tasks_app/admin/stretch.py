@@ -54,7 +54,7 @@ class Stretch:
         status = Status(asked) if asked in Status else None
         if status is Status.RUNNING or params.get(TROUBLE) == LOST:
             # Never more than there are hands, whoever owns them: sorted as they are read.
-            return cls("created_at", descending, Status.RUNNING)
+            return cls("started_at", descending, Status.RUNNING)
         if params.get(OWNER):
             return cls("created_at", descending, of_owner=True)
         if status is None:

@@ -316,11 +316,13 @@ def test_the_list_reads_an_index_in_its_order(
     with connection.execute_wrapper(collect):
         listed(admin_client, query)
     assert len(read) >= 3
+    # The names and queues to choose from are those of the newest tasks, in any case.
+    choices = [sql for sql, _params in read if "LIMIT 2000" in sql]
+    assert len(choices) == 1
     for sql, params in read:
         indexes, whole = plan(sql, params)
         assert not whole, sql
-        assert indexes & {index, "tasks_newest"}, sql
-    assert any(index in plan(sql, params)[0] for sql, params in read)
+        assert ("tasks_newest" if sql in choices else index) in indexes, sql
 
 
 # What its script asks.

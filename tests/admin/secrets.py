@@ -1,0 +1,59 @@
+"""Tasks whose parameters and results are in part secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretBytes, SecretStr
+
+from tasks_app.base import BaseTask, ProgressHandle
+
+
+class Key(BaseModel):
+    kind: Literal["key"] = "key"
+    name: str
+    secret: SecretStr
+
+
+class Password(BaseModel):
+    kind: Literal["password"] = "password"
+    user: str
+    word: SecretStr | None = None
+    spare: list[SecretBytes] = []
+
+
+@dataclass
+class Server:
+    host: str
+    token: SecretStr
+
+
+class Node(BaseModel):
+    label: str
+    pin: SecretStr
+    below: list[Node] = []
+
+
+class Secretive(BaseTask):
+    class Params(BaseModel):
+        model_config = ConfigDict(extra="allow")
+
+        plain: str
+        token: SecretStr
+        logins: dict[str, Annotated[Key | Password, Field(discriminator="kind")]] = {}
+        server: Server | None = None
+        pair: tuple[str, SecretStr] | None = None
+        tree: Node | None = None
+        anything: JsonValue = None
+        named: Annotated[SecretStr, Field(alias="as-it-is-sent")] = SecretStr("")
+        told: Annotated[str, Field(json_schema_extra={"writeOnly": True})] = ""
+
+    def execute(self, progress: ProgressHandle, **_params: object) -> Key: ...
+
+
+class Strict(BaseTask):
+    class Params(BaseModel):
+        plain: str
+
+    def execute(self, progress: ProgressHandle, plain: str) -> None: ...

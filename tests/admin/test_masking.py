@@ -1,0 +1,87 @@
+"""What is declared secret is not shown."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from tasks_app import lifecycle
+from tasks_app.admin.masking import MASK, masked, shown_params, shown_result
+from tasks_app.models import Task
+from tests import rows
+from tests.admin.secrets import Secretive, Strict
+
+#: Every secret of these parameters has this in it.
+HIDDEN = "s3cret"
+PARAMS = {
+    "plain": "seen",
+    "token": "s3cret 1",
+    "logins": {
+        "one": {"kind": "key", "name": "seen", "secret": "s3cret 2"},
+        "two": {"kind": "password", "user": "seen", "word": "s3cret 3", "spare": ["s3cret 4"]},
+        "three": {"kind": "password", "user": "seen", "word": None, "spare": []},
+    },
+    "server": {"host": "seen", "token": "s3cret 5"},
+    "pair": ["seen", "s3cret 6"],
+    "tree": {
+        "label": "seen",
+        "pin": "s3cret 7",
+        "below": [{"label": "seen", "pin": "s3cret 8", "below": []}],
+    },
+    "anything": {"deep": [1, {"token": "seen"}]},
+    "as-it-is-sent": "s3cret 9",
+    "told": "s3cret 10",
+}
+
+
+def test_secrets_are_masked_wherever_they_are() -> None:
+    stored = Secretive.validate_params(PARAMS)
+    assert json.dumps(stored).count(HIDDEN) == 10
+    shown, known = shown_params(Task(name=Secretive.name(), params=stored))
+    assert known
+    assert HIDDEN not in json.dumps(shown)
+    assert json.dumps(shown).count("seen") == json.dumps(stored).count("seen") == 9
+    assert shown["logins"]["one"] == {"kind": "key", "name": "seen", "secret": MASK}
+    assert shown["logins"]["three"]["word"] is None
+    assert shown["pair"] == ["seen", MASK]
+    assert shown["tree"]["below"] == [{"label": "seen", "pin": MASK, "below": []}]
+    assert shown["anything"] == PARAMS["anything"]
+
+
+def test_what_is_declared_no_more_is_masked() -> None:
+    task = Task(name=Strict.name(), params={"plain": "seen", "password": "s3cret"})
+    assert shown_params(task) == ({"plain": "seen", "password": MASK}, True)
+
+
+@pytest.mark.parametrize("name", ["shop.tasks.Gone", "tests.admin.secrets.Key", "odd"])
+def test_nothing_is_shown_of_what_nobody_knows(name: str) -> None:
+    task = Task(name=name, params={"plain": {"a": "b"}, "none": None}, result={"a": "s3cret"})
+    assert shown_params(task) == ({"plain": MASK, "none": MASK}, False)
+    assert shown_result(task) == ({"a": MASK}, False)
+
+
+def test_a_schema_that_refers_to_itself_ends() -> None:
+    schema = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}
+    assert masked({"b": 1}, [(schema, schema)]) == {"b": 1}
+
+
+@pytest.mark.django_db
+def test_the_page_shows_no_secret(admin_client: Client) -> None:
+    task, claim = rows.claimed(name=Secretive.name(), params=Secretive.validate_params(PARAMS))
+    result: Any = {"kind": "key", "name": "seen", "secret": "s3cret 11"}
+    lifecycle.complete({claim: result})
+    page = admin_client.get(reverse("admin:tasks_app_task_change", args=[task.pk]))
+    assert HIDDEN not in page.content.decode()
+    assert MASK in page.content.decode()
+
+
+@pytest.mark.django_db
+def test_the_page_says_that_nobody_knows(admin_client: Client) -> None:
+    task = rows.enqueued(name="shop.tasks.Gone", params={"token": "s3cret"})
+    page = admin_client.get(reverse("admin:tasks_app_task_change", args=[task.pk]))
+    assert "cannot be imported here" in page.content.decode()
+    assert "s3cret" not in page.content.decode()

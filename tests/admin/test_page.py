@@ -1,0 +1,213 @@
+"""The admin's page of one task."""
+
+from __future__ import annotations
+
+import html
+import re
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from tasks_app import lifecycle
+from tasks_app.admin import history, page
+from tasks_app.claims import Failure, claim_of
+from tasks_app.models import Task
+from tasks_app.progress import LogLine
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests import rows
+
+from .conftest import Login
+
+pytestmark = pytest.mark.django_db
+
+EVIL = "<script>alert(1)</script>"
+
+
+def url(task: Task) -> str:
+    return reverse("admin:tasks_app_task_change", args=[task.pk])
+
+
+def text(client: Client, task: Task, query: str = "") -> str:
+    """What the page's own part says, without its markup."""
+    answer = client.get(url(task) + query)
+    assert answer.status_code == 200
+    content = answer.content.decode()
+    content = content[content.index("data-task-page") :]
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", content)))
+
+
+def test_the_history_of_a_task(admin_client: Client) -> None:
+    one = rows.worker(hostname="host1", pid=1)
+    task, claim = rows.claimed(one, max_attempts=3)
+    lifecycle.log({claim: [LogLine("info", "opened the file"), LogLine("warning", "line 3")]})
+    lifecycle.retry({claim: Failure("OSError", "disk", "Traceback", timedelta())})
+    [task] = lifecycle.claim(rows.worker(hostname="host2", pid=2), 1)
+    lifecycle.release([claim_of(task)])
+    [task] = lifecycle.claim(one, 1)
+    task_service.cancel_task(task.pk, by=User(username="ada"))
+    lifecycle.cancel([claim_of(task)])
+    said = text(admin_client, task)
+    for part in (
+        "Queued",
+        "Attempt 1 started on host1:1",
+        "Attempt 1 failed, another follows OSError: disk",
+        "Attempt 2 started on host2:2",
+        "Handed back by its worker, to begin anew",
+        "Cancel requested , by ada",
+        "info opened the file",
+        "warning line 3",
+    ):
+        assert part in said.replace("requested, by", "requested , by"), part
+    assert re.search(r"Attempts 1 Failed, 0\.\d s host1:1 OSError: disk 2 Handed back", said)
+
+
+def test_an_error_and_its_traceback(admin_client: Client) -> None:
+    task = rows.ended(Status.FAILED)
+    content = admin_client.get(url(task)).content.decode()
+    assert "<b>ValueError</b>: it broke" in content
+    assert '<pre id="task-traceback" tabindex="0">Traceback: it broke</pre>' in content
+    assert "<details" in content
+    assert 'data-copy="task-traceback"' in content
+
+
+def test_every_text_is_escaped(admin_client: Client) -> None:
+    user = User.objects.create_user(EVIL)
+    task, claim = rows.claimed(
+        rows.worker(hostname=EVIL),
+        name=EVIL,
+        queue=EVIL,
+        params={EVIL: EVIL},
+        owner=user,
+        unique_key=EVIL,
+    )
+    lifecycle.log({claim: [LogLine("info", EVIL)]})
+    lifecycle.fail({claim: Failure(EVIL, EVIL, EVIL)})
+    completed, claim = rows.claimed(name="tests.tasks.Noop")
+    lifecycle.complete({claim: {EVIL: EVIL}})
+    again = task_service.retry_task(task.pk, by=user).task_id
+    for one in (task, completed, Task.objects.get(pk=again)):
+        for address in (url(one), reverse("admin:tasks_app_task_delete", args=[one.pk])):
+            assert EVIL not in admin_client.get(address).content.decode()
+
+
+def test_a_task_that_is_gone(admin_client: Client) -> None:
+    for gone in (uuid.uuid4(), "odd"):
+        answer = admin_client.get(f"/admin/tasks_app/task/{gone}/change/", follow=True)
+        assert answer.redirect_chain == [(reverse("admin:tasks_app_task_changelist"), 302)]
+        assert f"There is no task {gone}" in answer.content.decode()
+
+
+def test_who_may_view_it(login: Login) -> None:
+    task = rows.enqueued()
+    assert login("cancel_task").get(url(task)).status_code == 403
+    viewer = login("view_task", username="viewer")
+    content = viewer.get(url(task)).content.decode()
+    assert "Timeline" in content
+    assert "task-act-" not in content
+    assert viewer.get(reverse("admin:tasks_app_task_history", args=[task.pk])).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "offered"),
+    [
+        (Status.PENDING, ["cancel"]),
+        (Status.RUNNING, ["cancel"]),
+        (Status.COMPLETED, ["remove"]),
+        (Status.FAILED, ["retry", "remove"]),
+        (Status.CANCELLED, ["retry", "remove"]),
+    ],
+)
+def test_only_what_is_legal_is_offered(
+    admin_client: Client, status: Status, offered: list[str]
+) -> None:
+    task = rows.saved(status)
+    content = admin_client.get(url(task)).content.decode()
+    assert re.findall(r'class="button task-act-(\w+)"', content) == offered
+    if status == Status.RUNNING:
+        task_service.cancel_task(task.pk)
+        assert "task-act-cancel" not in admin_client.get(url(task)).content.decode()
+    if status == Status.FAILED:
+        task_service.retry_task(task.pk)
+        assert "task-act-retry" not in admin_client.get(url(task)).content.decode()
+
+
+def test_related_tasks(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = rows.saved(Status.FAILED, unique_key="import")
+    older = rows.saved(Status.COMPLETED, unique_key="import", age=timedelta(hours=2))
+    rows.saved(Status.COMPLETED, unique_key="other")
+    again = Task.objects.get(pk=task_service.retry_task(task.pk).task_id)
+    said = text(admin_client, task)
+    assert f"Retried as {again.pk} Pending" in said
+    assert said.count("Same unique key") == 2
+    assert str(older.pk) in admin_client.get(url(task)).content.decode()
+    assert f"Retried from {task.pk}" in text(admin_client, again)
+    monkeypatch.setattr("tasks_app.admin.stretch.WINDOW", 2)
+    assert str(older.pk) not in admin_client.get(url(task)).content.decode()
+
+
+def test_a_long_history_is_bounded(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "LINES", 3)
+    monkeypatch.setattr(history, "FACTS", 2)
+    task, claim = rows.claimed()
+    lifecycle.log({claim: [LogLine("info", f"line {n}") for n in range(7)]})
+    lifecycle.cancel([claim])
+
+    def lines(query: str) -> list[str]:
+        return re.findall(r"line \d", text(admin_client, task, query))
+
+    assert lines("") == ["line 4", "line 5", "line 6"]
+    seen, query = lines(""), ""
+    while earlier := re.search(
+        r'href="(\?before=\d+)#', admin_client.get(url(task) + query).content.decode()
+    ):
+        query = earlier[1]
+        seen = lines(query) + seen
+    assert seen == [f"line {n}" for n in range(7)]
+    assert "What came before is not shown" in text(admin_client, task)
+    assert "data-tail" not in admin_client.get(url(task) + query).content.decode()
+    assert lines("?before=odd") == ["line 4", "line 5", "line 6"]
+
+
+def test_what_is_long_is_cut_unless_it_is_asked_for(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "JSON_SHOWN", 100)
+    task, claim = rows.claimed()
+    lifecycle.complete({claim: {"text": "x" * 200 + "end"}})
+    assert "end" not in text(admin_client, task).split("Facts")[0].split("Result")[1][:160]
+    assert "Show all of it" in text(admin_client, task)
+    assert "xend" in admin_client.get(url(task) + "?whole").content.decode()
+
+
+def test_as_many_queries_however_long_its_history(admin_client: Client) -> None:
+    def queries(task: Task) -> int:
+        admin_client.get(url(task))
+        with CaptureQueriesContext(connection) as captured:
+            admin_client.get(url(task))
+        return len(captured)
+
+    short = rows.ended(Status.FAILED)
+    task, claim = rows.claimed(max_attempts=50)
+    for _ in range(30):
+        lifecycle.log({claim: [LogLine("info", "line")] * 10})
+        lifecycle.release([claim])
+        [task] = lifecycle.claim(rows.worker(), 1)
+        claim = claim_of(task)
+    lifecycle.fail({claim: rows.BROKEN})
+    assert queries(task) == queries(short) <= 12
+
+
+def test_times_are_of_the_current_zone(admin_client: Client, settings: Any) -> None:
+    task = rows.enqueued()
+    settings.TIME_ZONE = "Asia/Tokyo"
+    event = rows.last_fact(task)
+    there = event.timestamp + timedelta(hours=9)
+    assert f"{there:%H:%M:%S}" in text(admin_client, task)
