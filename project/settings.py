@@ -24,6 +24,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_eventstream",  # tasks_app
     "tasks_app",  # tasks_app
+    "ninja",  # tasks_app: its page of the API, with files of this site's
     "project.airports",
 ]
 
