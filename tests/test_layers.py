@@ -28,7 +28,7 @@ LAYERS = [
     {"changes", "claims"},
     {"ledger"},
     {"lifecycle"},
-    {"retention", "permissions", "statistics"},
+    {"health", "retention", "permissions", "statistics"},
     {"worker", "streaming"},
     {"service"},
     {"bulk"},

@@ -65,8 +65,8 @@ class Cleanup:
     def run(self, tell: Callable[[int], object] = lambda removed: None) -> Summary:
         """Take back, prune, forget. Tells how many tasks each batch removed."""
         summary = self.summary
-        while not self._stopped and (taken := self._insist(rescue_from_outside)):
-            summary.taken_back += taken
+        if not self._stopped:
+            summary.taken_back = self._insist(rescue_from_outside)
         prune = self._insist(lambda: retention.prune(self.rule))
         while not self._stopped:
             removed = self._insist(lambda: next(prune, None))

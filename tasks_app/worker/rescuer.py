@@ -37,7 +37,7 @@ class Rescuer:
             self._clear_since = moment
         self._beat_at = moment
         if moment - self._clear_since > 0.9 * heartbeat:
-            rescue()
+            rescue_all()
             self.waits = False
         else:
             self.waits = lifecycle.overdue(database_now(alias())).exists()
@@ -62,7 +62,15 @@ def rescue_from_outside() -> int:
         if moment - tried_at > heartbeat / 2:
             clear_since = moment
         tried_at = moment
-    return rescue()
+    return rescue_all()
+
+
+def rescue_all() -> int:
+    """Rescue in batches until nobody is left to be; return how many were."""
+    total = 0
+    while taken := rescue():
+        total += taken
+    return total
 
 
 def _write_nothing() -> None:

@@ -188,8 +188,11 @@ def locked(times: float) -> Any:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("transactional_db", "aged")
 def test_a_database_that_is_locked_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    before = connection.connection
     with locked(2):
         assert cleanup().startswith("Removed 5 finished tasks;")
+    # It may have been the connection.
+    assert connection.connection is not before
     told = [record.getMessage() for record in caplog.records]
     assert told == [
         "The database does not answer (database is locked); next try in 0.1 s",

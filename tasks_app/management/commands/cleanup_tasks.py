@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sys
@@ -17,27 +16,13 @@ from tqdm import tqdm
 
 from tasks_app import retention
 from tasks_app.conf import task_settings
+from tasks_app.management.terminal import duration
 from tasks_app.states import TERMINAL, Status
 from tasks_app.worker.cleanup import PATIENCE_SECONDS, Cleanup, Summary
 from tasks_app.worker.trouble import TROUBLE
 
 #: Of sysexits.h: a failure that may well have passed by the next try.
 EX_TEMPFAIL = 75
-UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
-
-
-def duration(text: str) -> float:
-    """Read a duration such as 3600, 90m, 12h or 7d, as seconds."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
-    try:
-        seconds = float(number) * UNITS[unit]
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no duration; write seconds, or a number with s, m, h or d, such as 7d"
-        )
-    return seconds
 
 
 class Command(BaseCommand):

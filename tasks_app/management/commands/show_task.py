@@ -1,0 +1,92 @@
+"""Show one task with its history."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from tasks_app import display
+from tasks_app.management.commands.list_tasks import WORDS
+from tasks_app.management.terminal import Exit, as_json, ending, find_task, shown
+from tasks_app.models import Task, TaskEvent, aware
+
+
+class Command(BaseCommand):
+    help = (
+        "Shows a task and the newest of its history; not its parameters, which may be secret. "
+        "Exits with 0, or with 1 when there is no such task."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("task", help="The task's id, or its beginning.")
+        parser.add_argument(
+            "--events",
+            type=int,
+            default=50,
+            help="At most so many, the newest. Default: 50.",
+        )
+        parser.add_argument("--with-traceback", action="store_true", help="With the traceback.")
+        parser.add_argument(
+            "--json", action="store_true", dest="as_json", help="Print it as one JSON object."
+        )
+
+    def handle(
+        self, *, task: str, events: int, with_traceback: bool, as_json: bool, **_options: Any
+    ) -> None:
+        if events < 0:
+            raise CommandError(f"--events must be 0 or more, not {events}", returncode=Exit.USAGE)
+        found = find_task(task)
+        newest = TaskEvent.primary.filter(task=found).order_by("-id")[:events]
+        history = list(reversed(newest))
+        if as_json:
+            self._print_json(found, history, with_traceback)
+            return
+        for name, value in described(found).items():
+            if value:
+                self.stdout.write(f"{name + ':':<10} {value}")
+        for event in history:
+            self.stdout.write(line(event))
+        if with_traceback and found.error_traceback:
+            self.stdout.write(shown(found.error_traceback))
+
+    def _print_json(self, task: Task, history: list[TaskEvent], with_traceback: bool) -> None:
+        data = task.info().model_dump(mode="json")
+        data["events"] = [event.message() for event in history]
+        if with_traceback:
+            data["traceback"] = task.error_traceback
+        self.stdout.write(as_json(data))
+
+
+def described(task: Task) -> dict[str, str]:
+    """What there is to say of a task, each under its name."""
+    now = timezone.now()
+    return {
+        "Task": f"{task.pk}",
+        "Name": f"{task.label} ({task.name})",
+        "Status": display.describe(task, WORDS, now),
+        "Progress": " ".join([display.percent(task, WORDS), shown(task.progress_text)]).strip(),
+        "Attempt": f"{task.attempt} of {task.max_attempts}",
+        "Time": display.time_taken(task, WORDS, now),
+        "Left": display.time_left(task, WORDS, now),
+        "Queue": task.queue,
+        "Owner": str(task.owner or ""),
+        "Worker": str(task.worker or ""),
+        "Created": moment(task.created_at),
+        "Started": moment(task.started_at) if task.started_at else "",
+        "Ended": moment(task.finished_at) if task.finished_at else "",
+        "Repeats": str(task.retried_from_id or ""),
+        "Outcome": ending(task) if task.is_terminal else "",
+    }
+
+
+def moment(value: Any) -> str:
+    return timezone.localtime(aware(value)).isoformat(sep=" ", timespec="seconds")
+
+
+def line(event: TaskEvent) -> str:
+    """An event in one line."""
+    data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
+    return shown(f"{moment(event.timestamp)}  {event.event_type}  {data}").rstrip()

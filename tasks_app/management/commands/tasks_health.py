@@ -1,0 +1,94 @@
+"""Tell whether tasks are being worked on, for probes."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, InterfaceError
+
+from tasks_app.health import Health, Limits, health
+from tasks_app.management.terminal import Exit, duration
+
+
+class Command(BaseCommand):
+    help = (
+        "Tells whether workers live, how long the oldest task waits and what is stuck. Exits with "
+        "0 when all is within the limits, 1 when it is not or the database does not answer, 2 on "
+        "wrong input. Made for the probes of Docker and Kubernetes, and for cron."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--min-workers",
+            type=int,
+            default=1,
+            help="At least so many workers must live. Default: 1.",
+        )
+        parser.add_argument(
+            "--max-wait",
+            type=duration,
+            metavar="TIME",
+            help="No task that could start may wait for longer (90s, 10m, 2h). Default: no limit.",
+        )
+        parser.add_argument(
+            "--max-stuck",
+            type=int,
+            default=0,
+            help="At most so many threads may be stuck, and tasks without a living worker be "
+            "overdue for rescue. Default: 0.",
+        )
+        parser.add_argument("--queue", help="Only the tasks of this queue, and who takes them.")
+        parser.add_argument(
+            "--this-host",
+            action="store_true",
+            help="Only workers of this host, such as the one in this container.",
+        )
+        parser.add_argument(
+            "--json", action="store_true", dest="as_json", help="Print what was found as JSON."
+        )
+
+    def handle(
+        self,
+        *,
+        min_workers: int,
+        max_wait: float | None,
+        max_stuck: int,
+        queue: str | None,
+        this_host: bool,
+        as_json: bool,
+        **_options: Any,
+    ) -> None:
+        for option, value in (("--min-workers", min_workers), ("--max-stuck", max_stuck)):
+            if value < 0:
+                raise CommandError(
+                    f"{option} must be 0 or more, not {value}", returncode=Exit.USAGE
+                )
+        try:
+            found = health(queue=queue, hostname=socket.gethostname() if this_host else None)
+        except (DatabaseError, InterfaceError) as error:
+            raise CommandError(
+                f"The database does not answer: {str(error).strip()}", returncode=Exit.FAILED
+            ) from error
+        problems = found.problems(Limits(min_workers, max_wait, max_stuck))
+        if as_json:
+            told = {"healthy": not problems, "problems": problems} | found.model_dump(mode="json")
+            self.stdout.write(json.dumps(told))
+        else:
+            self.stdout.write(sentence(found))
+        if problems:
+            raise CommandError("; ".join(problems), returncode=Exit.FAILED)
+
+
+def sentence(found: Health) -> str:
+    """What was found, in words."""
+    wait = "none"
+    if found.oldest_waiting_seconds is not None:
+        wait = f"the oldest for {found.oldest_waiting_seconds:.0f} s"
+    return (
+        f"Workers: {found.workers_alive} alive, {found.workers_lost} lost. "
+        f"Tasks: {found.running} running, {found.ready} waiting ({wait}), "
+        f"{found.overdue} overdue for rescue. Stuck threads: {found.stuck_threads}."
+    )

@@ -1,0 +1,109 @@
+"""`manage.py tasks_health`, as probes call it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import OperationalError
+from django.utils import timezone
+
+from tasks_app import health as module
+from tasks_app.states import Status
+from tests.commands.test_tasks import run
+from tests.rows import lapse, saved, worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def brief(settings: Any) -> None:
+    settings.TASK_LEASE_SECONDS, settings.TASK_HEARTBEAT_SECONDS = 30, 10
+
+
+def check(*options: str) -> tuple[int, dict[str, Any], str]:
+    code, out, said = run("tasks_health", "--json", *options)
+    return code, json.loads(out), said
+
+
+def test_a_living_worker_is_healthy() -> None:
+    worker()
+    saved(Status.RUNNING)
+    saved(age=timedelta(minutes=2))
+    code, found, _ = check()
+    assert code == 0
+    assert found["healthy"] is True
+    assert found["problems"] == []
+    assert (found["workers_alive"], found["running"], found["ready"]) == (1, 1, 1)
+    assert 119 < found["oldest_waiting_seconds"] < 180
+    assert run("tasks_health")[1].startswith("Workers: 1 alive, 0 lost. Tasks: 1 running, 1 wait")
+
+
+def test_no_worker_is_not() -> None:
+    code, found, said = check()
+    assert (code, found["healthy"], said) == (1, False, "0 workers are alive, and 1 should be")
+    assert check("--min-workers", "0")[0] == 0
+
+
+def test_a_lost_worker_does_not_count() -> None:
+    worker(heartbeat_at=timezone.now() - timedelta(seconds=60))
+    worker(stopped_at=timezone.now())
+    code, found, _ = check()
+    assert (code, found["workers_alive"], found["workers_lost"]) == (1, 0, 1)
+
+
+def test_a_wait_may_be_too_long() -> None:
+    worker()
+    saved(age=timedelta(minutes=2))
+    saved(run_after=timezone.now() + timedelta(hours=1))
+    assert check("--max-wait", "10m")[0] == 0
+    code, _, said = check("--max-wait", "1m")
+    assert code == 1
+    assert "and 60 s is the most" in said
+
+
+def test_stuck_threads_and_overdue_tasks_are_not_healthy() -> None:
+    worker(stuck=2)
+    lapse(saved(Status.RUNNING), timedelta(minutes=5))
+    code, found, said = check()
+    assert (code, found["stuck_threads"], found["overdue"]) == (1, 2, 1)
+    assert said.split("; ") == [
+        "2 threads are stuck",
+        "restart their workers",
+        "1 tasks wait for a worker to take them back",
+    ]
+    assert check("--max-stuck", "2")[0] == 0
+
+
+def test_a_queue_is_asked_for_by_itself() -> None:
+    worker(queues=["mail"])
+    saved(queue="mail", age=timedelta(hours=1))
+    code, found, _ = check("--queue", "mail")
+    assert (code, found["workers_alive"], found["ready"]) == (0, 1, 1)
+    code, found, _ = check("--queue", "video")
+    assert (code, found["workers_alive"], found["ready"]) == (1, 0, 0)
+    worker()
+    assert check("--queue", "video")[0] == 0
+
+
+def test_a_container_asks_for_its_own_worker() -> None:
+    worker(hostname="another")
+    assert check("--this-host")[0] == 1
+    worker(hostname=socket.gethostname())
+    assert check("--this-host")[0] == 0
+
+
+def test_a_database_that_does_not_answer_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: object) -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(module, "database_now", refused)
+    assert run("tasks_health") == (1, "", "The database does not answer: connection refused")
+
+
+@pytest.mark.parametrize("option", ["--min-workers=-1", "--max-stuck=-1"])
+def test_limits_are_checked(option: str) -> None:
+    assert run("tasks_health", option)[0] == 2
