@@ -36,7 +36,7 @@ def hosts(
 ) -> Iterator[tuple[list[Process], list[Web]]]:
     """Two workers and two web processes. The test itself tells over Redis what it starts, too."""
     settings.EVENTSTREAM_REDIS = redis_server.setting  # type: ignore[attr-defined]
-    workers = [start_worker(REDIS_URL=redis_server.url, **LASTING) for _ in range(2)]
+    workers = [start_worker(ready=False, REDIS_URL=redis_server.url, **LASTING) for _ in range(2)]
     webs = [start_web(REDIS_URL=redis_server.url, **LASTING) for _ in range(2)]
     eventually(lambda: redis_server.listeners() == 2)
     yield workers, webs
