@@ -225,7 +225,8 @@ class Columns:
             '<span class="task-icon" aria-hidden="true"></span>'
             '<span data-part="state">{}</span></span>'
             '<span class="task-badge" data-part="lost"{}>{}</span>'
-            '<span class="task-badge" data-part="stuck"{}>{}</span>',
+            '<span class="task-badge" data-part="stuck"{}>{}</span>'
+            '<span class="task-buttons">{}</span>',
             task.status,
             SafeString(" data-cancelling" if row.is_cancelling else ""),
             row.state,
@@ -233,6 +234,7 @@ class Columns:
             _("Heartbeat lost"),
             _hidden(not task.stuck),
             _("Stuck thread"),
+            _buttons(row),
         )
 
     @admin.display(description=_("progress"))
@@ -274,25 +276,24 @@ class Columns:
             + _fact(_("Ran"), row.ran, "ran")
         )
 
-    @admin.display(description=_("actions"))
-    def offered(self, task: Task) -> SafeString:
-        # Buttons of the list's own form, which has the CSRF token: a form in it may not be.
-        row = _row(task)
-        return format_html_join(
-            "",
-            '<button type="submit" class="task-button" data-act="{}" formaction="{}"{}'
-            ' aria-label="{}">{}</button>',
+
+def _buttons(row: Row) -> SafeString:
+    """Buttons of the list's own form, which has the CSRF token: a form in it may not be."""
+    return format_html_join(
+        "",
+        '<button type="submit" class="task-button" data-act="{}" formaction="{}"{}'
+        ' aria-label="{}">{}</button>',
+        (
             (
-                (
-                    name,
-                    reverse(f"admin:tasks_app_task_{name}", args=[task.pk]),
-                    _hidden(not now),
-                    f"{label}: {row.shared.label(task)}",
-                    label,
-                )
-                for name, label, now in row.offers()
-            ),
-        )
+                name,
+                reverse(f"admin:tasks_app_task_{name}", args=[row.task.pk]),
+                _hidden(not now),
+                f"{label}: {row.shared.label(row.task)}",
+                label,
+            )
+            for name, label, now in row.offers()
+        ),
+    )
 
 
 def _hidden(hidden: bool) -> SafeString:

