@@ -58,11 +58,15 @@ class Worker(models.Model):
     heartbeat_at = models.DateTimeField(_("last heartbeat"))
     #: As of its last heartbeat.
     busy = models.PositiveIntegerField(
-        _("busy"), default=0, help_text=_("Tasks it was running at its last heartbeat")
+        _("busy"),
+        default=0,
+        db_default=0,
+        help_text=_("Tasks it was running at its last heartbeat"),
     )
     stuck = models.PositiveIntegerField(
         _("stuck threads"),
         default=0,
+        db_default=0,
         help_text=_("Threads of tasks that did not stop when told to"),
     )
     #: Set when it ended in good order; a worker that was killed has none.
@@ -151,7 +155,10 @@ class Task(models.Model):
     error_traceback = models.TextField(_("traceback"), blank=True, default="")
 
     stuck = models.BooleanField(
-        _("stuck"), default=False, help_text=_("Did not stop when told to: its thread was given up")
+        _("stuck"),
+        default=False,
+        db_default=False,
+        help_text=_("Did not stop when told to: its thread was given up"),
     )
 
     #: Who holds the claim, until when, and the proof of it. Set while running, and only then.

@@ -46,6 +46,7 @@ class Migration(migrations.Migration):
             name="stuck",
             field=models.BooleanField(
                 default=False,
+                db_default=False,
                 help_text="Did not stop when told to: its thread was given up",
                 verbose_name="stuck",
             ),
@@ -55,6 +56,7 @@ class Migration(migrations.Migration):
             name="busy",
             field=models.PositiveIntegerField(
                 default=0,
+                db_default=0,
                 help_text="Tasks it was running at its last heartbeat",
                 verbose_name="busy",
             ),
@@ -64,6 +66,7 @@ class Migration(migrations.Migration):
             name="stuck",
             field=models.PositiveIntegerField(
                 default=0,
+                db_default=0,
                 help_text="Threads of tasks that did not stop when told to",
                 verbose_name="stuck threads",
             ),

@@ -101,7 +101,7 @@ def snippet_lines(page: Path) -> list[str]:
 def is_permission_or_url(name: str) -> bool:
     """Of the app's label, not of the package: a permission, a check, a logger."""
     actions = ("view", "add", "change", "delete", "start", "cancel", "retry")
-    codenames = {f"{action}_task" for action in actions}
+    codenames = {f"{action}_task" for action in actions} | {"view_worker"}
     return (
         name.removeprefix("tasks_app.") in codenames
         or re.fullmatch(r"tasks_app\.[EW]\d+", name) is not None
