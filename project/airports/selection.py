@@ -10,7 +10,19 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    country: Annotated[str, Field(pattern=r"^([A-Z]{2})?$")] = ""
-    has_iata: bool = False
-    #: Feet above sea level, as aviation counts.
-    min_elevation: Annotated[float, Field(ge=-2_000, le=30_000)] | None = None
+    country: Annotated[
+        str,
+        Field(
+            pattern=r"^([A-Z]{2})?$",
+            description="Its two letters. Left empty: every country.",
+            examples=["NO"],
+        ),
+    ] = ""
+    has_iata: Annotated[bool, Field(title="Only with an IATA code")] = False
+    min_elevation: (
+        Annotated[
+            float,
+            Field(ge=-2_000, le=30_000, description="Feet above sea level, as aviation counts."),
+        ]
+        | None
+    ) = None

@@ -248,7 +248,9 @@ class FarthestReachable(SiteTask):
     start_page = "start-reach"
 
     class Params(Selection):
-        range_km: Annotated[float, Field(ge=10, le=2_000)] = 500
+        range_km: Annotated[
+            float, Field(ge=10, le=2_000, description="The length of one hop, at most.")
+        ] = 500
         hops: Annotated[int, Field(ge=1, le=20)] = 4
 
     @classmethod

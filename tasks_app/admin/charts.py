@@ -93,10 +93,10 @@ def _bar(stretch: Stretch, x: float, most: int) -> Bar:
 
 
 def round_up(most: int) -> int:
-    """Return the next number that reads well on an axis: 1, 2 or 5 and zeros."""
+    """Return the next number that reads well on an axis: one digit, even or 5, and zeros."""
     step = 1
     while True:
-        for factor in (1, 2, 5):
+        for factor in (1, 2, 4, 5, 6, 8):
             if most <= factor * step:
                 return factor * step
         step *= 10

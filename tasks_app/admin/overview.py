@@ -11,6 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
@@ -20,6 +21,7 @@ from tasks_app.admin.charts import HEIGHT, WIDTH, chart
 from tasks_app.admin.start import startable_by
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, aware
+from tasks_app.states import Status
 from tasks_app.statistics import Presence
 
 if TYPE_CHECKING:
@@ -95,8 +97,21 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
             return ""
         return display.duration(max(0.0, (found.now - aware(moment)).total_seconds()), words)
 
+    ended = found.last_day.ended
+    numbers = {
+        "running": found.running,
+        "ready": found.ready,
+        "later": found.later,
+        "completed": ended[Status.COMPLETED],
+        "failed": ended[Status.FAILED],
+        "cancelled": ended[Status.CANCELLED],
+    }
     return {
         "overview": found,
+        # Of a million, so that the digits can be counted, whatever the site does elsewhere.
+        "numbers": {
+            name: number_format(number, force_grouping=True) for name, number in numbers.items()
+        },
         "charts": [chart("hour", found.last_hour), chart("day", found.last_day)],
         "chart_width": WIDTH,
         "chart_height": HEIGHT,

@@ -218,7 +218,8 @@ def test_a_single_failure_among_very_many_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "rounded"), [(0, 1), (1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (50, 50), (51, 100)]
+    ("most", "rounded"),
+    [(0, 1), (1, 1), (2, 2), (3, 4), (6, 6), (9, 10), (11, 20), (50, 50), (61, 80)],
 )
 def test_the_axis_ends_at_a_number_that_reads_well(most: int, rounded: int) -> None:
     assert round_up(most) == rounded
