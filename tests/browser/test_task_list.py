@@ -98,6 +98,7 @@ def test_the_first_task_replaces_the_empty_list(page: Page, serve: Serve) -> Non
 def test_what_a_worker_hands_back_is_no_news(page: Page, serve: Serve) -> None:
     here, elsewhere = task(name="here"), task(name="elsewhere")
     site = listed(serve, here)
+    page.clock.install()
     page.goto(f"{site.url}/page/")
     stream = site.stream()
     stream.send("task_queued", elsewhere, run_after="2026-01-01T00:00:00Z", reason="released")
@@ -105,8 +106,10 @@ def test_what_a_worker_hands_back_is_no_news(page: Page, serve: Serve) -> None:
     stream.send("task_queued", here, run_after="2026-01-01T00:00:00Z")
     stream.progress(here, 0.5)
     shows(page, here, "Running", "0.5")
-    page.clock.install()
     page.clock.run_for(2_000)
+    # Had it asked for the page, then before this.
+    page.evaluate("fetch('/elsewhere/')")
+    site.wait_for(lambda: site.asked("elsewhere"), "the page to ask for another")
     assert len(site.asked("page")) == 1
 
 
