@@ -10,7 +10,7 @@ from django.test import Client
 from tasks_app.models import Worker
 from tests.harness import Process, Viewer, Web, ended, eventually
 
-pytest_plugins = ["tests.leaks"]
+pytest_plugins = ["tests.clocks", "tests.leaks"]
 
 #: Leases are short in tests, so that one can wait until they run out.
 LEASE = {"TASK_LEASE_SECONDS": "2", "TASK_HEARTBEAT_SECONDS": "0.5"}

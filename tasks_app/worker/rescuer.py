@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from datetime import datetime
 
 from django.db import transaction
 
@@ -21,11 +22,15 @@ class Rescuer:
 
     Leases also run out where the database takes no writes for longer than a lease: its server is
     down, or a long transaction holds SQLite's lock. No worker is lost then, and whoever writes
-    first afterwards must not judge the others, but leave them a heartbeat's time to renew.
+    first afterwards must not judge the others, but leave them a heartbeat's time to renew. Nor is
+    anybody lost because the database's clock was stepped forward, or its machine slept: what was
+    leased by the old time is judged a whole lease later.
     """
 
     def __init__(self, moment: float) -> None:
         self._beat_at = self._clear_since = moment
+        #: The database's time at the last beat.
+        self._clock: datetime | None = None
         #: Some leases have run out, and it is too soon to tell whether their workers are lost.
         self.waits = False
 
@@ -34,13 +39,18 @@ class Rescuer:
         heartbeat = task_settings().heartbeat_seconds
         # Less than half a heartbeat late harms nobody: a lease is two heartbeats long at least.
         if moment - self._beat_at > 1.5 * heartbeat:
-            self._clear_since = moment
-        self._beat_at = moment
+            self._clear_since = max(moment, self._clear_since)
+        now = database_now(alias())
+        if self._clock is not None:
+            stepped = (now - self._clock).total_seconds() - (moment - self._beat_at)
+            if stepped > 0.5 * heartbeat:
+                self._clear_since = moment + task_settings().lease_seconds
+        self._beat_at, self._clock = moment, now
         if moment - self._clear_since > 0.9 * heartbeat:
             rescue_all()
             self.waits = False
         else:
-            self.waits = lifecycle.overdue(database_now(alias())).exists()
+            self.waits = lifecycle.overdue(now).exists()
 
 
 def rescue_from_outside() -> int:

@@ -1,0 +1,292 @@
+"""Clocks that jump: summer time, steps of a clock, leap days, naive times, microseconds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.conf import settings as django_settings
+from django.utils import timezone
+
+from tasks_app import lifecycle, retention
+from tasks_app.claims import Claim, claim_of
+from tasks_app.clock import database_now
+from tasks_app.models import Task, TaskEvent, Worker
+from tasks_app.retention import Rule
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tasks_app.worker.rescuer import Rescuer
+from tests.clocks import Clock, local
+from tests.invariants import Seen, check_invariants
+from tests.rows import BROKEN, enqueued, fresh, lapse, saved, worker
+from tests.tasks import Noop
+
+pytestmark = pytest.mark.django_db
+
+BERLIN = ZoneInfo("Europe/Berlin")
+#: When Berlin's clocks go from 2 to 3, and from 3 to 2.
+SPRING = datetime(2026, 3, 29, 1, tzinfo=UTC)
+AUTUMN = datetime(2026, 10, 25, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+INSTANT = timedelta(microseconds=1)
+
+
+@pytest.fixture(params=["aware UTC", "aware Berlin", "naive Berlin"])
+def site(request: pytest.FixtureRequest, settings: Any) -> str:
+    """How a site may keep its time."""
+    kind, zone = request.param.split()
+    settings.USE_TZ = kind == "aware"
+    settings.TIME_ZONE = {"UTC": "UTC", "Berlin": "Europe/Berlin"}[zone]
+    settings.TASK_LEASE_SECONDS = 30
+    settings.TASK_HEARTBEAT_SECONDS = 10
+    return str(request.param)
+
+
+def take(by: Worker) -> list[Claim]:
+    return [claim_of(task) for task in lifecycle.claim(by, 9)]
+
+
+# Summer time.
+
+
+@pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
+@pytest.mark.parametrize("after", [-2 * HOUR, HOUR, 5 * HOUR], ids=["before", "after", "later"])
+def test_a_delayed_task_is_due_at_its_time(
+    site: str, clock: Clock, change: datetime, after: timedelta
+) -> None:
+    clock.now = change - 3 * HOUR
+    due = change + after
+    task = task_service.start_task(Noop, run_after=local(due))
+    by = worker()
+    clock.now = due - INSTANT
+    assert take(by) == []
+    assert task_service.get_task_status(task.task_id).run_after == due
+    clock.now = due
+    assert [claim.task_id for claim in take(by)] == [task.task_id]
+    check_invariants()
+
+
+def test_the_hour_that_comes_twice_has_two_tasks(settings: Any, clock: Clock) -> None:
+    settings.TIME_ZONE = "Europe/Berlin"
+    wall = datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN)
+    second = task_service.start_task(Noop, run_after=wall.replace(fold=1))
+    first = task_service.start_task(Noop, run_after=wall.replace(fold=0))
+    by = worker()
+    for started, due in ((first, AUTUMN - 30 * MINUTE), (second, AUTUMN + 30 * MINUTE)):
+        clock.now = due - INSTANT
+        assert take(by) == []
+        clock.now = due
+        assert [claim.task_id for claim in take(by)] == [started.task_id]
+
+
+def test_the_hour_that_does_not_come_has_its_task_too(settings: Any, clock: Clock) -> None:
+    settings.TIME_ZONE = "Europe/Berlin"
+    started = task_service.start_task(Noop, run_after=datetime(2026, 3, 29, 2, 30, tzinfo=BERLIN))
+    clock.now = SPRING + 30 * MINUTE
+    assert [claim.task_id for claim in take(worker())] == [started.task_id]
+
+
+@pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
+def test_a_task_lives_through_the_change(site: str, clock: Clock, change: datetime) -> None:
+    """Whatever the site's clocks say: each step is written, and each is told with its zone."""
+    seen = Seen()
+    by = worker()
+    clock.now = change - 3 * SECOND
+    task = enqueued(max_attempts=2)
+    [claim] = take(by)
+    check_invariants(seen)
+    clock.now = change + SECOND
+    assert lifecycle.renew([claim]) == []
+    assert lifecycle.retry({claim: BROKEN}) == []
+    check_invariants(seen)
+    # By naive clocks that went back, what was due before is due an hour later.
+    clock.now = change + 2 * HOUR
+    [claim] = take(by)
+    assert lifecycle.complete({claim: 1}) == []
+    check_invariants(seen)
+    info = task_service.get_task_status(task.pk)
+    assert (info.start_time, info.end_time) == (change + 2 * HOUR, change + 2 * HOUR)
+    events = [event.message() for event in TaskEvent.objects.order_by("id")]
+    assert all(event.timestamp.utcoffset() is not None for event in events)
+
+
+@pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
+def test_a_worker_that_renews_is_not_lost_in_the_change(
+    site: str, clock: Clock, change: datetime
+) -> None:
+    other = worker()
+    rescuer = Rescuer(0.0)
+    task = enqueued()
+    clock.now = start = change - 27 * SECOND
+    Task.objects.update(run_after=local(start))
+    [claim] = take(other)
+    for beat in range(12):
+        # The two of them beat in turns.
+        clock.now = start + beat * 10 * SECOND
+        rescuer.beat(10.0 * beat)
+        clock.now += 5 * SECOND
+        assert lifecycle.renew([claim]) == [], clock.now
+    assert fresh(task).attempt == 1
+
+
+@pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
+def test_a_worker_that_dies_in_the_change_is_found_out(
+    site: str, clock: Clock, change: datetime
+) -> None:
+    rescuer = Rescuer(0.0)
+    task = enqueued()
+    clock.now = start = change - 25 * SECOND
+    Task.objects.update(run_after=local(start))
+    take(worker())
+
+    def seconds_until_failed() -> float:
+        for beat in range(500):
+            clock.now = start + beat * 10 * SECOND
+            rescuer.beat(10.0 * beat)
+            if fresh(task).status == Status.FAILED:
+                return beat * 10.0
+        return float("inf")
+
+    # A lease and a heartbeat, and what it takes to be sure. Naive clocks that go back wait longer.
+    naive = site.startswith("naive") and change == AUTUMN
+    assert 40 < seconds_until_failed() <= (3600 if naive else 0) + 100
+    check_invariants()
+
+
+# A clock that is stepped.
+
+
+@pytest.mark.parametrize("step", [10 * MINUTE, -10 * MINUTE], ids=["forth", "back"])
+def test_who_holds_a_claim_keeps_it_when_the_clock_is_stepped(
+    site: str, clock: Clock, step: timedelta
+) -> None:
+    seen = Seen()
+    task = enqueued()
+    [claim] = take(worker())
+    check_invariants(seen)
+    clock.now += step
+    assert lifecycle.renew([claim]) == []
+    assert fresh(task).lease_expires_at == local(clock.now + 30 * SECOND)
+    assert lifecycle.rescue() == []
+    clock.now -= step
+    assert lifecycle.complete({claim: 1}) == []
+    check_invariants(seen)
+
+
+def test_who_was_wrongly_rescued_writes_nothing_more(clock: Clock) -> None:
+    """The fence holds whatever a clock said."""
+    seen = Seen()
+    task = enqueued(max_attempts=2)
+    by = worker()
+    [stale] = take(by)
+    clock.now += HOUR
+    assert [lost.pk for lost in lifecycle.rescue()] == [task.pk]
+    clock.now += HOUR
+    [claim] = take(by)
+    clock.now -= 2 * HOUR
+    assert lifecycle.complete({stale: "stale"}) == [stale]
+    assert lifecycle.complete({claim: "right"}) == []
+    assert fresh(task).result == "right"
+    check_invariants(seen)
+
+
+@pytest.fixture
+def lost(clock: Clock, settings: Any) -> Task:
+    settings.TASK_LEASE_SECONDS, settings.TASK_HEARTBEAT_SECONDS = 30, 10
+    task = saved(Status.RUNNING, worker=worker())
+    lapse(task, timedelta(), clock.now + 25 * SECOND)
+    return task
+
+
+def test_a_step_forward_makes_nobody_look_lost(clock: Clock, lost: Task) -> None:
+    rescuer = Rescuer(0.0)
+    statuses = []
+    for beat in range(1, 7):
+        # Stepped once, or the machine slept: the monotonic clock did not go along.
+        clock.now += 10 * SECOND + (HOUR if beat == 2 else timedelta())
+        rescuer.beat(10.0 * beat)
+        statuses.append(fresh(lost).status)
+    # The step is seen at the second beat; a lease later, at 50 seconds, 10 more make sure.
+    assert statuses == [*[Status.RUNNING] * 5, Status.FAILED]
+
+
+def test_slow_clocks_are_none_that_are_stepped(clock: Clock, lost: Task) -> None:
+    rescuer = Rescuer(0.0)
+    for beat in range(1, 5):
+        clock.now += 10.4 * SECOND
+        rescuer.beat(10.0 * beat)
+    assert fresh(lost).status == Status.FAILED
+
+
+# The calendar.
+
+
+def test_a_leap_day_is_a_day(site: str, clock: Clock) -> None:
+    clock.now = datetime(2028, 2, 28, 12, tzinfo=UTC)
+    leap = datetime(2028, 2, 29, 12, tzinfo=UTC)
+    task = task_service.start_task(Noop, run_after=local(leap))
+    by = worker()
+    clock.now = leap - INSTANT
+    assert take(by) == []
+    clock.now = leap
+    [claim] = take(by)
+    lifecycle.complete({claim: None})
+    assert task_service.get_task_status(task.task_id).end_time == leap
+    # 365 days after a leap day are a day less than a year.
+    year = Rule(365 * 86400, 365 * 86400)
+    clock.now = datetime(2029, 2, 28, 12, tzinfo=UTC)
+    assert sum(retention.prune(year)) == 0
+    clock.now += INSTANT
+    assert sum(retention.prune(year)) == 1
+
+
+def test_a_new_year_does_not_change_the_order(site: str, clock: Clock) -> None:
+    clock.now = datetime(2026, 12, 31, 22, 59, 59, 999_999, tzinfo=UTC)  # Berlin's last moment.
+    tasks = [Task(name="tests.tasks.Noop", run_after=None) for _ in range(3)]
+    lifecycle.enqueue(tasks)
+    by = worker()
+    assert [claim.task_id for claim in take(by)] == [tasks[0].pk]
+    clock.now += 2 * INSTANT
+    # Retried for a moment that is past in no year.
+    assert [claim.task_id for claim in take(by)] == [task.pk for task in tasks[1:]]
+    assert lifecycle.rescue() == []
+    check_invariants()
+
+
+@pytest.mark.parametrize("micro", [0, 1, 100_000, 999_999])
+def test_a_microsecond_decides(site: str, clock: Clock, micro: int) -> None:
+    """SQLite compares texts, and writes a whole second without a fraction."""
+    due = clock.now.replace(microsecond=micro)
+    clock.now = due - MINUTE
+    task = task_service.start_task(Noop, run_after=local(due))
+    by = worker()
+    clock.now = due - INSTANT
+    assert take(by) == []
+    clock.now = due
+    [claim] = take(by)
+    clock.now = due + 40 * SECOND
+    # Now the lease has run out for just as long as a heartbeat.
+    assert lifecycle.rescue() == []
+    clock.now += INSTANT
+    assert [lost.pk for lost in lifecycle.rescue()] == [task.task_id]
+    assert lifecycle.complete({claim: 1}) == [claim]
+    clock.now += MINUTE
+    assert sum(retention.prune(Rule(None, 60))) == 0
+    clock.now += INSTANT
+    assert sum(retention.prune(Rule(None, 60))) == 1
+
+
+# The database's own clock.
+
+
+def test_the_databases_time_is_as_its_columns_are(site: str) -> None:
+    now = database_now("default")
+    assert timezone.is_aware(now) == django_settings.USE_TZ
+    assert abs(now - timezone.now()) < HOUR / 2
+    task = enqueued(run_after=now)
+    assert fresh(task).run_after == now
