@@ -40,7 +40,7 @@ from tests.harness import PATIENCE, eventually, free_port
 from tests.invariants import Seen, check_invariants
 
 #: How long a process may go on that does not come to its failpoint.
-REPRIEVE = (2.0, 5.0)
+REPRIEVE = (3.0, 7.0)
 STALE = "was taken from this worker"
 #: Said by a process only where something is wrong that a kill does not explain.
 ASGI_FAILED = "Exception in ASGI application"

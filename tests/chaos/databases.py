@@ -24,8 +24,11 @@ class Database(Protocol):
 
 
 class SQLite:
-    #: Longer than a lease and the grace after it.
-    LOCK_SECONDS = (0.5, 4.0)
+    #: In trouble nobody is lost, and nobody is to be taken for lost: with heartbeats so short that
+    #: a busy machine misses them, that would be asked of the machine.
+    TROUBLE = {"TASK_LEASE_SECONDS": "4", "TASK_HEARTBEAT_SECONDS": "1.5"}
+    #: Some are longer than a lease and the grace after it.
+    LOCK_SECONDS = (0.5, 7.0)
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "chaos.sqlite3"
@@ -47,6 +50,9 @@ class SQLite:
 
 
 class PostgreSQL:
+    #: A restart takes some seconds, and much longer than usual on a busy machine.
+    TROUBLE = {"TASK_LEASE_SECONDS": "15", "TASK_HEARTBEAT_SECONDS": "1"}
+
     def __init__(self, folder: Path) -> None:
         # Its lock files go there; where there is none it warns. Read when it is imported.
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))

@@ -39,12 +39,12 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice() -> None:
 
 
 def test_many_workers_and_tasks_tally_exactly() -> None:
-    counts = chaos(tasks=300, workers=4, backlog=150)
-    assert counts["tasks"] >= 300
+    counts = chaos(tasks=200, workers=4, backlog=100)
+    assert counts["tasks"] >= 200
     # Flaky tasks and those that break have more than one.
     assert counts["runs begun"] == counts["attempts"] > counts["tasks"]
 
 
 def test_a_database_in_trouble_costs_no_task() -> None:
-    counts = chaos(troubles=4)
-    assert counts["troubles"] == 4
+    counts = chaos(troubles=3)
+    assert counts["troubles"] == 3
