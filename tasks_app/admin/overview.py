@@ -21,7 +21,7 @@ from tasks_app.admin.charts import HEIGHT, WIDTH, chart
 from tasks_app.admin.start import startable_by
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, aware
-from tasks_app.states import Status
+from tasks_app.states import TERMINAL, Status
 from tasks_app.statistics import Presence
 
 if TYPE_CHECKING:
@@ -97,14 +97,11 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
             return ""
         return display.duration(max(0.0, (found.now - aware(moment)).total_seconds()), words)
 
-    ended = found.last_day.ended
     numbers = {
-        "running": found.running,
+        Status.RUNNING.value: found.running,
         "ready": found.ready,
         "later": found.later,
-        "completed": ended[Status.COMPLETED],
-        "failed": ended[Status.FAILED],
-        "cancelled": ended[Status.CANCELLED],
+        **{status.value: found.last_day.ended[status] for status in TERMINAL},
     }
     return {
         "overview": found,
