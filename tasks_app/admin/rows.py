@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 WORDS: Mapping[str, str | _StrPromise] = {
     **display.WORDS,
     **{f"is_{status.value}": status.label for status in Status},
-    "starts_in": _("starts in {duration}"),
+    "starts_in": _("{duration} to go"),
     "attempt_of": _("{attempt} of {max_attempts}"),
     "removed": _("Removed"),
     "new_one": _("1 new task: show it"),
@@ -272,7 +272,7 @@ class Columns:
         created = date_format(timezone.localtime(aware(task.created_at)), "SHORT_DATETIME_FORMAT")
         return (
             _fact(_("Created"), created)
-            + _fact(_("Waited"), row.waited, "waited")
+            + _fact(_("Wait"), row.waited, "waited")
             + _fact(_("Ran"), row.ran, "ran")
         )
 

@@ -71,7 +71,7 @@ def test_a_row_says_it_all(admin_client: Client) -> None:
         "50% Reading about 2 min left",
         "Owner ada Queue imports",
         "Attempt 2 of 3 Worker host7:42",
-        "Waited 1 min 0 s Ran 1 min 30 s",
+        "Wait 1 min 0 s Ran 1 min 30 s",
     ):
         assert said in text
     [info] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
