@@ -65,6 +65,7 @@ def main(folder: Path, tasks: int = TASKS) -> None:
     found = json.loads(prune.output.splitlines()[-1])
     show("the command", f"{found['seconds']:.0f} s", json.dumps(found["summary"]))
     show("slowest statement", f"{found['slowest'] * 1e3:.0f} ms", found["statement"])
+    show("most processor time of a statement", f"{found['worked'] * 1e3:.0f} ms", "")
     show("slowest batch, its commit included", f"{found['batch'] * 1e3:.0f} ms", "")
     show("statements", f"{found['statements']:,}", f"of {found['deleted']:,} rows")
     show("memory", f"{found['most']:.0f} MB", f"{found['before']:.0f} MB before")
@@ -159,15 +160,16 @@ def make(tasks: int) -> None:
 
 def measured(folder: Path) -> None:
     """Run the command in this process, and print what it took as the last line."""
-    slowest, statement, statements, batch = 0.0, "", 0, 0.0
+    slowest, statement, statements, batch, worked = 0.0, "", 0, 0.0, 0.0
 
     def watch(execute: Any, sql: str, *rest: Any) -> Any:
-        nonlocal slowest, statement, statements
-        began = time.perf_counter()
+        nonlocal slowest, statement, statements, worked
+        began, before = time.perf_counter(), time.thread_time()
         try:
             return execute(sql, *rest)
         finally:
             took = time.perf_counter() - began
+            worked = max(worked, time.thread_time() - before)
             statements += 1
             # To begin is to wait until others have written.
             if took > slowest and not sql.startswith("BEGIN"):
@@ -196,6 +198,7 @@ def measured(folder: Path) -> None:
         "seconds": seconds,
         "slowest": slowest,
         "statement": statement,
+        "worked": worked,
         "batch": batch,
         "statements": statements,
         "deleted": rows - Task.objects.count() - TaskEvent.objects.count(),
