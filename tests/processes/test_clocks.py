@@ -1,0 +1,149 @@
+"""Real workers whose clocks are wrong, and real workers of a site with naive times."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from tasks_app.clock import database_now
+from tasks_app.models import Worker
+from tasks_app.schemas import TaskStartResponse
+from tasks_app.service import task_service
+from tasks_app.states import Status
+from tests.harness import Process, begins, ends, eventually
+from tests.invariants import Seen, check_invariants
+from tests.rows import facts
+from tests.tasks import Noop, Steps
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MINUTES = 600
+#: Long beside what a busy machine keeps a worker waiting, and short beside those minutes.
+LEASE = {"TASK_LEASE_SECONDS": "6", "TASK_HEARTBEAT_SECONDS": "0.5"}
+Skewed = Callable[[Path], Process]
+
+
+@pytest.fixture
+def skewed(processes: list[Process], tmp_path: Path) -> Skewed:
+    """Start a worker of one hand whose clock is wrong by what a file says."""
+
+    def start(clock: Path) -> Process:
+        log = tmp_path / f"skewed-{len(processes)}.log"
+        command = ["-m", "tests.skewed", "run_tasks", "--max-workers", "1"]
+        worker = Process(command, log, CLOCK=str(clock), **LEASE)
+        processes.append(worker)
+        eventually(lambda: Worker.objects.filter(pid=worker.pid).exists(), what=worker.output)
+        return worker
+
+    return start
+
+
+def wrong_by(seconds: int, path: Path) -> Path:
+    # At once, so that nobody reads half of it.
+    path.with_suffix(".new").write_text(str(seconds))
+    return path.with_suffix(".new").rename(path)
+
+
+def beaten(*workers: Process, times: int = 4) -> None:
+    """Wait until all of them have beaten so often."""
+    for _ in range(times):
+        for worker in workers:
+            row = Worker.objects.get(pid=worker.pid)
+            eventually(
+                lambda row=row: Worker.objects.get(pk=row.pk).heartbeat_at != row.heartbeat_at,  # type: ignore[misc]
+                what="it beats",
+            )
+
+
+def steps(reins: Path) -> TaskStartResponse:
+    task = task_service.start_task(Steps, {"reins": reins})
+    begins(task.task_id)
+    return task
+
+
+def completes_in_its_first_attempt(task: TaskStartResponse) -> None:
+    row = ends(task.task_id)
+    assert (row.status, row.attempt) == (Status.COMPLETED, 1)
+    assert facts(row) == ["task_queued", "task_started", "task_completed"]
+
+
+def test_hosts_whose_clocks_are_minutes_apart(skewed: Skewed, reins: Path, tmp_path: Path) -> None:
+    """None rescues wrongly, none is lost wrongly, and who is killed is found out in time."""
+    # The processes of an SQLite database are on one host.
+    apart = MINUTES if connection.vendor == "postgresql" else 0
+    late = skewed(wrong_by(-apart, tmp_path / "late"))
+    first = steps(reins)
+    early = skewed(wrong_by(apart, tmp_path / "early"))
+    second = steps(reins)
+    seen = Seen()
+    beaten(late, early)
+    check_invariants(seen)
+    reins.write_text("10")
+    completes_in_its_first_attempt(first)
+    completes_in_its_first_attempt(second)
+    # All told the same time, which is the database's.
+    now = database_now("default")
+    for worker in Worker.objects.all():
+        assert abs(now - worker.heartbeat_at) < timedelta(seconds=MINUTES / 2)
+    # And what a killed one held comes back, by whichever clock the others have.
+    reins.write_text("0")
+    early.send(signal.SIGSTOP)
+    third = steps(reins)
+    late.send(signal.SIGKILL)
+    early.send(signal.SIGCONT)
+    assert ends(third.task_id).error_type == "WorkerLost"
+    check_invariants(seen)
+
+
+def test_a_host_whose_clock_is_stepped_back_and_forth(
+    skewed: Skewed, reins: Path, tmp_path: Path
+) -> None:
+    clock = wrong_by(0, tmp_path / "clock")
+    one = skewed(clock)
+    first = steps(reins)
+    other = skewed(clock)
+    second = steps(reins)
+    seen = Seen()
+    for seconds in (MINUTES, 0, -MINUTES, 0):
+        wrong_by(seconds, clock)
+        beaten(one, other)
+        assert check_invariants(seen) == 2
+    reins.write_text("10")
+    completes_in_its_first_attempt(first)
+    completes_in_its_first_attempt(second)
+    check_invariants(seen)
+
+
+def test_a_site_without_zones(
+    start_worker: Callable[..., Process], settings: Any, reins: Path
+) -> None:
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+    naive = {"DJANGO_SETTINGS_MODULE": "tests.naive", "TASK_RETRY_BACKOFF_SECONDS": "0.1"}
+    doomed = start_worker(**naive)
+    seen = Seen()
+    first = task_service.start_task(Steps, {"reins": reins}, max_attempts=2)
+    begins(first.task_id)
+    beaten(doomed)
+    check_invariants(seen)
+    doomed.send(signal.SIGKILL)
+    start_worker(**naive)
+    due = timezone.now() + timedelta(seconds=1)
+    delayed = task_service.start_task(Noop, run_after=due)
+    row = ends(delayed.task_id)
+    assert row.status == Status.COMPLETED
+    assert row.started_at is not None
+    assert due <= row.started_at < due + timedelta(minutes=1)
+    reins.write_text("10")
+    row = ends(first.task_id)
+    assert (row.status, row.attempt) == (Status.COMPLETED, 2)
+    check_invariants(seen)
+    info = task_service.get_task_status(first.task_id)
+    assert info.end_time is not None
+    assert info.end_time.utcoffset() is not None
