@@ -131,16 +131,17 @@ def test_pause(
     expect(pause).to_have_attribute("aria-pressed", "true")
     expect(page.locator('[data-part="live-state"]')).to_have_text("Paused")
 
-    with page.expect_event("console", lambda message: message.text == "seen", timeout=WITHIN):
-        page.evaluate(
-            """url => {
-              const source = new EventSource(url);
-              source.addEventListener("task_completed", () => console.log("seen"));
-            }""",
-            f"{web.url}/tasks/stream/?all=1",
-        )
-        # It is committed, and another stream of the same page has told of it.
-        lifecycle.complete({claim: None})
+    # Another stream of the same page: what it was told of, the list was told of too.
+    page.evaluate(
+        """url => new Promise((opened) => {
+          const source = new EventSource(url);
+          source.addEventListener("task_status", opened);
+          source.addEventListener("task_completed", () => { window.told = true; });
+        })""",
+        f"{web.url}/tasks/stream/?all=1",
+    )
+    lifecycle.complete({claim: None})
+    page.wait_for_function("window.told", timeout=WITHIN)
     shows(page, task.pk, "state", "Running")
     page.keyboard.press("Space")
     expect(pause).to_have_attribute("aria-pressed", "false")
