@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -85,14 +84,6 @@ class ActionViews(Base):
         self, request: HttpRequest, queryset: QuerySet[Task]
     ) -> HttpResponseBase | None:
         return self._act_on_many(request, queryset, REMOVE)
-
-    def get_actions(
-        self, request: HttpRequest
-    ) -> dict[str, tuple[Callable[..., str], str, str] | None]:
-        actions = super().get_actions(request)
-        # It lists every event of every task, and removes what has not finished.
-        actions.pop("delete_selected", None)
-        return actions
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
