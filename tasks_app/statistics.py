@@ -219,7 +219,7 @@ def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Cou
             for index, start in enumerate(starts[-1])
         ]
     found: dict[tuple[int, int], dict[str, int]] = {}
-    for status, course, stretch, count in parts[0].union(*parts[1:], all=True):
+    for status, course, stretch, count in parts[0].union(*parts[1:], all=True).order_by():
         found.setdefault((course, stretch), {})[status] = count
     return [
         Course(
