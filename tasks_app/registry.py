@@ -18,7 +18,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import module_has_submodule
 
 from tasks_app.base import BaseTask, resolve
-from tasks_app.exceptions import UnknownTask
+from tasks_app.exceptions import InvalidTask, UnknownTask
 
 logger = logging.getLogger("tasks_app.registry")
 
@@ -123,7 +123,13 @@ def _runs(cls: type[BaseTask]) -> bool:
     Not those made in a function, those of a module that failed halfway, nor mere bases.
     """
     found = getattr(sys.modules.get(cls.__module__), cls.__qualname__, None)
-    return found is cls and cls.execute is not BaseTask.execute
+    if found is not cls or cls.execute is BaseTask.execute:
+        return False
+    try:
+        cls.name()
+    except InvalidTask:
+        return False  # Its path is too long for a row. Whoever starts it is told so.
+    return True
 
 
 def _forget(*, setting: str, **_kwargs: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -12,12 +13,15 @@ from channels.auth import AuthMiddlewareStack
 from channels.generic.http import AsyncHttpConsumer
 from django.core.exceptions import SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
+from django.db import InterfaceError, OperationalError
 from django.urls import Resolver404, ResolverMatch, resolve
 
 from tasks_app.streaming.endpoint import API_STREAM, API_STREAMS, StreamResponse
 from tasks_app.urls import STREAM_VIEWS
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+logger = logging.getLogger("tasks_app.relay")
 
 
 class TaskStreamConsumer(AsyncHttpConsumer):
@@ -91,6 +95,29 @@ def _is_stream(match: ResolverMatch) -> bool:
     return ours or match.url_name in (API_STREAM, API_STREAMS)
 
 
+async def _or_unavailable(application: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
+    """Answer 503 where a stream cannot open because the database does not answer.
+
+    Clients come back by themselves, and a site's log has one line instead of a traceback each.
+    """
+    started = False
+
+    async def sent(message: Any) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await application(scope, receive, sent)
+    except (OperationalError, InterfaceError) as error:
+        if started:
+            raise
+        logger.warning("No stream: the database does not answer (%s)", str(error).strip())
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"retry-after", b"5")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b"The database does not answer."})
+
+
 def with_task_streams(application: ASGIApp) -> ASGIApp:
     """Serve task streams by their consumer, wherever the URLs of `tasks_app` or of its API are
     included, and all else by the site's own ASGI application.
@@ -106,7 +133,7 @@ def with_task_streams(application: ASGIApp) -> ASGIApp:
                 match = None
             if match is not None and _is_stream(match):
                 route = {"view": match.func, "kwargs": match.kwargs}
-                await consumer({**scope, "url_route": route}, receive, send)
+                await _or_unavailable(consumer, {**scope, "url_route": route}, receive, send)
                 return
         await application(scope, receive, send)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
@@ -11,6 +12,10 @@ from tasks_app.models import Worker
 from tests.harness import Process, Viewer, Web, ended, eventually
 
 pytest_plugins = ["tests.clocks", "tests.leaks"]
+
+# How long an example takes tells how busy the machine is.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 #: Leases are short in tests, so that one can wait until they run out.
 LEASE = {"TASK_LEASE_SECONDS": "2", "TASK_HEARTBEAT_SECONDS": "0.5"}

@@ -154,7 +154,7 @@ def test_a_name_that_several_bear_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             "project.tasks.ImportAirports",
             "No module named 'project.tasks'; the nearest are project.airports.tasks.Import",
         ),
-        ("Stubbor", "the nearest is tests.tasks.Stubborn"),
+        ("Stubborm", "the nearest is tests.tasks.Stubborn"),
         ("xyzzy", "none has a name like this"),
         ("", "none has a name like this"),
         ("no.such.thing_at_all", "No module named 'no'"),

@@ -113,7 +113,7 @@ def test_nobody_may_own_a_task(owner: Any) -> None:
         ("max_attempts", 0, "Input should be greater than or equal to 1"),
         ("timeout", 0, "Input should be greater than 0"),
         ("timeout", -1, "Input should be greater than 0"),
-        ("timeout", float("nan"), "Input should be greater than 0"),
+        ("timeout", float("nan"), "Input should be a finite number"),
         ("run_after", "soon", "Input should be a valid datetime or date, input is too short"),
         (
             "run_after",
