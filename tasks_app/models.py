@@ -282,6 +282,10 @@ class Task(models.Model):
     def __str__(self) -> str:
         return f"{self.name} {self.pk}"
 
+    def get_absolute_url(self) -> str:
+        """The task's own page. Raises NoReverseMatch where the site leaves out our URLs."""
+        return reverse("tasks_app:task", args=[self.pk])
+
     @property
     def label(self) -> str:
         """The name people read."""
@@ -290,10 +294,6 @@ class Task(models.Model):
         except UnknownTask:
             # Its code is gone or not importable here; the row is still worth a page.
             return self.name
-
-    def get_absolute_url(self) -> str:
-        """The task's own page. Raises NoReverseMatch where the site leaves out our URLs."""
-        return reverse("tasks_app:task", args=[self.pk])
 
     @property
     def stream_url(self) -> str | None:
