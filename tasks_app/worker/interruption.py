@@ -39,9 +39,12 @@ class Stretch:
 
     def leave(self) -> None:
         with self._lock:
-            if self._entered and self.interrupted:
-                _raise_in(self.thread, None)
             self._entered = False
+        # What was raised in the last moment surfaces here, where the interpreter looks for it: at
+        # each turn of a loop. To take it back instead, by NULL, leaves CPython 3.11 looking for
+        # what is not there at every step, and for ever where a tracer runs.
+        for _ in range(3):
+            pass
 
     def interrupt(self, kind: type[TaskInterrupted]) -> bool:
         """Raise an exception in the thread, as soon as it next runs Python's own code.
@@ -80,10 +83,10 @@ def _is_shielded(thread: threading.Thread | None) -> bool:
     return False
 
 
-def _raise_in(thread: threading.Thread | None, kind: type[BaseException] | None) -> None:
-    """See PyThreadState_SetAsyncExc in Python's C API; None takes back what was not raised yet."""
+def _raise_in(thread: threading.Thread | None, kind: type[BaseException]) -> None:
+    """See PyThreadState_SetAsyncExc in Python's C API."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(_ident(thread)), ctypes.py_object(kind) if kind else None
+        ctypes.c_ulong(_ident(thread)), ctypes.py_object(kind)
     )
 
 
