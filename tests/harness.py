@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -106,10 +107,21 @@ class Process:
         self._file.close()
 
 
+#: Ports of this process of the tests, below those that the kernel hands out to others; it starts
+#: anywhere among them, for another run may be under way.
+PORTS = 2_000
+_next_port = itertools.count(os.getpid() * 37)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that no test beside this one takes before it is used."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for number in itertools.islice(_next_port, PORTS):
+        port = 12_000 + worker % 8 * PORTS + number % PORTS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("Every port of the tests is taken.")
 
 
 class Web(Process):
