@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.harness import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 60
@@ -25,12 +26,6 @@ def environment(data: Path, port: int | str) -> dict[str, str]:
         "PORT": str(port),
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 class RunningSite:
