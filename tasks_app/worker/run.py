@@ -42,6 +42,8 @@ class Run:
     #: When, having been told to stop, it is interrupted; and when it is given up.
     interrupt_at: float = NEVER
     abandon_at: float = NEVER
+    #: How long it has from the one to the other.
+    grace: float = 0.0
 
     def take(self) -> None:
         """Take what the task has reported, over what was taken before and is not written."""
@@ -59,10 +61,15 @@ class Run:
         if self.handle.reason is not None:
             return False
         self.handle.stop(reason)
-        grace = task_settings().interrupt_grace_seconds if grace is None else grace
-        self.interrupt_at = time.monotonic() + grace
-        self.abandon_at = self.interrupt_at + grace
+        self.grace = task_settings().interrupt_grace_seconds if grace is None else grace
+        self.interrupt_at = time.monotonic() + self.grace
+        self.abandon_at = self.interrupt_at + self.grace
         return True
+
+    def interrupted(self, moment: float) -> None:
+        """Give it its time to end, from the moment that it was interrupted, however late."""
+        self.interrupt_at = NEVER
+        self.abandon_at = moment + self.grace
 
     @property
     def deadline(self) -> float:

@@ -32,7 +32,10 @@ def enforce(runs: Iterable[Run], pool: Pool, moment: float) -> list[Outcome]:
             allowed = f"{run.task.timeout_seconds:g} s"
             run.stop(TaskTimedOut(f"The task ran longer than its {allowed}."))
         if moment >= run.interrupt_at:
-            run.interrupt_at = NEVER if _interrupt(run) else moment + AGAIN_SECONDS
+            if _interrupt(run):
+                run.interrupted(moment)
+            else:
+                run.interrupt_at = moment + AGAIN_SECONDS
         if moment >= run.abandon_at:
             run.interrupt_at = run.abandon_at = NEVER
             if pool.abandon(run):

@@ -16,7 +16,9 @@ from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tasks_app.worker.interruption import Stretch
+from tasks_app.worker.pool import Pool
 from tasks_app.worker.shutdown import Exit
+from tasks_app.worker.stopping import enforce
 from tests.harness import begins, ends, eventually
 from tests.rows import facts, last_fact
 from tests.stubborn_tasks import (
@@ -29,6 +31,7 @@ from tests.stubborn_tasks import (
 )
 from tests.tasks import Add
 from tests.worker.conftest import Working
+from tests.worker.runs import made
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -59,8 +62,11 @@ def cancelled(task: Any, **params: Any) -> Task:
 
 
 @pytest.mark.parametrize("task", [Spins, LogsInALoop])
-def test_code_that_never_calls_in_is_interrupted(task: Any, start: Start, log: Log) -> None:
+def test_code_that_never_calls_in_is_interrupted(
+    task: Any, start: Start, settings: Any, log: Log
+) -> None:
     log.set_level(logging.INFO, "tests.stubborn")
+    settings.TASK_INTERRUPT_GRACE_SECONDS = 1  # Some of the tries find it within logging.
     working = start(hands=1)
     ended = cancelled(task)
     assert (ended.status, ended.stuck) == (Status.CANCELLED, False)
@@ -69,6 +75,31 @@ def test_code_that_never_calls_in_is_interrupted(task: Any, start: Start, log: L
     again = task_service.start_task(Add, {"a": 40})
     assert ends(again.task_id).result == 42
     assert working.coordinator.pool.stuck == 0
+
+
+def test_one_that_was_interrupted_late_has_its_grace_all_the_same() -> None:
+    """Its worker was busy, or the thread in code that must not be interrupted."""
+    run = made(Spins)
+    pool = Pool(0, lambda outcome: None)
+
+    def spin() -> None:
+        run.stretch.enter()
+        try:
+            while True:
+                pass
+        except TaskInterrupted:
+            run.stretch.leave()
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    eventually(lambda: run.stretch.thread, what="the thread has begun")
+    run.stop(TaskCancelled(), grace=5.0)
+    late = run.abandon_at + 60
+    assert enforce([run], pool, late) == []
+    assert run.stretch.interrupted
+    assert run.abandon_at == late + 5.0
+    thread.join(10)
+    assert enforce([run], pool, run.abandon_at) == []
 
 
 def test_what_it_cleans_up_is_cleaned_up(start: Start, tmp_path: Path) -> None:
