@@ -392,4 +392,4 @@ def _who(by: str) -> dict[str, Any]:
 
 
 def _holder_of_key(keys: Collection[str]) -> Task | None:
-    return Task.primary.unfinished().filter(unique_key__in=keys).first()
+    return Task.primary.unfinished().filter(unique_key__in=keys).order_by().first()

@@ -17,15 +17,17 @@ from django.utils import timezone
 
 from tasks_app import lifecycle, retention
 from tasks_app.claims import claim_of
+from tasks_app.exceptions import DuplicateTask
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.progress import LogLine
+from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
 from tasks_app.streaming.channels import owner_channel, task_channel
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import _Feed
 from tasks_app.streaming.storage import TaskEventStorage
 from tasks_app.streaming.stream import View
-from tests.rows import row, worker
+from tests.rows import row, saved, worker
 
 pytestmark = pytest.mark.django_db
 
@@ -188,6 +190,24 @@ def remove(_owner: User) -> Doing:
     return lambda: retention.remove(task_id)
 
 
+def start_what_waits_already(_owner: User) -> Doing:
+    saved(unique_key="one at a time")
+
+    def refused() -> None:
+        with pytest.raises(DuplicateTask):
+            task_service.start_task("tests.tasks.Noop", unique_key="one at a time")
+
+    return refused
+
+
+def start_once_more(owner: User) -> Doing:
+    def start() -> Any:
+        return task_service.start_task("tests.tasks.Noop", owner=owner, idempotency_key="k")
+
+    start()
+    return start
+
+
 #: What is done, and the indexes of which it must use one: databases choose differently where two
 #: are as good.
 QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
@@ -209,7 +229,9 @@ QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
     "remove": (remove, {"tasks_event_of_task"}),
     "resume a channel": (resume_a_channel, {"tasks_event_of_task"}),
     "open a stream": (open_a_stream, {"tasks_event_of_task", "tasks_one_terminal_event"}),
-    "open a stream of an owner": (open_a_stream_of_an_owner, {"tasks_newest_of_owner"}),
+    "open a stream of an owner": (open_a_stream_of_an_owner, {"tasks_unfinished_of_owner"}),
+    "start what waits already": (start_what_waits_already, {"tasks_unique_key_unfinished"}),
+    "start once more": (start_once_more, {"tasks_idempotency_key"}),
     # On SQLite it finds new facts by their ids, which need no index of their own.
     "relay": (a_pass_of_the_relay, {"tasks_finished", "tasks_leased", "tasks_event_transaction"}),
 }
