@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -43,7 +44,7 @@ class Summary:
 
 
 class Cleanup:
-    """One clean-up from its beginning to its end, or until it is stopped between two batches.
+    """One clean-up from its beginning to its end, or until it is stopped between two steps.
 
     Leaves the database to others for half of the time. Waits for one that does not answer, with a
     growing pause, and after PATIENCE_SECONDS without any answer raises what Django raises; what
@@ -58,7 +59,7 @@ class Cleanup:
         self._stopped = False
 
     def stop(self) -> None:
-        """End after the present batch. May be called from a signal handler."""
+        """End after the present step. May be called from a signal handler."""
         self._stopped = True
         self._stops.put(None)
 
@@ -66,7 +67,7 @@ class Cleanup:
         """Take back, prune, forget. Tells how many tasks each batch removed."""
         summary = self.summary
         if not self._stopped:
-            summary.taken_back = self._insist(rescue_from_outside)
+            summary.taken_back = self._insist(lambda: rescue_from_outside(self._rest))
         prune = self._insist(lambda: retention.prune(self.rule))
         while not self._stopped:
             removed = self._insist(lambda: next(prune, None))
@@ -101,12 +102,12 @@ class Cleanup:
                 connections[alias()].close()
                 self._rest(pause)
 
-    def _rest(self, seconds: float) -> None:
+    def _rest(self, seconds: float) -> bool:
+        """Sleep for so long, or until it is stopped; return whether to go on."""
         if not self._stopped:
-            try:
+            with suppress(Empty):
                 self._stops.get(timeout=seconds)
-            except Empty:
-                return
+        return not self._stopped
 
 
 def lost_workers() -> int:

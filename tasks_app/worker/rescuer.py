@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import logging
 import time
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 
 from django.db import transaction
@@ -15,6 +16,8 @@ from tasks_app.conf import task_settings
 from tasks_app.ledger import alias
 from tasks_app.models import Worker
 from tasks_app.worker.housekeeping import rescue
+
+logger = logging.getLogger("tasks_app.cleanup")
 
 
 class Rescuer:
@@ -53,20 +56,22 @@ class Rescuer:
             self.waits = lifecycle.overdue(now).exists()
 
 
-def rescue_from_outside() -> int:
+def rescue_from_outside(rest: Callable[[float], bool]) -> int:
     """Rescue as a process that comes and goes, such as one that cron starts; return how many.
 
     Where a lease has run out, it first makes sure for the length of a heartbeat that the database
-    takes writes, so that workers which live had time to renew. Raises what Django raises where the
-    database does not answer.
+    takes writes, so that workers which live had time to renew. `rest` sleeps for so many seconds
+    and tells whether to go on; where it does not, nobody is rescued. Raises what Django raises
+    where the database does not answer.
     """
     if not lifecycle.overdue(database_now(alias())).exists():
         return 0
     heartbeat = task_settings().heartbeat_seconds
-    pause = threading.Event()
+    logger.info("A lease has run out; its worker has %g s to renew it", heartbeat)
     clear_since = tried_at = time.monotonic()
     while tried_at - clear_since < heartbeat:
-        pause.wait(heartbeat / 4)
+        if not rest(heartbeat / 4):
+            return 0
         _write_nothing()
         moment = time.monotonic()
         if moment - tried_at > heartbeat / 2:

@@ -14,7 +14,7 @@ from tasks_app.models import Task, TaskEvent
 from tasks_app.service import task_service
 from tasks_app.states import TERMINAL_EVENTS, EventType, Status
 from tests.harness import Process, ends, eventually
-from tests.rows import row
+from tests.rows import fresh, lapse, row, saved, worker
 from tests.tasks import Add
 
 StartWorker = Callable[..., Process]
@@ -49,11 +49,11 @@ def finished(many: int, age: timedelta = OLD) -> list[Task]:
 
 @pytest.fixture
 def cleanup(processes: list[Process], tmp_path: Path) -> Callable[..., Process]:
-    def start(*options: str, slow: bool = False) -> Process:
+    def start(*options: str, slow: bool = False, **environment: str) -> Process:
         log = tmp_path / f"cleanup-{len(processes)}.log"
         program = ["-c", SLOW] if slow else ["manage.py"]
         command = [*program, "cleanup_tasks", "--json", *options]
-        processes.append(Process(command, log, LOG_LEVEL="ERROR"))
+        processes.append(Process(command, log, **{"LOG_LEVEL": "ERROR", **environment}))
         return processes[-1]
 
     return start
@@ -108,6 +108,19 @@ def test_a_signal_ends_it_between_two_batches(
     assert 0 < done["removed"] == 2_000 - Task.objects.count()
     assert TaskEvent.objects.count() == 3 * Task.objects.count()
     assert summary(cleanup())["removed"] == 2_000 - done["removed"]
+
+
+def test_a_signal_ends_its_wait_for_a_worker_that_may_still_live(
+    cleanup: Callable[..., Process],
+) -> None:
+    lost = saved(Status.RUNNING, worker=worker())
+    lapse(lost, DAY)
+    process = cleanup(TASK_LEASE_SECONDS="3600", TASK_HEARTBEAT_SECONDS="600", LOG_LEVEL="INFO")
+    process.says("its worker has 600 s to renew it")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 143
+    assert '"complete": false' in process.output
+    assert fresh(lost).status == Status.RUNNING
 
 
 def test_one_that_was_killed_is_taken_up_by_the_next(cleanup: Callable[..., Process]) -> None:

@@ -61,11 +61,15 @@ def test_a_beat_that_is_a_little_late_is_none_the_worse(lost: Task) -> None:
 # From outside, as cron does.
 
 
+def rest(seconds: float) -> bool:
+    return not threading.Event().wait(seconds)
+
+
 def test_without_lapsed_leases_nobody_waits(settings: Any) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 60
     saved(Status.RUNNING, worker=worker())
     began = time.monotonic()
-    assert rescue_from_outside() == 0
+    assert rescue_from_outside(rest) == 0
     assert time.monotonic() - began < 30
 
 
@@ -80,7 +84,7 @@ def test_a_lapsed_lease_has_a_heartbeats_time_to_be_renewed(lost: Task, settings
 
     late = threading.Timer(0.2, renew)
     late.start()
-    assert rescue_from_outside() == 1
+    assert rescue_from_outside(rest) == 1
     late.join()
     assert fresh(lost).status == Status.FAILED
     assert fresh(renewed).status == Status.RUNNING
@@ -99,8 +103,13 @@ def test_time_in_which_nobody_can_write_does_not_count(
         tries.append(time.monotonic())
 
     monkeypatch.setattr(module, "_write_nothing", slow_once)
-    assert rescue_from_outside() == 1
+    assert rescue_from_outside(rest) == 1
     assert tries[-1] - tries[0] >= 0.4
+
+
+def test_who_is_told_to_stop_meanwhile_rescues_nobody(lost: Task) -> None:
+    assert rescue_from_outside(lambda seconds: False) == 0
+    assert fresh(lost).status == Status.RUNNING
 
 
 @pytest.fixture
