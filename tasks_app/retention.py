@@ -37,8 +37,9 @@ TOLD = 10
 WORKER_SECONDS = DAY
 
 
-#: Tasks, and when each had finished.
-Group = list[tuple[uuid.UUID, datetime]]
+#: A task, and when it had finished.
+Finished = tuple[uuid.UUID, datetime]
+Group = list[uuid.UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Rule:
         return [
             Task.primary.filter(
                 status=status, finished_at__lt=now - timedelta(seconds=age)
-            ).order_by("finished_at")
+            ).order_by("finished_at", "pk")
             for status, age in ages.items()
             if age is not None
         ]
@@ -90,8 +91,9 @@ class Prune(Iterator[int]):
     end together with the row. Whoever watches or kills in the middle finds a finished task with
     its end, whose log begins late; the next prune goes on there.
 
-    Of a task that something of the site's refuses to let go, such as a row that protects it, the
-    refusal is logged; the task stays, and the others go.
+    Each task is tried once. Where something of the site's refuses to let it go, such as a row that
+    protects it, the refusal is logged and the task stays; one that somebody else holds just then is
+    left to them, or to the next prune.
 
     Safe beside other prunes: on PostgreSQL they share the work, elsewhere they take turns. A batch
     that raised for want of a database has done nothing; ask again for it later, or never.
@@ -104,10 +106,8 @@ class Prune(Iterator[int]):
         #: How many rows the next batch may delete, and how long the last one took.
         self.rows, self.seconds = ROWS, 0.0
         self._past = rule.past(database_now(self.using))[::-1]
-        #: When the last task read had finished, and how many stay that finished then: what was
-        #: refused must not be read again and again.
-        self._since: datetime | None = None
-        self._staying = 0
+        #: The last task read: what stays must not be read again and again.
+        self._last: Finished | None = None
         #: Tasks read and not yet deleted, in groups that go or are refused together.
         self._groups: list[Group] = []
 
@@ -137,18 +137,20 @@ class Prune(Iterator[int]):
     def _read(self) -> None:
         """Read the ids of the next tasks to go."""
         past = self._past[-1]
-        if self._since is not None:
-            past = past.filter(finished_at__gte=self._since)
+        if self._last is not None:
+            pk, finished_at = self._last
+            # In these words the index is entered there; many may have finished at that moment.
+            past = past.filter(finished_at__gte=finished_at).exclude(
+                finished_at=finished_at, pk__lte=pk
+            )
         many = max(self.rows // ROWS_OF_A_TASK, 1)
-        tasks = past.values_list("pk", "finished_at")[self._staying : self._staying + many]
-        group = cast(Group, list(tasks))
-        if not group:
+        found = cast(list[Finished], list(past.values_list("pk", "finished_at")[:many]))
+        if not found:
             self._past.pop()
-            self._since, self._staying = None, 0
+            self._last = None
             return
-        if group[-1][1] != self._since:
-            self._since, self._staying = group[-1][1], 0
-        self._groups.append(group)
+        self._last = found[-1]
+        self._groups.append([pk for pk, _ in found])
 
     def _delete(self, group: Group) -> tuple[int, Group]:
         """Delete as much of a group as a batch may hold. Return how many tasks, and what is left.
@@ -157,7 +159,7 @@ class Prune(Iterator[int]):
         """
         with transaction.atomic(using=self.using):
             began = time.monotonic()
-            chosen = Task.primary.filter(pk__in=[pk for pk, _ in group]).order_by()
+            chosen = Task.primary.filter(pk__in=group).order_by()
             # Another prune may hold some; what it holds is its to delete.
             held = set(
                 chosen.select_for_update(of=("self",), skip_locked=True).values_list(
@@ -172,7 +174,7 @@ class Prune(Iterator[int]):
             if len(events) == self.rows:
                 # Of the last one there may be more.
                 whole = {task_id for _, task_id in events} - {events[-1][1]}
-                left = [task for task in group if task[0] in held - whole]
+                left = [pk for pk in group if pk in held - whole]
             else:
                 whole, left = held, []
             if whole or not events:
@@ -191,9 +193,8 @@ class Prune(Iterator[int]):
             half = len(group) // 2
             self._groups += [group[half:], group[:half]]
             return
-        [(task_id, finished_at)] = group
+        [task_id] = group
         self.kept += 1
-        self._staying += finished_at == self._since
         logger.log(
             logging.WARNING if self.kept <= TOLD else logging.DEBUG,
             "Task %s is past its retention and cannot be removed: %s",
