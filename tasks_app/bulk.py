@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from uuid import UUID
 
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from tasks_app.exceptions import IllegalTransition, TaskError
 from tasks_app.ledger import alias
@@ -17,12 +17,16 @@ from tasks_app.models import Task
 from tasks_app.states import Status
 
 T = TypeVar("T")
+#: Why not, how often: the kind of error, and the status that stood in the way, if it was that.
+Refusals = Counter[tuple[type[TaskError], Status | None]]
 
 #: How many tasks share a transaction: on SQLite nobody else writes meanwhile.
 BATCH = 100
 #: For how long it goes on before it leaves the rest to the next request, in seconds: servers and
 #: proxies give up after 30.
 SECONDS = 20.0
+#: How often a batch is tried that meets a deadlock, and PostgreSQL's name for one.
+TRIES, DEADLOCK = 3, "40P01"
 
 
 @dataclass
@@ -30,8 +34,7 @@ class Summary:
     """What became of the tasks that were tried."""
 
     done: int = 0
-    #: Why not: the kind of error, and the status that stood in the way, if it was that.
-    refused: Counter[tuple[type[TaskError], Status | None]] = field(default_factory=Counter)
+    refused: Refusals = field(default_factory=Counter)
     #: How many were left for another time, since the time was over.
     left: int = 0
 
@@ -62,21 +65,37 @@ def each(
         if time.monotonic() >= ends:
             summary.left = len(task_ids) - start
             break
-        ids = task_ids[start : start + BATCH]
-        with transaction.atomic(using=alias()):
-            done, refused = _batch(ids, act)
-            told(done)
+        done, refused = _insist(task_ids[start : start + BATCH], act, told)
         summary.done += len(done)
         summary.refused += refused
     return summary
 
 
-def _batch(
-    ids: Sequence[UUID], act: Callable[[UUID], T]
-) -> tuple[list[Done[T]], Counter[tuple[type[TaskError], Status | None]]]:
+def _insist(
+    ids: Sequence[UUID], act: Callable[[UUID], T], told: Callable[[list[Done[T]]], None]
+) -> tuple[list[Done[T]], Refusals]:
+    """Do a batch in one transaction; anew where PostgreSQL ended it.
+
+    A worker locks the same rows in an order of its own, so the two can wait for each other.
+    """
+    tries = TRIES
+    while True:
+        try:
+            with transaction.atomic(using=alias()):
+                done, refused = _batch(ids, act)
+                told(done)
+        except OperationalError as error:
+            tries -= 1
+            if not tries or getattr(error.__cause__, "sqlstate", None) != DEADLOCK:
+                raise
+        else:
+            return done, refused
+
+
+def _batch(ids: Sequence[UUID], act: Callable[[UUID], T]) -> tuple[list[Done[T]], Refusals]:
     # What a log needs to name it.
     tasks = Task.primary.only("pk", "name").in_bulk(ids)
-    done, refused = [], Counter[tuple[type[TaskError], Status | None]]()
+    done, refused = [], Refusals()
     for task_id in ids:
         try:
             outcome = act(task_id)

@@ -45,6 +45,10 @@ class PostgreSQL:
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(query, values).fetchall()
 
+    def tell(self, statement: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement)
+
     def listeners(self) -> set[int]:
         """The processes that serve those who listen."""
         found = self.ask("SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN tasks_app'")

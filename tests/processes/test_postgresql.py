@@ -10,18 +10,22 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import psycopg
 from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
+from tasks_app import bulk
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tests import rows
 from tests.harness import Process, Viewer, Web, begins, ends, eventually
 from tests.servers import PostgreSQL
-from tests.tasks import Add, Noop, Steps
+from tests.tasks import Add, Noop, Steps, Stubborn
 
 StartWorker = Callable[..., Process]
 StartWeb = Callable[..., Web]
@@ -195,3 +199,91 @@ def test_without_listen_the_timer_serves(
         "task_cancelled",
     ]
     assert server.listeners() == set()
+
+
+def test_a_worker_waits_out_a_deadlock(server: PostgreSQL, start_worker: StartWorker) -> None:
+    """Whoever the server chooses to end, nothing of a task is lost."""
+    server.tell("ALTER ROLE CURRENT_USER SET deadlock_timeout = '20ms'")
+    connection.close()
+    worker = start_worker("--max-workers", "2", **LASTING)
+    tasks = task_service.start_many(Stubborn, [{"seconds": 600}] * 2)
+    ids = [begins(task.task_id).pk for task in tasks]
+    with psycopg.connect(server.url) as other:
+        # The other one waits for longer before it looks, so it is the worker that is ended.
+        other.execute("SET deadlock_timeout = '60s'")
+        other.commit()
+        while "deadlock detected" not in worker.output:
+            for task_id in ids:
+                other.execute("SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE", [task_id])
+                eventually(lambda: waits_for_a_row(server), what="the worker waits for it")
+            other.rollback()
+            ids.reverse()
+    for task_id in ids:
+        task_service.cancel_task(task_id)
+        assert ends(task_id).status == Status.CANCELLED
+    assert "Traceback" not in worker.output
+    assert "was taken from this worker" not in worker.output
+
+
+def waits_for_a_row(server: PostgreSQL) -> bool:
+    [(waiting,)] = server.ask("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    return bool(waiting)
+
+
+def test_a_bulk_act_that_met_a_deadlock_is_done_anew(server: PostgreSQL) -> None:
+    server.tell("ALTER ROLE CURRENT_USER SET deadlock_timeout = '20ms'")
+    connection.close()
+    tasks = [rows.saved(Status.RUNNING) for _ in range(2)]
+    told: list[list[Any]] = []
+    tries = 0
+
+    def cancel(task_id: UUID) -> Any:
+        nonlocal tries
+        if task_id == tasks[1].pk:
+            tries += 1
+            if tries == 1:
+                # It holds the second, and now wants the first.
+                thread.start()
+                eventually(lambda: waits_for_a_row(server), what="the other waits")
+        return task_service.cancel_task(task_id)
+
+    with psycopg.connect(server.url) as other:
+        other.execute("SET deadlock_timeout = '60s'")
+        other.execute("SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE", [tasks[1].pk])
+
+        def want_the_first() -> None:
+            other.execute("SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE", [tasks[0].pk])
+            other.rollback()
+
+        thread = threading.Thread(target=want_the_first)
+        summary = bulk.each([task.pk for task in tasks], cancel, told.append)
+        thread.join()
+    assert (tries, summary.done, [len(done) for done in told]) == (2, 2, [2])
+    for task in tasks:
+        assert rows.facts(task) == ["task_cancel_requested"]
+
+
+def test_a_clean_up_steps_past_what_another_session_holds(
+    server: PostgreSQL, tmp_path: Path
+) -> None:
+    """Also at the very end, where nothing follows, and of those that ended together."""
+    moment = timezone.now() - timedelta(days=100)
+    free = [rows.saved(Status.CANCELLED, finished_at=moment) for _ in range(3)]
+    held = [rows.saved(Status.CANCELLED, finished_at=moment) for _ in range(3)]
+    held.append(rows.saved(Status.CANCELLED, finished_at=moment + timedelta(days=1)))
+
+    def clean_up() -> dict[str, Any]:
+        process = Process(["manage.py", "cleanup_tasks", "--json"], tmp_path / "log")
+        try:
+            assert process.wait() == 0, process.output
+            return json.loads(process.output.splitlines()[-1])
+        finally:
+            process.end()
+
+    with psycopg.connect(server.url) as other:
+        ids = [task.pk for task in held]
+        other.execute("SELECT FROM tasks_app_task WHERE id = ANY(%s) FOR UPDATE", [ids])
+        assert clean_up()["removed"] == len(free)
+        other.rollback()
+    assert set(Task.objects.all()) == set(held)
+    assert clean_up()["removed"] == len(held)
