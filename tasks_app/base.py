@@ -107,7 +107,8 @@ class BaseTask:
             # As JSON, which the row holds: a strict model takes a date from it, not from a str.
             model = self.params_model().model_validate_json(json.dumps(params))
         except ValidationError as error:
-            raise InvalidParams(type(self).__name__, error.errors()) from error
+            # Without its cause, which quotes what was given: secrets, too.
+            raise InvalidParams(type(self).__name__, error.errors()) from None
         arguments = {name: getattr(model, name) for name in type(model).model_fields}
         arguments |= model.model_extra or {}
         return self.validate_result(self.execute(progress, **arguments))
@@ -170,7 +171,7 @@ class BaseTask:
         try:
             model = cls.params_model().model_validate({} if params is None else params)
         except ValidationError as error:
-            raise InvalidParams(cls.__name__, error.errors()) from error
+            raise InvalidParams(cls.__name__, error.errors()) from None
         # In the form that the model reads again: aliases, and without what it computes.
         dump = partial(model.model_dump, by_alias=True, round_trip=True)
         try:
@@ -187,8 +188,10 @@ class BaseTask:
             adapter = cls.result_type()
             data = to_jsonable_python(adapter.validate_python(result))
             check_json(data)
-        except (ValidationError, PydanticSerializationError, ValueError) as error:
-            raise InvalidResult(f"{cls.__name__} returned a wrong result: {error}") from error
+        except ValidationError as error:
+            raise InvalidResult(cls.__name__, error.errors()) from None
+        except (PydanticSerializationError, ValueError) as error:
+            raise InvalidResult(cls.__name__, [{"loc": (), "msg": str(error)}]) from error
         return data
 
 

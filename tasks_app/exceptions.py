@@ -25,6 +25,20 @@ class TaskError(Exception):
         super().__init__(message or type(self).__doc__)
 
 
+def by_field(errors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return faults as Pydantic lists them by field, dotted where it is nested.
+
+    What stood in the fields is left out: it may be secret, and others read errors.
+    """
+    return {".".join(str(part) for part in error["loc"]): str(error["msg"]) for error in errors}
+
+
+def told(faults: Mapping[str, str], whole: str = "") -> str:
+    return "; ".join(
+        f"{field}: {fault}" if field else f"{whole}{fault}" for field, fault in faults.items()
+    )
+
+
 class UnknownTask(TaskError):
     """There is no task class of this name."""
 
@@ -48,15 +62,15 @@ class InvalidParams(TaskError):
     """
 
     def __init__(self, task_name: str, errors: Iterable[Mapping[str, Any]]) -> None:
-        self.errors = {
-            ".".join(str(part) for part in error["loc"]): str(error["msg"]) for error in errors
-        }
-        faults = "; ".join(f"{field or 'params'}: {fault}" for field, fault in self.errors.items())
-        super().__init__(f"Parameters of {task_name} are wrong: {faults}")
+        self.errors = by_field(errors)
+        super().__init__(f"Parameters of {task_name} are wrong: {told(self.errors, 'params: ')}")
 
 
 class InvalidResult(TaskError):
     """A task returned something else than it declared, or something JSON cannot hold."""
+
+    def __init__(self, task_name: str, errors: Iterable[Mapping[str, Any]]) -> None:
+        super().__init__(f"{task_name} returned a wrong result: {told(by_field(errors))}")
 
 
 class TaskNotFound(TaskError):
@@ -68,14 +82,17 @@ class TaskNotFound(TaskError):
 
 
 class DuplicateTask(TaskError):
-    """An unfinished task has this unique key already."""
+    """An unfinished task has this unique key already.
+
+    Which one, `task_id` says, for those who may see it; the words do not. None where a key was
+    given twice at once.
+    """
 
     def __init__(self, unique_key: str, task_id: UUID | None = None) -> None:
         self.unique_key = unique_key
         self.task_id = task_id
-        which = f"task {task_id}" if task_id else "another task"
         super().__init__(
-            f"{which} with the unique key {unique_key!r} has not finished. "
+            f"Another task with the unique key {unique_key!r} has not finished. "
             f"Wait for it, cancel it, or use another key."
         )
 
@@ -102,12 +119,15 @@ class IllegalTransition(TaskError):
 
 
 class AlreadyRetried(IllegalTransition):
-    """The task was started anew already."""
+    """The task was started anew already.
+
+    As which one, `retried_as` says, for those who may see it; the words do not.
+    """
 
     def __init__(self, task_id: UUID, status: Status, retried_as: UUID) -> None:
         super().__init__(task_id, status, "retried twice")
         self.retried_as = retried_as
-        self.args = (f"Task {task_id} was retried already, as task {retried_as}. Retry that one.",)
+        self.args = (f"Task {task_id} was retried already. Retry its repetition instead.",)
 
 
 class Retry(TaskError):

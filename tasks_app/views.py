@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from django.contrib import messages
@@ -146,12 +146,23 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
 
 def _not_retried(request: HttpRequest, error: IllegalTransition | DuplicateTask) -> HttpResponse:
     if not request.accepts("text/html"):
-        return JsonResponse({"detail": str(error)}, status=HTTPStatus.CONFLICT)
+        told = {"detail": str(error)} | _in_the_way(request, error)
+        return JsonResponse(told, status=HTTPStatus.CONFLICT)
     if isinstance(error, AlreadyRetried):
         # Whoever was first, this is what both wanted.
         return _to_task(request, error.retried_as)
     messages.error(request, str(error), fail_silently=True)
     return HttpResponseRedirect(_way_back(request))
+
+
+def _in_the_way(request: HttpRequest, error: IllegalTransition | DuplicateTask) -> dict[str, str]:
+    """The task that keeps another from being retried, for who may see it."""
+    if isinstance(error, AlreadyRetried):
+        other: UUID | None = error.retried_as
+    else:
+        other = error.task_id if isinstance(error, DuplicateTask) else None
+    seen = Task.objects.visible_to(request.user).filter(pk=cast(Any, other)).exists()
+    return {"task": str(other)} if seen else {}
 
 
 def _to_task(request: HttpRequest, task_id: UUID) -> HttpResponse:

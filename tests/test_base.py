@@ -271,7 +271,8 @@ def test_a_wrong_result_says_what_was_wrong() -> None:
     message = str(caught.value)
     assert message.startswith("WrongResult returned a wrong result: ")
     assert "unable to parse string as an integer" in message
-    assert "'seven'" in message
+    # What it was is left out: it may be secret, and others read errors.
+    assert "seven" not in message
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,18 @@ def test_only_the_first_retry_counts_and_the_second_leads_there(ada: User) -> No
     assert client.post(retry_of(task))["Location"] == page_of(new)
     response = client.post(retry_of(task), headers=JSON)
     assert response.status_code == 409
-    assert str(new.pk) in response.json()["detail"]
+    assert response.json()["task"] == str(new.pk)
     assert Task.objects.count() == 2
+
+
+def test_who_may_not_see_the_repetition_is_not_told_which_it_is(ada: User) -> None:
+    task = ended(Status.FAILED, owner=ada)
+    client = client_of(permitted("retry_task"))
+    client.post(retry_of(task))
+    new = Task.objects.get(retried_from=task)
+    response = client.post(retry_of(task), headers=JSON)
+    assert response.status_code == 409
+    assert str(new.pk) not in response.content.decode()
 
 
 @pytest.mark.parametrize("status", [Status.PENDING, Status.RUNNING, Status.COMPLETED])

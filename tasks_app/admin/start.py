@@ -13,6 +13,7 @@ from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_post_parameters
@@ -100,7 +101,7 @@ class StartViews(Base):
             # Right a moment ago: its rules ask for the time, or for what is in the database.
             cast(TaskForm, form).refuse(error)
         except DuplicateTask as error:
-            cast(OptionsForm, options).add_error("unique_key", str(error))
+            cast(OptionsForm, options).add_error("unique_key", self._taken(request, error))
         _focus(form, options)
         return self._page(
             request,
@@ -111,6 +112,16 @@ class StartViews(Base):
             options=options,
             refused=refused,
         )
+
+    def _taken(self, request: HttpRequest, error: DuplicateTask) -> str:
+        """Say that a unique key is taken; and by which task, to those who may see it."""
+        holder = Task.objects.visible_to(request.user).filter(pk=cast(Any, error.task_id)).first()
+        if holder is None:
+            return str(error)
+        url = reverse(
+            "admin:tasks_app_task_change", args=[holder.pk], current_app=self.admin_site.name
+        )
+        return format_html('{} <a href="{}">{}</a>', str(error), url, _("Show it"))
 
     def _start(
         self, request: HttpRequest, task: type[BaseTask], form: TaskForm, options: OptionsForm

@@ -90,17 +90,11 @@ def as_problems(user: User) -> Iterator[None]:
     except TaskNotFound:
         raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND) from None
     except AlreadyRetried as error:
-        raise _conflict(
-            user, "It was retried already.", error.retried_as, task_status=error.status
-        ) from error
+        raise _conflict(user, str(error), error.retried_as, task_status=error.status) from error
     except IllegalTransition as error:
         raise Problem(HTTPStatus.CONFLICT, str(error), task_status=error.status) from error
     except DuplicateTask as error:
-        detail = (
-            f"A task with the unique key {error.unique_key!r} has not finished. "
-            f"Wait for it, cancel it, or use another key."
-        )
-        raise _conflict(user, detail, error.task_id) from error
+        raise _conflict(user, str(error), error.task_id) from error
     except IdempotencyKeyReused as error:
         raise invalid({"Idempotency-Key": str(error)}) from error
     except InvalidParams as error:

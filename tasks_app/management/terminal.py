@@ -19,7 +19,14 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from tasks_app.changes import watch
-from tasks_app.exceptions import DuplicateTask, InvalidParams, InvalidTask, TaskError, UnknownTask
+from tasks_app.exceptions import (
+    AlreadyRetried,
+    DuplicateTask,
+    InvalidParams,
+    InvalidTask,
+    TaskError,
+    UnknownTask,
+)
 from tasks_app.health import health
 from tasks_app.ledger import alias
 from tasks_app.models import Task, TaskEvent
@@ -118,7 +125,11 @@ def plain_errors() -> Iterator[None]:
         message = f"The parameters are wrong:\n{faults}"
         raise CommandError(message, returncode=Exit.USAGE) from error
     except DuplicateTask as error:
-        raise CommandError(str(error), returncode=Exit.DUPLICATE) from error
+        which = f" It is task {error.task_id}." if error.task_id else ""
+        raise CommandError(f"{error}{which}", returncode=Exit.DUPLICATE) from error
+    except AlreadyRetried as error:
+        message = f"{error} It is task {error.retried_as}."
+        raise CommandError(message, returncode=Exit.FAILED) from error
     except ValidationError as error:
         faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
         raise CommandError(f"An option is wrong: {faults}", returncode=Exit.USAGE) from error

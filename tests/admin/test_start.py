@@ -369,7 +369,16 @@ def test_a_unique_key_that_is_taken_is_told_at_its_field(operator: Client) -> No
     held = enqueued(unique_key="today")
     data = {"params-count": "1", "options-unique_key": "today"}
     shown = refused(operator.post(form_of(Ship), data), before=1)
-    assert f"task {held.pk} with the unique key 'today' has not finished" in shown
+    assert "Another task with the unique key 'today' has not finished" in shown
+    assert f"/task/{held.pk}/change/" in shown
+
+
+def test_who_may_not_see_the_holder_of_a_unique_key_is_not_told_which_it_is() -> None:
+    held = enqueued(unique_key="today")
+    data = {"params-count": "1", "options-unique_key": "today"}
+    shown = refused(logged_in("start_task").post(form_of(Ship), data), before=1)
+    assert "Another task with the unique key 'today' has not finished" in shown
+    assert str(held.pk) not in shown
 
 
 def test_rules_that_change_between_look_and_start_are_told(

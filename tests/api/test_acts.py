@@ -123,13 +123,14 @@ def test_what_was_retried_is_named_to_who_may_see_it(ada: User, client: Client) 
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")
     again = client.post(of(task, "retry")).json()["task_id"]
     told = problem(client.post(of(task, "retry")), 409)
+    detail = f"Task {task.pk} was retried already. Retry its repetition instead."
     assert told == {
-        "detail": "It was retried already.",
+        "detail": detail,
         "task_status": "failed",
         "task": again,
     }
     hidden = problem(client_of(someone("retry_task")).post(of(task, "retry")), 409)
-    assert hidden == {"detail": "It was retried already.", "task_status": "failed"}
+    assert hidden == {"detail": detail, "task_status": "failed"}
 
 
 def test_a_unique_key_may_be_in_the_way(ada: User, client: Client) -> None:

@@ -305,7 +305,7 @@ def test_a_failed_task_is_started_anew() -> None:
     code, _, said = run("retry_task", str(old.pk))
     assert (code, said) == (
         1,
-        f"Task {old.pk} was retried already, as task {new.pk}. Retry that one.",
+        f"Task {old.pk} was retried already. Retry its repetition instead. It is task {new.pk}.",
     )
 
 

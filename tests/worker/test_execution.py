@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,15 @@ from tasks_app.exceptions import (
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
 from tasks_app.worker.execution import cut_short, execute, failure, given_up
-from tests.more_tasks import CleansUpBadly, Echo, NeverAgain, StartsBadly, Translates
+from tests.more_tasks import (
+    CleansUpBadly,
+    Echo,
+    NeverAgain,
+    Secrets,
+    StartsBadly,
+    SummariseLoosely,
+    Translates,
+)
 from tests.stubborn_tasks import Raising
 from tests.tasks import Add, Burst, Fail, Noop, Quit, WrongResult
 from tests.worker.runs import made
@@ -33,6 +42,23 @@ def test_a_result_completes_it() -> None:
     run = made(Add, params={"a": 40})
     assert execute(run) == (run, Verb.COMPLETE, 42)
     assert execute(made(Noop)).value is None
+
+
+@pytest.mark.parametrize(
+    ("task", "params"),
+    [
+        # As after a deployment that asks for more than the task was given.
+        (Secrets, {"password": "hush", "token": "hush"}),
+        (Secrets, {"password": ["hush"], "token": 1, "items": [], "by_name": {}}),
+        (SummariseLoosely, {"rows": "hush"}),
+    ],
+)
+def test_what_was_given_or_returned_is_not_in_the_error(task: Any, params: Any) -> None:
+    """Who reads an error may not be one to read that."""
+    outcome = execute(made(task, params=params))
+    assert outcome.verb is Verb.FAIL
+    assert outcome.value.type in {"InvalidParams", "InvalidResult"}
+    assert "hush" not in outcome.value.message + outcome.value.traceback
 
 
 def test_an_exception_fails_it() -> None:
@@ -147,7 +173,7 @@ def test_what_is_cancelled_before_it_begins_does_not_begin(
         (KeyError("none of those"), Verb.FAIL),
         (SystemExit(1), Verb.FAIL),
         (Retry(after=5), Verb.RETRY),
-        (InvalidResult("its own"), Verb.FAIL),
+        (InvalidResult("Other", []), Verb.FAIL),
     ],
     ids=repr,
 )
