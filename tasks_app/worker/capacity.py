@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome
@@ -14,7 +14,7 @@ GROUP_MAX = 200
 UNBEGUN_SECONDS = 0.1
 
 
-def room(hands: int, runs: int, outcomes: Sequence[Outcome]) -> int:
+def room(hands: int, runs: int, outcomes: Collection[Outcome]) -> int:
     """Return how many tasks to claim: one for each free hand, more while tasks are short.
 
     What the hands finished since the last cycle, they will about finish until the next one;

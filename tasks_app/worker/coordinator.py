@@ -70,8 +70,9 @@ class Coordinator:
         self.exit = Exit.DONE
         #: Every run that occupies a hand, lost ones too.
         self.runs: dict[Claim, Run] = {}
-        #: Delivered and not yet written.
-        self.outcomes: list[Outcome] = []
+        #: Known and not yet written. What a hand delivers goes before what was made of its run
+        #: in the meantime: work that came to its end must not be handed back.
+        self.outcomes: dict[Run, Outcome] = {}
         #: Runs with progress to write.
         self.reported: set[Run] = set()
         self._changes: Changes | None = None
@@ -154,7 +155,12 @@ class Coordinator:
         return not self._leaving and self._limit() > 0
 
     def _limit(self) -> int:
-        return int(min(room(self.hands, len(self.runs), self.outcomes), self.allowance))
+        known = self.outcomes.values()
+        return int(min(room(self.hands, len(self.runs), known), self.allowance))
+
+    def _going_on(self) -> list[Run]:
+        """The runs whose outcome is not known."""
+        return [run for run in self.runs.values() if run not in self.outcomes]
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
@@ -164,7 +170,7 @@ class Coordinator:
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
         moments += [run.flush_at for run in self.reported]
-        moments += [run.next_stop for run in self.runs.values()]
+        moments += [run.next_stop for run in self._going_on()]
         moments.append(self._recall_at(time.monotonic()))
         if self._curious and self.runs:
             moments.append(self._look_at)
@@ -188,7 +194,7 @@ class Coordinator:
         claiming = self._can_claim and self._hungry
         claiming = claiming and (bool(self.outcomes) or moment >= self._look_at)
         writing = {run for run in self.reported if moment >= run.flush_at}
-        writing |= {outcome.run for outcome in self.outcomes}
+        writing |= self.outcomes.keys()
         try:
             if self._trouble.started:
                 answer_soon(self.using)
@@ -214,15 +220,15 @@ class Coordinator:
 
     def _isolate(self) -> None:
         """Write each outcome by itself: one odd result must cost neither its neighbours nor us."""
-        while self.outcomes:
+        for run, known in list(self.outcomes.items()):
             try:
-                outcome, void = write_alone(self.outcomes[0], self.using)
+                outcome, void = write_alone(known, self.using)
             except TROUBLE as error:
                 self._wait_out(error)
                 return
             self._lose(void)
             self._settle([outcome])
-            del self.outcomes[0]
+            del self.outcomes[run]
 
     def _commit(
         self, moment: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
@@ -230,8 +236,7 @@ class Coordinator:
         for run in writing:
             run.take()
         kept = [run for run in writing if not run.lost]
-        outcomes = [outcome for outcome in self.outcomes if not outcome.run.lost]
-        ending = {outcome.run for outcome in outcomes}
+        outcomes = [outcome for run, outcome in self.outcomes.items() if not run.lost]
         tasks: list[Task] = []
         limit = 0
         with transaction.atomic(using=self.using):
@@ -243,7 +248,7 @@ class Coordinator:
             )
             if beating:
                 presence.beat(self.worker, now, busy=len(self.runs), stuck=self.pool.stuck)
-                going_on = [r.claim for r in self.runs.values() if r not in ending and not r.lost]
+                going_on = [run.claim for run in self._going_on() if not run.lost]
                 void.update(lifecycle.renew(going_on, now=now))
             if looking:
                 void.update(self._look(now))
@@ -256,8 +261,8 @@ class Coordinator:
         for run in writing:
             run.written(moment + task_settings().progress_interval_seconds)
         self._lose(void)
-        self._settle(self.outcomes)
-        self.outcomes = []
+        self._settle(self.outcomes.values())
+        self.outcomes = {}
         if beating:
             self._beat_at = moment + task_settings().heartbeat_seconds
         if looking:
@@ -283,7 +288,7 @@ class Coordinator:
             if run.claim not in self.runs:
                 continue  # Given up meanwhile, or released at the end of a shutdown.
             if isinstance(item, Outcome):
-                self.outcomes.append(item)
+                self.outcomes[run] = item
                 self._delivered_at = time.monotonic()
                 # What it started itself must be run too, however a drain learns of it.
                 self._hungry = self._hungry or self.drain
@@ -299,15 +304,15 @@ class Coordinator:
                 task_settings().shutdown_grace_seconds,
             )
         if self.shutdown.interrupts(moment):
-            for run in self.runs.values():
+            for run in self._going_on():
                 run.stop(TaskReleased(), STOP_SECONDS / 2)
         if self.shutdown.releases(moment):
-            delivered = {outcome.run for outcome in self.outcomes}
-            self.outcomes += [cut_short(run) for run in self.runs.values() if run not in delivered]
+            self.outcomes |= {run: cut_short(run) for run in self._going_on()}
 
     def _make_stop(self, moment: float) -> None:
         """Press on with what is out of time or was told to stop, and does not."""
-        self.outcomes += enforce(self.runs.values(), self.pool, moment)
+        given_up = enforce(self._going_on(), self.pool, moment)
+        self.outcomes |= {outcome.run: outcome for outcome in given_up}
         if self.exit is Exit.DONE and (stuck := self.pool.stuck) >= task_settings().max_stuck:
             logger.error(
                 "Worker %s has %d stuck threads: it claims no more, and ends with code %d once "
@@ -322,7 +327,7 @@ class Coordinator:
     def _recall_unbegun(self, moment: float) -> None:
         """Hand back what waits here while every hand is busy: another worker may be free."""
         if self._leaving or moment >= self._recall_at(moment):
-            self.outcomes += [Outcome(run, Verb.RELEASE) for run in self.pool.recall()]
+            self.outcomes |= {run: Outcome(run, Verb.RELEASE) for run in self.pool.recall()}
 
     def _recall_at(self, moment: float) -> float:
         busy = len(self.runs) - len(self.outcomes)
@@ -342,7 +347,7 @@ class Coordinator:
             if run.stop(TaskCancelled()):
                 logger.info("Task %s is asked to cancel", run, extra=run.log_extra)
         lifecycle.release(standing.own - self.runs.keys(), now=now)
-        ending = {outcome.run.claim for outcome in self.outcomes}
+        ending = {run.claim for run in self.outcomes}
         return self.runs.keys() - standing.good - ending
 
     def _hand_out(self, tasks: list[Task]) -> None:

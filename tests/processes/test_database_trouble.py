@@ -27,6 +27,8 @@ Start = Callable[..., Process]
 
 #: Leases that run out quickly beside the locks that the tests hold.
 BRIEF = {"TASK_LEASE_SECONDS": "1", "TASK_HEARTBEAT_SECONDS": "0.3"}
+#: And those that do not.
+LASTING = {"TASK_LEASE_SECONDS": "60", "TASK_HEARTBEAT_SECONDS": "2"}
 
 
 def expired(task: Task) -> bool:
@@ -168,6 +170,46 @@ def test_who_cannot_hand_its_tasks_back_ends_all_the_same(
     worker.send(signal.SIGTERM)
     worker.says("with 1 tasks not released")
     assert worker.wait() == 74
+
+
+@pytest.mark.parametrize("completes", [True, False])
+def test_what_ends_while_it_cannot_be_handed_back_is_not_run_again(
+    start_worker: Start, lock: Lock, tmp_path: Path, completes: bool
+) -> None:
+    until = tmp_path / "until"
+    worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="0.1", **BRIEF)
+    started = task_service.start_task(Deaf, {"until": until})
+    task = begins(started.task_id)
+    lock.take()
+    worker.send(signal.SIGTERM)
+    worker.says("; 1 outcomes wait")
+    if completes:
+        until.touch()
+        tries = worker.output.count("; 1 outcomes wait")
+        eventually(lambda: worker.output.count("; 1 outcomes wait") > tries + 1)
+    lock.give_back()
+    assert worker.wait() == 0, worker.output
+    task.refresh_from_db()
+    assert facts(task)[2:] == ["task_completed" if completes else "task_queued"]
+    assert task.attempt == int(completes)
+    assert "was taken from this worker" not in worker.output
+
+
+def test_one_that_completed_is_not_out_of_time_while_the_database_is_away(
+    start_worker: Start, lock: Lock, tmp_path: Path
+) -> None:
+    until = tmp_path / "until"
+    worker = start_worker(**LASTING)
+    started = task_service.start_task(Deaf, {"until": until}, timeout=1)
+    begins(started.task_id)
+    lock.take()
+    until.touch()
+    worker.says("; 1 outcomes wait")
+    tries = worker.output.count("does not answer")
+    eventually(lambda: worker.output.count("does not answer") > tries + 2)
+    lock.give_back()
+    assert ends(started.task_id).status == Status.COMPLETED
+    assert "out of time" not in worker.output
 
 
 def test_too_many_stuck_threads_exit_with_their_code(start_worker: Start, tmp_path: Path) -> None:
