@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 
 from tasks_app.backoff import backoff
 from tasks_app.changes import announce
@@ -82,7 +82,7 @@ def enqueue_again(task_id: uuid.UUID, by: str = "") -> Task:
     using = alias()
     with transaction.atomic(using=using):
         try:
-            task = Task.primary.select_for_update(of=("self",)).get(pk=task_id)
+            task = Task.primary.select_for_update(of=("self",), no_key=True).get(pk=task_id)
         except Task.DoesNotExist:
             raise TaskNotFound(task_id) from None
         if task.status not in RETRIABLE:
@@ -105,7 +105,9 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
         tasks = list(
-            Task.primary.ready(now, worker.queues).select_for_update(skip_locked=True)[:limit]
+            Task.primary.ready(now, worker.queues).select_for_update(skip_locked=True, no_key=True)[
+                :limit
+            ]
         )
         if not tasks:
             return []
@@ -280,7 +282,8 @@ def rescue(limit: int = 100) -> list[Task]:
 
     Each is cancelled if somebody asked for it, retried if attempts are left, else failed with
     WorkerLost. Waits one heartbeat after a lease ran out, by the database's clock: a worker that
-    could not write for a while has that long to renew. Safe when many do it at once.
+    could not write for a while has that long to renew. One whose heart beats keeps its tasks: where
+    it does not renew a lease, somebody holds that row. Safe when many do it at once.
     """
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
@@ -288,7 +291,7 @@ def rescue(limit: int = 100) -> list[Task]:
         lost = list(
             overdue(now)
             .select_related("worker")
-            .select_for_update(skip_locked=True, of=("self",))
+            .select_for_update(skip_locked=True, of=("self",), no_key=True)
             .order_by("lease_expires_at")[:limit]
         )
         failures = {claim_of(task): worker_lost(task) for task in lost}
@@ -305,9 +308,10 @@ def rescue(limit: int = 100) -> list[Task]:
 
 
 def overdue(now: datetime) -> TaskQuerySet:
-    """The running tasks whose leases ran out more than a heartbeat ago."""
+    """Running tasks of workers that are gone, whose leases ran out more than a heartbeat ago."""
     late = now - timedelta(seconds=task_settings().heartbeat_seconds)
-    return Task.primary.running().filter(lease_expires_at__lt=late)
+    beating = Worker.primary.beating(now).filter(pk=OuterRef("worker"))
+    return Task.primary.running().filter(~Exists(beating), lease_expires_at__lt=late)
 
 
 def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
@@ -319,7 +323,7 @@ def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
     with transaction.atomic(using=using):
         now = database_now(using)
         try:
-            task = Task.primary.select_for_update(of=("self",)).get(pk=task_id)
+            task = Task.primary.select_for_update(of=("self",), no_key=True).get(pk=task_id)
         except Task.DoesNotExist:
             raise TaskNotFound(task_id) from None
         if task.status in LEGAL[Verb.WITHDRAW].sources:

@@ -38,12 +38,19 @@ class Primary(models.Manager[Any]):
         return super().get_queryset().using(router.db_for_write(self.model))
 
 
+def _silence() -> timedelta:
+    conf = task_settings()
+    return timedelta(seconds=conf.lease_seconds + conf.heartbeat_seconds)
+
+
 class WorkerQuerySet(models.QuerySet["Worker"]):
+    def beating(self, now: datetime) -> WorkerQuerySet:
+        """Those that did not sign off, and are not silent for so long that tasks are rescued."""
+        return self.filter(stopped_at__isnull=True, heartbeat_at__gte=now - _silence())
+
     def lost(self, now: datetime) -> WorkerQuerySet:
-        """Those that never signed off and are silent for so long that their tasks are rescued."""
-        conf = task_settings()
-        silence = timedelta(seconds=conf.lease_seconds + conf.heartbeat_seconds)
-        return self.filter(stopped_at__isnull=True, heartbeat_at__lt=now - silence)
+        """Those that never signed off, and are."""
+        return self.filter(stopped_at__isnull=True, heartbeat_at__lt=now - _silence())
 
 
 class Worker(models.Model):

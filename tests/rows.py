@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from tasks_app import lifecycle
 from tasks_app.claims import Claim, Failure, claim_of
+from tasks_app.conf import task_settings
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import Status
 
@@ -47,7 +48,8 @@ def saved(status: Status = Status.PENDING, **fields: Any) -> Task:
 
 
 def worker(**fields: Any) -> Worker:
-    now = timezone.now()
+    # By the clock that a test may hold in its hands.
+    now = lifecycle.database_now("default")
     values: dict[str, Any] = {"hostname": "host", "pid": 1, "hands": 4}
     return Worker.objects.create(**values | {"started_at": now, "heartbeat_at": now} | fields)
 
@@ -105,5 +107,8 @@ def last_fact(task: Task) -> TaskEvent:
 
 
 def lapse(task: Task, by: timedelta, now: datetime | None = None) -> None:
-    """Let its lease have run out so long ago."""
-    Task.objects.filter(pk=task.pk).update(lease_expires_at=(now or timezone.now()) - by)
+    """Let its lease have run out so long ago, for want of a heartbeat."""
+    ran_out = (now or timezone.now()) - by
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=ran_out)
+    beat = ran_out - timedelta(seconds=task_settings().lease_seconds)
+    Worker.objects.filter(tasks=task.pk, heartbeat_at__gt=beat).update(heartbeat_at=beat)

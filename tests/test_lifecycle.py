@@ -525,6 +525,7 @@ def test_rescue_fails_what_has_no_attempt_left(heartbeat: timedelta) -> None:
     [lost] = lifecycle.rescue()
     assert (lost.status, lost.fencing_token) == (Status.RUNNING, claim.token)
     stored = fresh(task)
+    by.refresh_from_db()
     beat = by.heartbeat_at.isoformat(timespec="seconds")
     message = f"Worker ada:7 stopped responding; its last heartbeat was at {beat}."
     assert (stored.status, stored.error_type) == (Status.FAILED, "WorkerLost")

@@ -14,10 +14,9 @@ from django.db import DatabaseError, connections, transaction
 from tasks_app import lifecycle
 from tasks_app.changes import Changes, watch
 from tasks_app.claims import Claim, claim_of
-from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased
-from tasks_app.ledger import alias
+from tasks_app.ledger import alias, begin, reserve
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
@@ -32,7 +31,7 @@ from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
 from tasks_app.worker.standing import Standing, next_due
 from tasks_app.worker.stopping import enforce
-from tasks_app.worker.trouble import TROUBLE, Trouble, answer_soon, explained
+from tasks_app.worker.trouble import TROUBLE, Trouble, connect, explained
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -88,6 +87,8 @@ class Coordinator:
         self._trouble = Trouble()
         #: The last transaction was refused for what it held, not for want of a database.
         self._refused = False
+        #: A claim may have been committed that nothing here knows of: its answer did not come.
+        self._unsure = False
 
     def stop(self) -> None:
         """Claim no more and end when the running tasks have; a second call ends at once."""
@@ -124,7 +125,7 @@ class Coordinator:
         """Sign on, as soon as there is a database; return False if told to stop before."""
         while not self.shutdown.requested:
             try:
-                answer_soon(self.using)
+                connect(self.using)
                 self.worker = presence.register(self.hands, self.queues)
             except TROUBLE as error:
                 self._wait_out(error)
@@ -140,7 +141,7 @@ class Coordinator:
             logger.error("Worker %s ends with %d tasks not released", self.worker, len(self.runs))
             self.exit = Exit.UNRELEASED
             return True
-        if self.runs or self._inbox:
+        if self.runs or self._inbox or self._unsure:
             return False
         drained = self.drain and not self._hungry and not self.rescuer.waits
         return self._leaving or drained or self.allowance < 1
@@ -169,7 +170,8 @@ class Coordinator:
         moments = [self._beat_at, self.shutdown.next_step]
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
-        moments += [run.flush_at for run in self.reported]
+        moments += [max(run.flush_at, run.held_until) for run in self.reported]
+        moments += [run.held_until for run in self.outcomes]
         moments += [run.next_stop for run in self._going_on()]
         moments.append(self._recall_at(time.monotonic()))
         if self._curious and self.runs:
@@ -191,38 +193,48 @@ class Coordinator:
             self._hungry = True
         beating = moment >= self._beat_at
         looking = beating or (self._curious and bool(self.runs) and moment >= self._look_at)
+        writing = {run for run in self.reported if moment >= run.flush_at} | self.outcomes.keys()
+        writing = {run for run in writing if moment >= run.held_until}
+        ending = writing & self.outcomes.keys()
         claiming = self._can_claim and self._hungry
-        claiming = claiming and (bool(self.outcomes) or moment >= self._look_at)
-        writing = {run for run in self.reported if moment >= run.flush_at}
-        writing |= self.outcomes.keys()
+        claiming = claiming and (bool(ending) or moment >= self._look_at)
         try:
             if self._trouble.started:
-                answer_soon(self.using)
+                connect(self.using)
             if writing or beating or looking or claiming:
                 self._commit(moment, writing, beating, looking, claiming)
-            if beating:
-                self.rescuer.beat(time.monotonic())
-            if moment >= self.pruner.next_step and not self.shutdown.requested:
-                self.pruner.step(moment)
             if self._trouble.started:
                 logger.info("The database answers again")
             self._trouble = Trouble()
             self._refused = False
         except TROUBLE as error:
+            self._unsure = self._unsure or claiming
             self._wait_out(error)
         except DatabaseError:
-            if self._refused and not self.outcomes:
+            if self._refused and not ending:
                 raise
             # Again without the outcomes and, if it was that, with this worker's row back.
             self._refused = True
             self._beat_at = 0.0
-            self._isolate()
+            self._isolate(ending)
+        else:
+            self._do_chores(moment, beating)
 
-    def _isolate(self) -> None:
-        """Write each outcome by itself: one odd result must cost neither its neighbours nor us."""
-        for run, known in list(self.outcomes.items()):
+    def _do_chores(self, moment: float, beating: bool) -> None:
+        """Look after others' tasks and old ones; what hinders that must not hinder our own."""
+        if beating:
             try:
-                outcome, void = write_alone(known, self.using)
+                self.rescuer.beat(time.monotonic())
+            except TROUBLE as error:
+                logger.warning("Lost tasks could not be taken back: %s", explained(error))
+        if moment >= self.pruner.next_step and not self.shutdown.requested:
+            self.pruner.step(moment)
+
+    def _isolate(self, ending: Collection[Run]) -> None:
+        """Write each outcome by itself: one odd result must cost neither its neighbours nor us."""
+        for run in ending:
+            try:
+                outcome, void = write_alone(self.outcomes[run], self.using)
             except TROUBLE as error:
                 self._wait_out(error)
                 return
@@ -235,12 +247,15 @@ class Coordinator:
     ) -> None:
         for run in writing:
             run.take()
-        kept = [run for run in writing if not run.lost]
-        outcomes = [outcome for run, outcome in self.outcomes.items() if not run.lost]
         tasks: list[Task] = []
         limit = 0
         with transaction.atomic(using=self.using):
-            now = database_now(self.using)
+            now = begin(self.using)
+            concerned = {*writing, *(self.runs.values() if beating else ())}
+            held = reserve([run.claim for run in concerned if not run.lost])
+            kept = [run for run in writing if not run.lost and run.claim not in held]
+            outcomes = [self.outcomes[run] for run in kept if run in self.outcomes]
+            ending = {outcome.run.claim for outcome in outcomes}
             void = set(
                 lifecycle.report({run.claim: run.progress for run in kept if run.progress})
                 + lifecycle.log({run.claim: run.lines for run in kept if run.lines})
@@ -248,25 +263,26 @@ class Coordinator:
             )
             if beating:
                 presence.beat(self.worker, now, busy=len(self.runs), stuck=self.pool.stuck)
-                going_on = [run.claim for run in self._going_on() if not run.lost]
-                void.update(lifecycle.renew(going_on, now=now))
+                going_on = {run.claim for run in self.runs.values() if not run.lost}
+                void.update(lifecycle.renew(going_on - ending - held, now=now))
             if looking:
-                void.update(self._look(now))
+                void.update(self._look(now) - ending)
             if claiming:
                 limit = self._limit()
                 tasks = lifecycle.claim(self.worker, limit, now=now)
                 claim_at = NEVER if tasks else next_due(self.queues, now, moment)
         # What follows is memory only: had the transaction failed, none of it would be true.
-        self.reported -= writing
-        for run in writing:
+        self._hold_back(held, moment)
+        written = {run for run in writing if run.claim not in held}
+        self.reported -= written
+        for run in written:
             run.written(moment + task_settings().progress_interval_seconds)
         self._lose(void)
-        self._settle(self.outcomes.values())
-        self.outcomes = {}
+        self._settle([self.outcomes.pop(run) for run in written & self.outcomes.keys()])
         if beating:
             self._beat_at = moment + task_settings().heartbeat_seconds
         if looking:
-            self._curious = False
+            self._curious = self._unsure = False
         if claiming:
             self._hungry, self._claim_at = bool(tasks), claim_at
         if not tasks or len(tasks) < limit:
@@ -335,7 +351,7 @@ class Coordinator:
 
     # The parts of a cycle.
 
-    def _look(self, now: datetime) -> Collection[Claim]:
+    def _look(self, now: datetime) -> set[Claim]:
         """Compare what this worker runs with what the database says; return the void claims.
 
         Tells those to stop that somebody cancelled, and hands back those that nobody here knows
@@ -347,8 +363,7 @@ class Coordinator:
             if run.stop(TaskCancelled()):
                 logger.info("Task %s is asked to cancel", run, extra=run.log_extra)
         lifecycle.release(standing.own - self.runs.keys(), now=now)
-        ending = {run.claim for run in self.outcomes}
-        return self.runs.keys() - standing.good - ending
+        return self.runs.keys() - standing.good
 
     def _hand_out(self, tasks: list[Task]) -> None:
         if tasks:
@@ -361,6 +376,19 @@ class Coordinator:
             self.allowance -= 1
             logger.info("Task %s started: %s", run, run.ordinal, extra=run.log_extra)
             self.pool.submit(run)
+
+    def _hold_back(self, held: Iterable[Claim], moment: float) -> None:
+        """Leave those alone for a while whose rows other sessions hold. Their leases are safe: who
+        rescues looks for a heartbeat, too.
+        """
+        for claim in held:
+            run = self.runs[claim]
+            if run.hold_back(moment):
+                logger.warning(
+                    "Another session holds the row of task %s; what it says waits for that",
+                    run,
+                    extra=run.log_extra,
+                )
 
     def _lose(self, void: Collection[Claim]) -> None:
         for claim in void:
@@ -393,12 +421,15 @@ class Coordinator:
             pause,
         )
         connections[self.using].close()
+        # The first look afterwards finds what was committed without an answer.
+        self._beat_at = 0.0
 
     def _leave(self) -> None:
         self.pool.close()
         self.pool.join()
         try:
-            answer_soon(self.using)
-            presence.leave(self.worker, database_now(self.using), stuck=self.pool.stuck)
+            connect(self.using)
+            with transaction.atomic(using=self.using):
+                presence.leave(self.worker, begin(self.using), stuck=self.pool.stuck)
         except TROUBLE as error:
             logger.warning("The worker could not sign off: %s", str(error).strip())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from django.db import transaction
+
 from tasks_app import lifecycle, retention
 from tasks_app.conf import task_settings
-from tasks_app.worker.trouble import TROUBLE
+from tasks_app.ledger import alias, begin
+from tasks_app.worker.trouble import TROUBLE, Trouble, explained
 
 logger = logging.getLogger("tasks_app.cleanup")
 
@@ -16,7 +19,9 @@ BATCH_PAUSE = 0.05
 
 def rescue() -> int:
     """Take back the tasks of workers that were lost; return how many."""
-    lost = lifecycle.rescue()
+    with transaction.atomic(using=alias()):
+        begin(alias())
+        lost = lifecycle.rescue()
     for task in lost:
         logger.warning(
             "Task %s (%s) was taken back from worker %s, which stopped responding",
@@ -34,25 +39,29 @@ class Pruner:
     def __init__(self, moment: float) -> None:
         self.next_step = moment
         self._prune: retention.Prune | None = None
+        self._trouble = Trouble()
 
     def step(self, moment: float) -> None:
-        """Delete one batch. Trouble with the database is the caller's, who may ask again; other
-        failures are logged, and the next prune is as due as ever.
+        """Delete one batch. What goes wrong is logged: trouble with the database is waited out, for
+        a growing while; after anything else the next prune is as due as ever.
         """
         prune = self._prune
         try:
             if prune is None:
                 prune = self._prune = retention.prune(retention.Rule.of_site())
             if next(prune, None) is not None:
+                self._trouble = Trouble()
                 self.next_step = moment + prune.seconds + max(prune.pause, BATCH_PAUSE)
                 return
             retention.prune_workers()
-        except TROUBLE:
-            raise
+        except TROUBLE as error:
+            self.next_step = moment + self._trouble.strike(moment)
+            logger.warning("Finished tasks cannot be removed just now: %s", explained(error))
+            return
         except Exception:
             # Such as a signal handler of the site's own that fails on what is deleted.
             logger.exception("Finished tasks could not be removed")
         if prune is not None and prune.removed:
             logger.info("Removed %d finished tasks past their retention", prune.removed)
-        self._prune = None
+        self._prune, self._trouble = None, Trouble()
         self.next_step = moment + task_settings().cleanup_interval_seconds

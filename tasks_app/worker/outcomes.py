@@ -11,7 +11,7 @@ from django.db import DatabaseError, transaction
 
 from tasks_app import lifecycle
 from tasks_app.claims import Claim
-from tasks_app.clock import database_now
+from tasks_app.ledger import begin
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome, failure
 from tasks_app.worker.run import Run
@@ -53,13 +53,13 @@ def write_alone(outcome: Outcome, using: str) -> tuple[Outcome, list[Claim]]:
         return outcome, []
     try:
         with transaction.atomic(using=using):
-            return outcome, write([outcome], database_now(using))
+            return outcome, write([outcome], begin(using))
     except TROUBLE:
         raise
     except DatabaseError as error:
         outcome = Outcome(outcome.run, Verb.FAIL, failure(error))
         with transaction.atomic(using=using):
-            return outcome, write([outcome], database_now(using))
+            return outcome, write([outcome], begin(using))
 
 
 def tell(run: Run, verb: Verb, value: Any) -> None:

@@ -6,21 +6,24 @@ import os
 import socket
 from datetime import datetime
 
-from tasks_app.clock import database_now
-from tasks_app.ledger import alias
+from django.db import transaction
+
+from tasks_app.ledger import alias, begin
 from tasks_app.models import Worker
 
 
 def register(hands: int, queues: list[str]) -> Worker:
-    now = database_now(alias())
-    return Worker.objects.create(
-        hostname=socket.gethostname(),
-        pid=os.getpid(),
-        hands=hands,
-        queues=queues,
-        started_at=now,
-        heartbeat_at=now,
-    )
+    """Say that a worker is there. Raises what Django raises where the database does not answer."""
+    with transaction.atomic(using=alias()):
+        now = begin(alias())
+        return Worker.objects.create(
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            hands=hands,
+            queues=queues,
+            started_at=now,
+            heartbeat_at=now,
+        )
 
 
 def beat(worker: Worker, now: datetime, *, busy: int = 0, stuck: int = 0) -> None:

@@ -15,6 +15,8 @@ from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.worker.interruption import Stretch
 
 NEVER = float("inf")
+#: How soon a row is tried again that another session held; and after how many tries that is told.
+HELD_SECONDS, HELD_TOLD = 0.1, 10
 
 
 @dataclass(eq=False)
@@ -37,6 +39,10 @@ class Run:
     lines: list[LogLine] = field(default_factory=list)
     #: When its newest progress may be written next.
     flush_at: float = 0.0
+    #: How often its row was not to be written since another session held it; and until when it is
+    #: left alone for that.
+    held: int = 0
+    held_until: float = 0.0
     #: Its claim is void: what it still does counts for nothing.
     lost: bool = False
     #: When, having been told to stop, it is interrupted; and when it is given up.
@@ -55,6 +61,13 @@ class Run:
         self.progress = None
         self.lines = []
         self.flush_at = next_flush
+        self.held, self.held_until = 0, 0.0
+
+    def hold_back(self, moment: float) -> bool:
+        """Leave its row alone for a while; return whether that is to be told by now."""
+        self.held += 1
+        self.held_until = moment + HELD_SECONDS
+        return self.held == HELD_TOLD
 
     def stop(self, reason: TaskInterrupted, grace: float | None = None) -> bool:
         """Tell the task to stop within so many seconds; return whether it is news to it."""

@@ -5,41 +5,46 @@ from __future__ import annotations
 from django.db import InterfaceError, InternalError, OperationalError, connections
 
 from tasks_app.conf import task_settings
+from tasks_app.ledger import LOCK_MILLISECONDS
 
 PAUSE, PAUSE_MAX = 0.1, 5.0
-#: How long a worker waits in line for a lock before it looks after its hands again.
-LOCK_MILLISECONDS = 1000
 
 #: What Django raises where a database does not answer, has no room, or is not to be written just
 #: now. (PostgreSQL calls it an internal error that a server which was demoted takes no writes.)
 TROUBLE = (OperationalError, InterfaceError, InternalError)
 
 
-def answer_soon(using: str) -> None:
-    """Have a new connection wait for locks for a second at most, whatever the site's own limit is.
+def connect(using: str) -> None:
+    """Open a new connection, on which SQLite waits for its lock no longer than `begin` lets others.
 
-    While it waits, a worker enforces no timeout and hears no signal; and it may be one of its own
-    tasks that holds the lock.
+    Whatever the site's own limit is: see there.
     """
     connection = connections[using]
     connection.close()
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
             cursor.execute(f"PRAGMA busy_timeout = {LOCK_MILLISECONDS}")
-        elif connection.vendor == "postgresql" and task_settings().listen:
-            # Not behind a pooler, where the next transaction has another session.
-            cursor.execute(f"SET lock_timeout = {LOCK_MILLISECONDS}")
+
+
+#: What databases say, and what it means where that is not plain.
+MEANS = {
+    "database is locked": (
+        "a transaction holds SQLite's one write lock for long, perhaps that of a task: "
+        "progress waits until it ends, and no lease is lost"
+    ),
+    "lock timeout": (
+        "a session holds a table of tasks for long, perhaps a migration, or one that is idle in "
+        "a transaction: pg_stat_activity tells which"
+    ),
+    "deadlock detected": "another session wrote the same tasks in another order; this is done anew",
+}
 
 
 def explained(error: Exception) -> str:
     """Return what a database said, with what it means where that is not plain."""
     said = str(error).strip()
-    if "database is locked" in said:
-        said += (
-            " (a transaction holds SQLite's one write lock for long, perhaps that of a task: "
-            "progress waits until it ends, and no lease is lost)"
-        )
-    return said
+    meaning = next((meaning for words, meaning in MEANS.items() if words in said), "")
+    return f"{said} ({meaning})" if meaning else said
 
 
 class Trouble:
