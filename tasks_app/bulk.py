@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import OperationalError, transaction
 
 from tasks_app.exceptions import IllegalTransition, TaskError
-from tasks_app.ledger import alias
+from tasks_app.ledger import DEADLOCK, alias, sqlstate
 from tasks_app.models import Task
 from tasks_app.states import Status
 
@@ -25,8 +25,8 @@ BATCH = 100
 #: For how long it goes on before it leaves the rest to the next request, in seconds: servers and
 #: proxies give up after 30.
 SECONDS = 20.0
-#: How often a batch is tried that meets a deadlock, and PostgreSQL's name for one.
-TRIES, DEADLOCK = 3, "40P01"
+#: How often a batch is tried that meets a deadlock.
+TRIES = 3
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _insist(
                 told(done)
         except OperationalError as error:
             tries -= 1
-            if not tries or getattr(error.__cause__, "sqlstate", None) != DEADLOCK:
+            if not tries or sqlstate(error) != DEADLOCK:
                 raise
         else:
             return done, refused

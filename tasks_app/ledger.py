@@ -39,6 +39,15 @@ def alias() -> str:
 LOCK_MILLISECONDS = 1000
 
 
+#: What PostgreSQL calls a wait that was cut short by `begin`, and one that it ended itself.
+LOCK_TIMEOUT, DEADLOCK = "55P03", "40P01"
+
+
+def sqlstate(error: Exception) -> str:
+    """Return PostgreSQL's name for an error of the database; nothing for those of others."""
+    return str(getattr(error.__cause__, "sqlstate", None) or "")
+
+
 def begin(using: str, wait: int = LOCK_MILLISECONDS) -> datetime:
     """Return the database's time, and let the running transaction wait for locks no longer.
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
 
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, transaction
 from django.db.models import Exists, OuterRef, QuerySet
 
 from tasks_app.clock import database_now
 from tasks_app.conf import DAY, task_settings
 from tasks_app.exceptions import IllegalTransition, TaskNotFound
-from tasks_app.ledger import alias
+from tasks_app.ledger import LOCK_TIMEOUT, alias, begin, sqlstate
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, Status
 
@@ -33,6 +33,8 @@ ROWS_OF_A_TASK = 4
 BEFORE_THE_END = sorted(FACTS - TERMINAL_EVENTS)
 #: Of so many tasks that may not go a prune tells each at the level of a warning, then quietly.
 TOLD = 10
+#: How long a batch waits for rows that refer to its tasks: who prunes may have better to do.
+LOCK_MILLISECONDS = 100
 #: How long a worker's record outlives its last heartbeat.
 WORKER_SECONDS = DAY
 
@@ -92,8 +94,8 @@ class Prune(Iterator[int]):
     its end, whose log begins late; the next prune goes on there.
 
     Each task is tried once. Where something of the site's refuses to let it go, such as a row that
-    protects it, the refusal is logged and the task stays; one that somebody else holds just then is
-    left to them, or to the next prune.
+    protects it, the refusal is logged and the task stays; one that somebody else holds just then,
+    or a row that refers to it, is left to them or to the next prune.
 
     Safe beside other prunes: on PostgreSQL they share the work, elsewhere they take turns. A batch
     that raised for want of a database has done nothing; ask again for it later, or never.
@@ -119,7 +121,9 @@ class Prune(Iterator[int]):
         group = self._groups[-1]
         try:
             deleted, left = self._delete(group)
-        except IntegrityError as error:
+        except (IntegrityError, OperationalError) as error:
+            if isinstance(error, OperationalError) and sqlstate(error) != LOCK_TIMEOUT:
+                raise
             self._groups.pop()
             self._divide(group, error)
             return 0
@@ -155,10 +159,12 @@ class Prune(Iterator[int]):
     def _delete(self, group: Group) -> tuple[int, Group]:
         """Delete as much of a group as a batch may hold. Return how many tasks, and what is left.
 
-        Raises IntegrityError if one of them may not go; then none has.
+        Raises IntegrityError if one of them may not go, and OperationalError if somebody holds a
+        row that refers to it; then none has.
         """
         with transaction.atomic(using=self.using):
             began = time.monotonic()
+            begin(self.using, LOCK_MILLISECONDS)
             chosen = Task.primary.filter(pk__in=group).order_by()
             # Another prune may hold some; what it holds is its to delete.
             held = set(
@@ -187,7 +193,7 @@ class Prune(Iterator[int]):
         self._took(time.monotonic() - began)
         return len(whole), left
 
-    def _divide(self, group: Group, error: IntegrityError) -> None:
+    def _divide(self, group: Group, error: DatabaseError) -> None:
         """Find out by halves which of a group may not go."""
         if len(group) > 1:
             half = len(group) // 2

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
@@ -25,7 +26,7 @@ from tasks_app.states import Status
 from tests import rows
 from tests.harness import Process, Viewer, Web, begins, ends, eventually
 from tests.servers import PostgreSQL
-from tests.tasks import Add, Noop, Steps, Stubborn
+from tests.tasks import Add, Noop, Steps
 
 StartWorker = Callable[..., Process]
 StartWeb = Callable[..., Web]
@@ -201,31 +202,103 @@ def test_without_listen_the_timer_serves(
     assert server.listeners() == set()
 
 
-def test_a_worker_waits_out_a_deadlock(server: PostgreSQL, start_worker: StartWorker) -> None:
-    """Whoever the server chooses to end, nothing of a task is lost."""
-    server.tell("ALTER ROLE CURRENT_USER SET deadlock_timeout = '20ms'")
-    connection.close()
-    worker = start_worker("--max-workers", "2", **LASTING)
-    tasks = task_service.start_many(Stubborn, [{"seconds": 600}] * 2)
-    ids = [begins(task.task_id).pk for task in tasks]
+#: How somebody may hold the row of a task: by its own sake, or by a row that refers to it.
+HOLDS = {
+    "row": "SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE",
+    "reference": "INSERT INTO tasks_app_taskevent (task_id, event_type, timestamp, data)"
+    " VALUES (%s, 'task_log', now(), '{}')",
+}
+
+
+@pytest.mark.parametrize("by", HOLDS)
+def test_who_holds_the_row_of_one_task_holds_up_nothing_else(
+    server: PostgreSQL, start_worker: StartWorker, tmp_path: Path, by: str
+) -> None:
+    """However long: its worker goes on with the others, and nobody takes any from it."""
+    brief = {"TASK_LEASE_SECONDS": "1.5", "TASK_HEARTBEAT_SECONDS": "0.5"}
+    worker = start_worker("--max-workers", "2", **brief)
+    held, free = (tmp_path / name for name in ("held", "free"))
+    for reins in (held, free):
+        reins.write_text("1")
+    one, two = (task_service.start_task(Steps, {"reins": reins}) for reins in (held, free))
+    task = begins(one.task_id)
+    begins(two.task_id)
+    rescuer = start_worker("--max-workers", "1", "--queues", "none", **brief)
     with psycopg.connect(server.url) as other:
-        # The other one waits for longer before it looks, so it is the worker that is ended.
+        other.execute(HOLDS[by], [one.task_id])
+        held.write_text("10")
+        if by == "row":
+            worker.says(f"Another session holds the row of task {one.task_id}")
+            eventually(lambda: expired(task), what="its lease runs out")
+        free.write_text("5")
+        eventually(lambda: Task.objects.filter(pk=two.task_id, progress=0.5).exists())
+        free.write_text("10")
+        assert ends(two.task_id).status == Status.COMPLETED
+        # New work as well.
+        assert ends(task_service.start_task(Noop).task_id).status == Status.COMPLETED
+        if by == "reference":
+            assert ends(one.task_id).status == Status.COMPLETED
+        other.rollback()
+    assert ends(one.task_id).result == "done"
+    for task_id in (one.task_id, two.task_id):
+        assert rows.facts(Task.objects.get(pk=task_id))[1:] == ["task_started", "task_completed"]
+    assert "does not answer" not in worker.output
+    assert "taken back" not in worker.output + rescuer.output
+
+
+def expired(task: Task) -> bool:
+    """Whether its lease ran out for longer than others wait for it."""
+    task.refresh_from_db()
+    assert task.status == Status.RUNNING
+    assert task.lease_expires_at is not None
+    return timezone.now() > task.lease_expires_at + timedelta(seconds=2)
+
+
+def test_a_prune_that_waits_for_a_row_holds_up_no_task(
+    server: PostgreSQL, start_worker: StartWorker
+) -> None:
+    """Here that of the repetition of a task, which would have to forget what it repeats."""
+    old = rows.saved(Status.FAILED, age=timedelta(days=100))
+    again = rows.saved(Status.COMPLETED, retried_from=old)
+    other_old = rows.saved(Status.FAILED, age=timedelta(days=100))
+    with psycopg.connect(server.url) as other:
+        other.execute("SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE", [again.pk])
+        worker = start_worker(TASK_CLEANUP_INTERVAL_SECONDS="0.5")
+        worker.says(f"Task {old.pk} is past its retention and cannot be removed")
+        eventually(lambda: not Task.objects.filter(pk=other_old.pk).exists())
+        assert ends(task_service.start_task(Noop).task_id).status == Status.COMPLETED
+        assert "does not answer" not in worker.output
+        other.rollback()
+    eventually(lambda: not Task.objects.filter(pk=old.pk).exists(), what="the next prune")
+
+
+def test_a_worker_waits_out_a_deadlock(
+    server: PostgreSQL, start_worker: StartWorker, reins: Path
+) -> None:
+    """Whoever the server chooses to end, nothing of a task is lost."""
+    # Less than the worker waits for a lock, and much less than the other one does.
+    server.tell("ALTER ROLE CURRENT_USER SET deadlock_timeout = '700ms'")
+    connection.close()
+    worker = start_worker(**LASTING)
+    started = task_service.start_task(Steps, {"reins": reins})
+    task = begins(started.task_id)
+    with psycopg.connect(server.url) as other:
         other.execute("SET deadlock_timeout = '60s'")
         other.commit()
         while "deadlock detected" not in worker.output:
-            for task_id in ids:
-                other.execute("SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE", [task_id])
-                eventually(lambda: waits_for_a_row(server), what="the worker waits for it")
+            other.execute("LOCK TABLE tasks_app_taskevent IN EXCLUSIVE MODE")
+            reins.write_text("10")
+            # It holds the row of the task and waits to tell of its end; now the other way round.
+            eventually(lambda: waits_for_a_lock(server), what="the worker waits")
+            other.execute(HOLDS["row"], [task.pk])
             other.rollback()
-            ids.reverse()
-    for task_id in ids:
-        task_service.cancel_task(task_id)
-        assert ends(task_id).status == Status.CANCELLED
+    assert ends(task.pk).result == "done"
+    assert rows.facts(task) == ["task_queued", "task_started", "task_completed"]
     assert "Traceback" not in worker.output
     assert "was taken from this worker" not in worker.output
 
 
-def waits_for_a_row(server: PostgreSQL) -> bool:
+def waits_for_a_lock(server: PostgreSQL) -> bool:
     [(waiting,)] = server.ask("SELECT count(*) FROM pg_locks WHERE NOT granted")
     return bool(waiting)
 
@@ -244,7 +317,7 @@ def test_a_bulk_act_that_met_a_deadlock_is_done_anew(server: PostgreSQL) -> None
             if tries == 1:
                 # It holds the second, and now wants the first.
                 thread.start()
-                eventually(lambda: waits_for_a_row(server), what="the other waits")
+                eventually(lambda: waits_for_a_lock(server), what="the other waits")
         return task_service.cancel_task(task_id)
 
     with psycopg.connect(server.url) as other:
