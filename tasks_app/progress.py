@@ -174,11 +174,12 @@ class ProgressHandle:
         """
         if level not in LOG_LEVELS:
             raise ValueError(f"level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
+        # Before the lock is taken, which the worker takes too: this may be code of the task's.
+        line = LogLine(level, clipped(printable(str(message)), LOG_LINE_MAX))
         with self._lock:
             if self._logged < task_settings().max_log_lines:
                 self._logged += 1
-                text = clipped(printable(str(message)), LOG_LINE_MAX)
-                self.lines.append(LogLine(level, text))
+                self.lines.append(line)
             else:
                 self.dropped_lines += 1
         self._tell()

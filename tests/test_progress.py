@@ -29,6 +29,17 @@ class Number:
         return f"Number({self.value})"
 
 
+class AsksBack:
+    """What asks the handle for something while it is turned into words."""
+
+    def __init__(self, handle: ProgressHandle) -> None:
+        self._handle = handle
+
+    def __str__(self) -> str:
+        self._handle.log("asked")
+        return self._handle.latest.text
+
+
 class FloatSubclass(float):
     """As numpy.float64 is."""
 
@@ -365,6 +376,14 @@ def test_other_levels_are_refused(level: Any) -> None:
         handle.log("hello", level)
     assert str(caught.value) == f"level must be one of debug, info, warning, error, not {level!r}"
     assert handle.lines == []
+
+
+def test_what_a_message_does_to_become_words_holds_nobody_up() -> None:
+    """The worker takes what was said by the same lock."""
+    handle = ProgressHandle()
+    handle.send_progress_text("half-way")
+    handle.log(AsksBack(handle))  # type: ignore[arg-type]
+    assert [line.message for line in handle.take()[1]] == ["asked", "half-way"]
 
 
 def test_lines_are_made_into_what_can_be_stored() -> None:
