@@ -252,6 +252,8 @@ ODD_ERRORS: dict[str, BaseException] = {
     "long name": type("E" * 300, (Exception,), {})("it broke"),
     "long message": ValueError("x" * 20_000),
     "long traceback": RuntimeError("\n" * 200_000),
+    # Of a line that is no number, which only Python's own parser may be trusted with.
+    "untraceable": SyntaxError("bad", ("shop.txt", 1, "no number", "text\n")),  # type: ignore[arg-type]
     "half a surrogate": ValueError("\ud800 and \0"),
 }
 

@@ -103,15 +103,20 @@ def cut_short(run: Run) -> Outcome:
 
 def failure(error: BaseException) -> Failure:
     """Return what is told of an error, whatever its class does when asked for its words."""
-    told = traceback.TracebackException.from_exception(error, compact=True)
+    name = type(error).__name__
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - a class of the task's may do anything
-        message = f"{type(error).__name__} cannot say what it is: its str() fails."
+        message = f"{name} cannot say what it is: its str() fails."
+    try:
+        told = traceback.TracebackException.from_exception(error, compact=True)
+        lines = "".join(told.format())
+    except Exception as fault:  # noqa: BLE001 - notes, groups and syntax errors of its own making
+        lines = f"The traceback of {name} cannot be told: {type(fault).__name__}.\n"
     return Failure(
-        type=type(error).__name__[:TYPE_MAX] or "Exception",
+        type=name[:TYPE_MAX] or "Exception",
         message=clipped(printable(message), MESSAGE_MAX),
-        traceback=clipped(printable("".join(told.format())), TRACEBACK_MAX),
+        traceback=clipped(printable(lines), TRACEBACK_MAX),
         retry_after=error.after if isinstance(error, Retry) else None,
     )
 

@@ -89,7 +89,10 @@ class Pool:
         try:
             while (run := self._orders.get()) is not None:
                 run.began = time.monotonic()
-                outcome = _run(run)
+                try:
+                    outcome = _run(run)
+                except BaseException as error:  # noqa: BLE001 - as late as an interruption can come
+                    outcome = Outcome(run, Verb.FAIL, failure(error))
                 if run.stretch.abandoned:
                     return
                 self._deliver(outcome)
@@ -98,7 +101,7 @@ class Pool:
 
 
 def _run(run: Run) -> Outcome:
-    """Run a task between two sweeps of its thread's connections. Never raises."""
+    """Run a task between two sweeps of its thread's connections."""
     outcome = _interruptibly(run)
     try:
         _sweep(interrupted=run.stretch.interrupted)
