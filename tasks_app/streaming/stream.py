@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import operator
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from channels.db import database_sync_to_async
 from django.contrib.auth import get_user_model
+from django.db import InterfaceError, OperationalError
 from django.db.models import OuterRef, QuerySet, Subquery
 from django_eventstream.utils import sse_encode_error
 from django_eventstream.views import Listener, get_listener_manager
@@ -23,7 +24,7 @@ from tasks_app.states import ATTEMPT_ENDS, TERMINAL_EVENTS, Status
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, readable, task_of
 from tasks_app.streaming.cursor import Cursor
-from tasks_app.streaming.relay import Relay
+from tasks_app.streaming.relay import TROUBLE_SECONDS, Relay
 from tasks_app.streaming.storage import facts_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ OPENING_TASKS = 100
 MISSED_MAX = 1_000
 #: How often an open stream asks whether its viewer may still read it.
 RECHECK_SECONDS = 60.0
+#: What is raised where the database does not answer.
+AWAY = (OperationalError, InterfaceError)
 
 
 class View:
@@ -214,8 +217,10 @@ async def _events(
         recheck_at = time.monotonic() + RECHECK_SECONDS
         while not view.ended:
             if time.monotonic() >= recheck_at:
-                view.narrow(await database_sync_to_async(_still_readable)(user, view.channels))
                 recheck_at = time.monotonic() + RECHECK_SECONDS
+                # Where the database is away, there is nothing to be read either.
+                with suppress(*AWAY):
+                    view.narrow(await database_sync_to_async(_still_readable)(user, view.channels))
                 continue
             try:
                 async with asyncio.timeout(task_settings().stream_keepalive_seconds):
@@ -228,13 +233,28 @@ async def _events(
                 yield sse_encode_error(error["condition"], error["text"], error["extra"]).encode()
                 return
             if overflow:
-                # A viewer slower than the events: what it missed is in the database, and of
-                # progress the newest is enough.
-                healed = await database_sync_to_async(view.open)(view.had, relay.cursor)
-                yield healed or b""
+                async with aclosing(_heal(view, relay)) as healing:
+                    async for chunk in healing:
+                        yield chunk
             elif news := b"".join(event.wire for event in events if view.admit(event)):
                 yield news
         yield wire.STREAM_END
+
+
+async def _heal(view: View, relay: Relay) -> AsyncGenerator[bytes]:
+    """Send a viewer slower than the events what it missed, as soon as the database tells.
+
+    Of progress the newest is enough.
+    """
+    had = view.had
+    while True:
+        try:
+            yield await database_sync_to_async(view.open)(had, relay.cursor) or b""
+        except AWAY:
+            yield wire.KEEP_ALIVE
+            await asyncio.sleep(TROUBLE_SECONDS)
+        else:
+            return
 
 
 def _take(listener: Listener) -> tuple[list[wire.Fact | wire.Report], bool, Any]:

@@ -10,6 +10,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
 from django.contrib.auth.models import Permission, User
+from django.db import OperationalError
 from django.utils import timezone
 
 from tasks_app import lifecycle
@@ -268,6 +269,45 @@ def test_who_still_may_reads_on(ada: User) -> None:
             return watching.types
 
     assert async_to_sync(watch)() == ["task_status", "task_completed"]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when it asks who may read, nor when it tells a slow viewer what it missed."""
+    task, claim = claimed(owner=ada)
+    away = 3
+    real_readable, real_open = stream_module.readable, View.open
+
+    def ask(do: Any) -> Any:
+        def asked(*args: Any) -> Any:
+            nonlocal away
+            away -= 1
+            if away >= 0:
+                raise OperationalError("the server went away")
+            return do(*args)
+
+        return asked
+
+    async def watch() -> list[str]:
+        nonlocal away
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            monkeypatch.setattr(stream_module, "readable", ask(real_readable))
+            while away >= 0:
+                await watching.next()
+            monkeypatch.setattr(stream_module, "TROUBLE_SECONDS", 0.01)
+            monkeypatch.setattr(View, "open", ask(real_open))
+            away = 3
+            # More at once than a listener keeps.
+            lines = {claim: [LogLine("info", str(number)) for number in range(30)]}
+            await database_sync_to_async(lifecycle.log)(lines)
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching.types
+
+    types = async_to_sync(watch)()
+    assert away < 0
+    facts_seen = [kind for kind in types if kind != "task_status"]
+    assert facts_seen == ["task_log"] * 30 + ["task_completed"]
 
 
 def test_a_stream_of_nothing_that_exists_ends_at_once() -> None:
