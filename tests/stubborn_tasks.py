@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,6 +85,21 @@ class SwallowsAll(BaseTask):
             except BaseException:  # noqa: BLE001 - the point of it
                 continue
         return "outlived"
+
+
+class StuckInExecutor(BaseTask):
+    """Waits for a thread of its own that is no daemon, and comes back from neither."""
+
+    def execute(self, progress: ProgressHandle, until: Path) -> None:
+        pause = threading.Event()
+
+        def wait() -> None:
+            while not until.exists():
+                pause.wait(0.01)
+
+        progress.send_progress_text("waiting")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(wait).result()
 
 
 class HoldsLock(BaseTask):

@@ -67,6 +67,8 @@ class Coordinator:
         self.shutdown = Shutdown()
         #: The code that its process is to exit with.
         self.exit = Exit.DONE
+        #: Whether hands were still at it when it ended.
+        self.hands_left = False
         #: Every run that occupies a hand, lost ones too.
         self.runs: dict[Claim, Run] = {}
         #: Known and not yet written. What a hand delivers goes before what was made of its run
@@ -426,7 +428,7 @@ class Coordinator:
 
     def _leave(self) -> None:
         self.pool.close()
-        self.pool.join()
+        self.hands_left = not self.pool.join() or self.pool.stuck > 0
         try:
             connect(self.using)
             with transaction.atomic(using=self.using):

@@ -20,7 +20,7 @@ from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import Process, Viewer, Web, begins, database_url, ends, eventually
 from tests.rows import facts
-from tests.stubborn_tasks import HoldsLock, LargeLater, SwallowsAll
+from tests.stubborn_tasks import HoldsLock, LargeLater, StuckInExecutor, SwallowsAll
 from tests.tasks import Deaf, Noop
 
 Start = Callable[..., Process]
@@ -212,12 +212,16 @@ def test_one_that_completed_is_not_out_of_time_while_the_database_is_away(
     assert "out of time" not in worker.output
 
 
-def test_too_many_stuck_threads_exit_with_their_code(start_worker: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", [SwallowsAll, StuckInExecutor])
+def test_too_many_stuck_threads_exit_with_their_code(
+    start_worker: Start, tmp_path: Path, task: Any
+) -> None:
+    """Also where Python would wait for them."""
     until = tmp_path / "until"
     worker = start_worker(
         TASK_INTERRUPT_GRACE_SECONDS="0.2", TASK_MAX_STUCK="1", TASK_HEARTBEAT_SECONDS="0.5"
     )
-    started = task_service.start_task(SwallowsAll, {"until": until})
+    started = task_service.start_task(task, {"until": until})
     begins(started.task_id)
     task_service.cancel_task(started.task_id)
     assert worker.wait() == 75

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -54,8 +56,22 @@ class Command(BaseCommand):
         )
         with stopped_by_signals(coordinator):
             coordinator.run()
+        if coordinator.hands_left:
+            end_at_once(coordinator.exit)
         if coordinator.exit:
             sys.exit(coordinator.exit)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process although hands are still at it, whatever would wait for them.
+
+    Hands are daemons, but at its exit Python waits for the threads of every ThreadPoolExecutor, in
+    which a task may be stuck; and a worker that has signed off must make room for the next.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager
