@@ -75,6 +75,11 @@ class TaskSettings(BaseModel):
     #: The most unfinished tasks with which a user may start another by the API.
     api_max_unfinished: PositiveInt | None = 1000
 
+    @property
+    def silence_seconds(self) -> float:
+        """How long a worker may be silent before others take its tasks back."""
+        return self.lease_seconds + self.heartbeat_seconds
+
 
 def declared() -> dict[str, Any]:
     """The settings this site sets, by field name. Unknown `TASK_…` names are not ours to judge."""

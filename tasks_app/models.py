@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db import models, router
+from django.db import models
 from django.db.models import F, Q
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
@@ -18,6 +18,7 @@ from tasks_app.base import resolve
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import UnknownTask
 from tasks_app.expressions import CurrentTransaction, Unindexed
+from tasks_app.primary import Primary
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
 
 if TYPE_CHECKING:
@@ -31,26 +32,16 @@ def aware(moment: datetime) -> datetime:
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
 
 
-class Primary(models.Manager[Any]):
-    """Reads where is written: for decisions that must not be made on a replica's old news."""
-
-    def get_queryset(self) -> models.QuerySet[Any]:
-        return super().get_queryset().using(router.db_for_write(self.model))
-
-
-def _silence() -> timedelta:
-    conf = task_settings()
-    return timedelta(seconds=conf.lease_seconds + conf.heartbeat_seconds)
-
-
 class WorkerQuerySet(models.QuerySet["Worker"]):
     def beating(self, now: datetime) -> WorkerQuerySet:
         """Those that did not sign off, and are not silent for so long that tasks are rescued."""
-        return self.filter(stopped_at__isnull=True, heartbeat_at__gte=now - _silence())
+        since = now - timedelta(seconds=task_settings().silence_seconds)
+        return self.filter(stopped_at__isnull=True, heartbeat_at__gte=since)
 
     def lost(self, now: datetime) -> WorkerQuerySet:
         """Those that never signed off, and are."""
-        return self.filter(stopped_at__isnull=True, heartbeat_at__lt=now - _silence())
+        since = now - timedelta(seconds=task_settings().silence_seconds)
+        return self.filter(stopped_at__isnull=True, heartbeat_at__lt=since)
 
 
 class Worker(models.Model):
@@ -94,6 +85,7 @@ class Worker(models.Model):
 #: Unfinished, by a constraint. A list of statuses would say the same; but SQLite does not see that
 #: an index is good for it where the list comes as parameters.
 NOT_OVER = Q(finished_at__isnull=True)
+WAITS = Q(status=Status.PENDING)
 
 
 class TaskQuerySet(models.QuerySet["Task"]):
@@ -261,19 +253,13 @@ class Task(models.Model):
         ]
         indexes = [
             # Claiming: from every queue, from some; and when the next delayed task is due.
-            models.Index(
-                fields=["-priority", "run_after"],
-                name="tasks_waiting",
-                condition=Q(status=Status.PENDING),
-            ),
+            models.Index(fields=["-priority", "run_after"], name="tasks_waiting", condition=WAITS),
             models.Index(
                 fields=["queue", "-priority", "run_after"],
                 name="tasks_waiting_in_queue",
-                condition=Q(status=Status.PENDING),
+                condition=WAITS,
             ),
-            models.Index(
-                fields=["run_after"], name="tasks_due", condition=Q(status=Status.PENDING)
-            ),
+            models.Index(fields=["run_after"], name="tasks_due", condition=WAITS),
             # Rescue, and the relay's look at what runs.
             models.Index(
                 fields=["lease_expires_at"],

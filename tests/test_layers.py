@@ -19,7 +19,7 @@ LAYERS = [
     {"states"},
     {"exceptions"},
     {"conf"},
-    {"backoff", "clock", "expressions"},
+    {"backoff", "clock", "expressions", "primary"},
     {"schemas"},
     {"progress"},
     {"base"},

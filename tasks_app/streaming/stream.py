@@ -252,7 +252,9 @@ async def _heal(view: View, relay: Relay) -> AsyncGenerator[bytes]:
             yield await database_sync_to_async(view.open)(had, relay.cursor) or b""
         except AWAY:
             yield wire.KEEP_ALIVE
-            await asyncio.sleep(TROUBLE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TROUBLE_SECONDS):
+                    await asyncio.Event().wait()
         else:
             return
 

@@ -15,7 +15,7 @@ from tasks_app import lifecycle
 from tasks_app.changes import Changes, watch
 from tasks_app.claims import Claim, claim_of
 from tasks_app.conf import task_settings
-from tasks_app.exceptions import LeaseLost, TaskCancelled, TaskReleased
+from tasks_app.exceptions import TaskCancelled, TaskReleased
 from tasks_app.ledger import alias, begin, reserve
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
@@ -28,6 +28,7 @@ from tasks_app.worker.outcomes import tell, write, write_alone
 from tasks_app.worker.pool import Pool
 from tasks_app.worker.rescuer import Rescuer
 from tasks_app.worker.run import NEVER, Run
+from tasks_app.worker.runs import Runs
 from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
 from tasks_app.worker.standing import Standing, next_due
 from tasks_app.worker.stopping import enforce
@@ -69,13 +70,7 @@ class Coordinator:
         self.exit = Exit.DONE
         #: Whether hands were still at it when it ended.
         self.hands_left = False
-        #: Every run that occupies a hand, lost ones too.
-        self.runs: dict[Claim, Run] = {}
-        #: Known and not yet written. What a hand delivers goes before what was made of its run
-        #: in the meantime: work that came to its end must not be handed back.
-        self.outcomes: dict[Run, Outcome] = {}
-        #: Runs with progress to write.
-        self.reported: set[Run] = set()
+        self.runs = Runs()
         self._changes: Changes | None = None
         self._inbox: deque[Outcome | Run] = deque()
         #: There may be tasks to claim; there may be requests to cancel.
@@ -158,12 +153,8 @@ class Coordinator:
         return not self._leaving and self._limit() > 0
 
     def _limit(self) -> int:
-        known = self.outcomes.values()
+        known = self.runs.outcomes.values()
         return int(min(room(self.hands, len(self.runs), known), self.allowance))
-
-    def _going_on(self) -> list[Run]:
-        """The runs whose outcome is not known."""
-        return [run for run in self.runs.values() if run not in self.outcomes]
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
@@ -172,9 +163,8 @@ class Coordinator:
         moments = [self._beat_at, self.shutdown.next_step]
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
-        moments += [max(run.flush_at, run.held_until) for run in self.reported]
-        moments += [run.held_until for run in self.outcomes]
-        moments += [run.next_stop for run in self._going_on()]
+        moments += self.runs.next_writes
+        moments += [run.next_stop for run in self.runs.going_on]
         moments.append(self._recall_at(time.monotonic()))
         if self._curious and self.runs:
             moments.append(self._look_at)
@@ -195,9 +185,8 @@ class Coordinator:
             self._hungry = True
         beating = moment >= self._beat_at
         looking = beating or (self._curious and bool(self.runs) and moment >= self._look_at)
-        writing = {run for run in self.reported if moment >= run.flush_at} | self.outcomes.keys()
-        writing = {run for run in writing if moment >= run.held_until}
-        ending = writing & self.outcomes.keys()
+        writing = self.runs.due(moment)
+        ending = writing & self.runs.outcomes.keys()
         claiming = self._can_claim and self._hungry
         claiming = claiming and (bool(ending) or moment >= self._look_at)
         try:
@@ -236,19 +225,19 @@ class Coordinator:
         """Write each outcome by itself: one odd result must cost neither its neighbours nor us."""
         for run in ending:
             try:
-                outcome, void = write_alone(self.outcomes[run], self.using)
+                outcome, void = write_alone(self.runs.outcomes[run], self.using)
             except TROUBLE as error:
                 self._wait_out(error)
                 return
-            self._lose(void)
-            self._settle([outcome])
-            del self.outcomes[run]
+            self.runs.lose(void)
+            self._settle(outcome)
 
     def _commit(
         self, moment: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
     ) -> None:
         for run in writing:
             run.take()
+        known = self.runs.outcomes
         tasks: list[Task] = []
         limit = 0
         with transaction.atomic(using=self.using):
@@ -256,7 +245,7 @@ class Coordinator:
             concerned = {*writing, *(self.runs.values() if beating else ())}
             held = reserve([run.claim for run in concerned if not run.lost])
             kept = [run for run in writing if not run.lost and run.claim not in held]
-            outcomes = [self.outcomes[run] for run in kept if run in self.outcomes]
+            outcomes = [known[run] for run in kept if run in known]
             ending = {outcome.run.claim for outcome in outcomes}
             void = set(
                 lifecycle.report({run.claim: run.progress for run in kept if run.progress})
@@ -274,13 +263,14 @@ class Coordinator:
                 tasks = lifecycle.claim(self.worker, limit, now=now)
                 claim_at = NEVER if tasks else next_due(self.queues, now, moment)
         # What follows is memory only: had the transaction failed, none of it would be true.
-        self._hold_back(held, moment)
+        self.runs.hold_back(held, moment)
         written = {run for run in writing if run.claim not in held}
-        self.reported -= written
+        self.runs.reported -= written
         for run in written:
             run.written(moment + task_settings().progress_interval_seconds)
-        self._lose(void)
-        self._settle([self.outcomes.pop(run) for run in written & self.outcomes.keys()])
+        self.runs.lose(void)
+        for run in written & known.keys():
+            self._settle(known[run])
         if beating:
             self._beat_at = moment + task_settings().heartbeat_seconds
         if looking:
@@ -301,17 +291,10 @@ class Coordinator:
 
     def _collect(self) -> None:
         while self._inbox:
-            item = self._inbox.popleft()
-            run = item.run if isinstance(item, Outcome) else item
-            if run.claim not in self.runs:
-                continue  # Given up meanwhile, or released at the end of a shutdown.
-            if isinstance(item, Outcome):
-                self.outcomes[run] = item
+            if self.runs.take_in(self._inbox.popleft()):
                 self._delivered_at = time.monotonic()
                 # What it started itself must be run too, however a drain learns of it.
                 self._hungry = self._hungry or self.drain
-            else:
-                self.reported.add(run)
 
     def _heed_shutdown(self, moment: float) -> None:
         if self.shutdown.heed(moment):
@@ -322,15 +305,14 @@ class Coordinator:
                 task_settings().shutdown_grace_seconds,
             )
         if self.shutdown.interrupts(moment):
-            for run in self._going_on():
+            for run in self.runs.going_on:
                 run.stop(TaskReleased(), STOP_SECONDS / 2)
         if self.shutdown.releases(moment):
-            self.outcomes |= {run: cut_short(run) for run in self._going_on()}
+            self.runs.conclude(map(cut_short, self.runs.going_on))
 
     def _make_stop(self, moment: float) -> None:
         """Press on with what is out of time or was told to stop, and does not."""
-        given_up = enforce(self._going_on(), self.pool, moment)
-        self.outcomes |= {outcome.run: outcome for outcome in given_up}
+        self.runs.conclude(enforce(self.runs.going_on, self.pool, moment))
         if self.exit is Exit.DONE and (stuck := self.pool.stuck) >= task_settings().max_stuck:
             logger.error(
                 "Worker %s has %d stuck threads: it claims no more, and ends with code %d once "
@@ -345,10 +327,10 @@ class Coordinator:
     def _recall_unbegun(self, moment: float) -> None:
         """Hand back what waits here while every hand is busy: another worker may be free."""
         if self._leaving or moment >= self._recall_at(moment):
-            self.outcomes |= {run: Outcome(run, Verb.RELEASE) for run in self.pool.recall()}
+            self.runs.conclude(Outcome(run, Verb.RELEASE) for run in self.pool.recall())
 
     def _recall_at(self, moment: float) -> float:
-        busy = len(self.runs) - len(self.outcomes)
+        busy = len(self.runs) - len(self.runs.outcomes)
         return recall_at(self.hands, self.runs.values(), busy, self._delivered_at, moment)
 
     # The parts of a cycle.
@@ -379,37 +361,10 @@ class Coordinator:
             logger.info("Task %s started: %s", run, run.ordinal, extra=run.log_extra)
             self.pool.submit(run)
 
-    def _hold_back(self, held: Iterable[Claim], moment: float) -> None:
-        """Leave those alone for a while whose rows other sessions hold. Their leases are safe: who
-        rescues looks for a heartbeat, too.
-        """
-        for claim in held:
-            run = self.runs[claim]
-            if run.hold_back(moment):
-                logger.warning(
-                    "Another session holds the row of task %s; what it says waits for that",
-                    run,
-                    extra=run.log_extra,
-                )
-
-    def _lose(self, void: Collection[Claim]) -> None:
-        for claim in void:
-            run = self.runs[claim]
-            if not run.lost:
-                run.lost = True
-                run.stop(LeaseLost())
-                logger.warning(
-                    "Task %s was taken from this worker; what it still does is void",
-                    run,
-                    extra=run.log_extra,
-                )
-
-    def _settle(self, outcomes: Iterable[Outcome]) -> None:
-        for run, verb, value in outcomes:
-            del self.runs[run.claim]
-            self.reported.discard(run)
-            if run.lost:
-                continue
+    def _settle(self, outcome: Outcome) -> None:
+        self.runs.settle(outcome)
+        run, verb, value = outcome
+        if not run.lost:
             self.ended += verb not in (Verb.RELEASE, Verb.RETRY)
             self.allowance += verb is Verb.RELEASE
             tell(run, verb, value)
@@ -419,7 +374,7 @@ class Coordinator:
         logger.warning(
             "The database does not answer: %s; %d outcomes wait; next try in %g s",
             explained(error),
-            len(self.outcomes),
+            len(self.runs.outcomes),
             pause,
         )
         connections[self.using].close()
