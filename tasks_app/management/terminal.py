@@ -4,48 +4,51 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import CommandError
-from django.db import connections
+from django.db import ProgrammingError
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
-from tasks_app.changes import watch
 from tasks_app.exceptions import (
     AlreadyRetried,
     DuplicateTask,
+    IdempotencyKeyReused,
     InvalidParams,
     InvalidTask,
     TaskError,
     UnknownTask,
+    by_field,
+    told,
 )
-from tasks_app.health import health
-from tasks_app.ledger import alias
-from tasks_app.models import Task, TaskEvent
-from tasks_app.states import EventType, Status
-from tasks_app.worker.run import NEVER
+from tasks_app.models import Task
+from tasks_app.states import Status
 from tasks_app.worker.trouble import TROUBLE
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
 
+T = TypeVar("T")
+
 UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
 #: The fewest characters by which a task may be named, where no other begins with them.
 PREFIX_MIN = 4
-#: How often it looks at a task, where the database does not say that something happened.
-LOOK_SECONDS = 1.0
-#: How long a task may wait before it is worth asking whether there is anybody to run it.
-ALONE_SECONDS = 3.0
+#: The longest duration in days, a century: past it dates end, and so does sense.
+DAYS_MAX = 36_500
+#: The most rows that a command prints.
+ROWS_MAX = 100_000
+#: What of a task may be long, and is printed by nothing but `show_task --with-traceback`.
+UNSHOWN = ("params", "error_traceback")
 #: Of a process that SIGINT ended.
 INTERRUPTED = 130
+#: What PostgreSQL and SQLite say of a table or a column that is not there.
+_MISSING_STATES = frozenset({"42P01", "42703"})
+_MISSING_WORDS = ("no such table", "no such column", "has no column named")
 
 
 class Exit(IntEnum):
@@ -60,6 +63,33 @@ class Exit(IntEnum):
     CANCELLED = 3
     #: An unfinished task has the unique key.
     DUPLICATE = 4
+    #: The database did not answer, or is not migrated. Of sysexits.h: the next try may do better.
+    TEMPFAIL = 75
+
+
+def utf8(text: str) -> str:
+    """Read a text, but for bytes in another encoding, which no database stores."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"character {error.start + 1} is no UTF-8; write it in that encoding"
+        ) from None
+    return text
+
+
+def given(text: str) -> str:
+    """Read a text that says something: an empty one is most often a variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty; leave it out where none is meant")
+    return utf8(text)
+
+
+def in_range(option: str, value: int, least: int, most: int | None = None) -> None:
+    """Raise CommandError for a number that an option does not take."""
+    if value < least or (most is not None and value > most):
+        rule = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise CommandError(f"{option} must be {rule}, not {value}", returncode=Exit.USAGE)
 
 
 def duration(text: str) -> float:
@@ -73,6 +103,8 @@ def duration(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no duration; write seconds, or a number with s, m, h or d, such as 7d"
         )
+    if seconds > DAYS_MAX * UNITS["d"]:
+        raise argparse.ArgumentTypeError(f"{text!r} is too long; give {DAYS_MAX}d at most")
     return seconds
 
 
@@ -106,6 +138,14 @@ def find_task(text: str) -> Task:
     return found[0]
 
 
+def find_tasks(texts: Iterable[str]) -> list[Task]:
+    """Return the tasks of these ids, each once. Raises CommandError if one is not found.
+
+    So a typing error in the last comes before anything is done to the first.
+    """
+    return list(dict.fromkeys(find_task(text) for text in texts))
+
+
 def find_user(name: str) -> User:
     """Return the user of a name. Raises CommandError."""
     users = get_user_model()
@@ -131,12 +171,66 @@ def plain_errors() -> Iterator[None]:
         message = f"{error} It is task {error.retried_as}."
         raise CommandError(message, returncode=Exit.FAILED) from error
     except ValidationError as error:
-        faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
-        raise CommandError(f"An option is wrong: {faults}", returncode=Exit.USAGE) from error
-    except (UnknownTask, InvalidTask) as error:
+        message = f"An option is wrong: {told(by_field(error.errors()))}"
+        raise CommandError(message, returncode=Exit.USAGE) from error
+    except (UnknownTask, InvalidTask, IdempotencyKeyReused) as error:
         raise CommandError(str(error), returncode=Exit.USAGE) from error
     except TaskError as error:
         raise CommandError(str(error), returncode=Exit.FAILED) from error
+    except (*TROUBLE, ProgrammingError) as error:
+        if isinstance(error, ProgrammingError) and not is_unmigrated(error):
+            raise  # A mistake of ours.
+        raise CommandError(database_fault(error), returncode=Exit.TEMPFAIL) from error
+
+
+def is_unmigrated(error: Exception) -> bool:
+    """Whether the database lacks a table or a column."""
+    state = getattr(error.__cause__, "sqlstate", None)
+    return state in _MISSING_STATES or any(words in str(error) for words in _MISSING_WORDS)
+
+
+def database_fault(error: Exception) -> str:
+    """Say what is wrong with the database."""
+    said = str(error).strip()
+    if is_unmigrated(error):
+        return f"The database lacks a table or a column: {said}. Run manage.py migrate"
+    return f"The database does not answer: {said}"
+
+
+def each(tasks: Iterable[Task], act: Callable[[Task], T]) -> tuple[list[T], list[CommandError]]:
+    """Do it to one task after the other; return what came of it, and why not of the others.
+
+    A refusal keeps nothing from the rest. A database that does not answer does.
+    """
+    done: list[T] = []
+    refused: list[CommandError] = []
+    for task in tasks:
+        try:
+            with plain_errors():
+                done.append(act(task))
+        except CommandError as error:
+            refused.append(error)
+            if error.returncode == Exit.TEMPFAIL:
+                break
+    return done, refused
+
+
+def tell(refused: list[CommandError]) -> None:
+    """Raise the refusals, if there are any, as one CommandError: with their code if all have it."""
+    if refused:
+        codes = {error.returncode for error in refused}
+        code = Exit.TEMPFAIL if Exit.TEMPFAIL in codes else Exit.FAILED
+        message = "\n".join(str(error) for error in refused)
+        raise CommandError(message, returncode=codes.pop() if len(codes) == 1 else code)
+
+
+def reread(task_id: UUID, *left_out: str) -> Task:
+    """Return a task as it stands, without some columns. Raises CommandError."""
+    try:
+        return Task.primary.defer(*left_out).get(pk=task_id)
+    except Task.DoesNotExist:
+        message = f"Task {task_id} was removed meanwhile."
+        raise CommandError(message, returncode=Exit.FAILED) from None
 
 
 def as_json(data: Any) -> str:
@@ -145,7 +239,8 @@ def as_json(data: Any) -> str:
     def jsonable(value: Any) -> Any:
         return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
-    return json.dumps(data, default=jsonable, ensure_ascii=False)
+    # In ASCII: for every encoding, and without what steers a terminal.
+    return json.dumps(data, default=jsonable)
 
 
 def shown(text: str) -> str:
@@ -171,83 +266,3 @@ def ending(task: Task) -> str:
             return f"Failed: {shown(f'{task.error_type}: {task.error_message}')}"
         case _:
             return f"{Status(task.status).label}."
-
-
-def wait_for(task: Task, *, follow: bool) -> Task:
-    """Return the task once it has ended; meanwhile, if asked to, show how it goes on stderr.
-
-    The database tells of changes where it can, as it does to workers. Where it does not answer,
-    the next look may.
-    """
-    alone_at = time.monotonic() + ALONE_SECONDS
-    with watch(alias()) as changes, _Follower(task, enabled=follow) as follower:
-        while not task.is_terminal:
-            changes.wait(LOOK_SECONDS)
-            try:
-                task = Task.primary.get(pk=task.pk)
-                follower.show(task)
-                if time.monotonic() > alone_at and task.status == Status.PENDING:
-                    alone_at = NEVER
-                    _warn_if_alone()
-            except Task.DoesNotExist:
-                raise CommandError(
-                    f"Task {task.pk} was removed meanwhile.", returncode=Exit.FAILED
-                ) from None
-            except TROUBLE:
-                connections[alias()].close()
-    return task
-
-
-def _warn_if_alone() -> None:
-    if health().workers_alive == 0:
-        sys.stderr.write("No worker is alive. Start one by manage.py run_tasks\n")
-
-
-class _Follower:
-    """A bar on a terminal, or lines where there is none; and the task's log."""
-
-    def __init__(self, task: Task, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._seen = 0
-        self._said = ""
-        self._bar: tqdm[Any] = tqdm(
-            total=100,
-            desc=shown(task.label),
-            disable=not (enabled and sys.stderr.isatty()),
-            dynamic_ncols=True,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
-        )
-
-    def __enter__(self) -> _Follower:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._bar.close()
-
-    def show(self, task: Task) -> None:
-        if not self._enabled:
-            return
-        for line in self._log(task):
-            self._say(line)
-        if self._bar.disable:
-            said = shown(task.progress_text)
-            if said and said != self._said:
-                value = f"{task.progress:.0%} " if task.progress is not None else ""
-                self._say(f"{value}{said}")
-            self._said = said
-        else:
-            self._bar.set_postfix_str(shown(task.progress_text), refresh=False)
-            # An attempt that begins anew may go back.
-            self._bar.n = round((task.progress or 0.0) * 100)
-            self._bar.refresh()
-
-    def _log(self, task: Task) -> Iterator[str]:
-        news = TaskEvent.primary.filter(
-            task=task, id__gt=self._seen, event_type=EventType.LOG
-        ).order_by("id")
-        for event in news:
-            self._seen = event.pk
-            yield shown(f"{event.data['level']}: {event.data['message']}")
-
-    def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)

@@ -19,7 +19,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from tqdm import tqdm
 
-from tasks_app.management.commands.cleanup_tasks import EX_TEMPFAIL, duration, told
+from tasks_app.management.commands.cleanup_tasks import duration, told
+from tasks_app.management.terminal import Exit
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
 from tasks_app.worker.cleanup import Summary
@@ -252,7 +253,7 @@ def test_a_second_signal_is_what_it_would_be_without_the_command(
 def test_help_and_guide_tell_the_exit_codes_and_the_summary() -> None:
     help_ = load_command_class("tasks_app", "cleanup_tasks").help
     text = section(GUIDE, "Commands")
-    codes = ["0", str(EX_TEMPFAIL), str(128 + signal.SIGINT), str(128 + signal.SIGTERM)]
+    codes = ["0", str(int(Exit.TEMPFAIL)), str(128 + signal.SIGINT), str(128 + signal.SIGTERM)]
     for code in codes:
         assert re.search(rf"\b{code}\b", help_)
         assert re.search(rf"^\|[ \d,]*\b{code}\b", text, re.M)

@@ -20,7 +20,7 @@ from tasks_app.management.commands.start_task import parameter, parameters
 from tasks_app.models import Task
 from tasks_app.states import Status
 from tests.harness import Process, begins, eventually
-from tests.rows import ended, enqueued, facts, fresh, saved
+from tests.rows import ended, enqueued, facts, fresh, saved, worker
 from tests.worker.conftest import Working, start
 
 __all__ = ["start"]
@@ -154,9 +154,10 @@ def test_what_a_task_says_cannot_steer_the_terminal() -> None:
 def test_a_waiting_task_without_a_worker_is_worth_a_word(
     start_worker: Callable[..., Process], processes: list[Process], tmp_path: Path
 ) -> None:
+    worker(queues=["mail"])
     waiting = Process(["manage.py", "start_task", "tests.tasks.Noop", "--wait"], tmp_path / "log")
     processes.append(waiting)
-    waiting.says("No worker is alive. Start one by manage.py run_tasks")
+    waiting.says("No worker of the queue 'default' is alive. Start one by manage.py run_tasks")
     start_worker("--drain")
     assert waiting.wait() == 0
 

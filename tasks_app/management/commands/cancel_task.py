@@ -5,24 +5,32 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from tasks_app.management.command import TaskCommand
 from tasks_app.management.terminal import (
+    INTERRUPTED,
+    UNSHOWN,
+    Exit,
     as_json,
+    each,
     ending,
-    find_task,
-    plain_errors,
-    wait_for,
+    find_tasks,
+    reread,
+    tell,
 )
+from tasks_app.management.waiting import wait_for
 from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
 
 
-class Command(BaseCommand):
+class Command(TaskCommand):
     help = (
         "Cancels tasks: those that wait at once; those that run are asked to stop. Exits with 0 "
-        "when that was possible for all of them, else with 1."
+        "when that was possible for all of them, and with --wait when all ended as cancelled; "
+        "else with 1. One that cannot be cancelled keeps no other from it. 2: wrong input, and "
+        "nothing was done; 75: the database did not answer. Ctrl-C ends the waiting alone."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -33,24 +41,34 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, tasks: list[str], wait: bool, as_json: bool, **_options: Any) -> None:
-        # All or none: a typing error in the last must not cancel the first.
-        found = [find_task(text) for text in tasks]
-        with plain_errors():
-            for task in found:
-                task_service.cancel_task(task.pk)
-                task.refresh_from_db()
-        if wait:
-            found = [wait_for(task, follow=False) for task in found]
+        named = find_tasks(tasks)
+        try:
+            found, refused = each(named, cancelled)
+            if wait:
+                found, gone = each(found, lambda task: wait_for(task, follow=False))
+                refused += gone
+        except KeyboardInterrupt:
+            raise CommandError(
+                "Interrupted. Tasks that were asked to stop will do so all the same.",
+                returncode=INTERRUPTED,
+            ) from None
         if as_json:
             self._print_json(found)
         else:
             for task in found:
                 self.stdout.write(f"{task.pk}: {said(task)}")
+        tell(refused)
         if wait and any(task.status != Status.CANCELLED for task in found):
-            sys.exit(1)
+            sys.exit(Exit.FAILED)
 
     def _print_json(self, found: list[Task]) -> None:
         self.stdout.write(as_json([task.info() for task in found]))
+
+
+def cancelled(task: Task) -> Task:
+    """Return the task as it then stands."""
+    task_service.cancel_task(task.pk)
+    return reread(task.pk, *UNSHOWN)
 
 
 def said(task: Task) -> str:

@@ -11,29 +11,27 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from tqdm import tqdm
 
 from tasks_app import retention
 from tasks_app.conf import task_settings
-from tasks_app.management.terminal import duration
+from tasks_app.management.command import TaskCommand
+from tasks_app.management.terminal import Exit, duration, is_unmigrated
 from tasks_app.states import TERMINAL, Status
 from tasks_app.worker.cleanup import PATIENCE_SECONDS, Cleanup, Summary
 from tasks_app.worker.trouble import TROUBLE
 
-#: Of sysexits.h: a failure that may well have passed by the next try.
-EX_TEMPFAIL = 75
 
-
-class Command(BaseCommand):
+class Command(TaskCommand):
     help = (
         "Deletes finished tasks past their retention (TASK_RETENTION_SECONDS, "
         "TASK_FAILED_RETENTION_SECONDS), in batches, and takes back the tasks of workers that "
         "were lost. Made for cron; safe beside running workers and beside itself. Shows its "
         "progress on a terminal. SIGINT or SIGTERM: ends after the present batch and says what was "
-        "done. Exits with 0 when all was done, 75 when the database did not answer for "
-        f"{PATIENCE_SECONDS:g} seconds, 130 after SIGINT, 143 after SIGTERM; what was done until "
-        "then stays done."
+        "done. Exits with 0 when all was done, 2 on wrong input, 75 when the database did not "
+        f"answer for {PATIENCE_SECONDS:g} seconds, 130 after SIGINT, 143 after SIGTERM; what was "
+        "done until then stays done."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -82,10 +80,12 @@ class Command(BaseCommand):
             with stopped_by_signals(cleanup) as signals, progress_bar(rule) as bar:
                 cleanup.run(bar.update)
         except TROUBLE as error:
+            if is_unmigrated(error):
+                raise
             raise CommandError(
                 f"The database did not answer: {str(error).strip()}. Run it again later. "
                 f"{told(cleanup.summary)}",
-                returncode=EX_TEMPFAIL,
+                returncode=Exit.TEMPFAIL,
             ) from error
         self._print(asdict(cleanup.summary) if as_json else told(cleanup.summary))
         if signals:

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import argparse
+from datetime import datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.conf import settings
+from django.core.management.base import CommandParser
 from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 
 from tasks_app import display
-from tasks_app.management.terminal import Exit, as_json, find_user, plain_errors, shown
-from tasks_app.models import Task, aware
+from tasks_app.exceptions import UnknownTask
+from tasks_app.expressions import Unindexed
+from tasks_app.management.command import TaskCommand
+from tasks_app.management.terminal import (
+    ROWS_MAX,
+    UNSHOWN,
+    as_json,
+    find_user,
+    given,
+    in_range,
+    shown,
+)
+from tasks_app.models import Task, TaskQuerySet, aware
 from tasks_app.registry import find
-from tasks_app.states import Status
+from tasks_app.states import UNFINISHED, Status
 
 WORDS = {key: str(word) for key, word in display.WORDS.items()}
+#: How many tasks it looks through for those that are asked for, where no index has them.
+WINDOW = 50_000
 
 
-class Command(BaseCommand):
-    help = "Lists tasks, the newest first. Exits with 0, also when there are none."
+def moment(text: str) -> datetime:
+    """Read a moment in the site's time zone, or in the one that it names."""
+    try:
+        found = parse_datetime(text)
+        if found is not None and timezone.is_aware(found) is not settings.USE_TZ:
+            found = (timezone.make_aware if settings.USE_TZ else timezone.make_naive)(found)
+    except (ValueError, OverflowError):
+        found = None
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no moment; write 2026-11-25T16:30:00")
+    return found
+
+
+class Command(TaskCommand):
+    help = (
+        f"Lists tasks, the newest first. Looks through {WINDOW:,} tasks for a status, a name or a "
+        "queue, and says so on stderr where there are more. Exits with 0, also when there are "
+        "none; 2 on wrong input; 75 when the database does not answer."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -26,9 +60,14 @@ class Command(BaseCommand):
             choices=sorted(Status),
             help="Only tasks of this status. May be given more than once.",
         )
-        parser.add_argument("--name", help="Only tasks of this class, by its dotted path or name.")
-        parser.add_argument("--queue", help="Only tasks of this queue.")
-        parser.add_argument("--owner", metavar="USER", help="Only tasks of this user.")
+        parser.add_argument(
+            "--name", type=given, help="Only tasks of this class, by its dotted path or name."
+        )
+        parser.add_argument("--queue", type=given, help="Only tasks of this queue.")
+        parser.add_argument("--owner", type=given, metavar="USER", help="Only tasks of this user.")
+        parser.add_argument(
+            "--before", type=moment, metavar="TIME", help="Only tasks made before this moment."
+        )
         parser.add_argument("--limit", type=int, default=20, help="At most so many. Default: 20.")
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="Print them as a JSON array."
@@ -41,22 +80,36 @@ class Command(BaseCommand):
         name: str | None,
         queue: str | None,
         owner: str | None,
+        before: datetime | None,
         limit: int,
         as_json: bool,
         **_options: Any,
     ) -> None:
-        if limit < 1:
-            raise CommandError(f"--limit must be 1 or more, not {limit}", returncode=Exit.USAGE)
-        tasks = Task.primary.order_by("-created_at").defer("params", "error_traceback")
+        in_range("--limit", limit, 1, ROWS_MAX)
+        unknown: UnknownTask | None = None
+        wanted: dict[str, Any] = {}
         if status:
-            tasks = tasks.filter(status__in=status)
-        if name:
-            tasks = tasks.filter(name=self._name(name))
+            wanted["status__in"] = status
         if queue:
-            tasks = tasks.filter(queue=queue)
+            wanted["queue"] = queue
+        if name:
+            try:
+                wanted["name"] = find(name).name()
+            except UnknownTask as error:
+                # Rows may bear the name of a class that is gone.
+                wanted["name"], unknown = name, error
+        tasks = Task.primary.defer(*UNSHOWN, *([] if as_json else ["result"]))
         if owner:
             tasks = tasks.filter(owner_id=find_user(owner).pk)
+        if before:
+            tasks = tasks.filter(created_at__lt=before)
+        tasks, end = newest(tasks, wanted)
         found = list(tasks[:limit])
+        if end is not None and len(found) < limit:
+            older = f"--before {aware(end).isoformat()}"
+            self.stderr.write(f"Looked through {WINDOW:,} tasks. For older ones: {older}")
+        if not found and unknown is not None:
+            raise unknown
         if as_json:
             self._print_json(found)
         elif not found:
@@ -65,15 +118,30 @@ class Command(BaseCommand):
             for task in found:
                 self.stdout.write(line(task))
 
-    def _name(self, name: str) -> str:
-        # Rows may bear the name of a class that is gone.
-        if Task.primary.filter(name=name).exists():
-            return name
-        with plain_errors():
-            return find(name).name()
-
     def _print_json(self, found: list[Task]) -> None:
         self.stdout.write(as_json([task.info() for task in found]))
+
+
+def newest(tasks: TaskQuerySet, wanted: dict[str, Any]) -> tuple[TaskQuerySet, datetime | None]:
+    """Return the tasks that are wanted, the newest first, and where the window over them ends.
+
+    None if there is no window, or it holds all of them.
+    """
+    ordered = tasks.order_by("-created_at")
+    if not wanted:
+        return ordered, None
+    if UNFINISHED.issuperset(wanted.get("status__in", Status)):
+        unfinished = tasks.unfinished()
+        if unfinished.order_by()[: WINDOW + 1].count() <= WINDOW:
+            # An index has them, however old they are; that of the order would be read to its end.
+            by_age = Unindexed("created_at").desc()
+            return unfinished.filter(**wanted).order_by(by_age), None
+    # The last one in the window, and the first one beyond.
+    edge = ordered.values_list("created_at", flat=True)[WINDOW - 1 : WINDOW + 1]
+    end, beyond = (*edge, None, None)[:2]
+    if beyond is None:
+        return ordered.filter(**wanted), None
+    return ordered.filter(**wanted, created_at__gte=end), end
 
 
 def line(task: Task) -> str:

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 from django.utils import timezone
 
 from tasks_app import display
+from tasks_app.management.command import TaskCommand
 from tasks_app.management.commands.list_tasks import WORDS
-from tasks_app.management.terminal import Exit, as_json, ending, find_task, shown
+from tasks_app.management.terminal import (
+    ROWS_MAX,
+    as_json,
+    ending,
+    find_task,
+    in_range,
+    shown,
+)
 from tasks_app.models import Task, TaskEvent, aware
 
 
-class Command(BaseCommand):
+class Command(TaskCommand):
     help = (
         "Shows a task and the newest of its history; not its parameters, which may be secret. "
-        "Exits with 0, or with 1 when there is no such task."
+        "Exits with 0; 1 when there is no such task; 2 on wrong input; 75 when the database does "
+        "not answer."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -36,8 +45,7 @@ class Command(BaseCommand):
     def handle(
         self, *, task: str, events: int, with_traceback: bool, as_json: bool, **_options: Any
     ) -> None:
-        if events < 0:
-            raise CommandError(f"--events must be 0 or more, not {events}", returncode=Exit.USAGE)
+        in_range("--events", events, 0, ROWS_MAX)
         found = find_task(task)
         newest = TaskEvent.primary.filter(task=found).order_by("-id")[:events]
         history = list(reversed(newest))

@@ -8,50 +8,59 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from tasks_app.base import UNSET
+from tasks_app.management.command import TaskCommand
 from tasks_app.management.terminal import (
     INTERRUPTED,
+    UNSHOWN,
     Exit,
     as_json,
     code_of,
     duration,
     ending,
     find_user,
-    plain_errors,
-    wait_for,
+    given,
+    reread,
+    utf8,
 )
-from tasks_app.models import Task
+from tasks_app.management.waiting import wait_for
 from tasks_app.registry import find
+from tasks_app.schemas import DEPTH_MAX
 from tasks_app.service import task_service
 
 
 def parameter(text: str) -> tuple[str, Any]:
     """Read NAME=TEXT, or NAME:=JSON."""
-    name, equals, value = text.partition("=")
+    name, equals, value = utf8(text).partition("=")
     if not equals or not name.rstrip(":"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no parameter; write name=text, or name:=JSON such as ids:=[1,2]"
+            "it needs a name; write name=text, or name:=JSON such as ids:=[1,2]"
         )
     if not name.endswith(":"):
         return name, value
-    try:
-        return name[:-1], json.loads(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} is no JSON: {error}") from None
+    return name[:-1], read_json(value, f"the value of {name[:-1]!r}")
 
 
 def parameters(text: str) -> dict[str, Any]:
     """Read a JSON object."""
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+    found = read_json(utf8(text), "the text")
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object, such as {{"name": 1}}')
+        raise argparse.ArgumentTypeError('the text is no JSON object, such as {"name": 1}')
     return found
+
+
+def read_json(text: str, what: str) -> Any:
+    """Read JSON. What is wrong is told without what stands there: cron mails it, secrets too."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{what} is no JSON: {error}") from None
+    except RecursionError:
+        fault = f"{what} is nested too deeply; {DEPTH_MAX} levels are the most"
+        raise argparse.ArgumentTypeError(fault) from None
 
 
 def timeout(text: str) -> float | None:
@@ -59,11 +68,12 @@ def timeout(text: str) -> float | None:
     return None if text == "none" else duration(text)
 
 
-class Command(BaseCommand):
+class Command(TaskCommand):
     help = (
         "Starts a task. With --wait or --follow it ends with the task, and its exit code tells "
         "how: 0 completed, 1 failed, 3 cancelled. Else 0 means that the task waits. 2: wrong "
-        "input; 4: an unfinished task has the unique key. Ctrl-C ends the waiting, not the task."
+        "input, also an idempotency key that started something else; 4: an unfinished task has "
+        "the unique key; 75: the database did not answer. Ctrl-C ends the waiting, not the task."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -83,8 +93,10 @@ class Command(BaseCommand):
             metavar="JSON",
             help="Parameters as a JSON object; --param adds to it.",
         )
-        parser.add_argument("--owner", metavar="USER", help="The user whose task it is.")
-        parser.add_argument("--queue", help="Default: the class's.")
+        parser.add_argument(
+            "--owner", type=given, metavar="USER", help="The user whose task it is."
+        )
+        parser.add_argument("--queue", type=given, help="Default: the class's.")
         parser.add_argument("--priority", type=int, help="Higher runs first. Default: the class's.")
         parser.add_argument(
             "--delay", type=duration, metavar="TIME", help="Not before 90s, 10m, 2h or 1d from now."
@@ -126,17 +138,17 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         chosen = ("queue", "priority", "unique_key", "idempotency_key", "timeout", "max_attempts")
-        with plain_errors():
-            started = task_service.start_task(
-                find(name),
-                params_json | dict(param),
-                owner=find_user(owner) if owner else None,
-                run_after=timezone.now() + timedelta(seconds=delay) if delay else None,
-                **{option: options[option] for option in chosen},
-            )
-        task = Task.primary.get(pk=started.task_id)
+        started = task_service.start_task(
+            find(name),
+            params_json | dict(param),
+            owner=find_user(owner) if owner else None,
+            run_after=timezone.now() + timedelta(seconds=delay) if delay else None,
+            **{option: options[option] for option in chosen},
+        )
+        task = reread(started.task_id, *UNSHOWN)
         if not (wait or follow):
-            self._tell(started if as_json else f"Started {task.label}: {task.pk}")
+            how = "Started before, by the same key:" if started.replayed else "Started"
+            self._tell(started if as_json else f"{how} {task.label}: {task.pk}")
             return
         try:
             task = wait_for(task, follow=follow)

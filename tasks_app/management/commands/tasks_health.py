@@ -6,14 +6,15 @@ import json
 import socket
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
 from tasks_app.health import Health, Limits, health
-from tasks_app.management.terminal import Exit, duration
+from tasks_app.management.command import TaskCommand
+from tasks_app.management.terminal import Exit, database_fault, duration, given, in_range
 
 
-class Command(BaseCommand):
+class Command(TaskCommand):
     help = (
         "Tells whether workers live, how long the oldest task waits and what is stuck. Exits with "
         "0 when all is within the limits, 1 when it is not or the database does not answer, 2 on "
@@ -40,11 +41,13 @@ class Command(BaseCommand):
             help="At most so many threads may be stuck, and tasks without a living worker be "
             "overdue for rescue. Default: 0.",
         )
-        parser.add_argument("--queue", help="Only the tasks of this queue, and who takes them.")
+        parser.add_argument(
+            "--queue", type=given, help="Only the tasks of this queue, and who takes them."
+        )
         parser.add_argument(
             "--this-host",
             action="store_true",
-            help="Only workers of this host, such as the one in this container.",
+            help="Only workers of this host, such as the one in this container, and what they run.",
         )
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="Print what was found as JSON."
@@ -62,16 +65,14 @@ class Command(BaseCommand):
         **_options: Any,
     ) -> None:
         for option, value in (("--min-workers", min_workers), ("--max-stuck", max_stuck)):
-            if value < 0:
-                raise CommandError(
-                    f"{option} must be 0 or more, not {value}", returncode=Exit.USAGE
-                )
+            in_range(option, value, 0)
         try:
             found = health(queue=queue, hostname=socket.gethostname() if this_host else None)
         except (DatabaseError, InterfaceError) as error:
-            raise CommandError(
-                f"The database does not answer: {str(error).strip()}", returncode=Exit.FAILED
-            ) from error
+            fault = database_fault(error)
+            if as_json:
+                self.stdout.write(json.dumps({"healthy": False, "problems": [fault]}))
+            raise CommandError(fault, returncode=Exit.FAILED) from error
         problems = found.problems(Limits(min_workers, max_wait, max_stuck))
         if as_json:
             told = {"healthy": not problems, "problems": problems} | found.model_dump(mode="json")
