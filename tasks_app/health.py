@@ -61,7 +61,8 @@ class Health(Schema):
 def health(queue: str | None = None, hostname: str | None = None) -> Health:
     """Return how tasks and workers stand, by the database's clock; of one queue or host if given.
 
-    A few queries, each of which reads one stretch of an index, whatever has finished.
+    Of a host are its workers and what they run; what waits is anybody's. A few queries, each of
+    which reads one stretch of an index, whatever has finished.
     """
     now = database_now(alias())
     workers = Worker.primary.filter(stopped_at=None)
@@ -79,6 +80,10 @@ def health(queue: str | None = None, hostname: str | None = None) -> Health:
     running, late = Task.primary.running(), overdue(now)
     if queue is not None:
         running, late = running.filter(queue=queue), late.filter(queue=queue)
+    if hostname is not None:
+        # What another host's worker left is none of this one's faults.
+        running = running.filter(worker__hostname=hostname)
+        late = late.filter(worker__hostname=hostname)
     oldest = ready.order_by().aggregate(oldest=Min("run_after"))["oldest"]
     return Health(
         workers_alive=len(alive),

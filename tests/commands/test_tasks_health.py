@@ -12,6 +12,7 @@ from django.db import OperationalError
 from django.utils import timezone
 
 from tasks_app import health as module
+from tasks_app.models import Task
 from tasks_app.states import Status
 from tests.commands.test_tasks import run
 from tests.rows import lapse, saved, worker
@@ -96,12 +97,27 @@ def test_a_container_asks_for_its_own_worker() -> None:
     assert check("--this-host")[0] == 0
 
 
+def test_what_other_hosts_left_is_none_of_its_faults() -> None:
+    hostname, long_ago = socket.gethostname(), timezone.now() - timedelta(minutes=5)
+    worker(hostname=hostname)
+    here, there = (worker(hostname=host, heartbeat_at=long_ago) for host in (hostname, "another"))
+    lapse(saved(Status.RUNNING, worker=there), timedelta(minutes=5))
+    assert check()[0] == 1
+    code, found, _ = check("--this-host")
+    assert (code, found["overdue"], found["running"]) == (0, 0, 0)
+    Task.objects.update(worker=here)
+    code, found, _ = check("--this-host")
+    assert (code, found["overdue"], found["running"]) == (1, 1, 1)
+
+
 def test_a_database_that_does_not_answer_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_arguments: object) -> None:
         raise OperationalError("connection refused")
 
     monkeypatch.setattr(module, "database_now", refused)
-    assert run("tasks_health") == (1, "", "The database does not answer: connection refused")
+    fault = "The database does not answer: connection refused"
+    assert run("tasks_health") == (1, "", fault)
+    assert check() == (1, {"healthy": False, "problems": [fault]}, fault)
 
 
 @pytest.mark.parametrize("option", ["--min-workers=-1", "--max-stuck=-1"])
