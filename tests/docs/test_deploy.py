@@ -60,6 +60,8 @@ def test_a_worker_has_the_time_to_end_in_good_order() -> None:
     worker = unit(DEPLOY / "systemd" / "tasks-worker.service")["Service"]
     assert float(worker["TimeoutStopSec"]) > LONGEST
     assert worker["Restart"] == "always"
+    # And so do the programs that its tasks have started.
+    assert worker["KillMode"] == "mixed"
     assert seconds(COMPOSE["services"]["worker"]["stop_grace_period"]) > LONGEST
     told = (ROOT / "docs" / "operations.md").read_text()
     [grace] = re.findall(r"terminationGracePeriodSeconds: (\d+)", told)
