@@ -124,7 +124,8 @@ TASK_LEASE_SECONDS = 10
 TASK_HEARTBEAT_SECONDS = 3
 # tasks_app: a short grace, so that Ctrl-C of `make run` is not a long goodbye.
 TASK_SHUTDOWN_GRACE_SECONDS = 5
-# tasks_app: each of its settings may come from the environment, such as TASK_MAX_WORKERS=8.
+# tasks_app: each of its settings may come from the environment, such as TASK_MAX_WORKERS=8; but
+# for TASK_API_AUTH, which is a list.
 globals().update({name: text for name, text in os.environ.items() if name.startswith("TASK_")})
 
 AUTH_PASSWORD_VALIDATORS = [

@@ -39,7 +39,10 @@ class EventType(TextChoices):
 
 
 class Verb(StrEnum):
-    """What can happen to a task. `lifecycle` has one function for each."""
+    """What can happen to a task.
+
+    `lifecycle` has a function for each; `request_cancel` withdraws, too, where a task still waits.
+    """
 
     ENQUEUE = "enqueue"
     CLAIM = "claim"

@@ -24,6 +24,8 @@ from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine, ProgressHandle
 from tasks_app.service import task_service
 from tasks_app.states import FACTS, EventType
+from tasks_app.streaming import wire
+from tasks_app.worker.interruption import SHIELDED
 from tests.docs.pages import GUIDE, PAGES, Snippet, section, snippets
 from tests.rows import worker
 
@@ -144,6 +146,17 @@ def test_there_is_a_sample_of_each_message() -> None:
     for sample in samples():
         if sample.event_type is EventType.STATUS:
             schemas.TaskInfo.model_validate_json(json.dumps(sample.data))
+            assert list(sample.data) == list(schemas.TaskInfo.model_fields)
+    [stream] = [one for one in snippets(GUIDE, "text") if "task_status" in one.text]
+    assert stream.text.encode().startswith(wire.BEGINNING)
+    assert stream.text.encode().endswith(wire.STREAM_END)
+
+
+def test_what_holds_an_interruption_back_is_told() -> None:
+    told = section(GUIDE, "Code that does not call in")
+    imports = {"importlib", "_frozen_importlib"}
+    for name in SHIELDED - imports - {"tasks_app"}:
+        assert f"`{name}`" in told
 
 
 def test_samples_have_the_fields_that_are_sent(db: None) -> None:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,14 @@ def test_indexes_are_told() -> None:
         if not thing.deconstruct()[0].endswith("CheckConstraint")
     }
     assert set(first_column(ARCHITECTURE, "Indexes")) == made
+
+
+def test_the_glossary_names_things_where_they_are_made() -> None:
+    for name in code(prose(GLOSSARY)):
+        module, _, thing = name.rpartition(".")
+        if re.fullmatch(r"tasks_app(\.\w+)+", name) and is_importable(module):
+            made = getattr(import_module(module), thing, None)
+            assert getattr(made, "__module__", module) == module, name
 
 
 def test_glossary_is_in_order() -> None:
