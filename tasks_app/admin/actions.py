@@ -29,7 +29,7 @@ from django.views.decorators.csrf import csrf_protect
 
 from tasks_app import bulk
 from tasks_app.admin.acts import ACTS, CANCEL, REMOVE, RETRY, Act, sentences, why, write_log
-from tasks_app.exceptions import TaskError
+from tasks_app.exceptions import TaskError, TaskNotFound
 from tasks_app.ledger import alias
 from tasks_app.models import Task
 
@@ -69,21 +69,21 @@ class ActionViews(Base):
 
     @admin.action(permissions=["cancel"], description=CANCEL.of_many)
     def cancel_selected(
-        self, request: HttpRequest, queryset: QuerySet[Task]
+        self, request: HttpRequest, _queryset: QuerySet[Task]
     ) -> HttpResponseBase | None:
-        return self._act_on_many(request, queryset, CANCEL)
+        return self._act_on_many(request, CANCEL)
 
     @admin.action(permissions=["retry"], description=RETRY.of_many)
     def retry_selected(
-        self, request: HttpRequest, queryset: QuerySet[Task]
+        self, request: HttpRequest, _queryset: QuerySet[Task]
     ) -> HttpResponseBase | None:
-        return self._act_on_many(request, queryset, RETRY)
+        return self._act_on_many(request, RETRY)
 
     @admin.action(permissions=["remove"], description=REMOVE.of_many)
     def remove_selected(
-        self, request: HttpRequest, queryset: QuerySet[Task]
+        self, request: HttpRequest, _queryset: QuerySet[Task]
     ) -> HttpResponseBase | None:
-        return self._act_on_many(request, queryset, REMOVE)
+        return self._act_on_many(request, REMOVE)
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -142,15 +142,16 @@ class ActionViews(Base):
             )
         return HttpResponseRedirect(_way_back(request, _page_of(task)))
 
-    def _act_on_many(
-        self, request: HttpRequest, queryset: QuerySet[Task], act: Act
-    ) -> HttpResponseBase | None:
+    def _act_on_many(self, request: HttpRequest, act: Act) -> HttpResponseBase | None:
         across = request.POST.get("select_across") == "1"
+        chosen = list(dict.fromkeys(request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)))
+        # Rows change in place on the page, so what was chosen there may match its filters no more.
+        selected = self.get_queryset(request).filter(pk__in=chosen)
         changelist: Any = self.get_changelist_instance(request)
         if (act is REMOVE or across) and not request.POST.get("confirmed"):
-            chosen = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+            tasks = changelist.queryset if across else selected
             context = {
-                "tasks": queryset.select_related(None).only("pk", "name", "status")[:NAMED],
+                "tasks": tasks.select_related(None).only("pk", "name", "status")[:NAMED],
                 "chosen": chosen[:1] if across else chosen,
                 "across": across,
                 "count": changelist.result_count if across else len(chosen),
@@ -160,14 +161,16 @@ class ActionViews(Base):
             return self._ask(request, act, context)
         # What was chosen is tried, so that each refusal is told. Of all that match, those are left
         # out that it cannot be done to: there may be any number of them.
-        tasks = act.possible(changelist.everything) if across else queryset
-        ids = list(tasks.values_list("pk", flat=True)[: MOST + 1])
+        found = act.possible(changelist.everything)[: MOST + 1] if across else selected
+        ids = list(found.values_list("pk", flat=True))
         summary = bulk.each(
             ids[:MOST],
             lambda task_id: act.do(task_id, request.user),
             partial(write_log, act, request.user),
         )
         summary.left += max(0, len(ids) - MOST)
+        if not across and (gone := len(chosen) - len(ids)):
+            summary.refused[TaskNotFound, None] += gone
         for good, text in sentences(act, summary):
             self.message_user(request, text, messages.SUCCESS if good else messages.WARNING)
         return None

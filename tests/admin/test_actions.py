@@ -315,9 +315,34 @@ def test_more_than_one_request_takes_on(
     assert "Do it again for the rest" in said(page)[1]
 
 
-def test_what_is_gone_meanwhile_is_not_tried(admin_client: Client) -> None:
-    page = many(admin_client, "cancel", [uuid.uuid4()])
-    assert said(page) == ["There was nothing to do: no task is in a state that allows it."]
+def test_what_is_gone_meanwhile_is_told(admin_client: Client) -> None:
+    page = many(admin_client, "cancel", [uuid.uuid4(), uuid.uuid4(), rows.enqueued()])
+    assert said(page) == [
+        "1 task was cancelled or asked to stop.",
+        "2 tasks were left as they are: the task is no longer there (2).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("act", "now", "query", "after"),
+    [
+        ("cancel", Status.RUNNING, "?status=pending", "1 task was cancelled or asked to stop."),
+        ("retry", Status.FAILED, "?status=running", "1 task was started anew."),
+        ("retry", Status.FAILED, "?from=2001-01-01T00:00:00", "1 task was started anew."),
+        ("remove", Status.COMPLETED, "?q=old", "1 task was removed with its history."),
+    ],
+)
+def test_a_row_that_changed_on_a_filtered_page_is_the_one_selected(
+    admin_client: Client, act: str, now: Status, query: str, after: str
+) -> None:
+    """As rows move in place, the filters by which the page was asked for may not find them."""
+    task = rows.saved(now)
+    page = many(admin_client, act, [task], query=query)
+    if act == "remove":
+        assert "1 task is selected" in page.content.decode()
+        assert f'<span class="task-path">{task.pk}</span>' in page.content.decode()
+        page = many(admin_client, act, [task], query=query, confirmed="yes")
+    assert said(page) == [after]
 
 
 def test_an_id_that_is_none(admin_client: Client) -> None:
