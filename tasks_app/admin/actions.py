@@ -168,10 +168,9 @@ class ActionViews(Base):
             lambda task_id: act.do(task_id, request.user),
             partial(write_log, act, request.user),
         )
-        summary.left += max(0, len(ids) - MOST)
         if not across and (gone := len(chosen) - len(ids)):
             summary.refused[TaskNotFound, None] += gone
-        for good, text in sentences(act, summary):
+        for good, text in sentences(act, summary, MOST if len(ids) > MOST else None):
             self.message_user(request, text, messages.SUCCESS if good else messages.WARNING)
         return None
 

@@ -146,8 +146,11 @@ def why(error: TaskError) -> str:
     return reason(type(error), error.status if isinstance(error, IllegalTransition) else None)
 
 
-def sentences(act: Act, summary: Summary) -> list[tuple[bool, str]]:
-    """Say what became of many: whether it is good news, and the words."""
+def sentences(act: Act, summary: Summary, most: int | None = None) -> list[tuple[bool, str]]:
+    """Say what became of many: whether it is good news, and the words.
+
+    `most` is how many were taken on, where there are more than that.
+    """
     said = []
     if summary.done:
         said.append((True, act.past(summary.done) % {"count": summary.done}))
@@ -169,4 +172,7 @@ def sentences(act: Act, summary: Summary) -> list[tuple[bool, str]]:
             summary.left,
         )
         said.append((False, text % {"count": summary.left}))
+    if most is not None:
+        text = _("No more than %(most)s are done at once, and there are more. Do it again for them.")
+        said.append((False, text % {"most": most}))
     return said or [(False, _("There was nothing to do: no task is in a state that allows it."))]

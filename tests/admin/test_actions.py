@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import uuid
 from typing import Any
@@ -14,6 +15,7 @@ from django.urls import reverse
 
 from tasks_app import bulk
 from tasks_app.admin import actions
+from tasks_app.admin.acts import CANCEL, sentences
 from tasks_app.models import Task, TaskEvent
 from tasks_app.service import task_service
 from tasks_app.states import Status
@@ -46,6 +48,20 @@ def many(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
     query = data.pop("query", "")
     given = {"action": f"{act}_selected", "_selected_action": ids, "index": "0", **data}
     return client.post(LIST + query, given, follow=True)
+
+
+def all_of(client: Client, act: str, query: str = "") -> Any:
+    """Do it to all that match, as one who is asked and says yes."""
+    page = many(client, act, [uuid.uuid4()], select_across="1", query=query)
+    return confirm(client, page, query)
+
+
+def confirm(client: Client, page: Any, query: str = "") -> Any:
+    """Send the form of the page that asks."""
+    hidden = r'<input type="hidden" name="([^"]+)" value="([^"]+)">'
+    fields = dict(re.findall(hidden, html.unescape(page.content.decode())))
+    assert fields.keys() >= {"action", "_selected_action", "confirmed"}
+    return client.post(LIST + query, fields, follow=True)
 
 
 def said(page: Any) -> list[str]:
@@ -279,10 +295,7 @@ def test_the_question_leads_to_the_deed(admin_client: Client) -> None:
     """What the page's form sends, as Django's admin takes it: without an index."""
     task = rows.ended(Status.COMPLETED)
     page = many(admin_client, "remove", [task])
-    hidden = r'<input type="hidden" name="([^"]+)" value="([^"]+)">'
-    fields = dict(re.findall(hidden, page.content.decode()))
-    assert fields.keys() >= {"action", "_selected_action", "confirmed"}
-    admin_client.post(LIST, fields)
+    confirm(admin_client, page)
     assert not Task.objects.exists()
 
 
@@ -309,10 +322,19 @@ def test_more_than_one_request_takes_on(
     monkeypatch.setattr(actions, "MOST", 2)
     for _ in range(5):
         rows.saved()
-    asked = {"select_across": "1", "confirmed": "yes"}
-    page = many(admin_client, "cancel", [uuid.uuid4()], **asked)
-    assert said(page)[0] == "2 tasks were cancelled or asked to stop."
-    assert "Do it again for the rest" in said(page)[1]
+    more = "No more than 2 are done at once, and there are more. Do it again for them."
+    for done, *rest in (2, more), (2, more), (1,):
+        told = said(all_of(admin_client, "cancel"))
+        assert told[0].startswith(f"{done} task")
+        assert told[1:] == rest
+    assert not Task.objects.unfinished()
+
+
+def test_more_than_there_is_time_for() -> None:
+    assert sentences(CANCEL, bulk.Summary(done=1, left=3)) == [
+        (True, "1 task was cancelled or asked to stop."),
+        (False, "Time was over before 3 more. Do it again for the rest."),
+    ]
 
 
 def test_what_is_gone_meanwhile_is_told(admin_client: Client) -> None:
