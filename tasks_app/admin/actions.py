@@ -29,6 +29,8 @@ from django.views.decorators.csrf import csrf_protect
 
 from tasks_app import bulk
 from tasks_app.admin.acts import ACTS, CANCEL, REMOVE, RETRY, Act, sentences, why, write_log
+from tasks_app.admin.stretch import moment_of, str_of
+from tasks_app.clock import database_now
 from tasks_app.exceptions import TaskError, TaskNotFound
 from tasks_app.ledger import alias
 from tasks_app.models import Task
@@ -148,7 +150,9 @@ class ActionViews(Base):
         # Rows change in place on the page, so what was chosen there may match its filters no more.
         selected = self.get_queryset(request).filter(pk__in=chosen)
         changelist: Any = self.get_changelist_instance(request)
-        if (act is REMOVE or across) and not request.POST.get("confirmed"):
+        asked = moment_of(request.POST.get("asked", ""))
+        confirmed = bool(request.POST.get("confirmed")) and (asked is not None or not across)
+        if (act is REMOVE or across) and not confirmed:
             tasks = changelist.queryset if across else selected
             context = {
                 "tasks": tasks.select_related(None).only("pk", "name", "status")[:NAMED],
@@ -157,12 +161,14 @@ class ActionViews(Base):
                 "count": changelist.result_count if across else len(chosen),
                 "or_more": across and (changelist.is_bounded or changelist.window is not None),
                 "action": f"{act.name}_selected",
+                "asked": str_of(database_now(alias())) if across else "",
             }
             return self._ask(request, act, context)
         # What was chosen is tried, so that each refusal is told. Of all that match, those are left
         # out that it cannot be done to: there may be any number of them.
-        found = act.possible(changelist.everything)[: MOST + 1] if across else selected
-        ids = list(found.values_list("pk", flat=True))
+        if asked is not None and across:
+            selected = act.possible(changelist.everything, asked)[: MOST + 1]
+        ids = list(selected.values_list("pk", flat=True))
         summary = bulk.each(
             ids[:MOST],
             lambda task_id: act.do(task_id, request.user),

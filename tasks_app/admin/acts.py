@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.contenttypes.models import ContentType
+from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from tasks_app.admin.stretch import unindexed
 from tasks_app.bulk import Done, Summary
 from tasks_app.exceptions import (
     AlreadyRetried,
@@ -49,9 +52,14 @@ class Act:
     told: Callable[[Any], str]
     flag: int = CHANGE
 
-    def possible(self, tasks: Any) -> Any:
-        """Those of the tasks to which it can be done now."""
+    def possible(self, tasks: QuerySet[Task], asked: datetime) -> QuerySet[Task]:
+        """Those of the tasks to which it could be done when somebody was asked, and still can.
+
+        What came since is not what they agreed to: tasks that were made, or that ended.
+        """
         tasks = tasks.filter(status__in=sorted(self.sources))
+        came = "finished_at" if self.sources <= TERMINAL else "created_at"
+        tasks = unindexed(tasks, came, lte=asked)
         return tasks.filter(retried_as=None) if self.name == "retry" else tasks
 
 
@@ -173,6 +181,8 @@ def sentences(act: Act, summary: Summary, most: int | None = None) -> list[tuple
         )
         said.append((False, text % {"count": summary.left}))
     if most is not None:
-        text = _("No more than %(most)s are done at once, and there are more. Do it again for them.")
+        text = _(
+            "No more than %(most)s are done at once, and there are more. Do it again for them."
+        )
         said.append((False, text % {"most": most}))
     return said or [(False, _("There was nothing to do: no task is in a state that allows it."))]

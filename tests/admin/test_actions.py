@@ -12,6 +12,7 @@ from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from tasks_app import bulk
 from tasks_app.admin import actions
@@ -308,12 +309,48 @@ def test_all_that_match(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -
     page = many(admin_client, "cancel", wanted[:1], **asked)
     assert "All tasks that match the filters" in page.content.decode()
     assert Task.objects.filter(status=Status.CANCELLED).count() == 0
-    page = many(admin_client, "cancel", wanted[:1], confirmed="yes", **asked)
+    page = confirm(admin_client, page, "?queue=mails")
     assert said(page) == ["7 tasks were cancelled or asked to stop."]
     assert {rows.fresh(task).status for task in wanted} == {Status.CANCELLED}
     assert [rows.fresh(task).status for task in others] == [Status.PENDING, Status.COMPLETED]
-    page = many(admin_client, "cancel", wanted[:1], confirmed="yes", **asked)
+    page = all_of(admin_client, "cancel", "?queue=mails")
     assert said(page) == ["There was nothing to do: no task is in a state that allows it."]
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_all_that_match_are_those_that_did_when_it_was_asked(
+    admin_client: Client, act: str
+) -> None:
+    _permission, status = ACTS[act]
+    known = rows.saved(status)
+    running = rows.saved(Status.RUNNING)
+    asked = many(admin_client, act, [known], select_across="1")
+    since = [rows.saved(status)]
+    if status.is_terminal:
+        error = rows.FIELDS[status]
+        Task.objects.filter(pk=running.pk).update(
+            status=status,
+            finished_at=timezone.now(),
+            fencing_token=None,
+            **error,
+            lease_expires_at=None,
+        )
+        since.append(running)
+    before = [rows.fresh(task) for task in since]
+    [told] = said(confirm(admin_client, asked))
+    assert told.startswith("1 task " if act != "cancel" else "2 tasks ")
+    assert [rows.fresh(task).status for task in since] == [task.status for task in before]
+    assert not Task.objects.filter(retried_from__in=since)
+
+
+@pytest.mark.parametrize("moment", ["", "odd", "2026-02-30T00:00:00+00:00"])
+def test_all_that_match_since_nobody_knows_when_are_asked_about(
+    admin_client: Client, moment: str
+) -> None:
+    task = rows.saved()
+    page = many(admin_client, "cancel", [task], select_across="1", confirmed="yes", asked=moment)
+    assert "that matches the filters" in page.content.decode()
+    assert rows.fresh(task).status == Status.PENDING
 
 
 def test_more_than_one_request_takes_on(
