@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticUserError
@@ -17,6 +17,8 @@ MASK = "••••••••"
 
 #: A JSON schema, and the document that it refers into.
 _Schema = tuple[Mapping[str, Any], Mapping[str, Any]]
+#: The schema of what nothing is said of.
+_ANYTHING: Mapping[str, Any] = {}
 
 
 def shown_params(task: Task) -> tuple[Any, bool]:
@@ -52,7 +54,7 @@ def masked(data: Any, schemas: list[_Schema]) -> Any:
     """
     if data is None:
         return None
-    alternatives = [one for schema in schemas for one in _alternatives(schema, [])]
+    alternatives = _alternatives(schemas)
     if any(one.get("writeOnly") or one.get("format") == "password" for one, _ in alternatives):
         return MASK
     if isinstance(data, dict):
@@ -82,19 +84,32 @@ def _result_schemas(cls: type[BaseTask]) -> list[_Schema]:
     return [(schema, schema)]
 
 
-def _alternatives(schema: _Schema, seen: list[str]) -> Iterator[_Schema]:
-    """A schema with all that it refers to or is made of."""
-    one, document = schema
-    yield schema
-    reference = one.get("$ref")
-    if isinstance(reference, str) and reference not in seen:
-        found: Any = document
-        for part in reference.removeprefix("#/").split("/"):
-            found = found[part.replace("~1", "/").replace("~0", "~")]
-        yield from _alternatives((found, document), [*seen, reference])
-    for word in ("anyOf", "oneOf", "allOf"):
-        for other in one.get(word, ()):
-            yield from _alternatives((other, document), seen)
+def _alternatives(schemas: Iterable[_Schema]) -> list[_Schema]:
+    """Schemas with all that they refer to or are made of.
+
+    Each but once: in a recursive union each leads to every other, so that their ways through the
+    data would double with each level of it.
+    """
+    found: dict[int, _Schema] = {}
+    waiting = list(schemas)
+    while waiting:
+        one, document = waiting.pop()
+        if id(one) in found:
+            continue
+        found[id(one)] = one, document
+        reference = one.get("$ref")
+        if isinstance(reference, str):
+            waiting.append((_referred(reference, document), document))
+        for word in ("anyOf", "oneOf", "allOf"):
+            waiting += [(other, document) for other in one.get(word, ())]
+    return list(found.values())
+
+
+def _referred(reference: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Any = document
+    for part in reference.removeprefix("#/").split("/"):
+        found = found[part.replace("~1", "/").replace("~0", "~")]
+    return cast("Mapping[str, Any]", found)
 
 
 def _member(key: str, value: Any, alternatives: list[_Schema]) -> Any:
@@ -108,7 +123,7 @@ def _member(key: str, value: Any, alternatives: list[_Schema]) -> Any:
         elif isinstance(rest, dict):
             found.append((rest, document))
         elif rest is True:
-            found.append(({}, document))
+            found.append((_ANYTHING, document))
         found += [(other, document) for other in one.get("patternProperties", {}).values()]
     if declares and not found:
         return MASK  # Declared once, when it was started, and no more: perhaps as a secret.

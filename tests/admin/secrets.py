@@ -57,3 +57,32 @@ class Strict(BaseTask):
         plain: str
 
     def execute(self, progress: ProgressHandle, plain: str) -> None: ...
+
+
+class Has(BaseModel):
+    name: str
+    value: SecretStr
+
+
+class Not(BaseModel):
+    rule: Rule
+
+
+class All(BaseModel):
+    every: list[Rule]
+
+
+class Either(BaseModel):
+    some: list[Rule]
+
+
+Rule = Has | Not | All | Either
+
+
+class Ruled(BaseTask):
+    """One whose parameters may be nested in many ways, which a schema does not tell apart."""
+
+    class Params(BaseModel):
+        rule: Rule
+
+    def execute(self, progress: ProgressHandle, rule: Rule) -> None: ...

@@ -13,7 +13,7 @@ from tasks_app import lifecycle
 from tasks_app.admin.masking import MASK, masked, shown_params, shown_result
 from tasks_app.models import Task
 from tests import rows
-from tests.admin.secrets import Secretive, Strict
+from tests.admin.secrets import Ruled, Secretive, Strict
 
 #: Every secret of these parameters has this in it.
 HIDDEN = "s3cret"
@@ -67,6 +67,23 @@ def test_nothing_is_shown_of_what_nobody_knows(name: str) -> None:
 def test_a_schema_that_refers_to_itself_ends() -> None:
     schema = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}
     assert masked({"b": 1}, [(schema, schema)]) == {"b": 1}
+
+
+def test_depth_does_not_multiply_the_work() -> None:
+    """Were each of the ways through a recursive union gone by itself, this would never end."""
+
+    def nested(depth: int) -> Any:
+        leaf = {"name": "seen", "value": HIDDEN}
+        if not depth:
+            return leaf
+        rule = nested(depth - 1)
+        return [{"rule": rule}, {"every": [leaf, rule]}, {"some": [rule, leaf]}][depth % 3]
+
+    depth = 30
+    stored = Ruled.validate_params({"rule": nested(depth)})
+    shown, _known = shown_params(Task(name=Ruled.name(), params=stored))
+    assert HIDDEN not in json.dumps(shown)
+    assert json.dumps(shown).count("seen") == json.dumps(stored).count("seen") == 1 + depth * 2 // 3
 
 
 @pytest.mark.django_db
