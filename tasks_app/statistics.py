@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, F, Min, Q, Value
+from django.db.models import Count, F, Min, Q, Sum, Value
 
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
@@ -18,7 +18,7 @@ from tasks_app.models import Task, Worker, aware
 from tasks_app.states import TERMINAL, Status
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
-#: How many workers are told of, those first that beat last.
+#: How many workers are told of, the lost ones first.
 WORKERS = 50
 #: How many queues are, those first in which tasks wait longest.
 QUEUES = 50
@@ -106,21 +106,15 @@ class Overview:
     later: int
     running: int
     workers: list[Seen]
+    #: How many more workers there are than these.
+    other_workers: int
+    #: Of all workers.
+    presences: Mapping[Presence, int]
+    #: Hands of the workers that are there, and threads given up that still run in them.
+    hands: int
+    stuck: int
     last_hour: Course
     last_day: Course
-
-    @property
-    def hands(self) -> int:
-        """Hands of the workers that are there."""
-        return sum(seen.worker.hands for seen in self.workers if seen.presence is Presence.ALIVE)
-
-    @property
-    def stuck(self) -> int:
-        """Threads given up that still run, in workers that are there."""
-        return sum(seen.worker.stuck for seen in self.workers if seen.presence is Presence.ALIVE)
-
-    def count(self, presence: Presence) -> int:
-        return sum(seen.presence is presence for seen in self.workers)
 
 
 def overview() -> Overview:
@@ -133,6 +127,8 @@ def overview() -> Overview:
         queues.setdefault(name, Queue(name)).running += count
         held[worker_id] += count
     some = sorted(queues.values(), key=_longest_waiting_first)
+    workers, every = _workers(now), _every_worker(now)
+    presences = {presence: every[presence.value] for presence in Presence}
     last_hour, last_day = _courses(now, [(MINUTE, 60), (HOUR, 24)])
     return Overview(
         now=aware(now),
@@ -141,7 +137,11 @@ def overview() -> Overview:
         ready=sum(queue.ready for queue in some),
         later=sum(queue.later for queue in some),
         running=held.total(),
-        workers=_workers(now, held),
+        workers=_seen(workers, {one.pk for one in workers if one.is_lost}, now, held),
+        other_workers=max(0, sum(presences.values()) - len(workers)),
+        presences=presences,
+        hands=every["hands"],
+        stuck=every["threads"],
         last_hour=last_hour,
         last_day=last_day,
     )
@@ -150,7 +150,10 @@ def overview() -> Overview:
 def seen(workers: Sequence[Worker]) -> list[Seen]:
     """Return the same workers, with what of them is a matter of the moment."""
     running = Task.primary.running().order_by().values_list("worker").annotate(n=Count("*"))
-    return _seen(workers, database_now(alias()), dict(running))
+    now = database_now(alias())
+    # There are few: their records are deleted after a day.
+    lost = set(Worker.primary.lost(now).values_list("pk", flat=True))
+    return _seen(workers, lost, now, dict(running))
 
 
 def _queues(now: datetime) -> dict[str, Queue]:
@@ -175,16 +178,36 @@ def _longest_waiting_first(queue: Queue) -> tuple[bool, Any, str]:
     return queue.oldest is None, queue.oldest or 0, queue.name
 
 
-def _workers(now: datetime, held: Mapping[UUID, int]) -> list[Seen]:
-    """Those that did not sign off come first, for they matter; then who beat last."""
-    newest = Worker.primary.order_by(F("stopped_at").desc(nulls_first=True), "-heartbeat_at")
-    return _seen(newest[:WORKERS], now, held)
+def _workers(now: datetime) -> list[Any]:
+    """Some, each with `is_lost`.
+
+    Those that did not sign off come first, for they matter, and of these the longest silent: the
+    lost ones. Then who stopped last.
+    """
+    workers = Worker.primary.annotate(is_lost=_lost(now))
+    return list(workers.order_by(F("stopped_at").desc(nulls_first=True), "heartbeat_at")[:WORKERS])
 
 
-def _seen(workers: Iterable[Worker], now: datetime, held: Mapping[Any, int]) -> list[Seen]:
-    # There are few: their records are deleted after a day.
-    lost = set(Worker.primary.lost(now).values_list("pk", flat=True))
+def _every_worker(now: datetime) -> dict[str, int]:
+    """How many there are of each presence, and what those that are there have together."""
+    stopped = Q(stopped_at__isnull=False)
+    alive = ~stopped & ~_lost(now)
+    return Worker.primary.aggregate(
+        alive=Count("pk", filter=alive),
+        lost=Count("pk", filter=_lost(now)),
+        stopped=Count("pk", filter=stopped),
+        hands=Sum("hands", filter=alive, default=0),
+        threads=Sum("stuck", filter=alive, default=0),
+    )
 
+
+def _lost(now: datetime) -> Q:
+    return Q(pk__in=Worker.primary.lost(now).values("pk"))
+
+
+def _seen(
+    workers: Iterable[Worker], lost: Container[UUID], now: datetime, held: Mapping[Any, int]
+) -> list[Seen]:
     def presence(worker: Worker) -> Presence:
         if worker.stopped_at is not None:
             return Presence.STOPPED

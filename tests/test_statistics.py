@@ -120,24 +120,31 @@ def test_workers_alive_lost_and_stopped() -> None:
         saved(Status.RUNNING, worker=alive)
     found = overview()
     assert [(seen.worker.hostname, seen.presence, seen.running) for seen in found.workers] == [
-        ("alive", Presence.ALIVE, 3),
         ("lost", Presence.LOST, 0),
+        ("alive", Presence.ALIVE, 3),
         ("stopped", Presence.STOPPED, 0),
         ("earlier", Presence.STOPPED, 0),
     ]
-    assert [found.count(presence) for presence in Presence] == [1, 1, 2]
+    assert [found.presences[presence] for presence in Presence] == [1, 1, 2]
     assert (found.hands, found.stuck) == (4, 2)
 
 
-def test_of_very_many_workers_those_that_may_be_there_are_told(
+def test_of_very_many_workers_the_lost_ones_are_told_and_all_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(statistics, "WORKERS", 2)
+    monkeypatch.setattr(statistics, "WORKERS", 3)
     for number in range(3):
-        worker(hostname=f"stopped{number}", heartbeat_at=NOON, stopped_at=NOON)
-    worker(hostname="alive", heartbeat_at=NOON - timedelta(seconds=1))
-    assert overview().workers[0].worker.hostname == "alive"
-    assert len(overview().workers) == 2
+        worker(hostname="stopped", heartbeat_at=NOON, stopped_at=NOON, hands=100)
+        worker(hostname=f"alive{number}", heartbeat_at=NOON - timedelta(seconds=number), stuck=1)
+    for number in range(2):
+        worker(
+            hostname=f"lost{number}", heartbeat_at=NOON - HOUR * (1 + number), hands=100, stuck=9
+        )
+    found = overview()
+    assert [seen.worker.hostname for seen in found.workers] == ["lost1", "lost0", "alive2"]
+    assert found.other_workers == 5
+    assert [found.presences[presence] for presence in Presence] == [3, 2, 3]
+    assert (found.hands, found.stuck) == (12, 3)
 
 
 def test_the_number_of_queries_is_constant() -> None:

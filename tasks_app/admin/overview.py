@@ -112,8 +112,8 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
         "charts": [chart("hour", found.last_hour), chart("day", found.last_day)],
         "chart_width": WIDTH,
         "chart_height": HEIGHT,
-        "alive": found.count(Presence.ALIVE),
-        "lost": found.count(Presence.LOST),
+        "alive": found.presences[Presence.ALIVE],
+        "lost": found.presences[Presence.LOST],
         "oldest": since(min((q.oldest for q in found.queues if q.oldest), default=None)),
         "queues": [(queue, since(queue.oldest)) for queue in found.queues],
         "workers": [

@@ -15,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone, translation
 
+from tasks_app import statistics
 from tasks_app.admin.charts import HEIGHT, WIDTH, chart, round_up
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
@@ -123,6 +124,22 @@ def test_numbers(admin_client: Client) -> None:
     linked = text(admin_client.get(PAGE))
     assert f'href="{LIST}?worker={by.pk}&amp;status=running"' in linked
     assert f'href="{LIST}?queue=mails"' in linked
+
+
+def test_of_very_many_workers_it_says_how_many_more_there_are(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "WORKERS", 1)
+    worker(hostname="red")
+    assert "more worker" not in words(admin_client.get(PAGE))
+    worker(hostname="grey", heartbeat_at=timezone.now() - LOST)
+    said = words(admin_client.get(PAGE))
+    assert "And 1 more worker." in said
+    assert "Workers 1 1 lost" in said
+    assert "grey" in said
+    assert "red" not in said
+    worker(hostname="blue")
+    assert "And 2 more workers." in words(admin_client.get(PAGE))
 
 
 def test_the_links_of_the_numbers_work(admin_client: Client) -> None:
