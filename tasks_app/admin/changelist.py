@@ -13,6 +13,7 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
+from tasks_app import registry
 from tasks_app.admin.filters import AgeFilter, owner_named
 from tasks_app.admin.rows import Rows, shown
 from tasks_app.admin.stretch import (
@@ -157,10 +158,16 @@ def uuid_of(text: str) -> uuid.UUID | None:
 
 
 def found_by(tasks: QuerySet[Task], text: str, owner_id: Any) -> QuerySet[Task]:
-    """Those whose name, error or owner a text tells."""
+    """Those whose name, as the list shows it or as it is stored, error or owner a text tells."""
     wanted = (
         Q(name__icontains=text) | Q(error_type__icontains=text) | Q(error_message__icontains=text)
     )
+    if named := [task.name() for task in registry.tasks() if _has(str(task.verbose_name), text)]:
+        wanted |= Q(name__in=named)
     if owner_id is not None:
         wanted |= Q(owner=owner_id)
     return tasks.filter(wanted)
+
+
+def _has(label: str, text: str) -> bool:
+    return text.casefold() in label.casefold()

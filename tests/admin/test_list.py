@@ -17,6 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from project.airports.tasks import ExportAirports
 from tasks_app.admin import changelist, stretch
 from tasks_app.models import Task
 from tasks_app.states import Status
@@ -225,6 +226,13 @@ def test_search(admin_client: Client) -> None:
     assert listed(admin_client, f"q={owned.pk}&status=failed") == []
     assert listed(admin_client, f"q={uuid.uuid4()}") == []
     assert listed(admin_client, "q=100%25") == []
+
+
+def test_search_by_the_name_that_is_shown(admin_client: Client) -> None:
+    export = rows.saved(name=ExportAirports.name())
+    rows.saved()
+    assert listed(admin_client, "q=export+AIRPORTS") == [export.pk]
+    assert listed(admin_client, "q=export+trains") == []
 
 
 # However many there are.
