@@ -28,7 +28,9 @@ from tasks_app.admin.stretch import (
     str_of,
     unindexed,
 )
-from tasks_app.models import Task
+from tasks_app.clock import database_now
+from tasks_app.ledger import alias
+from tasks_app.models import Task, aware
 from tasks_app.states import Status
 
 #: The most tasks that pages are numbered for. What lies beyond is reached by where it begins.
@@ -59,6 +61,8 @@ class TaskChangeList(ChangeList):
     window: datetime | None = None
     #: Where tasks begin that are not counted.
     beyond: datetime | None = None
+    #: As of when, by the database's clock, its rows are.
+    now: str
     #: What is asked for, wherever it is: for actions on all of it.
     everything: QuerySet[Task]
 
@@ -95,7 +99,9 @@ class TaskChangeList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         tasks = list(self.result_list)
-        Rows.of(tasks, request.user)
+        now = database_now(alias())
+        self.now = aware(now).isoformat()
+        Rows.of(tasks, request.user, now)
         self.result_list = tasks
         if tasks and self.paginator.has_more and self.page_num == self.paginator.num_pages:
             self.beyond = getattr(tasks[-1], self.stretch.field)

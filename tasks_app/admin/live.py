@@ -46,11 +46,11 @@ class LiveViews(Base):
             wanted = [UUID(text) for text in ids.split(",") if text][: self.list_per_page]
         except ValueError:
             return JsonResponse({"detail": "An id is a UUID."}, status=400)
-        now = aware(database_now(alias())).isoformat()
-        answer: dict[str, Any] = {"now": now, "tasks": [], "top": None}
+        now = database_now(alias())
+        answer: dict[str, Any] = {"now": aware(now).isoformat(), "tasks": [], "top": None}
         if wanted:
             tasks = self.get_queryset(request).filter(pk__in=wanted)
-            rows = Rows.of(shown(tasks), request.user)
+            rows = Rows.of(shown(tasks), request.user, now)
             answer["tasks"] = [row.info for row in rows]
         if news:
             request.GET = query  # type: ignore[assignment]  # ours, and read only from here on

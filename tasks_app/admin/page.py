@@ -18,6 +18,8 @@ from tasks_app.admin.history import history_of, log_of
 from tasks_app.admin.masking import pretty, shown_params, shown_result
 from tasks_app.admin.rows import Rows
 from tasks_app.admin.stretch import WINDOW, Stretch, unindexed
+from tasks_app.clock import database_now
+from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.schemas import clipped
 from tasks_app.states import Status
@@ -66,7 +68,7 @@ class PageViews(Base):
         return TemplateResponse(request, "admin/tasks_app/task/change_form.html", context)
 
     def _shown(self, request: HttpRequest, task: Task) -> dict[str, Any]:
-        [row] = Rows.of([task], request.user)
+        [row] = Rows.of([task], request.user, database_now(alias()))
         before, whole = request.GET.get("before", ""), "whole" in request.GET
         lines, earlier = log_of(task, int(before) if before.isdecimal() else None)
         params, declared = shown_params(task)

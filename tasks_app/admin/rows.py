@@ -19,9 +19,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app import display
-from tasks_app.clock import database_now
 from tasks_app.display import bar_value, duration, elapsed, percent, time_left
-from tasks_app.ledger import alias
 from tasks_app.models import Task, aware
 from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, Status
@@ -76,9 +74,9 @@ class Rows:
         self._labels: dict[str, str] = {}
 
     @classmethod
-    def of(cls, tasks: Iterable[Task], user: User) -> list[Row]:
-        """Give each task the `row` that the columns show."""
-        shared = cls(user, database_now(alias()))
+    def of(cls, tasks: Iterable[Task], user: User, now: datetime) -> list[Row]:
+        """Give each task the `row` that the columns show, as of a time of the database's."""
+        shared = cls(user, now)
         rows = [Row(task, shared) for task in tasks]
         for row in rows:
             row.task.row = row  # type: ignore[attr-defined]

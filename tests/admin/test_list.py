@@ -6,7 +6,7 @@ import html
 import json
 import re
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from project.airports.tasks import ExportAirports
 from tasks_app.admin import changelist, stretch
-from tasks_app.models import Task
+from tasks_app.models import Task, aware
 from tasks_app.states import Status
 from tests import rows
 from tests.test_query_plans import plan
@@ -364,6 +364,20 @@ def test_a_row_and_the_script_say_the_same(admin_client: Client) -> None:
     [info] = re.findall(r'data-info="([^"]+)"', page)
     [told] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
     assert json.loads(html.unescape(info)) == told
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_its_moment_is_the_database_s(
+    admin_client: Client, settings: Any, monkeypatch: pytest.MonkeyPatch, use_tz: bool
+) -> None:
+    """And has its zone, for a browser takes one without for its own."""
+    settings.USE_TZ = use_tz
+    there = timezone.now() - timedelta(hours=5)
+    monkeypatch.setattr(changelist, "database_now", lambda _using: there)
+    page = admin_client.get(LIST).content.decode()
+    [now] = re.findall(r'data-now="([^"]+)"', page)
+    assert datetime.fromisoformat(now) == aware(there)
+    assert datetime.fromisoformat(now).tzinfo is not None
 
 
 @pytest.mark.urls("tests.admin.without_streams")
