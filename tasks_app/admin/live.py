@@ -41,7 +41,7 @@ class LiveViews(Base):
         if not self.has_view_permission(request):
             raise PermissionDenied
         query = request.GET.copy()
-        [ids], news = query.pop(IDS, [""]), query.pop(NEW, None)
+        ids, news = ",".join(query.pop(IDS, [])), query.pop(NEW, None)
         try:
             wanted = [UUID(text) for text in ids.split(",") if text][: self.list_per_page]
         except ValueError:

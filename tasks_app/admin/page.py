@@ -33,6 +33,8 @@ else:
 
 #: How much of parameters and result a page shows unless it is asked for all of it.
 JSON_SHOWN = 20_000
+#: The digits of the largest id, less one: any number of so many is one that a database takes.
+ID_DIGITS = 18
 #: How many related tasks it names.
 RELATED = 10
 
@@ -69,8 +71,8 @@ class PageViews(Base):
 
     def _shown(self, request: HttpRequest, task: Task) -> dict[str, Any]:
         [row] = Rows.of([task], request.user, database_now(alias()))
-        before, whole = request.GET.get("before", ""), "whole" in request.GET
-        lines, earlier = log_of(task, int(before) if before.isdecimal() else None)
+        before, whole = _id_of(request.GET.get("before", "")), "whole" in request.GET
+        lines, earlier = log_of(task, before)
         params, declared = shown_params(task)
         result, _declared = shown_result(task)
         again = Task.objects.filter(retried_from=task).first()
@@ -102,6 +104,11 @@ class PageViews(Base):
                 and not (act is RETRY and (again or task.status == Status.COMPLETED))
             ],
         }
+
+
+def _id_of(text: str) -> int | None:
+    """The id of an event that a text is; None for anything else, and for more than ids have."""
+    return int(text) if text.isdecimal() and len(text) <= ID_DIGITS else None
 
 
 def same_key(tasks: QuerySet[Task], task: Task) -> QuerySet[Task]:

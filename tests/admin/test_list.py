@@ -348,8 +348,14 @@ def test_the_script_is_told_how_rows_stand_and_what_is_on_top(admin_client: Clie
     assert admin_client.get(LIVE, {"_ids": str(failed.pk)}).json()["top"] is None
 
 
-@pytest.mark.parametrize("query", [{"_ids": "odd"}, {"_new": "1", "status": "odd"}])
-def test_the_script_is_told_of_nonsense(admin_client: Client, query: dict[str, str]) -> None:
+def test_the_script_may_ask_for_ids_in_parts(admin_client: Client) -> None:
+    one, other = rows.saved(), rows.saved()
+    answer = admin_client.get(LIVE, {"_ids": ["", str(one.pk), "", str(other.pk)]})
+    assert {info["task_id"] for info in answer.json()["tasks"]} == {str(one.pk), str(other.pk)}
+
+
+@pytest.mark.parametrize("query", [{"_ids": "odd"}, {"_ids": ["", "odd"]}, {"_new": "1", "status": "odd"}])
+def test_the_script_is_told_of_nonsense(admin_client: Client, query: dict[str, Any]) -> None:
     assert admin_client.get(LIVE, query).status_code == 400
 
 

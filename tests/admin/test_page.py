@@ -173,7 +173,9 @@ def test_a_long_history_is_bounded(admin_client: Client, monkeypatch: pytest.Mon
     assert seen == [f"line {n}" for n in range(7)]
     assert "What came before is not shown" in text(admin_client, task)
     assert "data-tail" not in admin_client.get(url(task) + query).content.decode()
-    assert lines("?before=odd") == ["line 4", "line 5", "line 6"]
+    for odd in ("odd", "9" * 19, "9" * 5_000, "-1"):
+        assert lines(f"?before={odd}") == ["line 4", "line 5", "line 6"]
+    assert lines("?before=" + "9" * 18) == ["line 4", "line 5", "line 6"]
 
 
 def test_what_is_long_is_cut_unless_it_is_asked_for(
