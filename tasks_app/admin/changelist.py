@@ -21,6 +21,7 @@ from tasks_app.admin.stretch import (
     FROM,
     OLDEST,
     OWNER,
+    SINCE,
     STATUS,
     WINDOW,
     Stretch,
@@ -35,6 +36,8 @@ from tasks_app.states import Status
 
 #: The most tasks that pages are numbered for. What lies beyond is reached by where it begins.
 COUNTED = 1_000
+#: How many of the newest tasks are looked through for those that a list does not know.
+NEWEST = 1_000
 
 
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]
@@ -113,6 +116,37 @@ class TaskChangeList(ChangeList):
     @property
     def window_size(self) -> int:
         return WINDOW
+
+    @property
+    def live_query(self) -> str:
+        """What the list's script asks of it: the same list, and what came to it since."""
+        return self.get_query_string({SINCE: self._known_until()})
+
+    def news(self, since: datetime | None) -> list[Task]:
+        """The tasks on top that came after a moment; where new ones do not come on top, these.
+
+        Others that stand there were merely beneath the page's end.
+        """
+        if since is None:
+            return list(self.result_list)
+        stretch = self.stretch
+        if stretch.descending:
+            return [task for task in self.result_list if getattr(task, stretch.field) > since]
+        # Their ids first: they are few, and in an index that the list's filters know nothing of.
+        newest = Task.objects.filter(created_at__gt=since).order_by("-created_at")
+        ids = list(newest.values_list("pk", flat=True)[:NEWEST])
+        return list(self.everything.filter(pk__in=ids).only("pk")[: self.list_per_page])
+
+    def _known_until(self) -> str | None:
+        """The moment that `news` takes; None for a list that has nothing."""
+        tasks, stretch = list(self.result_list), self.stretch
+        if not tasks:
+            return None
+        if stretch.descending:
+            return str_of(getattr(tasks[0], stretch.field))
+        if self.multi_page:
+            return self.now
+        return str_of(max(task.created_at for task in tasks))
 
     @property
     def from_the_top(self) -> bool:

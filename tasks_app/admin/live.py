@@ -12,6 +12,7 @@ from django.urls import URLPattern, path
 from django.views.decorators.cache import never_cache
 
 from tasks_app.admin.rows import Rows, shown
+from tasks_app.admin.stretch import SINCE, moment_of
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
 from tasks_app.models import Task, aware
@@ -35,13 +36,14 @@ class LiveViews(Base):
         return [path("live/", view, name="tasks_app_task_live"), *super().get_urls()]
 
     def live_view(self, request: HttpRequest) -> JsonResponse:
-        """How the tasks `_ids` stand; with `_new`, also the ids on top of the list as it is asked
-        for by the rest of the query.
+        """How the tasks `_ids` stand; with `_new`, also the ids of those that came `_since` to the
+        list as it is asked for by the rest of the query.
         """
         if not self.has_view_permission(request):
             raise PermissionDenied
         query = request.GET.copy()
         ids, news = ",".join(query.pop(IDS, [])), query.pop(NEW, None)
+        since = moment_of("".join(query.pop(SINCE, [])))
         try:
             wanted = [UUID(text) for text in ids.split(",") if text][: self.list_per_page]
         except ValueError:
@@ -55,8 +57,8 @@ class LiveViews(Base):
         if news:
             request.GET = query  # type: ignore[assignment]  # ours, and read only from here on
             try:
-                changelist = self.get_changelist_instance(request)
+                changelist: Any = self.get_changelist_instance(request)
             except IncorrectLookupParameters:
                 return JsonResponse({"detail": "The list's query is wrong."}, status=400)
-            answer["top"] = [str(task.pk) for task in changelist.result_list]
+            answer["top"] = [str(task.pk) for task in changelist.news(since)]
         return JsonResponse(answer)

@@ -26,13 +26,14 @@ from tasks_app.states import Status
 WINDOW = 50_000
 
 #: What the list's URL may say.
-STATUS, OWNER, TROUBLE, AGE, OLDEST, FROM = (
+STATUS, OWNER, TROUBLE, AGE, OLDEST, FROM, SINCE = (
     "status",
     "owner",
     "trouble",
     "age",
     "oldest",
     "from",
+    "_since",
 )
 LOST, STUCK = "lost", "stuck"
 

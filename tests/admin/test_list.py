@@ -8,6 +8,7 @@ import re
 import uuid
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from django.contrib.auth.models import User
@@ -19,6 +20,7 @@ from django.utils import timezone
 
 from project.airports.tasks import ExportAirports
 from tasks_app.admin import changelist, stretch
+from tasks_app.admin.tasks import TaskAdmin
 from tasks_app.models import Task, aware
 from tasks_app.states import Status
 from tests import rows
@@ -354,7 +356,51 @@ def test_the_script_may_ask_for_ids_in_parts(admin_client: Client) -> None:
     assert {info["task_id"] for info in answer.json()["tasks"]} == {str(one.pk), str(other.pk)}
 
 
-@pytest.mark.parametrize("query", [{"_ids": "odd"}, {"_ids": ["", "odd"]}, {"_new": "1", "status": "odd"}])
+def told_as_new(client: Client, page: Any) -> set[str]:
+    """The ids that a page's script would announce."""
+    [query] = re.findall(r'data-query="([^"]*)"', page.content.decode())
+    known = re.findall(r'<template data-task="([^"]+)"', page.content.decode())
+    asked = dict(parse_qsl(html.unescape(query).removeprefix("?")))
+    answer = client.get(LIVE, asked | {"_new": "1"})
+    return set(answer.json()["top"]) - set(known)
+
+
+@pytest.mark.parametrize(
+    "query", ["", "status=pending", "oldest=1", "status=pending&queue=default", "q=noop"]
+)
+def test_new_is_what_came_since_and_not_what_was_beneath(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.setattr(TaskAdmin, "list_per_page", 3)
+    for minutes in range(5):
+        rows.saved(age=timedelta(minutes=1 + minutes))
+    page = admin_client.get(f"{LIST}?{query}")
+    [first, *_] = listed(admin_client, query)
+    assert told_as_new(admin_client, page) == set()
+    Task.objects.get(pk=first).delete()
+    assert told_as_new(admin_client, page) == set()
+    new = rows.saved()
+    assert {str(new.pk)} == told_as_new(admin_client, page)
+
+
+def test_new_in_a_list_of_what_ended_is_what_ended_since(admin_client: Client) -> None:
+    rows.saved(Status.FAILED, age=timedelta(hours=1))
+    page = admin_client.get(f"{LIST}?status=failed")
+    last = rows.saved(Status.FAILED, created_at=timezone.now() - timedelta(days=1))
+    rows.saved(Status.FAILED, age=timedelta(hours=2))
+    assert told_as_new(admin_client, page) == {str(last.pk)}
+
+
+@pytest.mark.parametrize("query", ["", "status=pending"])
+def test_all_is_new_to_a_list_that_has_nothing(admin_client: Client, query: str) -> None:
+    page = admin_client.get(f"{LIST}?{query}")
+    task = rows.saved(age=timedelta(minutes=1))
+    assert told_as_new(admin_client, page) == {str(task.pk)}
+
+
+@pytest.mark.parametrize(
+    "query", [{"_ids": "odd"}, {"_ids": ["", "odd"]}, {"_new": "1", "status": "odd"}]
+)
 def test_the_script_is_told_of_nonsense(admin_client: Client, query: dict[str, Any]) -> None:
     assert admin_client.get(LIVE, query).status_code == 400
 
