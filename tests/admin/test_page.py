@@ -12,7 +12,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import reverse
 
 from tasks_app import lifecycle
@@ -213,3 +213,11 @@ def test_times_are_of_the_current_zone(admin_client: Client, settings: Any) -> N
     event = rows.last_fact(task)
     there = event.timestamp + timedelta(hours=9)
     assert f"{there:%H:%M:%S}" in text(admin_client, task)
+
+
+def test_the_bar_is_refreshed_where_no_stream_moves_it(admin_client: Client) -> None:
+    task = rows.saved(Status.RUNNING)
+    assert 'data-refresh="bar"' not in admin_client.get(url(task)).content.decode()
+    with override_settings(ROOT_URLCONF="tests.admin.without_streams"):
+        page = admin_client.get(url(task)).content.decode()
+    assert re.search(r'<section[^>]* data-refresh="bar">.*?<task-progress', page, re.S)

@@ -11,8 +11,9 @@ const GATHER = 300; // events that come together are looked up together
 const LEAST = 1_000; // between two looks
 const LEASES = 15_000; // between two looks at the lease, of which no event tells
 
-const bar = root.querySelector("task-progress");
-const ended = () => ["completed", "failed", "cancelled"].includes(bar?.getAttribute("status"));
+// Looked up each time: where there is no stream, the bar is one of the parts that are exchanged.
+const bar = () => root.querySelector("task-progress");
+const ended = () => ["completed", "failed", "cancelled"].includes(bar()?.getAttribute("status"));
 
 /* ---- The log ---- */
 
