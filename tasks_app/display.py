@@ -15,6 +15,8 @@ from urllib.parse import urlencode
 from django.urls import NoReverseMatch
 from django.utils import timezone
 from django.utils.formats import date_format
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app.models import Task, aware
@@ -138,6 +140,17 @@ def time_taken(task: Task, words: Mapping[str, str], now: datetime) -> str:
         return ""
     time = duration(seconds, words)
     return time if task.status == Status.RUNNING else words["took"].format(duration=time)
+
+
+def moment(time: datetime) -> SafeString:
+    """Return a time as operators read it, who compare times: one form wherever they meet it, to
+    the second. Its zone is named in its title.
+    """
+    local = timezone.localtime(aware(time))
+    said = f"{local:%Y-%m-%d %H:%M:%S}"
+    return format_html(
+        '<time datetime="{}" title="{} {}">{}</time>', local.isoformat(), said, local.tzname(), said
+    )
 
 
 def duration(seconds: float, words: Mapping[str, str]) -> str:

@@ -12,14 +12,12 @@ from django.contrib import admin
 from django.db.models import F, QuerySet
 from django.db.models.functions import Left
 from django.urls import reverse
-from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app import display
-from tasks_app.display import bar_value, duration, elapsed, percent, time_left
+from tasks_app.display import bar_value, duration, elapsed, moment, percent, time_left
 from tasks_app.models import Task, aware
 from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, Status
@@ -164,7 +162,10 @@ class Row:
 
     @property
     def attempt(self) -> str:
+        """Which one it is or was; empty for what never began."""
         words = self.shared.words
+        if not self.task.attempt:
+            return ""
         return words["attempt_of"].format(
             attempt=self.task.attempt, max_attempts=self.task.max_attempts
         )
@@ -267,9 +268,8 @@ class Columns:
     @admin.display(description=_("time"))
     def times(self, task: Task) -> SafeString:
         row = _row(task)
-        created = date_format(timezone.localtime(aware(task.created_at)), "SHORT_DATETIME_FORMAT")
         return (
-            _fact(_("Created"), created)
+            _fact(_("Created"), moment(task.created_at))
             + _fact(_("Wait"), row.waited, "waited")
             + _fact(_("Ran"), row.ran, "ran")
         )

@@ -58,7 +58,7 @@ class WorkerChangeList(ChangeList):
 class WorkerAdmin(Base):
     """What each worker is doing, and whether it is there."""
 
-    list_display = ("process", "state", "work", "threads", "from_queues", "beat", "started_at")
+    list_display = ("process", "state", "work", "threads", "from_queues", "beat", "started")
     list_filter = (PresenceFilter,)
     ordering = ("-heartbeat_at",)
     sortable_by = ()
@@ -71,10 +71,10 @@ class WorkerAdmin(Base):
         "work",
         "threads",
         "from_queues",
-        "started_at",
+        "started",
         "beat",
-        "heartbeat_at",
-        "stopped_at",
+        "heartbeat",
+        "stopped",
     )
 
     class Media:
@@ -135,6 +135,18 @@ class WorkerAdmin(Base):
     def beat(self, worker: Worker) -> str:
         words = {key: str(word) for key, word in display.WORDS.items()}
         return _("%(time)s ago") % {"time": display.duration(_of(worker).silence, words)}
+
+    @admin.display(description=gettext_lazy("started"))
+    def started(self, worker: Worker) -> SafeString:
+        return display.moment(worker.started_at)
+
+    @admin.display(description=gettext_lazy("time of the last heartbeat"))
+    def heartbeat(self, worker: Worker) -> SafeString:
+        return display.moment(worker.heartbeat_at)
+
+    @admin.display(description=gettext_lazy("stopped"), empty_value="-")
+    def stopped(self, worker: Worker) -> SafeString | None:
+        return display.moment(worker.stopped_at) if worker.stopped_at else None
 
 
 def _seen(workers: Any) -> list[Worker]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from tasks_app.claims import Failure, claim_of
 from tasks_app.models import Task
 from tasks_app.progress import LogLine
 from tasks_app.service import task_service
-from tasks_app.states import Status
+from tasks_app.states import EventType, Status
 from tests import rows
 
 from .conftest import Login
@@ -221,3 +221,55 @@ def test_the_bar_is_refreshed_where_no_stream_moves_it(admin_client: Client) -> 
     with override_settings(ROOT_URLCONF="tests.admin.without_streams"):
         page = admin_client.get(url(task)).content.decode()
     assert re.search(r'<section[^>]* data-refresh="bar">.*?<task-progress', page, re.S)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.25, "0.3 s"), (7.0, "7 s"), (59.9, "59 s"), (10_800, "3 h 0 min")]
+)
+def test_how_long_it_took_and_may_take(admin_client: Client, seconds: float, said: str) -> None:
+    task, _claim = rows.claimed(timeout_seconds=seconds)
+    began = task.events.get(event_type=EventType.STARTED)
+    task_service.cancel_task(task.pk)
+    lifecycle.cancel([claim_of(task)])
+    ended = began.timestamp + timedelta(seconds=seconds)
+    task.events.filter(event_type=EventType.CANCELLED).update(timestamp=ended)
+    shown = text(admin_client, task)
+    assert f"Timeout {said} " in shown
+    assert f"Attempts 1 Cancelled, {said} " in shown
+
+
+@override_settings(TIME_ZONE="Europe/Berlin")
+def test_times_are_of_one_form_wherever_they_stand(admin_client: Client) -> None:
+    winter = datetime(2026, 1, 31, 23, 5, 7, tzinfo=UTC)
+    by = rows.worker(started_at=winter, heartbeat_at=winter, stopped_at=winter)
+    fields = {"created_at": winter, "run_after": winter, "unique_key": "key"}
+    older = rows.saved(Status.FAILED, finished_at=winter, worker=by, **fields)
+    task = rows.saved(run_after=winter, created_at=winter, unique_key="key")
+    for one in (task, older):
+        one.events.create(
+            event_type=EventType.QUEUED,
+            timestamp=winter,
+            data={"run_after": (winter + timedelta(hours=1)).isoformat()},
+        )
+    for address, times in (
+        (url(task), 5),
+        (url(older), 5),
+        (reverse("admin:tasks_app_task_changelist"), 2),
+        (reverse("admin:tasks_app_worker_changelist"), 1),
+        (reverse("admin:tasks_app_worker_change", args=[by.pk]), 3),
+    ):
+        page = admin_client.get(address).content.decode()
+        said = (
+            '<time datetime="2026-02-01T{0}+01:00" title="2026-02-01 {0} CET">2026-02-01 {0}</time>'
+        )
+        assert page.count(said.format("00:05:07")) + page.count(said.format("01:05:07")) == times
+        assert page.count("<time") == times
+        assert "a.m." not in page
+
+
+def test_of_an_attempt_that_never_began_nothing_is_said(admin_client: Client) -> None:
+    task = rows.ended(Status.COMPLETED)
+    never = rows.saved(Status.CANCELLED)
+    assert "Attempt 1 of 1" in text(admin_client, task)
+    for address in (url(never), reverse("admin:tasks_app_task_changelist")):
+        assert "0 of 1" not in admin_client.get(address).content.decode()

@@ -130,7 +130,9 @@ class Row {
     part(line, "error").hidden = !shown.error;
     say(
       part(line, "attempt"),
-      fill(words.attempt_of, { attempt: state.attempt, max_attempts: state.maxAttempts }),
+      state.attempt > 0
+        ? fill(words.attempt_of, { attempt: state.attempt, max_attempts: state.maxAttempts })
+        : "",
     );
     say(part(line, "waited"), this.#waited(now));
     say(part(line, "ran"), this.#ran(now));

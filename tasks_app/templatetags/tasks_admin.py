@@ -1,0 +1,29 @@
+"""`{% load tasks_admin %}`: times, and how long things took, as the admin's pages say them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django import template
+from django.template.defaultfilters import floatformat
+from django.utils.safestring import SafeString
+
+from tasks_app import display
+
+register = template.Library()
+
+SHORT = 10.0
+
+
+@register.filter
+def moment(time: datetime) -> SafeString:
+    return display.moment(time)
+
+
+@register.filter
+def lasting(seconds: float) -> str:
+    """A length of time; a short one to the tenth, for a timeout may be less than a second."""
+    words = {key: str(word) for key, word in display.WORDS.items()}
+    if seconds < SHORT:
+        return words["seconds"].format(seconds=floatformat(seconds))
+    return display.duration(seconds, words)
