@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
+from django.contrib.admin.models import LogEntry
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import QuerySet
@@ -28,7 +29,17 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_protect
 
 from tasks_app import bulk
-from tasks_app.admin.acts import ACTS, CANCEL, REMOVE, RETRY, Act, sentences, why, write_log
+from tasks_app.admin.acts import (
+    ACTS,
+    CANCEL,
+    REMOVE,
+    RETRY,
+    Act,
+    retold,
+    sentences,
+    why,
+    write_log,
+)
 from tasks_app.admin.stretch import moment_of, str_of
 from tasks_app.clock import database_now
 from tasks_app.exceptions import TaskError, TaskNotFound
@@ -107,6 +118,16 @@ class ActionViews(Base):
                 "refused": "" if task.status in REMOVE.sources else task.get_status_display(),
             },
         )
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show who did what, in the language of whoever reads it."""
+        response: Any = super().history_view(request, object_id, extra_context)
+        # What it leads away from has no context.
+        for entry in getattr(response, "context_data", {}).get("action_list", ()):
+            entry.get_change_message = partial(_told, entry)
+        return cast(HttpResponse, response)
 
     def act_view(self, request: HttpRequest, task_id: UUID, act: Act) -> HttpResponseBase:
         if request.method != "POST":
@@ -195,6 +216,10 @@ class ActionViews(Base):
                 **context,
             },
         )
+
+
+def _told(entry: LogEntry) -> str:
+    return retold(LogEntry.get_change_message(entry))
 
 
 def _page_of(task: Task) -> str:

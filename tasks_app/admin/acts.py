@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.db.models import QuerySet
+from django.utils import translation
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import gettext_lazy, gettext_noop, ngettext
 
 from tasks_app.admin.stretch import unindexed
 from tasks_app.bulk import Done, Summary
@@ -48,7 +51,7 @@ class Act:
     sources: frozenset[Status]
     allowed: Callable[[User, Task], bool]
     do: Callable[[UUID, User], Any]
-    #: What the log of the admin says, from what `do` returned.
+    #: What became of it, from what `do` returned; one of TOLD.
     told: Callable[[Any], str]
     flag: int = CHANGE
 
@@ -63,12 +66,21 @@ class Act:
         return tasks.filter(retried_as=None) if self.name == "retry" else tasks
 
 
+#: What is said of a deed.
+ASKED, CANCELLED, RETRIED, REMOVED = TOLD = (
+    gettext_noop("Asked to stop."),
+    gettext_noop("Cancelled."),
+    gettext_noop("Retried as task %(id)s."),
+    gettext_noop("Removed with its history."),
+)
+
+
 def _told_of_cancel(info: TaskInfo) -> str:
-    return _("Asked to stop.") if info.status == Status.RUNNING else _("Cancelled.")
+    return _(ASKED) if info.status == Status.RUNNING else _(CANCELLED)
 
 
 def _told_of_retry(started: TaskStartResponse) -> str:
-    return _("Retried as task %(id)s.") % {"id": started.task_id}
+    return _(RETRIED) % {"id": started.task_id}
 
 
 CANCEL = Act(
@@ -114,7 +126,7 @@ REMOVE = Act(
     sources=TERMINAL,
     allowed=may_remove,
     do=lambda task_id, _user: task_service.remove_completed_task(task_id),
-    told=lambda _nothing: _("Removed with its history."),
+    told=lambda _nothing: _(REMOVED),
     flag=DELETION,
 )
 
@@ -122,19 +134,32 @@ ACTS = {act.name: act for act in (CANCEL, RETRY, REMOVE)}
 
 
 def write_log(act: Act, user: User, done: Iterable[Done[Any]]) -> None:
-    """Write to the admin's log who did this to which task: an entry for each."""
+    """Write to the admin's log who did this to which task: an entry for each.
+
+    Untranslated: whoever reads it reads it in their own language, by `retold`.
+    """
     content_type = ContentType.objects.get_for_model(Task)
-    LogEntry.objects.bulk_create(
-        LogEntry(
-            user_id=cast(Any, user.pk),
-            content_type=content_type,
-            object_id=str(one.task.pk),
-            object_repr=str(one.task)[:200],
-            action_flag=act.flag,
-            change_message=act.told(one.outcome),
+    with translation.override(None):
+        LogEntry.objects.bulk_create(
+            LogEntry(
+                user_id=cast(Any, user.pk),
+                content_type=content_type,
+                object_id=str(one.task.pk),
+                object_repr=str(one.task)[:200],
+                action_flag=act.flag,
+                change_message=act.told(one.outcome),
+            )
+            for one in done
         )
-        for one in done
-    )
+
+
+def retold(message: str) -> str:
+    """Translate what `write_log` wrote; return anything else as it is."""
+    for told in TOLD:
+        pattern = re.escape(told).replace(re.escape("%(id)s"), "(?P<id>.+)")
+        if match := re.fullmatch(pattern, message):
+            return _(told) % match.groupdict()
+    return message
 
 
 def reason(error: type[TaskError], status: Status | None) -> str:
@@ -147,7 +172,9 @@ def reason(error: type[TaskError], status: Status | None) -> str:
         return _("another task with its unique key has not finished")
     if issubclass(error, TaskNotFound):
         return _("the task is no longer there")
-    return error.__doc__ or error.__name__
+    # One of the site's own service: its class says it, in words that the site may translate.
+    said = cleandoc(error.__doc__ or error.__name__)
+    return _(said.partition("\n")[0]).rstrip(".")
 
 
 def why(error: TaskError) -> str:

@@ -12,11 +12,12 @@ from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from tasks_app import bulk
-from tasks_app.admin import actions
-from tasks_app.admin.acts import CANCEL, sentences
+from tasks_app.admin import actions, acts
+from tasks_app.admin.acts import CANCEL, sentences, why
+from tasks_app.exceptions import DuplicateTask, TaskError
 from tasks_app.models import Task, TaskEvent
 from tasks_app.service import task_service
 from tasks_app.states import Status
@@ -196,6 +197,42 @@ def test_only_a_post_with_a_token_does_anything(admin_user: User, act: str) -> N
     assert client.post(url("delete", task)).status_code == 403
     assert client.post(LIST, {"action": f"{act}_selected"}).status_code == 403
     assert rows.snapshot() == before
+
+
+def test_the_log_is_in_the_language_of_who_reads_it(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever the one spoke who did it. The tests' own language is that of whoever has any."""
+
+    def translated(text: str) -> str:
+        return f"«{text}»" if translation.get_language() else text
+
+    monkeypatch.setattr(acts, "_", translated)
+    failed = rows.ended(Status.FAILED)
+    post(admin_client, "retry", failed)
+    again = Task.objects.get(retried_from=failed)
+    post(admin_client, "cancel", again)
+    user = User.objects.get(username="admin")
+    LogEntry.objects.log_actions(user.pk, [again], CHANGE, "Cancelled. By a program.")
+    assert logged(failed) == [(CHANGE, "admin", f"Retried as task {again.pk}.")]
+
+    def read(task: Task) -> list[str]:
+        page = admin_client.get(reverse("admin:tasks_app_task_history", args=[task.pk]))
+        return re.findall(r"<td>admin</td>\s*<td>([^<]*)</td>", page.content.decode())
+
+    assert read(failed) == [f"«Retried as task {again.pk}.»"]
+    assert read(again) == ["«Cancelled.»", "Cancelled. By a program."]
+
+
+def test_why_not_is_said_in_the_site_s_language() -> None:
+    class ClosedError(TaskError):
+        """The shop is closed.
+
+        Nobody is told this.
+        """
+
+    assert why(ClosedError()) == "The shop is closed"
+    assert why(DuplicateTask("key")) == "another task with its unique key has not finished"
 
 
 # Who may.
