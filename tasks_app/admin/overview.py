@@ -11,7 +11,6 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, path, reverse
-from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
@@ -21,7 +20,6 @@ from tasks_app.admin.charts import HEIGHT, WIDTH, chart
 from tasks_app.admin.start import startable_by
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, aware
-from tasks_app.states import TERMINAL, Status
 from tasks_app.statistics import Presence
 
 if TYPE_CHECKING:
@@ -97,18 +95,8 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
             return ""
         return display.duration(max(0.0, (found.now - aware(moment)).total_seconds()), words)
 
-    numbers = {
-        Status.RUNNING.value: found.running,
-        "ready": found.ready,
-        "later": found.later,
-        **{status.value: found.last_day.ended[status] for status in TERMINAL},
-    }
     return {
         "overview": found,
-        # Of a million, so that the digits can be counted, whatever the site does elsewhere.
-        "numbers": {
-            name: number_format(number, force_grouping=True) for name, number in numbers.items()
-        },
         "charts": [chart("hour", found.last_hour), chart("day", found.last_day)],
         "chart_width": WIDTH,
         "chart_height": HEIGHT,

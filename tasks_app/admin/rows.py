@@ -247,7 +247,7 @@ class Columns:
             '<span class="task-left" data-part="remaining">{}</span></span>',
             task.status,
             SafeString("") if value is None else format_html(' value="{}"', str(value)),
-            _("Progress"),
+            f"{_('Progress')}: {row.shared.label(task)}",
             percent(task, row.shared.words),
             task.progress_text,
             row.remaining,

@@ -1,4 +1,4 @@
-"""`{% load tasks_admin %}`: times, and how long things took, as the admin's pages say them."""
+"""`{% load tasks_admin %}`: times and numbers as the admin's pages say them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import datetime
 
 from django import template
 from django.template.defaultfilters import floatformat
+from django.utils.formats import number_format
 from django.utils.safestring import SafeString
 
 from tasks_app import display
@@ -27,3 +28,9 @@ def lasting(seconds: float) -> str:
     if seconds < SHORT:
         return words["seconds"].format(seconds=floatformat(seconds))
     return display.duration(seconds, words)
+
+
+@register.filter
+def grouped(number: int) -> str:
+    """Of a million, so that the digits can be counted, whatever the site does elsewhere."""
+    return number_format(number, force_grouping=True)

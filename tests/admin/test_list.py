@@ -81,6 +81,12 @@ def test_a_row_says_it_all(admin_client: Client) -> None:
     assert (info["worker"], info["lost"], info["stuck"]) == ("host7:42", False, False)
 
 
+def test_a_bar_is_called_by_its_task(admin_client: Client) -> None:
+    rows.saved(name=ExportAirports.name())
+    page = admin_client.get(LIST).content.decode()
+    assert re.findall(r'<progress[^>]* aria-label="([^"]*)"', page) == ["Progress: Export airports"]
+
+
 def test_a_lost_heartbeat_and_a_stuck_thread_are_badges(admin_client: Client) -> None:
     task = rows.saved(Status.RUNNING)
 

@@ -142,6 +142,30 @@ def test_of_very_many_workers_it_says_how_many_more_there_are(
     assert "And 2 more workers." in words(admin_client.get(PAGE))
 
 
+def test_its_words_are_right_for_one_and_for_thousands(admin_client: Client) -> None:
+    by = worker(hands=1)
+    saved(Status.RUNNING, worker=by)
+    Task.objects.bulk_create(row(Status.COMPLETED) for _ in range(1_234))
+    Task.objects.bulk_create(row(run_after=timezone.now() + HOUR) for _ in range(1_001))
+    said = words(admin_client.get(PAGE))
+    assert "1 of 1 hand " in said
+    assert said.count("1,234 completed") >= 3
+    assert not re.search(r"\b(1234|1001)\b", said)
+    later = re.search(rf'href="({LIST}[^"]*)">1,001<', text(admin_client.get(PAGE)))
+    assert later
+    listed = admin_client.get(html.unescape(later[1])).context["cl"].result_list
+    assert listed[0].run_after > timezone.now()
+
+
+@pytest.mark.parametrize(("ago", "trouble"), [(timedelta(hours=2), False), (MINUTE, True)])
+def test_failures_of_yesterday_are_no_trouble_of_now(
+    admin_client: Client, ago: timedelta, trouble: bool
+) -> None:
+    saved(Status.FAILED, age=ago)
+    [tile] = re.findall(r'<div data-status="failed"[^>]*>', text(admin_client.get(PAGE)))
+    assert ("data-trouble" in tile) is trouble
+
+
 def test_the_links_of_the_numbers_work(admin_client: Client) -> None:
     by = worker()
     saved(Status.RUNNING, worker=by, queue="a&b=c")

@@ -69,6 +69,13 @@ def test_the_history_of_a_task(admin_client: Client) -> None:
     assert re.search(r"Attempts 1 Failed, 0\.\d s host1:1 OSError: disk 2 Handed back", said)
 
 
+def test_its_log_is_one_to_a_screen_reader(admin_client: Client) -> None:
+    content = admin_client.get(url(rows.enqueued())).content.decode()
+    assert (
+        '<div role="log" aria-labelledby="task-log"><ol class="task-log" data-part="log"' in content
+    )
+
+
 def test_an_error_and_its_traceback(admin_client: Client) -> None:
     task = rows.ended(Status.FAILED)
     content = admin_client.get(url(task)).content.decode()
@@ -185,7 +192,12 @@ def test_what_is_long_is_cut_unless_it_is_asked_for(
     task, claim = rows.claimed()
     lifecycle.complete({claim: {"text": "x" * 200 + "end"}})
     assert "end" not in text(admin_client, task).split("Facts")[0].split("Result")[1][:160]
-    assert "Show all of it" in text(admin_client, task)
+    # It is said beneath what was cut.
+    [result, params] = (
+        text(admin_client, task).split("Facts")[0].split("Result")[1].split("Parameters")
+    )
+    assert "Show all of it" in result
+    assert "Show all of it" not in params
     assert "xend" in admin_client.get(url(task) + "?whole").content.decode()
 
 
