@@ -153,17 +153,19 @@ class ActionViews(Base):
             if not request.accepts("text/html"):
                 return JsonResponse({"detail": why(error)}, status=HTTPStatus.CONFLICT)
             self.message_user(request, said, messages.ERROR)
-            return HttpResponseRedirect(_way_back(request, _page_of(task)))
+            return HttpResponseRedirect(_way_back(request, self._url("change", task.pk)))
         if not request.accepts("text/html"):
             return JsonResponse({"detail": act.told(outcome)})
         self.message_user(request, f"{task.label}: {act.told(outcome)}", messages.SUCCESS)
         if act is REMOVE:
-            return HttpResponseRedirect(reverse("admin:tasks_app_task_changelist"))
+            return HttpResponseRedirect(self._url("changelist"))
         if act is RETRY:
-            return HttpResponseRedirect(
-                reverse("admin:tasks_app_task_change", args=[outcome.task_id])
-            )
-        return HttpResponseRedirect(_way_back(request, _page_of(task)))
+            return HttpResponseRedirect(self._url("change", outcome.task_id))
+        return HttpResponseRedirect(_way_back(request, self._url("change", task.pk)))
+
+    def _url(self, view: str, *args: UUID) -> str:
+        name = f"admin:tasks_app_task_{view}"
+        return reverse(name, args=args, current_app=self.admin_site.name)
 
     def _act_on_many(self, request: HttpRequest, act: Act) -> HttpResponseBase | None:
         across = request.POST.get("select_across") == "1"
@@ -220,10 +222,6 @@ class ActionViews(Base):
 
 def _told(entry: LogEntry) -> str:
     return retold(LogEntry.get_change_message(entry))
-
-
-def _page_of(task: Task) -> str:
-    return reverse("admin:tasks_app_task_change", args=[task.pk])
 
 
 def _way_back(request: HttpRequest, otherwise: str) -> str:

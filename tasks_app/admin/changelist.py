@@ -104,7 +104,7 @@ class TaskChangeList(ChangeList):
         tasks = list(self.result_list)
         now = database_now(alias())
         self.now = aware(now).isoformat()
-        Rows.of(tasks, request.user, now)
+        Rows.of(tasks, request.user, now, self.model_admin.admin_site.name)
         self.result_list = tasks
         if tasks and self.paginator.has_more and self.page_num == self.paginator.num_pages:
             self.beyond = getattr(tasks[-1], self.stretch.field)

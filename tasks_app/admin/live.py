@@ -52,7 +52,7 @@ class LiveViews(Base):
         answer: dict[str, Any] = {"now": aware(now).isoformat(), "tasks": [], "top": None}
         if wanted:
             tasks = self.get_queryset(request).filter(pk__in=wanted)
-            rows = Rows.of(shown(tasks), request.user, now)
+            rows = Rows.of(shown(tasks), request.user, now, self.admin_site.name)
             answer["tasks"] = [row.info for row in rows]
         if news:
             request.GET = query  # type: ignore[assignment]  # ours, and read only from here on

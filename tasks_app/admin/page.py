@@ -57,7 +57,9 @@ class PageViews(Base):
         if task is None:
             said = _("There is no task %(id)s. It may have been removed.") % {"id": object_id}
             self.message_user(request, said, messages.WARNING)
-            return HttpResponseRedirect(reverse("admin:tasks_app_task_changelist"))
+            return HttpResponseRedirect(
+                reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
+            )
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
@@ -70,7 +72,8 @@ class PageViews(Base):
         return TemplateResponse(request, "admin/tasks_app/task/change_form.html", context)
 
     def _shown(self, request: HttpRequest, task: Task) -> dict[str, Any]:
-        [row] = Rows.of([task], request.user, database_now(alias()))
+        now = database_now(alias())
+        [row] = Rows.of([task], request.user, now, self.admin_site.name)
         before, whole = _id_of(request.GET.get("before", "")), "whole" in request.GET
         lines, earlier = log_of(task, before)
         params, declared = shown_params(task)
@@ -97,7 +100,7 @@ class PageViews(Base):
             "acts": [
                 {
                     "act": act,
-                    "url": reverse(f"admin:tasks_app_task_{act.name}", args=[task.pk]),
+                    "url": row.shared.url(act.name, task),
                     "now": task.status in act.sources and not (act is CANCEL and row.is_cancelling),
                 }
                 for act in ACTS.values()

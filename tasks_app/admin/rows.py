@@ -65,20 +65,27 @@ def shown(tasks: QuerySet[Task]) -> QuerySet[Task]:
 class Rows:
     """What is the same for all rows of a page."""
 
-    def __init__(self, user: User, now: datetime) -> None:
+    def __init__(self, user: User, now: datetime, site: str) -> None:
         self.user = user
         self.now = now
+        self.site = site
         self.words = {key: str(word) for key, word in WORDS.items()}
         self._labels: dict[str, str] = {}
 
     @classmethod
-    def of(cls, tasks: Iterable[Task], user: User, now: datetime) -> list[Row]:
-        """Give each task the `row` that the columns show, as of a time of the database's."""
-        shared = cls(user, now)
+    def of(cls, tasks: Iterable[Task], user: User, now: datetime, site: str) -> list[Row]:
+        """Give each task the `row` that the columns show, as of a time of the database's.
+
+        `site` is the name of the AdminSite that links lead within: there may be several.
+        """
+        shared = cls(user, now, site)
         rows = [Row(task, shared) for task in tasks]
         for row in rows:
             row.task.row = row  # type: ignore[attr-defined]
         return rows
+
+    def url(self, view: str, task: Task) -> str:
+        return reverse(f"admin:tasks_app_task_{view}", args=[task.pk], current_app=self.site)
 
     def label(self, task: Task) -> str:
         if task.name not in self._labels:
@@ -172,7 +179,7 @@ class Row:
 
     @property
     def url(self) -> str:
-        return reverse("admin:tasks_app_task_change", args=[self.task.pk])
+        return self.shared.url("change", self.task)
 
     def _said(self, word: str, seconds: float) -> str:
         words = self.shared.words
@@ -284,7 +291,7 @@ def _buttons(row: Row) -> SafeString:
         (
             (
                 name,
-                reverse(f"admin:tasks_app_task_{name}", args=[row.task.pk]),
+                row.shared.url(name, row.task),
                 _hidden(not now),
                 f"{label}: {row.shared.label(row.task)}",
                 label,

@@ -97,7 +97,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
     ) -> HttpResponse:
         words = {key: str(word) for key, word in WORDS.items()}
         live = {
-            "live_url": reverse("admin:tasks_app_task_live"),
+            "live_url": reverse("admin:tasks_app_task_live", current_app=self.admin_site.name),
             "stream_url": _stream_url(),
             "keepalive": task_settings().stream_keepalive_seconds,
             "words": json.dumps(words),

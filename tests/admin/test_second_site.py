@@ -1,0 +1,60 @@
+"""Where a site has two admins, each stays within itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from tasks_app.models import Task
+from tasks_app.states import Status
+from tests import rows
+from tests.api.tasks import Ping
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.admin.second_site")]
+
+
+def url(view: str, *args: Any) -> str:
+    return reverse(f"support:tasks_app_{view}", args=args)
+
+
+def test_pages_link_to_their_own_site(admin_client: Client) -> None:
+    failed = rows.ended(Status.FAILED, unique_key="key")
+    by = rows.worker()
+    running = rows.saved(Status.RUNNING, worker=by, unique_key="key", retried_from=failed)
+    rows.enqueued()
+    for address in (
+        url("task_changelist"),
+        url("task_change", failed.pk),
+        url("task_change", running.pk),
+        url("task_history", failed.pk),
+        url("task_delete", failed.pk),
+        url("task_overview"),
+        url("task_overview_part"),
+        url("task_start"),
+        url("task_start_form", Ping.name()),
+        url("worker_changelist"),
+        url("worker_change", by.pk),
+    ):
+        page = admin_client.get(address)
+        assert page.status_code == 200
+        links = re.findall(r'(?:href|action|data-[\w-]*url)="([^"]*)"', page.content.decode())
+        assert [link for link in links if "/support/" in link] or address.endswith("part/")
+        assert [link for link in links if link.startswith("/admin/")] == [], address
+
+
+def test_deeds_lead_back_to_their_own_site(admin_client: Client) -> None:
+    def led_to(view: str, task: Task) -> str:
+        return str(admin_client.post(url(f"task_{view}", task.pk))["Location"])
+
+    failed = rows.ended(Status.FAILED)
+    assert led_to("retry", failed) == url("task_change", Task.objects.get(retried_from=failed).pk)
+    assert led_to("retry", failed) == url("task_change", failed.pk)
+    waiting = rows.enqueued()
+    assert led_to("cancel", waiting) == url("task_change", waiting.pk)
+    assert led_to("remove", failed) == url("task_changelist")
+    gone = admin_client.get(url("task_change", failed.pk))
+    assert gone["Location"] == url("task_changelist")
