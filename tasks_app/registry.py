@@ -27,6 +27,9 @@ MODULE = "tasks"
 #: How many names an error offers for one that is not known.
 NEAR = 3
 
+#: Why modules could not be imported, as it was logged last: pages ask again and again.
+_logged: dict[str, str] = {}
+
 
 def tasks() -> list[type[BaseTask]]:
     """Return every task class that a worker can import and run, in the order of their names.
@@ -47,8 +50,8 @@ def startable_tasks() -> list[type[BaseTask]]:
 def problems() -> dict[str, str]:
     """Import the `tasks` module of each installed app; return which of them cannot be, and why.
 
-    One that failed is tried again each time, for what it lacked may have come; the others are
-    imported once.
+    One that failed is tried again each time, for what it lacked may have come, and logged each time
+    that it fails for another reason; the others are imported once.
     """
     found: dict[str, str] = {}
     for name in _modules():
@@ -56,8 +59,12 @@ def problems() -> dict[str, str]:
             import_module(name)
         except Exception as error:
             # Somebody else's module: it may raise anything, and its neighbours have done nothing.
-            logger.exception("The tasks in %s cannot be imported", name)
             found[name] = f"{type(error).__name__}: {error}"
+            if _logged.get(name) != found[name]:
+                _logged[name] = found[name]
+                logger.exception("The tasks in %s cannot be imported", name)
+        else:
+            _logged.pop(name, None)
     return found
 
 
@@ -135,6 +142,7 @@ def _runs(cls: type[BaseTask]) -> bool:
 def _forget(*, setting: str, **_kwargs: object) -> None:
     if setting == "INSTALLED_APPS":
         _modules.cache_clear()
+        _logged.clear()
 
 
 setting_changed.connect(_forget, dispatch_uid="tasks_app.registry")

@@ -119,6 +119,29 @@ def test_a_broken_module_is_told_of_and_costs_the_others_nothing(
         assert registry.find("Sweep")
 
 
+def test_a_fault_is_logged_when_it_comes_and_not_each_time_somebody_asks(
+    shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def faults(source: str) -> list[str]:
+        """What three looks log of a module."""
+        caplog.clear()
+        shop.write_text(source)
+        for _ in range(3):
+            registry.problems()
+            sys.modules.pop("registry_shop.tasks", None)
+        return [str(record.exc_info and record.exc_info[1]) for record in caplog.records]
+
+    with installed(), caplog.at_level(logging.ERROR, logger="tasks_app.registry"):
+        assert faults("raise OSError(1)") == ["1"]
+        assert faults("raise OSError('another, of another length')") == [
+            "another, of another length"
+        ]
+        assert faults("# mended, and of a third length") == []
+        assert faults("raise OSError('another, of another length')") == [
+            "another, of another length"
+        ]
+
+
 @pytest.mark.parametrize("name", ["tests.tasks.Add", "Add"])
 def test_a_path_or_a_class_name_finds_it(name: str) -> None:
     assert registry.find(name) is Add
