@@ -14,6 +14,7 @@ from django.shortcuts import get_object_or_404, render
 from project.airports import files
 from project.airports.tasks import SiteTask
 from project.history import describe
+from tasks_app.admin.masking import shown_params
 from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
 from tasks_app.models import Task
@@ -42,7 +43,8 @@ class SiteTaskPage(TaskPage):
         page = _task_class(task)
         newest = list(task.events.order_by("-id")[: SHOWN_EVENTS + 1])
         return super().get_context_data(
-            details=page.details(task.params),
+            # As in the admin: what is declared secret is not for pages.
+            details=page.details(shown_params(task)[0]),
             start_page=page.start_page,
             events=[(event, describe(event)) for event in newest[:SHOWN_EVENTS][::-1]],
             events_left_out=len(newest) > SHOWN_EVENTS,

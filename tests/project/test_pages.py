@@ -15,6 +15,8 @@ from project.middleware import POLICY
 from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tests.admin.secrets import Secretive
+from tests.rows import enqueued
 
 pytestmark = pytest.mark.django_db
 
@@ -120,6 +122,13 @@ class TestTaskPage:
         assert "500 km" in text
         assert "Queued" in text
         assert f'<time datetime="{task.created_at.isoformat()}">' in text
+
+    def test_it_shows_no_secret_of_a_task_of_any_kind(self, page: Any, ada: User) -> None:
+        params = Secretive.validate_params({"plain": "seen", "token": "s3cret"})
+        task = enqueued(name=Secretive.name(), params=params, owner=ada)
+        text = page(reverse("task", args=[task.pk]))
+        assert "seen" in text
+        assert "s3cret" not in text
 
     def test_it_shows_the_result_and_the_way_to_the_file(
         self, page: Any, ada: User, media: Path
