@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import reverse
-from django.utils import timezone, translation
+from django.utils import timezone
 
 from tasks_app import statistics
 from tasks_app.admin.charts import HEIGHT, WIDTH, chart, round_up
@@ -284,12 +284,14 @@ def test_charts_are_told_in_words_and_as_tables(admin_client: Client) -> None:
     assert re.search(r"<td>3</td><td>2</td><td>1</td>", shown)
 
 
+@override_settings(LANGUAGES=[("en", "English"), ("de", "German")])
 def test_numbers_of_drawings_are_not_localized(admin_client: Client) -> None:
     """A comma for a point would be no number to a browser."""
     saved(Status.COMPLETED)
-    client = admin_client
-    with translation.override("de"):
-        shown = text(client.get(PART, headers={"accept-language": "de"}))
+    response = admin_client.get(PART, headers={"accept-language": "de"})
+    shown = text(response)
+    assert response.headers["Content-Language"] == "de"
+    assert re.search(r'(?:x|y|width|height)="\d+\.\d', shown)
     assert not re.search(r'(?:x|y|width|height)="\d+,\d', shown)
 
 
