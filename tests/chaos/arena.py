@@ -51,6 +51,8 @@ ALARMS = (
     "AssertionError",
     "IntegrityError",
     "could not be removed",
+    "Exception in thread",
+    "KeyError",
 )
 
 

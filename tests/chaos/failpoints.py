@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -38,6 +39,8 @@ WATCHED: dict[str, tuple[str, str, int | bool | None]] = {
     "send_progress": ("tasks_app.streaming.wire", "report", True),
 }
 
+#: Modules whose functions write to the database.
+WRITES = {"tasks_app.lifecycle", "tasks_app.retention", "tasks_app.worker.presence"}
 BOTH = ("inside", "committed")
 
 #: For each role, where it can be struck: name, and the most passes it is let through. "inside" is
@@ -85,16 +88,20 @@ def arm(name: str, passes: int) -> None:
         if next(numbers) == passes:
             die(name)
 
+    # Of a verb whose own transaction is the outermost, all would be committed when it returns.
+    inside = when == "inside" and module in WRITES
+
     @wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        answer = original(*args, **kwargs)
-        if counted is True or (answer if counted is None else args[counted]):
-            if when == "committed":
-                # Where no transaction is open, that is now.
-                transaction.on_commit(strike)
-            else:
-                strike()
-        return answer
+        with transaction.atomic() if inside else nullcontext():
+            answer = original(*args, **kwargs)
+            if counted is True or (answer if counted is None else args[counted]):
+                if when == "committed":
+                    # Where no transaction is open, that is now.
+                    transaction.on_commit(strike)
+                else:
+                    strike()
+            return answer
 
     setattr(owner, attribute, wrapped)
     _replace(original, wrapped)

@@ -48,7 +48,8 @@ def orders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def away(start_worker: StartWorker) -> Process:
-    return start_worker(**ENVIRONMENT)
+    """With one hand: what it runs next, it runs after what it had to say of the task before."""
+    return start_worker("--max-workers", "1", **ENVIRONMENT)
 
 
 def leave(worker: Process, task: Task) -> None:

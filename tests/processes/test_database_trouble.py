@@ -82,7 +82,7 @@ class Disk:
     """A disk by whose word a worker of settings `tests.small_disk` may add to its database.
 
     SQLite's own limit of pages, which answers as a full disk does. To fill PostgreSQL's would end
-    its server; there the words of a full disk come from a trigger.
+    its server; there a trigger raises what the server does for want of room.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,10 +93,25 @@ class Disk:
         self._path = path
 
     def fill(self) -> None:
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute(FULL)
         self._path.touch()
 
     def clear(self) -> None:
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("DROP FUNCTION IF EXISTS no_room CASCADE")
         self._path.unlink(missing_ok=True)
+
+
+FULL = """
+CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'database or disk is full' USING ERRCODE = 'disk_full';
+END $$;
+CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON tasks_app_taskevent
+    FOR EACH ROW EXECUTE FUNCTION no_room();
+"""
 
 
 def test_what_ends_on_a_full_disk_is_written_when_there_is_room(
@@ -112,7 +127,8 @@ def test_what_ends_on_a_full_disk_is_written_when_there_is_room(
     begins(started.task_id)
     disk.fill()
     until.touch()
-    worker.says("database or disk is full; 1 outcomes wait")
+    worker.says("database or disk is full")
+    worker.says("; 1 outcomes wait")
     assert Task.objects.get(pk=started.task_id).status == Status.RUNNING
     disk.clear()
     ended = ends(started.task_id)
