@@ -25,45 +25,10 @@ const EVENTS = [
   "task_cancelled",
 ];
 
-/* ---- Growing what came into what is there. ---- */
-
-const key = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.dataset?.key : undefined);
-const alike = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && key(a) === key(b);
-
-/** Make `here` like `there`, keeping every node that can stay. */
-export function grow(here, there) {
-  if (here.nodeType !== Node.ELEMENT_NODE) {
-    if (here.nodeValue !== there.nodeValue) here.nodeValue = there.nodeValue;
-    return;
-  }
-  growAttributes(here, there);
-  const keyed = new Map();
-  for (const child of here.childNodes) if (key(child)) keyed.set(key(child), child);
-  let next = here.firstChild;
-  for (const wanted of [...there.childNodes]) {
-    const known = keyed.get(key(wanted));
-    if (known && known !== next && alike(known, wanted)) next = here.insertBefore(known, next);
-    if (next && alike(next, wanted)) {
-      grow(next, wanted);
-      next = next.nextSibling;
-    } else {
-      here.insertBefore(document.importNode(wanted, true), next);
-    }
-  }
-  while (next) {
-    const gone = next;
-    next = next.nextSibling;
-    gone.remove();
-  }
-}
-
-function growAttributes(here, there) {
-  for (const { name } of [...here.attributes])
-    // Whether details are open is the reader's to say.
-    if (!there.hasAttribute(name) && name !== "open") here.removeAttribute(name);
-  for (const { name, value } of there.attributes)
-    if (here.getAttribute(name) !== value) here.setAttribute(name, value);
-}
+const page = document.querySelector("[data-overview-live]");
+const part = document.querySelector("[data-overview]");
+// By the address that the page gives, for storages that rename static files.
+const { grow } = await import(page.dataset.grow);
 
 /* ---- The page. ---- */
 
@@ -300,6 +265,4 @@ class Overview {
   }
 }
 
-const page = document.querySelector("[data-overview-live]");
-const part = document.querySelector("[data-overview]");
-if (page && part) new Overview(page, part);
+new Overview(page, part);
