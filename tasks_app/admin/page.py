@@ -23,6 +23,7 @@ from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.schemas import clipped
 from tasks_app.states import Status
+from tasks_app.templatetags.tasks import resumable
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -72,6 +73,8 @@ class PageViews(Base):
         return TemplateResponse(request, "admin/tasks_app/task/change_form.html", context)
 
     def _shown(self, request: HttpRequest, task: Task) -> dict[str, Any]:
+        # Before anything is read of its history, so that the page's stream goes on from there.
+        since = resumable()
         now = database_now(alias())
         [row] = Rows.of([task], request.user, now, self.admin_site.name)
         before, whole = _id_of(request.GET.get("before", "")), "whole" in request.GET
@@ -84,6 +87,7 @@ class PageViews(Base):
         return {
             "task": task,
             "row": row,
+            "since": since,
             "history": history_of(task),
             "lines": lines,
             "earlier": earlier,

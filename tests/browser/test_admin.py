@@ -257,7 +257,12 @@ def test_a_traceback_is_copied(
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    said = page.locator('[data-part="said"]')
+    expect(said).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == "Traceback: it broke"
+    # It says so for a while.
+    expect(page.get_by_role("button", name="Copy", exact=True)).to_be_visible()
+    expect(said).to_have_text("")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

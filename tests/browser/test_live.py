@@ -269,13 +269,14 @@ def test_facts_reach_the_page(page: Page, serve: Serve) -> None:
         "window.facts = [];"
         "addEventListener('task-progress:event', ({detail}) => facts.push(detail))"
     )
-    site.stream().send("task_log", row, level="info", message=XSS)
+    site.stream().send("task_log", row, "1041", level="info", message=XSS)
     site.stream().progress(row, 0.5)
     shows(page, row, "Running", "0.5")
     [fact] = page.evaluate("facts")
     assert fact.pop("timestamp")
     assert fact == {
         "taskId": str(row.pk),
+        "eventId": 1041,
         "eventType": "task_log",
         "data": {"level": "info", "message": XSS},
     }

@@ -4,39 +4,87 @@
  */
 
 const root = document.querySelector("[data-task-page]");
-const log = root.querySelector('[data-part="log"]');
+const part = (name) => root.querySelector(`[data-part="${name}"]`);
+const log = part("log");
 
 // Milliseconds.
 const GATHER = 300; // events that come together are looked up together
 const LEAST = 1_000; // between two looks
 const LEASES = 15_000; // between two looks at the lease, of which no event tells
+const FETCH_TIMEOUT = 10_000;
+const COPIED = 3_000; // a button says that it has copied
+
+const BOTTOM = 40; // pixels from the end of the log, at which a reader follows it
 
 // Looked up each time: where there is no stream, the bar is one of the parts that are exchanged.
 const bar = () => root.querySelector("task-progress");
 const ended = () => ["completed", "failed", "cancelled"].includes(bar()?.getAttribute("status"));
 
+// The bar's own script comes after this one: its stream goes on from where the page was read.
+root.querySelector("task-progress:not([data-since])")?.setAttribute("data-since", root.dataset.since);
+// By the address that the page gives, for storages that rename static files. Awaited only where it
+// is used: no event may come before somebody listens.
+const growing = import(root.dataset.grow);
+
 /* ---- The log ---- */
 
-const time = new Intl.DateTimeFormat("en-GB", {
-  timeStyle: "medium",
-  timeZone: root.dataset.zone || undefined,
-});
+function clock(timeZone) {
+  try {
+    return new Intl.DateTimeFormat("en-GB", { timeStyle: "medium", timeZone });
+  } catch {
+    // A zone that Python knows and browsers do not: then in the viewer's own.
+    return new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
+  }
+}
 
-function append({ timestamp, data }) {
-  if (!("tail" in log.dataset)) return;
-  const bottom = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+const time = clock(root.dataset.zone || undefined);
+const idOf = (line) => Number(line?.dataset.line ?? 0);
+
+function lineOf({ eventId, timestamp, data }) {
   const line = document.createElement("li");
   line.dataset.level = data.level;
+  line.dataset.line = eventId;
   const [when, level, message] = ["time", "b", "span"].map((tag) => document.createElement(tag));
   when.dateTime = timestamp;
   when.textContent = time.format(new Date(timestamp));
   level.textContent = data.level;
   message.textContent = data.message;
   line.append(when, " ", level, " ", message);
-  log.append(line);
-  while (log.children.length > Number(root.dataset.logMost)) log.firstElementChild.remove();
-  root.querySelector('[data-part="log-empty"]').hidden = true;
-  if (bottom) log.scrollTop = log.scrollHeight;
+  return line;
+}
+
+/** Put a line where its id belongs, unless it is there. */
+function place(line) {
+  let before = log.lastElementChild;
+  while (idOf(before) > idOf(line)) before = before.previousElementSibling;
+  if (before && idOf(before) === idOf(line)) return;
+  if (before) before.after(line);
+  else log.prepend(line);
+}
+
+/** Take over lines, of the stream or of a look at the page: the same come by both. */
+function take(lines, { instead = false } = {}) {
+  if (lines.length === 0) return;
+  const follows = log.scrollHeight - log.scrollTop - log.clientHeight < BOTTOM;
+  if (instead) log.replaceChildren();
+  for (const line of lines) place(line);
+  let cut = instead;
+  for (; log.childElementCount > Number(root.dataset.logMost); cut = true)
+    log.firstElementChild.remove();
+  if (cut) {
+    const earlier = part("log-earlier");
+    earlier.querySelector("a").href = `?before=${idOf(log.firstElementChild)}#task-log`;
+    earlier.hidden = false;
+  }
+  part("log-empty").hidden = true;
+  if (follows) log.scrollTop = log.scrollHeight;
+}
+
+/** Take over the newest lines, as a look at the page shows them. */
+function catchUp(lines) {
+  const last = log.lastElementChild;
+  // Where they begin after all that is here, there may be others between: a link leads to those.
+  take(lines, { instead: last !== null && idOf(lines[0]) > idOf(last) });
 }
 
 if ("tail" in log.dataset) log.scrollTop = log.scrollHeight;
@@ -55,17 +103,16 @@ function refreshSoon(delay = GATHER) {
 async function refresh() {
   asking = true;
   try {
-    const response = await fetch(location.href, { cache: "no-store", redirect: "error" });
+    const response = await fetch(location.href, {
+      cache: "no-store",
+      redirect: "error",
+      signal: AbortSignal.timeout(FETCH_TIMEOUT),
+    });
     if (response.ok) {
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
-      for (const there of page.querySelectorAll("[data-refresh]")) swap(there);
-      const tail = page.querySelector("[data-tail]");
-      // More lines than before: some came before the stream was open.
-      if (tail && tail.children.length > log.children.length) {
-        log.replaceChildren(...tail.children);
-        log.scrollTop = log.scrollHeight;
-        root.querySelector('[data-part="log-empty"]').hidden = true;
-      }
+      const { grow } = await growing;
+      for (const there of page.querySelectorAll("[data-refresh]")) renew(there, grow);
+      if ("tail" in log.dataset) catchUp([...page.querySelector("[data-tail]").children]);
     }
   } catch {
     // The bar says what is wrong with the connection.
@@ -75,20 +122,20 @@ async function refresh() {
   again = false;
 }
 
-function swap(there) {
+function renew(there, grow) {
   const here = root.querySelector(`[data-refresh="${there.dataset.refresh}"]`);
-  if (!here || here.innerHTML === there.innerHTML) return;
-  // What somebody reads or selects is left alone.
-  const open = [...here.querySelectorAll("details[open]")].length > 0;
-  const focused = here.contains(document.activeElement);
-  here.replaceChildren(...there.childNodes);
-  if (open) for (const details of here.querySelectorAll("details")) details.open = true;
-  if (focused) here.focus({ preventScroll: true });
+  if (!here) return;
+  const focused = here.contains(document.activeElement) && document.activeElement;
+  there.tabIndex = -1;
+  grow(here, there);
+  if (!focused || focused === document.activeElement) return;
+  // A keyboard keeps its place, also when the button that has the focus goes.
+  (focused.isConnected ? focused : here).focus({ preventScroll: true });
 }
 
 root.addEventListener("task-progress:event", ({ detail }) => {
-  if (detail.eventType === "task_log") append(detail);
-  else refreshSoon();
+  if (detail.eventType !== "task_log") refreshSoon();
+  else if ("tail" in log.dataset) take([lineOf(detail)]);
 });
 root.addEventListener("task-progress:end", () => refreshSoon());
 if (!ended()) {
@@ -114,5 +161,15 @@ root.addEventListener("click", async ({ target }) => {
     selection.selectAllChildren(source);
     if (!document.execCommand("copy")) said = root.dataset.selected;
   }
-  button.textContent = said;
+  say(button, said);
 });
+
+/** Let a button say for a while what it has done, and have it read out. */
+function say(button, said) {
+  button.dataset.label ??= button.textContent;
+  button.textContent = part("said").textContent = said;
+  setTimeout(() => {
+    button.textContent = button.dataset.label;
+    part("said").textContent = "";
+  }, COPIED);
+}

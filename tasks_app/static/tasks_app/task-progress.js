@@ -5,7 +5,8 @@
  * All of a page share one EventSource. While it fails, they ask the status endpoint and say so.
  * Dispatches, bubbling:
  *   task-progress:end    when a task ends while the page is open; detail {taskId, status}
- *   task-progress:event  for each fact of its history; detail {taskId, eventType, timestamp, data}
+ *   task-progress:event  for each fact of its history;
+ *                        detail {taskId, eventId, eventType, timestamp, data}
  *
  * One file, though it has four parts: storages that rename static files for caching do not rename
  * what a module imports, so an import might find an older file, or none.
@@ -697,8 +698,8 @@ class TaskProgress extends HTMLElement {
       if (message.id && message.id <= this.#fact) return;
       this.#fact = message.id;
       if (message.type === "task_log") this.#log(message);
-      const { type: eventType, timestamp, data } = message;
-      this.#tell("task-progress:event", { eventType, timestamp, data });
+      const { id: eventId, type: eventType, timestamp, data } = message;
+      this.#tell("task-progress:event", { eventId, eventType, timestamp, data });
     }
     if (after === before) return;
     this.#state = { ...after, heard: message.received };
