@@ -33,3 +33,14 @@ def pass_time(page: Page, site: Site, until: Callable[[], bool], most: int = 600
                 return second
         page.clock.run_for(1_000)
     raise AssertionError(f"{most} seconds passed in vain")
+
+
+def look(page: Page, *, away: bool = False) -> None:
+    """Bring the page's tab to the front, or another one: a browser without a screen hides none."""
+    page.evaluate(
+        """away => {
+          Object.defineProperty(document, "hidden", { value: away, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        away,
+    )

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from pytest_django import Settings
 
-from .pages import bar, part, shows
+from .pages import bar, look, part, shows
 from .scripted import Serve, task
 
 pytestmark = pytest.mark.browser
@@ -346,6 +346,45 @@ def test_a_page_that_goes_away_closes_and_one_that_returns_opens(page: Page, ser
     expect(page).to_have_title("back true")
     shows(page, row, "Running", "0.75", "now")
     assert len(site.streams) == 2
+
+
+def test_a_hidden_page_lets_go_of_its_stream_and_misses_nothing(page: Page, serve: Serve) -> None:
+    row, other = task(), task()
+    site = serve(row, other)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    page.evaluate(
+        "window.facts = [];"
+        "addEventListener('task-progress:event', ({detail}) => facts.push(detail.data.message))"
+    )
+    stream = site.stream()
+    stream.send("task_log", row, "41", level="info", message="before")
+    stream.progress(row, 0.5)
+    shows(page, row, "Running", "0.5")
+    look(page, away=True)
+    page.clock.run_for(15_000)
+    look(page)
+    look(page, away=True)
+    page.clock.run_for(20_000)
+    # Nobody was away for long.
+    stream.progress(row, 0.6)
+    shows(page, row, "Running", "0.6")
+    page.clock.run_for(10_000)
+    site.wait_for(lambda: stream.closed, "a page that nobody sees to close its stream")
+    asked = len(site.requests)
+    page.clock.run_for(600_000)
+    assert len(site.requests) == asked
+
+    site.rows[str(other.pk)] = task(pk=other.pk, status="completed")
+    look(page)
+    page.clock.run_for(1_000)
+    again = site.stream(2)
+    assert again.last_event_id == "41"
+    again.send("task_log", row, "42", level="info", message="meanwhile")
+    again.progress(row, 0.9)
+    shows(page, row, "Running", "0.9")
+    shows(page, other, "Completed")
+    assert page.evaluate("facts") == ["before", "meanwhile"]
 
 
 def test_more_bars_than_a_stream_takes(page: Page, serve: Serve, settings: Settings) -> None:

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tasks_app.models import Task
 
-from .pages import bar, part, shows
+from .pages import bar, look, part, shows
 from .scripted import OWNER, Serve, Site, task
 
 pytestmark = pytest.mark.browser
@@ -70,6 +70,23 @@ def test_what_happens_while_the_row_is_fetched_is_not_missed(page: Page, serve: 
     stream.send("task_failed", new, error={"type": "E", "message": "quick"})
     shows(page, new, "Failed")
     expect(part(page, new, "error")).to_have_text("E: quick")
+
+
+def test_a_list_that_nobody_saw_for_long_finds_what_is_new(page: Page, serve: Serve) -> None:
+    site = listed(serve, task(name="old"))
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    look(page, away=True)
+    page.clock.run_for(30_000)
+    site.wait_for(lambda: stream.closed, "a page that nobody sees to close its stream")
+    # More happened than a stream tells again, which then tells the state alone.
+    new = task(name="new", progress=0.4)
+    site.rows = {str(new.pk): new, **site.rows}
+    look(page)
+    page.clock.run_for(1_000)
+    expect(labels(page)).to_have_text(["new", "old"])
+    shows(page, new, "Running", "0.4")
 
 
 def test_many_that_start_together_appear_together_and_in_order(page: Page, serve: Serve) -> None:

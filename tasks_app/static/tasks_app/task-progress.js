@@ -37,6 +37,7 @@ const FETCH_TIMEOUT = 10_000;
 const ANNOUNCE = 5_000; // between two progress announcements of a page
 const KEEPALIVES = 2.5; // a stream that misses two keep-alives is dead, whatever it says
 const NEW_ROWS = 250; // tasks started together appear together
+const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
 
 // How many facts of one's tasks are kept for rows that are yet to appear.
 const KEPT_FACTS = 500;
@@ -312,18 +313,34 @@ class Hub {
   #timers = new Map();
 
   constructor() {
-    addEventListener("pagehide", () => {
-      this.#away = true;
-      this.#stop();
-    });
-    addEventListener("pageshow", (event) => {
-      if (!event.persisted) return;
-      this.#away = false;
-      this.#plan();
-    });
+    addEventListener("pagehide", () => this.#leave());
+    addEventListener("pageshow", (event) => event.persisted && this.#return());
     addEventListener("online", () => this.#hurry());
+    document.addEventListener("visibilitychange", () => this.#looked());
+  }
+
+  #leave() {
+    this.#away = true;
+    this.#stop();
+  }
+
+  /** Go on from where the stream was left. */
+  #return() {
+    this.#away = false;
+    this.#plan();
+    // After very long there may be more to tell than a stream does.
+    for (const list of this.#lists) list.look();
+  }
+
+  #looked() {
+    if (document.hidden) {
+      this.#later("rest", REST, () => this.#leave());
+      return;
+    }
+    this.#never("rest");
+    if (this.#away) this.#return();
     // Timers of a hidden page are slowed down to a minute.
-    document.addEventListener("visibilitychange", () => document.hidden || this.#hurry());
+    else this.#hurry();
   }
 
   get words() {
@@ -412,6 +429,7 @@ class Hub {
       this.#stop();
       return;
     }
+    if (document.hidden && !this.#timers.has("rest")) this.#looked();
     const missing = ids.filter((id) => !this.#streamed.has(id));
     const room = this.#page.maxTasks - (ids.length - missing.length);
     const wanted =
@@ -912,6 +930,11 @@ class TaskList extends HTMLElement {
   receive(taskId, { type, data }) {
     // Queued for the first time, and not handed back by a worker.
     if (type !== "task_queued" || data.reason || this.#row(taskId)) return;
+    this.look();
+  }
+
+  /** See soon which tasks are new. */
+  look() {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#fetchRows(), NEW_ROWS);
   }
