@@ -44,6 +44,9 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "unreachable": _("Connection lost. Trying again…"),
     "signed_out": _("Updates stopped: you may have been signed out. Reload the page."),
     "refused": _("That was not possible: {reason}"),
+    "forbidden": _("you may not do it, or have signed in anew since. Reload the page."),
+    "gone_now": _("the task is no longer there."),
+    "no_answer": _("the server gave no proper answer. See how the task stands, and try again."),
     "news": _("{label}: {state}"),
 }
 

@@ -27,6 +27,7 @@ const NEWS = 2_000; // between two looks for new tasks
 const LEASES = 10_000; // between two looks at leases, of which no stream tells
 const ANNOUNCE = 3_000; // what ended meanwhile is read out together
 const FETCH_TIMEOUT = 10_000;
+const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
 const KEEPALIVES = 2.5;
 
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
@@ -74,6 +75,7 @@ class Row {
       Object.assign(this, { worker: data.worker, lost: data.lost, stuck: data.stuck });
     else if (type === "task_started") Object.assign(this, { worker: data.worker, lost: false });
     else if (type === "progress_update") this.lost = false;
+    else if (type in ENDS && data.stuck) this.stuck = true;
     // When it might begin, by the server's clock and by ours.
     const ready = data.run_after ?? (this.ready === undefined ? data.created_time : null);
     if (ready) {
@@ -161,7 +163,10 @@ class List {
   #paused = false;
   #polling = false; // instead of the stream
   #unreachable = false;
+  #denied = false; // for good
+  #refusal = ""; // of the last button that was pressed
   #stopped = false;
+  #resting = false; // nobody looks
   #source = null;
   #lastEventId = "";
   #failures = 0;
@@ -184,11 +189,38 @@ class List {
     addEventListener("pagehide", () => this.#leave());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     addEventListener("online", () => this.#hurry());
-    document.addEventListener("visibilitychange", () => document.hidden || this.#hurry());
+    document.addEventListener("visibilitychange", () => this.#looked());
+    this.#watch();
+    if (document.hidden) this.#looked();
+  }
+
+  #watch() {
     if (root.dataset.streamUrl) this.#open();
-    else this.#poll();
+    if (this.#polling || !root.dataset.streamUrl) this.#poll();
     this.#later("leases", LEASES, () => this.#leases());
     this.#tell();
+  }
+
+  /** Rest a while after the last look; at the next one go on from where the stream was left. */
+  #looked() {
+    if (this.#stopped) return;
+    if (document.hidden) {
+      this.#later("rest", REST, () => this.#rest());
+      return;
+    }
+    this.#never("rest");
+    if (this.#resting) {
+      this.#resting = false;
+      this.#watch();
+    } else {
+      this.#hurry();
+      this.#news();
+    }
+  }
+
+  #rest() {
+    this.#resting = true;
+    this.#silence();
   }
 
   #later(name, delay, action) {
@@ -209,13 +241,26 @@ class List {
 
   #leave() {
     this.#stopped = true;
-    this.#source?.close();
+    this.#silence();
     this.#fetching.abort();
+  }
+
+  #silence() {
+    this.#source?.close();
+    this.#source = null;
     for (const name of [...this.#timers.keys()]) this.#never(name);
   }
 
+  #deny() {
+    this.#denied = true;
+    this.#refusal = "";
+    this.#leave();
+    part(root, "pause").hidden = true;
+    this.#tell();
+  }
+
   #hurry() {
-    if (this.#stopped) return;
+    if (this.#stopped || this.#resting) return;
     if (this.#timers.has("retry")) this.#open();
     if (this.#polling) this.#poll();
   }
@@ -252,22 +297,18 @@ class List {
   /** Say how what is shown comes here. */
   #tell() {
     const state = part(root, "live-state");
-    const live = !this.#polling && root.dataset.streamUrl;
-    state.dataset.live = this.#stopped ? "off" : this.#paused ? "paused" : live ? "on" : "polled";
-    if (this.#paused) say(state, words.paused);
-    else say(state, live ? words.live : words.no_stream);
-    const banner = part(root, "banner");
+    let live = !this.#polling && root.dataset.streamUrl ? "on" : "polled";
+    if (this.#denied) live = "off";
+    else if (this.#paused) live = "paused";
+    state.dataset.live = live;
+    say(state, { on: words.live, polled: words.no_stream, paused: words.paused, off: "" }[live]);
     let trouble = "";
-    if (this.#unreachable) trouble = words.unreachable;
+    if (this.#denied) trouble = words.signed_out;
+    else if (this.#unreachable) trouble = words.unreachable;
     else if (this.#polling && root.dataset.streamUrl) trouble = words.polling;
-    this.#banner(trouble);
-    return banner;
-  }
-
-  #banner(text) {
     const banner = part(root, "banner");
-    say(banner, text);
-    banner.hidden = !text;
+    say(banner, [trouble, this.#refusal].filter(Boolean).join(" "));
+    banner.hidden = !banner.textContent;
   }
 
   #announce(text) {
@@ -392,21 +433,21 @@ class List {
   }
 
   #news() {
-    if (!this.#paused && root.dataset.top) this.#ask([], { news: true });
+    if (!this.#paused && !document.hidden && root.dataset.top) this.#ask([], { news: true });
   }
 
   async #leases() {
     const running = [...this.rows.values()].filter((row) => row.state.status === "running");
     if (running.length > 0 && !this.#polling && !document.hidden && !this.#paused)
       await this.#ask(running.map((row) => row.id));
-    if (!this.#stopped) this.#later("leases", LEASES, () => this.#leases());
+    if (!this.#stopped && !this.#resting) this.#later("leases", LEASES, () => this.#leases());
   }
 
   async #poll() {
     this.#never("poll");
     await this.#ask([...this.rows.keys()], { news: true });
     const instead = this.#polling || !root.dataset.streamUrl;
-    if (instead && !this.#stopped)
+    if (instead && !this.#stopped && !this.#resting)
       this.#later("poll", backoff(POLL, this.#polls++), () => this.#poll());
   }
 
@@ -424,9 +465,7 @@ class List {
         signal: AbortSignal.any([this.#fetching.signal, AbortSignal.timeout(FETCH_TIMEOUT)]),
       });
       if (response.type === "opaqueredirect" || [401, 403, 404].includes(response.status)) {
-        this.#leave();
-        this.#tell();
-        this.#banner(words.signed_out);
+        this.#deny();
         return;
       }
       if (!response.ok) throw new Error(`${response.status}`);
@@ -484,26 +523,49 @@ class List {
     const row = button && this.rows.get(button.closest("tr")?.querySelector("[data-task]")?.dataset.task);
     if (!row || this.#stopped) return;
     event.preventDefault();
-    button.disabled = true;
+    // Not `disabled`, by which a keyboard loses its place.
+    if (button.ariaDisabled === "true") return;
+    button.ariaDisabled = "true";
+    this.#refusal = await this.#send(button, row);
+    button.ariaDisabled = null;
+    if (this.#denied) return;
+    this.#tell();
+    await this.#ask([row.id], { news: true });
+    // Also while updates are paused: it is the answer to what was pressed.
+    row.render();
+  }
+
+  /** Do what a button says; return why not, if so. */
+  async #send(button, row) {
     const token = document.querySelector("#changelist-form [name=csrfmiddlewaretoken]").value;
+    let reason = words.no_answer;
     try {
       const response = await fetch(button.getAttribute("formaction"), {
         method: "POST",
         headers: { Accept: "application/json", "X-CSRFToken": token },
-        redirect: "manual",
+        redirect: "manual", // it leads to a log-in page
         signal: AbortSignal.timeout(FETCH_TIMEOUT),
       });
-      const { detail } = await response.json();
-      if (response.ok) {
-        if (button.dataset.act === "retry") row.retried = true;
-        this.#banner("");
-        this.#announce(fill(words.news, { label: row.label, state: detail }));
-      } else this.#banner(fill(words.refused, { reason: detail }));
+      if (response.type === "opaqueredirect" || response.status === 401) {
+        this.#deny();
+        return "";
+      }
+      // Only what the task itself says is JSON.
+      if (response.status === 403) reason = words.forbidden;
+      else if (response.status === 404) reason = words.gone_now;
+      else if (response.ok || response.status === 409) {
+        const { detail } = await response.json();
+        if (response.ok) {
+          if (button.dataset.act === "retry") row.retried = true;
+          this.#announce(fill(words.news, { label: row.label, state: detail }));
+          return "";
+        }
+        reason = detail;
+      }
     } catch {
-      this.#banner(fill(words.refused, { reason: words.lost }));
+      // Nothing came back, or nothing that can be read.
     }
-    button.disabled = false;
-    await this.#ask([row.id], { news: true });
+    return fill(words.refused, { reason });
   }
 }
 

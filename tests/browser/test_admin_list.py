@@ -1,0 +1,294 @@
+"""The admin's list of tasks in a real Chromium: its rows, its buttons, what it says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.contrib.sessions.models import Session
+from django.utils import timezone
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from tasks_app import lifecycle
+from tasks_app.states import Status
+from tests import rows
+from tests.browser.pages import look
+from tests.browser.test_admin import LIST, WITHIN, is_live, line, log_in, operator, said, shows
+from tests.harness import Web, eventually
+
+__all__ = ["operator"]
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+STREAM = "**/tasks/stream/**"
+SIGNED_OUT = "Updates stopped: you may have been signed out. Reload the page."
+
+#: What a row shows, in a document.
+SHOWN = """(page) => Object.fromEntries(
+  [...page.querySelectorAll("template[data-task]")].map(({ dataset, parentNode }) => {
+    const row = parentNode.closest("tr");
+    const parts = [...row.querySelectorAll("[data-part], button")].map((part) => [
+      part.dataset.part ?? part.dataset.act,
+      part.dataset.part ? part.textContent : "",
+      part.hidden,
+      part.dataset.status ?? "",
+      part.hasAttribute("data-cancelling"),
+      part.localName === "progress" && part.hasAttribute("value") ? part.value : null,
+    ]);
+    return [dataset.task, parts];
+  })
+)"""
+
+
+@pytest.fixture
+def web(start_web: Callable[..., Web]) -> Web:
+    return start_web()
+
+
+@pytest.fixture
+def show(page: Page, context: BrowserContext, operator: User, web: Web) -> Callable[..., None]:
+    """Open the list as an operator, or as another user."""
+
+    def show(query: str = "", *, user: User = operator, live: bool = True) -> None:
+        log_in(context, web, user)
+        page.goto(f"{web.url}{LIST}{query}")
+        if live:
+            is_live(page)
+
+    return show
+
+
+@pytest.fixture
+def banner(page: Page) -> Locator:
+    return page.locator('[data-part="banner"]')
+
+
+def button(page: Page, task_id: object, name: str) -> Locator:
+    return line(page, task_id).get_by_role("button", name=name)
+
+
+def order(page: Page) -> Any:
+    return page.evaluate(
+        "() => [...document.querySelectorAll('template[data-task]')].map((row) => row.dataset.task)"
+    )
+
+
+def is_signed_out(page: Page, banner: Locator) -> None:
+    expect(banner).to_have_text(SIGNED_OUT, timeout=WITHIN)
+    state = page.locator('[data-part="live-state"]')
+    expect(state).to_have_attribute("data-live", "off")
+    expect(state).to_be_hidden()
+    expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
+
+
+def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..., None]) -> None:
+    here = rows.worker()
+    now = timezone.now()
+    long_ago = timedelta(hours=2, minutes=5, seconds=20)
+    for status in Status:
+        rows.saved(status, age=long_ago, name=f"shop.tasks.{status.label}")
+    running = {"age": long_ago, "worker": here, "progress_text": "half of it"}
+    rows.saved(Status.RUNNING, progress=0.5, attempt=2, max_attempts=3, **running)
+    rows.saved(Status.RUNNING, cancel_requested_at=now, **running)
+    lost = rows.saved(Status.RUNNING, **running)
+    rows.lapse(lost, timedelta(minutes=1))
+    rows.saved(Status.CANCELLED, stuck=True, started_at=now - long_ago, attempt=1)
+    rows.saved(run_after=now + long_ago)
+    rows.saved(Status.COMPLETED, started_at=now - long_ago, finished_at=now)
+    # Everything is wrong until the script shows it.
+    page.add_init_script(
+        """addEventListener("DOMContentLoaded", () => {
+          for (const part of document.querySelectorAll("tr [data-part]:not([data-part=label])")) {
+            if (!part.querySelector("[data-part]") && part.localName !== "progress")
+              part.textContent = ["lost", "stuck"].includes(part.dataset.part)
+                ? part.textContent : "wrong";
+            if (["lost", "stuck", "error"].includes(part.dataset.part)) part.hidden = !part.hidden;
+            if (part.dataset.status) part.dataset.status = "wrong";
+            if (part.dataset.part === "status") part.toggleAttribute("data-cancelling");
+            if (part.localName === "progress") part.setAttribute("value", "0.123");
+          }
+          for (const button of document.querySelectorAll("button[data-act]"))
+            button.hidden = !button.hidden;
+        })"""
+    )
+    show()
+    told = """async () => {
+      const html = await (await fetch(location.href)).text();
+      return (%s)(new DOMParser().parseFromString(html, "text/html"));
+    }"""
+    seen: list[Any] = []
+
+    def alike() -> bool:
+        seen[:] = [page.evaluate(f"({SHOWN})(document)"), page.evaluate(told % SHOWN)]
+        return bool(seen[0] == seen[1])
+
+    try:
+        eventually(alike, what="the script shows what the server does")
+    except AssertionError:
+        here_, there = ({**each} for each in seen)
+        differing = [
+            (one, other)
+            for task_id in there
+            for one, other in zip(here_[task_id], there[task_id], strict=True)
+            if one != other
+        ]
+        raise AssertionError(json.dumps(differing, indent=1)) from None
+    flat = json.dumps(seen[1])
+    for words in ("about 2 h left", "2 h 5 min", "2 of 3", "Cancelling", "to go", str(here)):
+        assert words in flat
+
+
+def test_rows_tell_of_waiting_running_and_of_worker_and_thread(
+    page: Page, show: Callable[..., None]
+) -> None:
+    task = rows.saved(age=timedelta(hours=2, seconds=30))
+    show()
+    shows(page, task.pk, "waited", "2 h 0 min")
+    shows(page, task.pk, "ran", "")
+    [taken] = lifecycle.claim(rows.worker(), 1)
+    claim = rows.claim_of(taken)
+    shows(page, task.pk, "state", "Running")
+    shows(page, task.pk, "waited", "2 h 0 min")
+    # Time passes.
+    ran = line(page, task.pk).locator('[data-part="ran"]')
+    for _ in range(2):
+        expect(ran).not_to_have_text(ran.inner_text(), timeout=WITHIN)
+    lifecycle.report({claim: said("half", 0.5)})
+    left = line(page, task.pk).locator('[data-part="remaining"]')
+    expect(left).to_contain_text("s left", timeout=WITHIN)
+
+    badges = line(page, task.pk)
+    expect(badges.get_by_text("Heartbeat lost")).to_be_hidden()
+    rows.lapse(task, timedelta(minutes=1))
+    expect(badges.get_by_text("Heartbeat lost")).to_be_visible(timeout=WITHIN)
+    expect(badges.get_by_text("Stuck thread")).to_be_hidden()
+    lifecycle.cancel([claim], stuck=[claim])
+    expect(badges.get_by_text("Stuck thread")).to_be_visible(timeout=WITHIN)
+    expect(badges.get_by_text("Heartbeat lost")).to_be_hidden()
+    shows(page, task.pk, "remaining", "")
+
+
+def test_rows_stay_where_they_are(page: Page, show: Callable[..., None]) -> None:
+    for _ in range(3):
+        rows.enqueued()
+    show("?status=pending")
+    before = order(page)
+    assert len(before) == 3
+    [first, second] = lifecycle.claim(rows.worker(), 2)
+    shows(page, first.pk, "state", "Running")
+    lifecycle.complete({rows.claim_of(second): None})
+    shows(page, second.pk, "state", "Completed")
+    rows.enqueued()
+    expect(page.locator('[data-part="new"]')).to_be_visible(timeout=WITHIN)
+    assert order(page) == before
+
+
+def test_a_keyboard_keeps_its_place_on_a_button(page: Page, show: Callable[..., None]) -> None:
+    task, _claim = rows.claimed()
+    show()
+    cancel = button(page, task.pk, "Cancel")
+    page.route("**/cancel/", lambda route: route.abort())
+    cancel.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator('[data-part="banner"]')).to_be_visible()
+    expect(cancel).to_be_focused()
+    page.unroute("**/cancel/")
+    page.keyboard.press("Enter")
+    shows(page, task.pk, "state", "Cancelling…")
+    # Its button is gone.
+    expect(line(page, task.pk).locator('[data-part="label"]')).to_be_focused()
+
+
+def test_what_was_pressed_is_answered_though_updates_are_paused(
+    page: Page, show: Callable[..., None], banner: Locator
+) -> None:
+    late, claim = rows.claimed()
+    task = rows.enqueued()
+    show()
+    page.get_by_role("button", name="Pause updates").click()
+    button(page, task.pk, "Cancel").click()
+    shows(page, task.pk, "state", "Cancelled")
+    expect(banner).to_be_hidden()
+    # It has ended, which nobody was told.
+    lifecycle.complete({claim: None})
+    button(page, late.pk, "Cancel").click()
+    expect(banner).to_have_text("That was not possible: the task is completed")
+    shows(page, late.pk, "state", "Completed")
+    expect(page.locator('[data-part="live-state"]')).to_have_text("Paused")
+
+
+def test_a_refusal_is_told_as_what_it_is(
+    page: Page, show: Callable[..., None], banner: Locator
+) -> None:
+    viewer = User.objects.create_user("vera", is_staff=True)
+    may = {name: Permission.objects.get(codename=name) for name in ("view_task", "cancel_task")}
+    viewer.user_permissions.set(may.values())
+    task = rows.enqueued()
+    show(user=viewer)
+    page.route("**/cancel/", lambda route: route.abort())
+    button(page, task.pk, "Cancel").click()
+    expect(banner).to_contain_text("the server gave no proper answer")
+    page.unroute("**/cancel/")
+
+    viewer.user_permissions.remove(may["cancel_task"])
+    with page.expect_response("**/task/live/**"):
+        button(page, task.pk, "Cancel").click()
+    expect(banner).to_contain_text("you may not do it")
+    is_live(page)
+
+    Session.objects.all().delete()
+    button(page, task.pk, "Cancel").click()
+    is_signed_out(page, banner)
+    shows(page, task.pk, "state", "Pending")
+
+
+def test_a_button_does_not_hide_that_the_stream_is_away(
+    page: Page, show: Callable[..., None], banner: Locator
+) -> None:
+    task = rows.enqueued()
+    page.route(STREAM, lambda route: route.fulfill(status=501, body="no"))
+    show(live=False)
+    expect(banner).to_contain_text("Checking every few seconds", timeout=WITHIN)
+    button(page, task.pk, "Cancel").click()
+    shows(page, task.pk, "state", "Cancelled")
+    expect(banner).to_contain_text("Checking every few seconds")
+
+
+def test_a_list_of_somebody_who_signed_out_is_not_live(
+    page: Page, show: Callable[..., None], banner: Locator
+) -> None:
+    show()
+    Session.objects.all().delete()
+    rows.enqueued()
+    is_signed_out(page, banner)
+
+
+def test_a_hidden_list_rests_and_goes_on(page: Page, show: Callable[..., None]) -> None:
+    task, claim = rows.claimed()
+    page.clock.install()
+    page.add_init_script(
+        """window.sources = [];
+        window.EventSource = class extends EventSource {
+          constructor(url) { super(url); sources.push(this); }
+        };"""
+    )
+    show()
+    shows(page, task.pk, "state", "Running")
+    look(page, away=True)
+    page.clock.run_for(30_000)
+    assert page.evaluate("sources.map((source) => source.readyState)") == [2]
+    lifecycle.complete({claim: None})
+    other = rows.enqueued()
+    page.clock.run_for(60_000)
+    shows(page, task.pk, "state", "Running")
+    assert page.evaluate("sources.length") == 1
+    look(page)
+    shows(page, task.pk, "state", "Completed")
+    expect(page.locator('[data-part="new"]')).to_have_text("1 new task: show it", timeout=WITHIN)
+    is_live(page)
+    assert line(page, other.pk).count() == 0
+    assert "lastEventId=" in page.evaluate("sources[1].url")
