@@ -34,8 +34,6 @@ else:
 WORDS: Mapping[str, str | _StrPromise] = {
     "live": gettext_lazy("Live"),
     "paused": gettext_lazy("Paused"),
-    "pause": gettext_lazy("Pause updates"),
-    "resume": gettext_lazy("Resume updates"),
     "polling": gettext_lazy("Live updates are interrupted. Checking every few seconds…"),
     "checked": gettext_lazy("Checked every few seconds."),
     "unreachable": gettext_lazy("Connection lost. Trying again…"),

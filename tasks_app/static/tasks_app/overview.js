@@ -106,9 +106,7 @@ class Overview {
 
   #pause(paused) {
     this.#paused = paused;
-    const button = this.#find("pause");
-    button.setAttribute("aria-pressed", String(paused));
-    button.textContent = paused ? this.#words.resume : this.#words.pause;
+    this.#find("pause").setAttribute("aria-pressed", String(paused));
     this.#wake();
   }
 
