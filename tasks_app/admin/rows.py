@@ -218,8 +218,8 @@ class Columns:
             '<span class="task-error" data-part="error"{}>{}</span>'
             '<template data-task="{}" data-info="{}"></template>',
             row.url,
-            row.shared.label(task),
-            task.name,
+            _dotted(row.shared.label(task)),
+            _dotted(task.name),
             SafeString("" if error else " hidden"),
             error,
             task.pk,
@@ -302,6 +302,11 @@ def _buttons(row: Row) -> SafeString:
             for name, label, now in row.offers()
         ),
     )
+
+
+def _dotted(name: str) -> SafeString:
+    """A dotted name, which may break after its dots."""
+    return format_html_join(SafeString(".<wbr>"), "{}", ((part,) for part in name.split(".")))
 
 
 def _hidden(hidden: bool) -> SafeString:
