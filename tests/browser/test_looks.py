@@ -153,6 +153,8 @@ def test_contrast(browser: Browser, serve: Serve, scheme: Any) -> None:
                   icon.borderTopWidth === "0px" ? icon.backgroundColor : icon.borderTopColor]);
                 found.push(["edge", 3, getComputedStyle(
                   bar.querySelector("[data-part=hint]")).borderInlineStartColor]);
+                found.push(["edge of the bar", 3, getComputedStyle(
+                  bar.querySelector("[data-part=bar]")).borderTopColor]);
               }
               return found.map(([name, least, colour]) =>
                 [name, least, rgb(colour, ground), rgb(ground, ground)]);

@@ -1,0 +1,126 @@
+"""Whether the admin's pages can be seen: contrast in both themes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.urls import reverse
+from playwright.sync_api import Browser, Page, expect
+
+from tasks_app.states import Status
+from tests import rows
+from tests.browser.test_admin import LIST, log_in, operator
+from tests.browser.test_looks import luminance
+from tests.harness import Web
+
+__all__ = ["operator"]
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+OVERVIEW = reverse("admin:tasks_app_task_overview")
+
+#: What has to be told apart from its ground, by which property, and how well (WCAG 2, AA).
+LIST_SHAPES = {
+    ".task-status, .task-path, .task-said, .task-error, .task-badge": ("color", 4.5),
+    ".task-button, .task-filter > summary, .task-live-state": ("color", 4.5),
+    ".task-button, .task-filter > summary, .task-bar, .task-badge": ("borderTopColor", 3),
+}
+OVERVIEW_SHAPES = {
+    ".overview-live button, [data-part=state], .overview-key, .overview-most": ("color", 4.5),
+    ".worker-presence, .overview-numbers dd": ("color", 4.5),
+    ".overview-live button": ("borderTopColor", 3),
+    ".overview-ground, .overview-failed, .overview-cancelled": ("stroke", 3),
+    ".overview-completed": ("fill", 3),
+}
+
+COLOURS = """([selector, property]) => {
+  const canvas = document.createElement("canvas").getContext("2d");
+  const rgb = (...colours) => {
+    for (const colour of colours) {
+      canvas.fillStyle = colour;
+      canvas.fillRect(0, 0, 1, 1);
+    }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const grounds = (element) => element
+    ? [...grounds(element.parentElement), getComputedStyle(element).backgroundColor] : ["white"];
+  return [...document.querySelectorAll(selector)]
+    .filter((element) => element.checkVisibility())
+    .map((element) => {
+      const ground = rgb(...grounds(element.parentElement));
+      return [element.outerHTML.slice(0, 80), ground,
+        rgb(`rgb(${ground})`, getComputedStyle(element)[property])];
+    });
+}"""
+
+
+def contrast(page: Page, shapes: dict[str, tuple[str, float]]) -> tuple[list[Any], set[float]]:
+    """What is too faint, and how light the grounds are."""
+    faint, grounds = [], set()
+    for selector, (name, least) in shapes.items():
+        found = page.evaluate(COLOURS, [selector, name])
+        assert found, selector
+        for element, ground, colour in found:
+            lights = sorted((luminance(colour), luminance(ground)), reverse=True)
+            ratio = (lights[0] + 0.05) / (lights[1] + 0.05)
+            grounds.add(luminance(ground))
+            if ratio < least:
+                faint.append((element, name, round(ratio, 2)))
+    return faint, grounds
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(
+    browser: Browser, operator: User, start_web: Callable[..., Web], scheme: Any
+) -> None:
+    here = rows.worker()
+    for status in Status:
+        rows.saved(status, age=timedelta(minutes=3), max_attempts=2)
+    lost = rows.saved(Status.RUNNING, worker=here, progress=0.4, progress_text="on its way")
+    rows.lapse(lost, timedelta(minutes=1))
+    rows.saved(Status.CANCELLED, stuck=True, age=timedelta(minutes=2))
+    web = start_web()
+    with browser.new_context(color_scheme=scheme) as context:
+        log_in(context, web, operator)
+        page = context.new_page()
+        for url, shapes in ((LIST, LIST_SHAPES), (OVERVIEW, OVERVIEW_SHAPES)):
+            page.goto(f"{web.url}{url}")
+            expect(page.get_by_text("Live", exact=True)).to_be_visible()
+            faint, grounds = contrast(page, shapes)
+            assert faint == []
+            assert all((ground < 0.5) is (scheme == "dark") for ground in grounds)
+
+
+def test_a_row_at_an_ordinary_width(
+    page: Page, operator: User, start_web: Callable[..., Web]
+) -> None:
+    """A time stays in one line, a dotted name breaks at its dots."""
+    rows.saved(Status.RUNNING, name="warehouse.imports.tasks.ImportRunways")
+    web = start_web()
+    log_in(page.context, web, operator)
+    page.goto(f"{web.url}{LIST}")
+    lines = page.evaluate(
+        """() => {
+          const lines = [];
+          for (const node of document.querySelector(".field-task .task-path").childNodes) {
+            if (node.nodeType !== Node.TEXT_NODE) continue;
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            lines.push([node.data, range.getClientRects().length]);
+          }
+          return lines;
+        }"""
+    )
+    assert [text for text, _ in lines] == ["warehouse.", "imports.", "tasks.", "ImportRunways"]
+    assert {count for _, count in lines} == {1}
+    times = page.evaluate(
+        """() => [...document.querySelectorAll(".field-times .task-fact")]
+          .filter((fact) => fact.checkVisibility())
+          .map((fact) => fact.clientHeight / parseFloat(getComputedStyle(fact).lineHeight))"""
+    )
+    assert times
+    assert max(times) < 1.5
