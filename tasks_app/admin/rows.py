@@ -35,8 +35,9 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "attempt_of": _("{attempt} of {max_attempts}"),
     "removed": _("Removed"),
     "new_one": _("1 new task: show it"),
-    "new_some": _("{count} new tasks: show them"),
-    "new_many": _("{count} or more new tasks: show them"),
+    # In words that need no plural, of which languages have up to six.
+    "new_some": _("New tasks: {count}. Show them"),
+    "new_many": _("New tasks: {count} or more. Show them"),
     "live": _("Live"),
     "paused": _("Paused"),
     "polling": _("Live updates are interrupted. Checking every few seconds…"),
