@@ -18,6 +18,8 @@ if sys.platform == "linux":
 SAFETY_SECONDS = 1.0
 #: Without, how often to look: 3 microseconds each, 2 % of a core for this many.
 LOOK_SECONDS = 0.01
+#: How long a look waits where somebody keeps even readers out.
+LOCKED_SECONDS = 0.5
 #: The report of a write may come a moment before its commit can be read.
 SETTLE_SECONDS = (0.0002, 0.0005, 0.001, 0.002)
 
@@ -33,8 +35,11 @@ class SQLiteChanges(Changes):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._version = self._look()
+        self._connection = sqlite3.connect(
+            path, timeout=LOCKED_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        self._version: int | None = None
+        self._changed()
         self._inotify = self._watch_log()
 
     def wait(self, timeout: float) -> bool:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,22 @@ def test_a_rollback_does_not_count(changes: SQLiteChanges, writer: sqlite3.Conne
     write(writer)
     writer.execute("ROLLBACK")
     assert not changes.wait(SHORT)
+
+
+def test_a_file_that_is_locked_for_all_is_watched_all_the_same(tmp_path: Path) -> None:
+    """A worker that starts just then waits for the database elsewhere, as for one that is away."""
+    path = str(tmp_path / "locked.sqlite3")
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("CREATE TABLE t (x)")
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        with (
+            closing(sqlite3.connect(path, timeout=0)) as other,
+            pytest.raises(sqlite3.OperationalError),
+        ):
+            other.execute("PRAGMA data_version").fetchone()
+        with SQLiteChanges(path) as changes:
+            assert changes.wait(0)
 
 
 def test_a_look_does_not_count(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
