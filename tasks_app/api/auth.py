@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.datastructures import MultiValueDict
 from django.utils.module_loading import import_string
 from ninja.security.base import AuthBase
 
@@ -58,6 +59,8 @@ def _csrf_fault(request: HttpRequest) -> str:
     check = _Check(lambda _: HttpResponse())
     # Django's own has passed this request: all views of django-ninja are exempt.
     request.csrf_processing_done = False  # type: ignore[attr-defined]
+    # It would look for the token in a form, and so read and parse any body to its end.
+    request._post, request._files = QueryDict(), MultiValueDict()  # type: ignore[attr-defined]
     check.process_request(request)
     return str(check.process_view(request, _refusable, (), {}) or "")
 

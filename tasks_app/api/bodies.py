@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -36,18 +37,13 @@ class JSONBody(Body):  # type: ignore[misc]  # as django-ninja does
 
 def read(request: HttpRequest) -> Any:
     """Return the body of a request. Raises Problem: 411, 413, 415, or 400."""
-    most = task_settings().api_max_body_bytes
-    length = request.headers.get("Content-Length")
-    if not length and "Transfer-Encoding" in request.headers:
-        # Servers hand it over whole, however long it is; so it must be known beforehand.
+    length = request.headers.get("Content-Length", "")
+    if not re.fullmatch("[0-9]{1,18}", length):
+        # Servers hand a body over whole, however long it is; so it must be known beforehand.
         raise Problem(
             HTTPStatus.LENGTH_REQUIRED, "Send the length of the body, by the header Content-Length."
         )
-    if length and length.isdecimal() and int(length) > most:
-        raise Problem(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The body has {int(length):,} bytes, and {most:,} is the most.",
-        )
+    _within_the_bound(int(length))
     kind = request.content_type or ""
     if kind != "application/json":
         raise Problem(
@@ -55,8 +51,19 @@ def read(request: HttpRequest) -> Any:
             f"The body is {kind[:100] or 'of no type'}, and must be application/json: send "
             f"JSON, with the header Content-Type.",
         )
+    # Not every server holds a client to the length it told.
+    _within_the_bound(len(request.body))
     try:
         return json.loads(request.body)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Problem(HTTPStatus.BAD_REQUEST, f"The body is no JSON: {why}.") from error
+
+
+def _within_the_bound(length: int) -> None:
+    most = task_settings().api_max_body_bytes
+    if length > most:
+        raise Problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"The body has {length:,} bytes, and {most:,} is the most.",
+        )

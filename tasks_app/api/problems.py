@@ -10,9 +10,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import pydantic
-from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.core.exceptions import (
+    BadRequest,
+    PermissionDenied,
+    RequestDataTooBig,
+    SuspiciousOperation,
+)
 from django.core.signals import got_request_exception
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
 from django.utils.cache import add_never_cache_headers
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
@@ -154,7 +160,7 @@ def answer_all(api: NinjaAPI, challenge: str) -> None:
     def forbidden(request: HttpRequest, error: PermissionDenied) -> HttpResponse:
         return Problem(HTTPStatus.FORBIDDEN, str(error) or "You may not do this.").response(request)
 
-    def suspicious(request: HttpRequest, error: Exception) -> HttpResponse:
+    def bad_request(request: HttpRequest, error: Exception) -> HttpResponse:
         return Problem(HTTPStatus.BAD_REQUEST, str(error)).response(request)
 
     def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
@@ -177,8 +183,10 @@ def answer_all(api: NinjaAPI, challenge: str) -> None:
         ValidationError: wrong_input,
         Http404: not_found,
         PermissionDenied: forbidden,
-        SuspiciousOperation: suspicious,
-        UnreadablePostError: suspicious,
+        BadRequest: bad_request,
+        MultiPartParserError: bad_request,
+        SuspiciousOperation: bad_request,
+        UnreadablePostError: bad_request,
         RequestDataTooBig: too_big,
         Exception: unexpected,
     }

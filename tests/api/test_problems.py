@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import uuid
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import BadRequest, PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
 from django.core.signals import got_request_exception
 from django.http import Http404, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
 from django.test import Client, RequestFactory, override_settings
 
+from tasks_app.api.bodies import read
 from tasks_app.api.problems import Problem
 from tasks_app.models import Task
 from tasks_app.service import TaskService
@@ -20,6 +24,17 @@ from tests.api.asking import API, GREET, client_of, problem, someone, start
 from tests.rows import enqueued
 
 pytestmark = pytest.mark.django_db
+
+TOKEN = "t" * 32
+
+
+class Unread:
+    """A body that must not be read."""
+
+    def read(self, *_: Any) -> bytes:
+        raise AssertionError("the body was read")
+
+    readline = read
 
 
 @pytest.fixture
@@ -100,14 +115,49 @@ def test_what_is_no_json_is_a_bad_request(client: Client, body: Any) -> None:
     assert problem(start(client, body), 400)["detail"].startswith("The body is no JSON: ")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["", "text/plain", "multipart/form-data", "x" * 999],
-)
-def test_another_type_of_body_is_refused(client: Client, kind: str) -> None:
-    told = problem(start(client, json.dumps(GREET), content_type=kind), 415)
+KINDS = [
+    "",
+    "text/plain",
+    "multipart/form-data",
+    "multipart/form-data; boundary=",
+    "multipart/form-data; boundary=\xe9",
+    "multipart/form-data; boundary=x",
+    "application/x-www-form-urlencoded",
+    "application/x-www-form-urlencoded; charset=latin-1",
+    "x" * 999,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_type_of_body_is_refused(ada: User, kind: str) -> None:
+    client = client_of(ada, enforce_csrf_checks=True)
+    client.cookies["csrftoken"] = TOKEN
+    told = problem(
+        start(client, json.dumps(GREET), content_type=kind, headers={"X-CSRFToken": TOKEN}), 415
+    )
     assert "must be application/json" in told["detail"]
     assert len(told["detail"]) < 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("token", ["", "wrong", TOKEN])
+def test_a_body_is_not_read_to_learn_who_asks(ada: User, kind: str, token: str) -> None:
+    """A form in it may be long, or broken, and a token in it does not count."""
+    client = client_of(ada, enforce_csrf_checks=True)
+    client.cookies["csrftoken"] = TOKEN
+    task = enqueued(owner=ada)
+    response = client.generic(
+        "POST",
+        f"{API}{task.pk}/cancel",
+        f"csrfmiddlewaretoken={TOKEN}",
+        content_type=kind,
+        headers={"X-CSRFToken": token} if token else {},
+        **{"wsgi.input": Unread()},
+    )
+    if token == TOKEN:
+        assert response.status_code == 200
+    else:
+        assert "X-CSRFToken" in problem(response, 403)["detail"]
 
 
 def test_a_charset_is_no_other_type(client: Client) -> None:
@@ -125,18 +175,31 @@ def test_a_body_has_a_bound(client: Client) -> None:
         assert start(client, body).status_code == 202
 
 
+def test_a_body_has_that_bound_also_where_it_is_longer_than_was_told(settings: Any) -> None:
+    """As a server may hand it over that does not hold a client to its word."""
+    settings.TASK_API_MAX_BODY_BYTES = 1000
+    headers = [(b"content-length", b"5"), (b"content-type", b"application/json")]
+    scope = {"method": "POST", "path": API, "headers": headers}
+    with pytest.raises(Problem) as refused:
+        read(ASGIRequest(scope, io.BytesIO(b'"%s"' % (b"x" * 100_000))))
+    assert refused.value.status_code == 413
+    assert "100,002 bytes" in str(refused.value)
+
+
 def test_the_sites_own_bound_holds_as_well(client: Client) -> None:
     with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=10):
         problem(start(client), 413)
 
 
-def test_a_body_of_unknown_length_is_not_waited_for(client: Client) -> None:
+@pytest.mark.parametrize("length", [None, "", "x", "-1", "1" * 19, "1" * 5000])
+@pytest.mark.parametrize("headers", [{}, {"Transfer-Encoding": "chunked"}])
+def test_a_body_of_unknown_length_is_not_waited_for(
+    client: Client, headers: dict[str, str], length: str | None
+) -> None:
+    """Over HTTP/2 none need be told, nor how the body comes instead."""
+    more: dict[str, Any] = {} if length is None else {"CONTENT_LENGTH": length}
     response = client.generic(
-        "POST",
-        API,
-        b"",
-        content_type="application/json",
-        headers={"Transfer-Encoding": "chunked"},
+        "POST", API, b"", content_type="application/json", headers=headers, **more
     )
     assert problem(response, 411)["detail"] == (
         "Send the length of the body, by the header Content-Length."
@@ -246,6 +309,8 @@ def test_a_fault_of_ours_is_told_without_its_text(
         (PermissionDenied(), 403, "You may not do this."),
         (PermissionDenied("Pay first."), 403, "Pay first."),
         (UnreadablePostError("gone"), 400, "gone"),
+        (BadRequest("odd"), 400, "odd"),
+        (MultiPartParserError("no boundary"), 400, "no boundary"),
         (Problem(418, "Teapot.", headers={"X-Tea": "1"}), 418, "Teapot."),
     ],
 )
