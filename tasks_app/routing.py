@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any
 
 from channels.auth import AuthMiddlewareStack
@@ -14,9 +15,17 @@ from channels.generic.http import AsyncHttpConsumer
 from django.core.exceptions import SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
 from django.db import InterfaceError, OperationalError
+from django.http import HttpResponse
 from django.urls import Resolver404, ResolverMatch, resolve
 
-from tasks_app.streaming.endpoint import API_STREAM, API_STREAMS, StreamResponse
+from tasks_app.api.problems import unavailable
+from tasks_app.streaming.endpoint import (
+    API_STREAM,
+    API_STREAMS,
+    AWAY,
+    AWAY_SECONDS,
+    StreamResponse,
+)
 from tasks_app.urls import STREAM_VIEWS
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -92,13 +101,20 @@ class TaskStreamConsumer(AsyncHttpConsumer):
 
 def _is_stream(match: ResolverMatch) -> bool:
     ours = match.url_name in STREAM_VIEWS and "tasks_app" in match.app_names
-    return ours or match.url_name in (API_STREAM, API_STREAMS)
+    return ours or _is_of_api(match)
 
 
-async def _or_unavailable(application: ASGIApp, scope: Any, receive: Any, send: Any) -> None:
+def _is_of_api(match: ResolverMatch) -> bool:
+    return match.url_name in (API_STREAM, API_STREAMS)
+
+
+async def _or_unavailable(
+    application: ASGIApp, match: ResolverMatch, scope: Any, receive: Any, send: Any
+) -> None:
     """Answer 503 where a stream cannot open because the database does not answer.
 
-    Clients come back by themselves, and a site's log has one line instead of a traceback each.
+    A site's log has one line instead of a traceback for each client. The pages' own script comes
+    back by itself; a plain EventSource gives up at any answer but a stream.
     """
     started = False
 
@@ -112,10 +128,22 @@ async def _or_unavailable(application: ASGIApp, scope: Any, receive: Any, send: 
     except (OperationalError, InterfaceError) as error:
         if started:
             raise
-        logger.warning("No stream: the database does not answer (%s)", str(error).strip())
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"retry-after", b"5")]
+        response = _unavailable(ASGIRequest(scope, io.BytesIO()), match, error)
+        headers = [(key.lower().encode(), value.encode()) for key, value in response.items()]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": b"The database does not answer."})
+        await send({"type": "http.response.body", "body": response.content})
+
+
+def _unavailable(request: ASGIRequest, match: ResolverMatch, error: Exception) -> HttpResponse:
+    if _is_of_api(match):
+        return unavailable(request, error)
+    logger.warning("No stream: the database does not answer (%s)", str(error).strip())
+    return HttpResponse(
+        AWAY,
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        content_type="text/plain; charset=utf-8",
+        headers={"Retry-After": str(AWAY_SECONDS)},
+    )
 
 
 def with_task_streams(application: ASGIApp) -> ASGIApp:
@@ -133,7 +161,8 @@ def with_task_streams(application: ASGIApp) -> ASGIApp:
                 match = None
             if match is not None and _is_stream(match):
                 route = {"view": match.func, "kwargs": match.kwargs}
-                await _or_unavailable(consumer, {**scope, "url_route": route}, receive, send)
+                scope = {**scope, "url_route": route}
+                await _or_unavailable(consumer, match, scope, receive, send)
                 return
         await application(scope, receive, send)
 

@@ -172,5 +172,5 @@ def test_a_database_that_is_away_is_503(
         await asked.wait()
         return status, body
 
-    assert async_to_sync(answered)() == (503, b"The database does not answer.")
+    assert async_to_sync(answered)() == (503, b"The database does not answer. Ask again later.")
     assert "No stream: the database does not answer (connection refused)" in caplog.text

@@ -50,7 +50,7 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[
 
 def told(*problems: int, **more: Any) -> dict[str, Any]:
     """What the OpenAPI says of an operation, beside what it is told by types."""
-    responses = declared(400, 401, *problems)
+    responses = declared(400, 401, 503, *problems)
     return {"responses": responses | more.pop("responses", {}), **more}
 
 

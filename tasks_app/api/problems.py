@@ -17,9 +17,11 @@ from django.core.exceptions import (
     SuspiciousOperation,
 )
 from django.core.signals import got_request_exception
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from django.utils.cache import add_never_cache_headers
+from django.utils.log import log_response
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 
@@ -34,6 +36,7 @@ from tasks_app.exceptions import (
 from tasks_app.models import Task
 from tasks_app.schemas import printable
 from tasks_app.states import Status
+from tasks_app.streaming.endpoint import AWAY, AWAY_SECONDS
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
@@ -125,6 +128,23 @@ def _by_field(errors: Iterable[Mapping[str, Any]], skip: int = 0) -> dict[str, s
     return {field: ", or ".join(faults) for field, faults in found.items()}
 
 
+def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
+    """Answer where the database does not, which is no fault of the API's code."""
+    response = Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE, AWAY, headers={"Retry-After": str(AWAY_SECONDS)}
+    ).response(request)
+    # In place of Django's own line, which would not say why.
+    log_response(
+        "No answer: the database does not answer (%s): %s",
+        str(error).strip(),
+        request.path,
+        response=response,
+        request=request,
+        level="warning",
+    )
+    return response
+
+
 def answer_problem(request: HttpRequest, problem: Problem) -> HttpResponse:
     """Answer with a problem; for `add_exception_handler` of a NinjaAPI of one's own."""
     return problem.response(request)
@@ -188,6 +208,8 @@ def answer_all(api: NinjaAPI, challenge: str) -> None:
         SuspiciousOperation: bad_request,
         UnreadablePostError: bad_request,
         RequestDataTooBig: too_big,
+        OperationalError: unavailable,
+        InterfaceError: unavailable,
         Exception: unexpected,
     }
     for kind, handler in handlers.items():

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: The names of the API's URLs of streams, in whatever namespace a site has put them.
 API_STREAM, API_STREAMS = "tasks_app_stream", "tasks_app_streams"
 
+#: What is answered where the database does not, and how long to wait before asking again.
+AWAY, AWAY_SECONDS = "The database does not answer. Ask again later.", 5
+
 #: The longest id that a stream gives: each is sent back with every event that follows from it.
 CURSOR_MAX = 2_000
 

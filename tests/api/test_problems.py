@@ -12,6 +12,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.core.handlers.asgi import ASGIRequest
 from django.core.signals import got_request_exception
+from django.db import InterfaceError, OperationalError, connection
 from django.http import Http404, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from django.test import Client, RequestFactory, override_settings
@@ -300,6 +301,31 @@ def test_a_fault_of_ours_is_told_without_its_text(
     [record] = [record for record in caplog.records if record.exc_info]
     assert (record.name, record.levelname) == ("django.request", "ERROR")
     assert "the password is sesame" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
+@pytest.mark.parametrize("asked", ["session", "task"])
+def test_a_database_that_is_away_is_told(
+    ada: User,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Exception],
+    asked: str,
+) -> None:
+    client = client_of(ada)
+    table = {"session": "django_session", "task": "tasks_app_task"}[asked]
+
+    def away(execute: Any, sql: str, *more: Any) -> Any:
+        if table in sql:
+            raise kind("connection refused")
+        return execute(sql, *more)
+
+    with connection.execute_wrapper(away):
+        response = client.get(API)
+    assert response["Retry-After"] == "5"
+    assert problem(response, 503) == {"detail": "The database does not answer. Ask again later."}
+    [record] = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
 
 
 @pytest.mark.parametrize(

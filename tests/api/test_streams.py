@@ -14,7 +14,7 @@ from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
-from django.db import connections
+from django.db import OperationalError, connections
 from django.test import AsyncClient, Client
 from django_eventstream.views import get_listener_manager
 
@@ -154,6 +154,31 @@ def test_what_is_wrong_is_a_problem(ada: User) -> None:
     found = first(scope(ada, "stream", "mine=1", method="POST"))
     assert told(found, 405) == "POST is not for this path. Use GET."
     assert found[1]["allow"] == "GET"
+
+
+@pytest.mark.usefixtures("no_django")
+@pytest.mark.parametrize("at", ["user", "rights", "stream"])
+def test_a_database_that_is_away_is_a_problem(
+    at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever it is noticed, and in one line of the log."""
+    asked = scope(ada, "stream", "mine=1")
+
+    def away(*_args: Any, **_kwargs: Any) -> Any:
+        raise OperationalError("connection refused")
+
+    where = {
+        "user": "channels.auth._get_user_session_key",
+        "rights": "tasks_app.streaming.endpoint.readable",
+        "stream": "tasks_app.streaming.relay.Cursor.now",
+    }
+    monkeypatch.setattr(where[at], away)
+    found = first(asked)
+    assert told(found, 503) == "The database does not answer. Ask again later."
+    assert found[1]["retry-after"] == "5"
+    [record] = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert "the database does not answer (connection refused): /api/" in record.getMessage()
 
 
 @pytest.mark.usefixtures("no_django")
