@@ -118,6 +118,17 @@ class IllegalTransition(TaskError):
         super().__init__(f"Task {task_id} is {status.value} and cannot be {wanted}.")
 
 
+class TaskProtected(TaskError):
+    """Other rows of the site refer to the task, and keep it."""
+
+    def __init__(self, task_id: UUID) -> None:
+        self.task_id = task_id
+        super().__init__(
+            f"Task {task_id} cannot be removed: other rows of this site refer to it. "
+            f"Remove those first."
+        )
+
+
 class AlreadyRetried(IllegalTransition):
     """The task was started anew already.
 

@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from django.db import DatabaseError, IntegrityError, OperationalError, transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import DO_NOTHING, Exists, ManyToOneRel, OuterRef, QuerySet
 
 from tasks_app.clock import database_now
 from tasks_app.conf import DAY, task_settings
-from tasks_app.exceptions import IllegalTransition, TaskNotFound
+from tasks_app.exceptions import IllegalTransition, TaskNotFound, TaskProtected
 from tasks_app.ledger import LOCK_TIMEOUT, alias, begin, sqlstate
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, Status
@@ -228,15 +228,38 @@ def prune_workers() -> int:
 def remove(task_id: uuid.UUID) -> None:
     """Delete a finished task with its history.
 
-    Raises TaskNotFound, and IllegalTransition while it has not finished.
+    Raises TaskNotFound; IllegalTransition while it has not finished; and TaskProtected where rows
+    of the site's own keep it.
     """
-    with transaction.atomic(using=alias()):
-        task = Task.primary.select_for_update(of=("self",)).filter(pk=task_id).first()
-        if task is None:
-            raise TaskNotFound(task_id)
-        if not task.is_terminal:
-            raise IllegalTransition(task_id, Status(task.status), "removed: cancel it first")
-        _delete([task.pk])
+    try:
+        with transaction.atomic(using=alias()):
+            task = Task.primary.select_for_update(of=("self",)).filter(pk=task_id).first()
+            if task is None:
+                raise TaskNotFound(task_id)
+            if not task.is_terminal:
+                raise IllegalTransition(task_id, Status(task.status), "removed: cancel it first")
+            if _is_held(task_id):
+                raise TaskProtected(task_id)
+            _delete([task.pk])
+    except IntegrityError as error:
+        raise TaskProtected(task_id) from error
+
+
+def _is_held(task_id: uuid.UUID) -> bool:
+    """Whether rows refer to a task of which the database alone takes care.
+
+    It would refuse no sooner than at the end of the transaction, which may be the caller's, and
+    then undo all that was done in it.
+    """
+    return any(
+        found.related_model._base_manager.using(alias())
+        .filter(**{found.field.name: task_id})
+        .exists()
+        for found in Task._meta.get_fields(include_hidden=True)
+        if isinstance(found, ManyToOneRel)
+        and found.on_delete is DO_NOTHING
+        and found.field.db_constraint  # type: ignore[attr-defined]
+    )
 
 
 def _delete(ids: Collection[uuid.UUID]) -> None:

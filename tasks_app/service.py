@@ -141,7 +141,8 @@ class TaskService:
     def remove_completed_task(self, task_id: UUID) -> None:
         """Delete a finished task and its history.
 
-        Raises TaskNotFound, and IllegalTransition while it has not finished.
+        Raises TaskNotFound; IllegalTransition while it has not finished; and TaskProtected where
+        rows of the site's own refer to it and keep it.
         """
         retention.remove(task_id)
 

@@ -9,10 +9,12 @@ import pytest
 
 from tasks_app import bulk
 from tasks_app.bulk import Done
-from tasks_app.exceptions import IllegalTransition, TaskNotFound
+from tasks_app.exceptions import IllegalTransition, TaskNotFound, TaskProtected
+from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests import rows
+from tests.test_retention import KEEPING, table_of_the_site
 
 pytestmark = pytest.mark.django_db
 
@@ -30,6 +32,19 @@ def test_each_is_tried_and_each_refusal_counted(monkeypatch: pytest.MonkeyPatch)
     assert summary.refused == {(IllegalTransition, Status.FAILED): 1, (TaskNotFound, None): 1}
     assert [[one.task.pk for one in batch] for batch in told] == [[tasks[0].pk], [tasks[2].pk]]
     assert told[0][0].outcome.status == Status.CANCELLED
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("on_delete", KEEPING)
+def test_what_the_site_protects_is_counted_and_the_rest_goes(on_delete: Any) -> None:
+    tasks = [rows.saved(Status.COMPLETED) for _ in range(3)]
+    with table_of_the_site(on_delete) as model:
+        model.objects.create(task=tasks[1])
+        summary = bulk.each(
+            [task.pk for task in tasks], task_service.remove_completed_task, lambda _: None
+        )
+        assert (summary.done, summary.refused) == (2, {(TaskProtected, None): 1})
+        assert Task.objects.get() == tasks[1]
 
 
 def test_what_is_told_commits_with_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:

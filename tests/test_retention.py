@@ -6,18 +6,18 @@ import re
 import tracemalloc
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import OperationalError, connection, models
+from django.db import OperationalError, connection, models, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tasks_app import retention
-from tasks_app.exceptions import IllegalTransition, TaskNotFound
+from tasks_app.exceptions import IllegalTransition, TaskNotFound, TaskProtected
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.retention import AIM_SECONDS, ROWS, ROWS_MAX, ROWS_MIN, TOLD, Prune, Rule
 from tasks_app.states import TERMINAL, UNFINISHED, EventType, Status
@@ -423,3 +423,41 @@ def test_an_unfinished_task_is_not_removed(status: Status) -> None:
 def test_what_is_not_there_is_not_removed() -> None:
     with pytest.raises(TaskNotFound):
         retention.remove(uuid.uuid4())
+
+
+KEEPING = [models.PROTECT, models.RESTRICT, models.DO_NOTHING]
+
+
+@pytest.mark.parametrize("on_delete", KEEPING)
+@pytest.mark.parametrize("within", [False, True], ids=["by itself", "in a transaction"])
+def test_what_the_site_protects_is_not_removed(
+    transactional_db: None, on_delete: Any, within: bool
+) -> None:
+    """And is told at once, so that whoever removes many goes on with the others."""
+    with table_of_the_site(on_delete) as model:
+        tasks = [saved(Status.COMPLETED) for _ in range(2)]
+        history(tasks[0], lines=2)
+        model.objects.create(task=tasks[0])
+        before = snapshot()
+        with transaction.atomic() if within else nullcontext():
+            with pytest.raises(TaskProtected, match=r"refer to it\. Remove those first\."):
+                retention.remove(tasks[0].pk)
+            assert snapshot() == before
+            retention.remove(tasks[1].pk)
+        assert [task.pk for task in Task.objects.all()] == [tasks[0].pk]
+
+
+def test_what_the_database_alone_knows_to_keep_is_not_removed(transactional_db: None) -> None:
+    """As where a migration by hand refers to tasks."""
+    with table_of_the_site(models.DO_NOTHING) as model:
+        task = saved(Status.COMPLETED)
+        model.objects.create(task=task)
+        del apps.all_models["airports"]["receipt"]
+        apps.clear_cache()
+        try:
+            with pytest.raises(TaskProtected):
+                retention.remove(task.pk)
+        finally:
+            apps.all_models["airports"]["receipt"] = model
+            apps.clear_cache()
+        assert Task.objects.get() == task

@@ -25,6 +25,7 @@ from tasks_app.exceptions import (
     IllegalTransition,
     TaskError,
     TaskNotFound,
+    TaskProtected,
 )
 from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_remove, may_retry
@@ -170,6 +171,8 @@ def reason(error: type[TaskError], status: Status | None) -> str:
         return _("the task is %(status)s") % {"status": str(status.label).lower()}
     if issubclass(error, DuplicateTask):
         return _("another task with its unique key has not finished")
+    if issubclass(error, TaskProtected):
+        return _("other rows of this site refer to it")
     if issubclass(error, TaskNotFound):
         return _("the task is no longer there")
     # One of the site's own service: its class says it, in words that the site may translate.

@@ -32,6 +32,7 @@ from tasks_app.exceptions import (
     IllegalTransition,
     InvalidParams,
     TaskNotFound,
+    TaskProtected,
 )
 from tasks_app.models import Task
 from tasks_app.schemas import printable
@@ -102,6 +103,8 @@ def as_problems(user: User) -> Iterator[None]:
         raise _conflict(user, str(error), error.retried_as, task_status=error.status) from error
     except IllegalTransition as error:
         raise Problem(HTTPStatus.CONFLICT, str(error), task_status=error.status) from error
+    except TaskProtected as error:
+        raise Problem(HTTPStatus.CONFLICT, str(error)) from error
     except DuplicateTask as error:
         raise _conflict(user, str(error), error.task_id) from error
     except IdempotencyKeyReused as error:

@@ -15,6 +15,7 @@ from tasks_app.service import TaskService
 from tasks_app.states import RETRIABLE, TERMINAL, UNFINISHED, Status
 from tests.api.asking import API, client_of, problem, someone
 from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot
+from tests.test_retention import KEEPING, table_of_the_site
 
 pytestmark = pytest.mark.django_db
 
@@ -167,6 +168,21 @@ def test_what_has_not_finished_is_not_removed(ada: User, client: Client, status:
     assert problem(client.delete(of(task)), 409) == {
         "detail": f"Task {task.pk} is {status} and cannot be removed: cancel it first.",
         "task_status": status,
+    }
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("on_delete", KEEPING)
+def test_what_the_site_protects_is_not_removed(ada: User, client: Client, on_delete: Any) -> None:
+    task = ended(Status.COMPLETED, owner=ada)
+    with table_of_the_site(on_delete) as model:
+        model.objects.create(task=task)
+        before = snapshot()
+        told = problem(client.delete(of(task)), 409)
+        assert snapshot() == before
+    assert told == {
+        "detail": f"Task {task.pk} cannot be removed: other rows of this site refer to it. "
+        "Remove those first."
     }
 
 
