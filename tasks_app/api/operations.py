@@ -144,7 +144,11 @@ def start(
     openapi_extra=told(422),
 )
 def list_tasks(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
-    """List the tasks that you may see, the newest first, without their results."""
+    """List the tasks that you may see, the newest first, without their results.
+
+    By `status`, `name` or `queue` a page looks through a bounded number of tasks: it may hold fewer
+    than `limit`, or none, and still have a `next`.
+    """
     _only(request, Filters.model_fields)
     user = caller(request)
     visible = Task.objects.visible_to(user)

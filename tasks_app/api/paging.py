@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
@@ -21,33 +22,66 @@ from tasks_app.api.schemas import (
     RecordedEvent,
     TaskPage,
 )
+from tasks_app.expressions import Unindexed
 from tasks_app.models import Task, TaskEvent, TaskQuerySet, aware
 
 _moment: TypeAdapter[datetime] = TypeAdapter(Moment)
 #: What a list does not show, and may be large.
 HEAVY = ("params", "result", "error_traceback")
+#: What a list can be filtered by that its order's index does not hold.
+SIFTED = ("status", "name", "queue")
+#: How many tasks a page looks through for those that are asked for.
+WINDOW = 20_000
+
+#: Where a task stands in a list.
+Place = tuple[datetime, UUID]
 
 
 def page_of(tasks: TaskQuerySet, filters: Filters) -> TaskPage:
-    """Return a page, the newest task first, in one query. Raises Problem for a wrong cursor."""
-    if filters.status:
-        tasks = tasks.filter(status__in=filters.status)
-    if filters.name is not None:
-        tasks = tasks.filter(name=filters.name)
-    if filters.queue is not None:
-        tasks = tasks.filter(queue=filters.queue)
+    """Return a page, the newest task first. Raises Problem for a wrong cursor.
+
+    In the order of an index, which knows nothing of what else is asked for: that is looked for in
+    the next `WINDOW` tasks alone, however few it finds there. The page that follows goes on where
+    they end.
+    """
     if filters.created_after is not None:
         tasks = tasks.filter(created_at__gte=stored(filters.created_after))
     if filters.created_before is not None:
         tasks = tasks.filter(created_at__lt=stored(filters.created_before))
     if filters.cursor is not None:
-        tasks = tasks.filter(_follows(filters.cursor))
-    found = list(tasks.order_by("-created_at", "-pk").defer(*HEAVY)[: filters.limit + 1])
+        tasks = tasks.filter(_follows(*_read(filters.cursor)))
+    tasks = tasks.order_by("-created_at", "-pk")
+    end = None
+    if wanted := _wanted(filters):
+        end = _end_of_window(tasks)
+        tasks = tasks.alias(**{f"_{name}": Unindexed(name) for name in SIFTED}).filter(**wanted)
+    if end is not None:
+        tasks = tasks.filter(_reaches(*end))
+    found = list(tasks.defer(*HEAVY)[: filters.limit + 1])
     shown = found[: filters.limit]
+    if len(found) > len(shown):
+        end = (shown[-1].created_at, shown[-1].pk)
     return TaskPage(
-        tasks=[listed(task) for task in shown],
-        next=_cursor(shown[-1]) if len(found) > len(shown) else None,
+        tasks=[listed(task) for task in shown], next=None if end is None else _cursor(*end)
     )
+
+
+def _wanted(filters: Filters) -> dict[str, Any]:
+    """What the order's index does not know of, and no other one may be chosen for."""
+    wanted: dict[str, Any] = {}
+    if filters.status:
+        wanted["_status__in"] = filters.status
+    if filters.name is not None:
+        wanted["_name"] = filters.name
+    if filters.queue is not None:
+        wanted["_queue"] = filters.queue
+    return wanted
+
+
+def _end_of_window(tasks: TaskQuerySet) -> Place | None:
+    """The last of the next tasks to look through; None if there are no more."""
+    places = list(tasks.values_list("created_at", "pk")[WINDOW - 1 : WINDOW + 1])
+    return places[0] if len(places) == 2 else None
 
 
 def stored(moment: datetime) -> datetime:
@@ -74,19 +108,29 @@ def events_after(task: Task, following: Following) -> EventPage:
     )
 
 
-def _cursor(last: Task) -> str:
-    text = f"{aware(last.created_at).isoformat()} {last.pk}"
+def _cursor(created: datetime, pk: UUID) -> str:
+    text = f"{aware(created).isoformat()} {pk}"
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _follows(cursor: str) -> Q:
-    """What comes after a cursor: older, or as old and with a smaller id."""
+def _read(cursor: str) -> Place:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         moment, task_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split()
         at, pk = _moment.validate_python(moment), UUID(task_id)
     except ValueError:
         raise invalid({"cursor": "must be the next of an earlier page, or left out"}) from None
-    created = stored(at)
-    # The first term for the index: it is a range.
+    return stored(at), pk
+
+
+# In both the first term is for the index: it is a range.
+
+
+def _follows(created: datetime, pk: UUID) -> Q:
+    """What comes after a place: older, or as old and with a smaller id."""
     return Q(created_at__lte=created) & (Q(created_at__lt=created) | Q(pk__lt=pk))
+
+
+def _reaches(created: datetime, pk: UUID) -> Q:
+    """What comes before a place, and what stands there."""
+    return Q(created_at__gte=created) & (Q(created_at__gt=created) | Q(pk__gte=pk))

@@ -71,7 +71,8 @@ class RecordedEvent(TaskEvent):
 class TaskPage(Schema):
     tasks: list[ListedTask]
     next: str | None = Field(
-        description="The `cursor` of the page that follows; null where this is the last."
+        description="The `cursor` of the page that follows; null where this is the last. A page "
+        "may hold fewer tasks than `limit`, or none, and still have a next."
     )
 
 

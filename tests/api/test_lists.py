@@ -15,11 +15,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tasks_app import lifecycle
+from tasks_app.api import paging
 from tasks_app.models import Task
 from tasks_app.progress import LogLine
 from tasks_app.states import Status
 from tests.api.asking import API, client_of, problem, someone
-from tests.rows import claimed, enqueued, saved
+from tests.rows import claimed, enqueued, row, saved
 
 pytestmark = pytest.mark.django_db
 
@@ -154,6 +155,86 @@ def test_pages_follow_each_other_without_gap_or_repetition(
     assert cursor is None
     assert len(seen) == 7
     assert set(seen) == expected
+
+
+def walk(client: Client, **query: Any) -> list[list[str]]:
+    """The ids of each page, from the first to the last."""
+    pages = []
+    cursor: dict[str, str] = {}
+    while True:
+        response = client.get(API, query | cursor)
+        pages.append(ids(response))
+        if response.json()["next"] is None:
+            return pages
+        cursor = {"cursor": response.json()["next"]}
+
+
+FILTERS = [{"status": "failed"}, {"name": "shop.tasks.Rare"}, {"queue": "rare"}]
+
+
+@pytest.fixture(params=["aware", "naive"])
+def site(request: pytest.FixtureRequest, settings: Any) -> None:
+    settings.USE_TZ = request.param == "aware"
+    settings.TIME_ZONE = "Europe/Berlin"
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("query", FILTERS)
+@pytest.mark.parametrize("window", [1, 3, 21, 22])
+@pytest.mark.parametrize("together", [1, 4, 21], ids=lambda many: f"{many} at a moment")
+def test_what_is_rare_is_looked_for_a_window_at_a_time(
+    ada: User,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    query: dict[str, str],
+    window: int,
+    together: int,
+) -> None:
+    """Each that is asked for comes once, in the order of the whole list, to the last."""
+    monkeypatch.setattr(paging, "WINDOW", window)
+    now = timezone.now()
+    for number in range(21):
+        rare = number in (0, 1, 2, 9, 20)
+        task = row(
+            Status.FAILED if rare else Status.COMPLETED,
+            owner=ada,
+            name="shop.tasks.Rare" if rare else "shop.tasks.Usual",
+            queue="rare" if rare else "usual",
+        )
+        task.created_at = now - timedelta(minutes=number // together)
+        task.save(force_insert=True)
+    saved(Status.FAILED, name="shop.tasks.Rare", queue="rare", owner=someone())
+    order = Task.objects.filter(owner=ada).order_by("-created_at", "-pk")
+    expected = [str(pk) for pk in order.filter(queue="rare").values_list("pk", flat=True)]
+    pages = walk(client, limit=2, **query)
+    assert [pk for page in pages for pk in page] == expected
+    assert max(map(len, pages)) <= 2
+    if window == 1:
+        assert len(pages) == 21
+
+
+@pytest.mark.parametrize("query", [{}, {"owner": "me"}, {"created_after": "2020-01-01T00:00:00Z"}])
+def test_what_an_index_holds_needs_no_window(
+    ada: User, client: Client, monkeypatch: pytest.MonkeyPatch, query: dict[str, str]
+) -> None:
+    monkeypatch.setattr(paging, "WINDOW", 1)
+    for _ in range(3):
+        saved(owner=ada)
+    assert [len(page) for page in walk(client, limit=3, **query)] == [3]
+
+
+@pytest.mark.parametrize("window", [2, 1000])
+def test_a_window_costs_one_query_more(
+    ada: User, client: Client, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(paging, "WINDOW", window)
+    for _ in range(5):
+        saved(owner=ada)
+    with CaptureQueriesContext(connection) as whole:
+        client.get(API)
+    with CaptureQueriesContext(connection) as sifted:
+        client.get(API, {"status": "failed", "queue": "x"})
+    assert len(sifted) == len(whole) + 1
 
 
 def test_a_list_costs_as_many_queries_for_many(ada: User, client: Client) -> None:
