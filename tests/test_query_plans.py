@@ -16,8 +16,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tasks_app import lifecycle, retention
+from tasks_app.api.operations import _started_by, _within_the_limit
+from tasks_app.api.paging import page_of
+from tasks_app.api.schemas import Filters
 from tasks_app.claims import claim_of
 from tasks_app.exceptions import DuplicateTask
+from tasks_app.health import health
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.progress import LogLine
 from tasks_app.service import task_service
@@ -208,6 +212,24 @@ def start_once_more(owner: User) -> Doing:
     return start
 
 
+def one_of_many(owner: User) -> Doing:
+    """Whether they have too many that are not over."""
+    return lambda: _within_the_limit(owner)
+
+
+def started_by_a_key(owner: User) -> Doing:
+    return lambda: _started_by(owner, "k")
+
+
+def a_page_of(owner: User | None = None, **asked: Any) -> Doing:
+    tasks = Task.objects.all() if owner is None else Task.objects.filter(owner=owner)
+    return lambda: page_of(tasks, Filters(limit=2, **asked))
+
+
+def the_next_page(_owner: User) -> Doing:
+    return a_page_of(cursor=page_of(Task.objects.all(), Filters(limit=2)).next, status=["failed"])
+
+
 #: What is done, and the indexes of which it must use one: databases choose differently where two
 #: are as good.
 QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
@@ -231,6 +253,20 @@ QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
     "open a stream": (open_a_stream, {"tasks_event_of_task", "tasks_one_terminal_event"}),
     "open a stream of an owner": (open_a_stream_of_an_owner, {"tasks_unfinished_of_owner"}),
     "start what waits already": (start_what_waits_already, {"tasks_unique_key_unfinished"}),
+    "limit of the API": (one_of_many, {"tasks_unfinished_of_owner"}),
+    "idempotency key": (started_by_a_key, {"tasks_idempotency_key"}),
+    "page of the API": (lambda _: a_page_of(), {"tasks_newest"}),
+    "next page of the API": (the_next_page, {"tasks_newest"}),
+    "what waits in a queue": (
+        lambda _: a_page_of(status=["pending"], queue="q1"),
+        {"tasks_newest"},
+    ),
+    "an owner's failed": (
+        lambda owner: a_page_of(owner, status=["failed"]),
+        {"tasks_newest_of_owner"},
+    ),
+    "health": (lambda _: health, {"tasks_waiting", "tasks_due"}),
+    "health of a queue": (lambda _: lambda: health("q1"), {"tasks_waiting_in_queue"}),
     "start once more": (start_once_more, {"tasks_idempotency_key"}),
     # On SQLite it finds new facts by their ids, which need no index of their own.
     "relay": (a_pass_of_the_relay, {"tasks_finished", "tasks_leased", "tasks_event_transaction"}),
