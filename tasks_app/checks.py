@@ -10,12 +10,15 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.utils.module_loading import import_string
 from pydantic import ValidationError
 
+from tasks_app.api.auth import authenticator
 from tasks_app.conf import PREFIX, TaskSettings, declared
 from tasks_app.ledger import alias
+from tasks_app.service import TaskService
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
 
@@ -47,17 +50,37 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
                 id="tasks_app.E002",
             )
         )
-    try:
-        import_string(conf.service)
-    except ImportError as error:
+    if fault := _fault_of_service(conf.service):
         found.append(
             Error(
-                f"TASK_SERVICE cannot be imported: {error}.",
+                f"TASK_SERVICE {fault}.",
                 hint="Name a subclass of tasks_app.service.TaskService by its dotted path.",
                 id="tasks_app.E003",
             )
         )
+    for path in conf.api_auth:
+        try:
+            authenticator(path)
+        except ImproperlyConfigured as error:
+            found.append(
+                Error(
+                    str(error),
+                    hint="Name authenticators of django-ninja by their dotted paths, such as "
+                    "tasks_app.api.SessionAuth.",
+                    id="tasks_app.E005",
+                )
+            )
     return found
+
+
+def _fault_of_service(path: str) -> str:
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    if not (isinstance(found, type) and issubclass(found, TaskService)):
+        return f"is {path}, no {TaskService.__name__}"
+    return ""
 
 
 @register(Tags.security)

@@ -15,10 +15,12 @@ from django.db.utils import load_backend
 from django.test import override_settings
 from django_eventstream.channelmanager import DefaultChannelManager
 from django_eventstream.storage import StorageBase
+from ninja.security import HttpBearer  # noqa: F401 - named by its path
 
 from tasks_app.checks import check_settings, check_sqlite, check_streams
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
+from tests.harness import Process, ended
 
 
 class SomeChannelManager(DefaultChannelManager):
@@ -90,8 +92,10 @@ def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("no.such.Service", "No module named 'no'"),
-        ("nodots", "nodots doesn't look like a module path"),
+        ("no.such.Service", "cannot be imported: No module named 'no'"),
+        ("nodots", "cannot be imported: nodots doesn't look like a module path"),
+        ("os.path", "is os.path, no TaskService"),
+        ("tasks_app.models.Task", "is tasks_app.models.Task, no TaskService"),
     ],
 )
 def test_a_service_that_is_not_there_is_an_error(path: str, why: str) -> None:
@@ -102,10 +106,57 @@ def test_a_service_that_is_not_there_is_an_error(path: str, why: str) -> None:
     assert found == [
         (
             "tasks_app.E003",
-            f"TASK_SERVICE cannot be imported: {why}.",
+            f"TASK_SERVICE {why}.",
             "Name a subclass of tasks_app.service.TaskService by its dotted path.",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("no.such.Token", ": No module named 'no'."),
+        ("tasks_app.api.SesionAuth", ': Module "tasks_app.api" does not define'),
+        ("os.path", ", which cannot be called."),
+        ("tests.test_checks.HttpBearer", ": Can't instantiate abstract class HttpBearer"),
+    ],
+)
+def test_an_authenticator_that_is_none_is_an_error(path: str, why: str) -> None:
+    with override_settings(TASK_API_AUTH=["tasks_app.api.SessionAuth", path]):
+        [(found, said, hint)] = told(check_settings)
+    assert found == "tasks_app.E005"
+    assert said.startswith(f"TASK_API_AUTH names {path!r}{why}")
+    assert hint == (
+        "Name authenticators of django-ninja by their dotted paths, such as "
+        "tasks_app.api.SessionAuth."
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        ("TASK_MAX_WORKERS = 0", "tasks_app.E001"),
+        ("TASK_API_AUTH = []", "tasks_app.E001"),
+        ("TASK_API_AUTH = ['shop.auth.Token']", "tasks_app.E005"),
+        ("TASK_SERVICE = 'os.path'", "tasks_app.E003"),
+    ],
+)
+def test_a_site_with_a_wrong_setting_is_told_and_not_thrown_at(
+    tmp_path: Path, setting: str, found: str
+) -> None:
+    """Also by its URLs, which include the API."""
+    (tmp_path / "wrong.py").write_text(f"from project.settings import *\n{setting}\n")
+    check = Process(
+        ["manage.py", "check"],
+        tmp_path / "log",
+        DJANGO_SETTINGS_MODULE="wrong",
+        PYTHONPATH=str(tmp_path),
+    )
+    with ended([check]):
+        assert check.wait() == 1
+    assert f"?: ({found}) {setting.split()[0]}" in check.output
+    assert "System check identified 1 issue" in check.output
+    assert "Traceback" not in check.output
 
 
 # Streams.

@@ -71,9 +71,35 @@ def _refusable(request: HttpRequest) -> HttpResponse:
 
 
 def authenticators() -> list[Authenticator]:
-    """Those of TASK_API_AUTH, in its order; the first that knows the user decides."""
-    found = [import_string(path) for path in task_settings().api_auth]
-    return [one() if isinstance(one, type) else one for one in found]
+    """Those of TASK_API_AUTH, in its order; the first that knows the user decides.
+
+    Where they cannot be had, one that asks for them again at each request, and raises what is
+    wrong: URLs must load, or `manage.py check` could not tell.
+    """
+    try:
+        return _named()
+    except ImproperlyConfigured:
+        return [_late]
+
+
+def authenticator(path: str) -> Authenticator:
+    """Return what a path of TASK_API_AUTH names. Raises ImproperlyConfigured."""
+    try:
+        found = import_string(path)
+        made = found() if isinstance(found, type) else found
+    except (ImportError, TypeError) as error:
+        raise ImproperlyConfigured(f"TASK_API_AUTH names {path!r}: {error}.") from error
+    if not callable(made):
+        raise ImproperlyConfigured(f"TASK_API_AUTH names {path!r}, which cannot be called.")
+    return made  # type: ignore[no-any-return]
+
+
+def _named() -> list[Authenticator]:
+    return [authenticator(path) for path in task_settings().api_auth]
+
+
+def _late(request: HttpRequest) -> Any:
+    return next((user for one in _named() if (user := one(request))), None)
 
 
 def challenge(among: list[Authenticator]) -> str:

@@ -11,14 +11,14 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
-from django.test import Client, override_settings
+from django.test import Client, RequestFactory, override_settings
 from django.urls import include, path
 from ninja import NinjaAPI
 from ninja.security import HttpBearer
 
 from tasks_app.api import Problem, SessionAuth, answer_problem, router
 from tasks_app.api import urls as api_urls
-from tasks_app.api.auth import authenticators, challenge
+from tasks_app.api.auth import authenticator, authenticators, challenge
 from tasks_app.models import Task
 from tests.api.asking import API, GREET, client_of, problem, someone, start
 from tests.rows import enqueued
@@ -161,15 +161,32 @@ def test_the_openapi_tells_of_both() -> None:
 
 
 def test_what_cannot_be_imported_is_told() -> None:
-    with (
-        override_settings(TASK_API_AUTH=["shop.auth.Gone"]),
-        pytest.raises(ImportError, match="shop"),
-    ):
-        authenticators()
+    with pytest.raises(ImproperlyConfigured, match=r"names 'shop\.auth\.Gone': No module .*shop"):
+        authenticator("shop.auth.Gone")
 
 
 def test_what_has_no_scheme_is_a_session() -> None:
     assert challenge([anonymous]) == "Session"
+
+
+@pytest.mark.parametrize("wrong", [{"TASK_API_AUTH": ["shop.auth.Token"]}, {"TASK_MAX_WORKERS": 0}])
+def test_who_cannot_be_asked_lets_nobody_pass(wrong: dict[str, Any]) -> None:
+    """And the URLs load, so that `manage.py check` can tell why."""
+    with override_settings(**wrong):
+        [late] = authenticators()
+        assert challenge([late]) == "Session"
+        with pytest.raises(ImproperlyConfigured, match="TASK_"):
+            late(RequestFactory().get("/"))
+
+
+def test_what_could_not_be_had_at_first_is_asked_for_again(ada: User) -> None:
+    """Such as an authenticator in a module that imports this app's API."""
+    with override_settings(TASK_API_AUTH=["shop.auth.Token"]):
+        [late] = authenticators()
+    with override_settings(TASK_API_AUTH=[BEARER]):
+        asked = RequestFactory().get("/", **bearing(ada))
+        assert late(asked) == ada
+        assert late(RequestFactory().get("/")) is None
 
 
 # In an API of the site's own.
