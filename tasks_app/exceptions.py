@@ -96,6 +96,11 @@ class DuplicateTask(TaskError):
             f"Wait for it, cancel it, or use another key."
         )
 
+    #: The same, for who may not see what the key is.
+    without_key = (
+        "Another task with the same unique key has not finished. Wait for it, or cancel it."
+    )
+
 
 class IdempotencyKeyReused(TaskError):
     """The owner started something else by this idempotency key."""

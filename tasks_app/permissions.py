@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks_app.base import BaseTask, resolve
-from tasks_app.exceptions import UnknownTask
+from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, UnknownTask
 from tasks_app.models import Task
 
 if TYPE_CHECKING:
@@ -44,6 +44,26 @@ def may_retry(user: User, task: Task) -> bool:
 def may_remove(user: User, task: Task) -> bool:
     """Whether a user may remove a task: their own, or any by the `delete_task` permission."""
     return _owns(user, task) or _may(user, "delete")
+
+
+def told_of_conflict(
+    user: User, error: DuplicateTask | IllegalTransition, retried: Task | None = None
+) -> dict[str, Any]:
+    """What a user is told of what kept a task from being started or retried.
+
+    Its `detail`; and in `task` the one in the way, if they may see it. The unique key of a task
+    that was to be retried is for those who may see that one.
+    """
+    detail, other = str(error), None
+    if isinstance(error, AlreadyRetried):
+        other = error.retried_as
+    elif isinstance(error, DuplicateTask):
+        other = error.task_id
+        if retried is not None and not may_view(user, retried):
+            detail = error.without_key
+    if other is None or not Task.primary.visible_to(user).filter(pk=other).exists():
+        return {"detail": detail}
+    return {"detail": detail, "task": str(other)}
 
 
 def _may_start_again(user: User, task: Task) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.contrib import messages
@@ -26,7 +26,7 @@ from django.views.generic import DetailView
 
 from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.models import Task
-from tasks_app.permissions import may_cancel, may_retry, may_view
+from tasks_app.permissions import may_cancel, may_retry, may_view, told_of_conflict
 from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
 from tasks_app.streaming.endpoint import answer, respond
@@ -138,31 +138,23 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
     except TaskNotFound:
         return _not_found(request)
     except (IllegalTransition, DuplicateTask) as error:
-        return _not_retried(request, error)
+        return _not_retried(request, error, task)
     if request.accepts("text/html"):
         return _to_task(request, started.task_id)
     return JsonResponse(started.model_dump(mode="json"), status=HTTPStatus.ACCEPTED)
 
 
-def _not_retried(request: HttpRequest, error: IllegalTransition | DuplicateTask) -> HttpResponse:
+def _not_retried(
+    request: HttpRequest, error: IllegalTransition | DuplicateTask, task: Task
+) -> HttpResponse:
+    told = told_of_conflict(request.user, error, task)
     if not request.accepts("text/html"):
-        told = {"detail": str(error)} | _in_the_way(request, error)
         return JsonResponse(told, status=HTTPStatus.CONFLICT)
     if isinstance(error, AlreadyRetried):
         # Whoever was first, this is what both wanted.
         return _to_task(request, error.retried_as)
-    messages.error(request, str(error), fail_silently=True)
+    messages.error(request, told["detail"], fail_silently=True)
     return HttpResponseRedirect(_way_back(request))
-
-
-def _in_the_way(request: HttpRequest, error: IllegalTransition | DuplicateTask) -> dict[str, str]:
-    """The task that keeps another from being retried, for who may see it."""
-    if isinstance(error, AlreadyRetried):
-        other: UUID | None = error.retried_as
-    else:
-        other = error.task_id if isinstance(error, DuplicateTask) else None
-    seen = Task.objects.visible_to(request.user).filter(pk=cast(Any, other)).exists()
-    return {"task": str(other)} if seen else {}
 
 
 def _to_task(request: HttpRequest, task_id: UUID) -> HttpResponse:

@@ -214,6 +214,17 @@ def test_a_duplicate_is_told(ada: User) -> None:
     assert "has not finished" in str(message)
 
 
+@pytest.mark.parametrize("sees", [True, False])
+def test_a_unique_key_is_told_to_who_may_see_the_task(ada: User, sees: bool) -> None:
+    task = ended(Status.FAILED, owner=ada, unique_key="pay of bob")
+    other = enqueued(owner=ada, unique_key="pay of bob")
+    client = client_of(permitted("retry_task", *(["view_task"] if sees else [])))
+    told = client.post(retry_of(task), headers=JSON).json()
+    [message] = get_messages(client.post(retry_of(task)).wsgi_request)
+    assert ("pay of bob" in str(told), "pay of bob" in str(message)) == (sees, sees)
+    assert told.get("task") == (str(other.pk) if sees else None)
+
+
 @pytest.mark.parametrize("who", ["nobody", "another", "owner", "viewer"])
 def test_who_may_not_retry_learns_nothing(ada: User, who: str) -> None:
     """The owner too, where the task does not opt in to being started over HTTP."""

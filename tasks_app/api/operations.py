@@ -249,7 +249,7 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
     task = _permitted(user, task_id, may_retry, "retry")
     if task.owner_id == user.pk:
         _within_the_limit(user)
-    with as_problems(user):
+    with as_problems(user, task):
         started = task_service.retry_task(task_id, by=user)
     return _started(request, started)
 

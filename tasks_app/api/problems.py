@@ -36,6 +36,7 @@ from tasks_app.exceptions import (
 )
 from tasks_app.models import Task
 from tasks_app.schemas import printable
+from tasks_app.permissions import told_of_conflict
 from tasks_app.states import Status
 from tasks_app.streaming.endpoint import AWAY, AWAY_SECONDS
 
@@ -93,20 +94,21 @@ def invalid(errors: Mapping[str, str]) -> Problem:
 
 
 @contextmanager
-def as_problems(user: User) -> Iterator[None]:
-    """Tell what the service refuses as problems, and of other tasks only what a user may see."""
+def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
+    """Tell what the service refuses as problems, and of tasks only what a user may see."""
     try:
         yield
     except TaskNotFound:
         raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND) from None
     except AlreadyRetried as error:
-        raise _conflict(user, str(error), error.retried_as, task_status=error.status) from error
+        told = told_of_conflict(user, error, retried)
+        raise Problem(HTTPStatus.CONFLICT, **told, task_status=error.status) from error
     except IllegalTransition as error:
         raise Problem(HTTPStatus.CONFLICT, str(error), task_status=error.status) from error
     except TaskProtected as error:
         raise Problem(HTTPStatus.CONFLICT, str(error)) from error
     except DuplicateTask as error:
-        raise _conflict(user, str(error), error.task_id) from error
+        raise Problem(HTTPStatus.CONFLICT, **told_of_conflict(user, error, retried)) from error
     except IdempotencyKeyReused as error:
         raise invalid({"Idempotency-Key": str(error)}) from error
     except InvalidParams as error:
@@ -114,12 +116,6 @@ def as_problems(user: User) -> Iterator[None]:
         raise invalid({f"params.{field}".rstrip("."): fault for field, fault in faults}) from error
     except pydantic.ValidationError as error:
         raise invalid(_by_field(error.errors())) from error
-
-
-def _conflict(user: User, detail: str, other: Any, **more: Any) -> Problem:
-    """A conflict with another task, which is named to those who may see it."""
-    seen = other is not None and Task.primary.visible_to(user).filter(pk=other).exists()
-    return Problem(HTTPStatus.CONFLICT, detail, **more, **({"task": other} if seen else {}))
 
 
 def _by_field(errors: Iterable[Mapping[str, Any]], skip: int = 0) -> dict[str, str]:

@@ -143,6 +143,17 @@ def test_a_unique_key_may_be_in_the_way(ada: User, client: Client) -> None:
     assert "task" not in told
 
 
+def test_a_unique_key_is_told_to_who_may_see_the_task(ada: User) -> None:
+    task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet", unique_key="pay of bob")
+    saved(unique_key="pay of bob")
+    told = problem(client_of(ada).post(of(task, "retry")), 409)
+    assert "'pay of bob'" in told["detail"]
+    assert problem(client_of(someone("retry_task")).post(of(task, "retry")), 409) == {
+        "detail": "Another task with the same unique key has not finished. Wait for it, or cancel "
+        "it."
+    }
+
+
 def test_ones_own_is_retried_only_where_one_may_start_it(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Closed")
     assert problem(client_of(ada).post(of(task, "retry")), 403) == {
