@@ -112,8 +112,10 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
         info = task_service.cancel_task(task_id, by=user)
     except IllegalTransition:
         # As it was when it was looked for: it may have been running then, and cannot be again.
-        task.refresh_from_db()
-        code, info = HTTPStatus.CONFLICT, task.info()
+        ended = Task.primary.filter(pk=task_id).first()
+        if ended is None:
+            return _not_found(request)
+        code, info = HTTPStatus.CONFLICT, ended.info()
     except TaskNotFound:
         return _not_found(request)
     if request.accepts("text/html"):

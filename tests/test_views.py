@@ -10,6 +10,8 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
+from tasks_app.models import Task
+from tasks_app.service import task_service
 from tasks_app.states import TERMINAL, Status
 from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot
 
@@ -201,6 +203,23 @@ def test_what_has_finished_is_a_conflict(ada: User, status: Status) -> None:
     assert response.status_code == 409
     assert response.json() == task.info().model_dump(mode="json")
     assert snapshot() == before
+
+
+def test_what_ended_and_went_meanwhile_is_not_there(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ended(Status.COMPLETED, owner=ada)
+    cancel = task_service.cancel_task
+
+    def late(task_id: uuid.UUID, **options: Any) -> Any:
+        try:
+            return cancel(task_id, **options)
+        finally:
+            Task.objects.filter(pk=task_id).delete()
+
+    monkeypatch.setattr("tasks_app.views.task_service.cancel_task", late)
+    response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
+    assert (response.status_code, response.json()) == (404, NOT_FOUND)
 
 
 def test_a_form_needs_its_token(ada: User) -> None:
