@@ -21,7 +21,7 @@ from django.http import (
 )
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_POST, require_safe
 from django.views.generic import DetailView
 
 from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
@@ -73,7 +73,7 @@ class TaskPage(LoginRequiredMixin, TaskDetailView):
         return super().get_context_data(back=back, **kwargs)
 
 
-@require_GET
+@require_safe
 @never_cache
 def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
     task = Task.objects.visible_to(request.user).filter(pk=task_id).first()
@@ -82,7 +82,7 @@ def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
     return JsonResponse(task.info().model_dump(mode="json"))
 
 
-@require_GET
+@require_safe
 @never_cache
 def statuses(request: HttpRequest) -> JsonResponse:
     """Return the status of the tasks that the query names and the user may see."""

@@ -293,7 +293,8 @@ def test_statuses_are_only_read(ada: User, name: str, method: str) -> None:
     task = saved(owner=ada)
     url = reverse(f"tasks_app:{name}", args=[task.pk] if name == "status" else [])
     response = getattr(client_of(ada), method)(url)
-    assert (response.status_code, response.headers["Allow"]) == (405, "GET")
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD")
+    assert client_of(ada).head(url, {"task": str(task.pk)}).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["get", "put", "patch", "delete"])

@@ -67,14 +67,28 @@ def _guarded(view: View) -> View:
 
     @wraps(view)
     def guarded(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
-        return _as_problem(request, view(request, **kwargs))
+        method = request.method
+        if method == "HEAD":
+            # As GET: servers leave out the body.
+            request.method = "GET"
+        try:
+            response = view(request, **kwargs)
+        finally:
+            request.method = method
+        return _as_problem(request, response, head=True)
 
     return guarded
 
 
-def _as_problem(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+def _as_problem(
+    request: HttpRequest, response: HttpResponseBase, head: bool = False
+) -> HttpResponseBase:
+    """`head` says whether HEAD is for where GET is: it is not for a stream, which has no end."""
     if isinstance(response, HttpResponseNotAllowed):
-        allowed = response.headers["Allow"]
+        methods = set(response.headers["Allow"].split(", "))
+        if head and "GET" in methods:
+            methods.add("HEAD")
+        allowed = ", ".join(sorted(methods))
         return Problem(
             HTTPStatus.METHOD_NOT_ALLOWED,
             f"{request.method} is not for this path. Use {allowed}.",

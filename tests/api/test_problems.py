@@ -81,10 +81,10 @@ def test_another_path_is_a_problem(client: Client, path: str, method: str) -> No
 @pytest.mark.parametrize(
     ("path", "methods"),
     [
-        ("", "GET, POST"),
+        ("", "GET, POST, HEAD"),
         ("stream", "GET"),
-        (str(uuid.UUID(int=1)), "DELETE, GET"),
-        (f"{uuid.UUID(int=1)}/status", "GET"),
+        (str(uuid.UUID(int=1)), "DELETE, GET, HEAD"),
+        (f"{uuid.UUID(int=1)}/status", "GET, HEAD"),
         (f"{uuid.UUID(int=1)}/stream", "GET"),
         (f"{uuid.UUID(int=1)}/cancel", "POST"),
     ],
@@ -96,6 +96,17 @@ def test_another_method_is_a_problem(client: Client, path: str, methods: str) ->
 
 
 # Bodies.
+@pytest.mark.parametrize("what", ["", "{}", "{}/status", "{}/events", "openapi.json", "docs"])
+def test_head_is_get_without_its_body(ada: User, client: Client, what: str) -> None:
+    path = API + what.format(enqueued(owner=ada).pk)
+    shown, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head["Content-Type"] == shown["Content-Type"]
+    problem(client.get(f"{API}{uuid.UUID(int=1)}"), 404)
+    assert client.head(f"{API}{uuid.UUID(int=1)}").status_code == 404
+    assert client.head(f"{API}{uuid.UUID(int=1)}/cancel").status_code == 405
+
+
 
 
 @pytest.mark.parametrize(
