@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from django.core.exceptions import (
     SuspiciousOperation,
 )
 from django.core.signals import got_request_exception
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connections
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from django.utils.cache import add_never_cache_headers
@@ -35,8 +36,8 @@ from tasks_app.exceptions import (
     TaskProtected,
 )
 from tasks_app.models import Task
-from tasks_app.schemas import printable
 from tasks_app.permissions import told_of_conflict
+from tasks_app.schemas import printable
 from tasks_app.states import Status
 from tasks_app.streaming.endpoint import AWAY, AWAY_SECONDS
 
@@ -68,20 +69,18 @@ class Problem(HttpError):
         self.more = more
 
     def response(self, request: HttpRequest) -> HttpResponse:
+        response = HttpResponse(
+            status=self.status_code, content_type=MEDIA_TYPE, headers=self.headers
+        )
         body = {
             # Nothing more than the status says, which is what this type is for.
             "type": "about:blank",
-            "title": HTTPStatus(self.status_code).phrase,
+            "title": response.reason_phrase,
             "status": self.status_code,
             "detail": self.message,
             "instance": request.path,
         }
-        response = HttpResponse(
-            json.dumps(body | self.more, default=str),
-            status=self.status_code,
-            content_type=MEDIA_TYPE,
-            headers=self.headers,
-        )
+        response.content = json.dumps(body | self.more, default=str).encode()
         add_never_cache_headers(response)
         return response
 
@@ -212,7 +211,20 @@ def answer_all(api: NinjaAPI, challenge: str) -> None:
         Exception: unexpected,
     }
     for kind, handler in handlers.items():
-        api.add_exception_handler(kind, handler)
+        api.add_exception_handler(kind, _undoing(handler))
+
+
+def _undoing(handler: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Roll back what ATOMIC_REQUESTS would commit: of the error it sees the answer alone."""
+
+    @wraps(handler)
+    def undoing(request: HttpRequest, error: Exception) -> HttpResponse:
+        for connection in connections.all(initialized_only=True):
+            if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
+                connection.set_rollback(True)
+        return handler(request, error)
+
+    return undoing
 
 
 #: What the OpenAPI says of a problem.

@@ -16,6 +16,7 @@ from django.db import InterfaceError, OperationalError, connection
 from django.http import Http404, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from django.test import Client, RequestFactory, override_settings
+from ninja.errors import HttpError
 
 from tasks_app.api.bodies import read
 from tasks_app.api.problems import Problem
@@ -95,7 +96,6 @@ def test_another_method_is_a_problem(client: Client, path: str, methods: str) ->
     assert problem(response, 405)["detail"].startswith("PUT is not for this path. Use ")
 
 
-# Bodies.
 @pytest.mark.parametrize("what", ["", "{}", "{}/status", "{}/events", "openapi.json", "docs"])
 def test_head_is_get_without_its_body(ada: User, client: Client, what: str) -> None:
     path = API + what.format(enqueued(owner=ada).pk)
@@ -107,6 +107,7 @@ def test_head_is_get_without_its_body(ada: User, client: Client, what: str) -> N
     assert client.head(f"{API}{uuid.UUID(int=1)}/cancel").status_code == 405
 
 
+# Bodies.
 
 
 @pytest.mark.parametrize(
@@ -349,6 +350,8 @@ def test_a_database_that_is_away_is_told(
         (BadRequest("odd"), 400, "odd"),
         (MultiPartParserError("no boundary"), 400, "no boundary"),
         (Problem(418, "Teapot.", headers={"X-Tea": "1"}), 418, "Teapot."),
+        (Problem(499, "Too late."), 499, "Too late."),
+        (HttpError(599, "Far away."), 599, "Far away."),
     ],
 )
 def test_what_a_service_of_the_sites_own_raises_is_told(
@@ -366,6 +369,29 @@ def test_what_a_service_of_the_sites_own_raises_is_told(
     response = client.post(f"{API}{enqueued(owner=ada).pk}/cancel")
     assert problem(response, status) == {"detail": detail}
     assert response.get("X-Tea") == ("1" if status == 418 else None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(), OperationalError(), Http404(), PermissionDenied(), Problem(409, "No.")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_goes_wrong_undoes_the_request(
+    ada: User, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As it does for any view where each request is a transaction."""
+    start_task = TaskService.start_task
+
+    def started(self: TaskService, *given: Any, **options: Any) -> None:
+        start_task(self, *given, **options)
+        raise error
+
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    client = client_of(ada, raise_request_exception=False)
+    assert start(client).status_code == 202
+    monkeypatch.setattr(TaskService, "start_task", started)
+    assert start(client).status_code >= 400
+    assert Task.objects.count() == 1
 
 
 def test_a_problem_can_tell_more() -> None:
