@@ -160,7 +160,7 @@ def list_tasks(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
     operation_id="stream_tasks",
     response={200: None, 204: None},
     url_name=API_STREAMS,
-    openapi_extra=told(404, 501, **_streamed(_MANY)),
+    openapi_extra=told(404, 422, 501, **_streamed(_MANY)),
 )
 async def stream_many(request: HttpRequest) -> HttpResponseBase:
     """Stream the events of many tasks, of all your own, or of all."""
@@ -259,7 +259,7 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
     operation_id="stream_task",
     response={200: None, 204: None},
     url_name=API_STREAM,
-    openapi_extra=told(404, 501, **_streamed()),
+    openapi_extra=told(404, 422, 501, **_streamed()),
 )
 async def stream(request: HttpRequest, task_id: UUID) -> HttpResponseBase:
     """Stream a task's events until it ends."""
@@ -289,6 +289,8 @@ def _startable(user: User, name: str) -> type[BaseTask]:
         raise Problem(HTTPStatus.FORBIDDEN, "You may not start tasks.")
     try:
         return find(name, theirs)
+    if found.fields:
+        raise invalid(dict.fromkeys(found.fields, found.text))
     except UnknownTask as error:
         raise invalid({"task": f"{error} Or you may not start it."}) from error
 

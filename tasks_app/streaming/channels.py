@@ -64,7 +64,11 @@ def _is_owners(channel: str) -> bool:
 
 
 class BadRequest(ValueError):
-    """The request names no channels, or too many, or nonsense."""
+    """The request names no channels, or too many, or nonsense. `fields` says by what."""
+
+    def __init__(self, message: str, fields: Collection[str] = ("task",)) -> None:
+        self.fields = fields
+        super().__init__(message)
 
 
 def requested(request: HttpRequest, user: User | None, task_id: UUID | None = None) -> set[str]:
@@ -78,7 +82,10 @@ def requested(request: HttpRequest, user: User | None, task_id: UUID | None = No
     query = request.GET
     kinds = [kind for kind in ("task", "mine", "all") if kind in query]
     if len(kinds) != 1:
-        raise BadRequest("Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1.")
+        raise BadRequest(
+            "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1.",
+            fields=kinds or ["task"],
+        )
     if kinds == ["all"]:
         return {ALL_TASKS}
     if kinds == ["mine"]:

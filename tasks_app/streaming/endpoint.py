@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ class Answer:
     text: str = ""
     stream: AsyncIterator[bytes] | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    #: What of the request is wrong, where that is why.
+    fields: Collection[str] = ()
 
 
 class StreamResponse(StreamingHttpResponse):
@@ -81,7 +83,7 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
         channels = requested(request, user, task_id)
         resumed = _resumed(request)
     except BadRequest as error:
-        return Answer(HTTPStatus.BAD_REQUEST, str(error))
+        return Answer(HTTPStatus.BAD_REQUEST, str(error), fields=error.fields)
     allowed = await database_sync_to_async(readable)(user, channels)
     if not allowed:
         return Answer(HTTPStatus.NOT_FOUND, "There is no such task, or not for you.")
@@ -102,5 +104,6 @@ def _resumed(request: HttpRequest) -> Cursor | None:
         return Cursor.parse(last)
     except ValueError:
         raise BadRequest(
-            f"{last[:80]!r} is no id of this stream. Send the id of the last event, or none."
+            f"{last[:80]!r} is no id of this stream. Send the id of the last event, or none.",
+            fields=["Last-Event-ID" if "Last-Event-ID" in request.headers else "lastEventId"],
         ) from None

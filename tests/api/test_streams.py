@@ -145,15 +145,33 @@ def test_what_is_wrong_is_a_problem(ada: User) -> None:
     for path in (f"{task.pk}/stream", f"{uuid.uuid4()}/stream"):
         assert told(first(scope(ada, path)), 404) == "There is no such task, or not for you."
     told(first(scope(ada, "stream", "all=1")), 404)
-    assert told(first(scope(ada, "stream")), 400).startswith("Ask for tasks by ?task=")
-    assert "is no id of this stream" in told(
-        first(scope(ada, "stream", "mine=1", headers={"Last-Event-ID": "x"})), 400
-    )
     assert told(first(scope(None, "stream", "mine=1")), 401) == "Log in first."
     told(first(scope(ada, "stream", "&".join(["task=x"] * 1001))), 400)
     found = first(scope(ada, "stream", "mine=1", method="POST"))
     assert told(found, 405) == "POST is not for this path. Use GET."
     assert found[1]["allow"] == "GET"
+
+
+@pytest.mark.usefixtures("no_django")
+@pytest.mark.parametrize(
+    ("query", "headers", "fields", "detail"),
+    [
+        ("", {}, ["task"], "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or "),
+        ("mine=1&all=1", {}, ["mine", "all"], "Ask for tasks by ?task="),
+        ("task=x", {}, ["task"], "A task's id is a UUID, such as "),
+        ("&".join(f"task={n}" for n in range(101)), {}, ["task"], "101 tasks are more than the "),
+        ("mine=1", {"Last-Event-ID": "x"}, ["Last-Event-ID"], "'x' is no id of this stream. "),
+        ("mine=1&lastEventId=y", {}, ["lastEventId"], "'y' is no id of this stream. "),
+    ],
+)
+def test_nonsense_is_named_by_field(
+    ada: User, query: str, headers: dict[str, str], fields: list[str], detail: str
+) -> None:
+    found = first(scope(ada, "stream", query, headers=headers))
+    assert detail in told(found, 422)
+    errors = json.loads(found[2])["errors"]
+    assert list(errors) == fields
+    assert all(error.startswith(detail) for error in errors.values())
 
 
 @pytest.mark.usefixtures("no_django")
