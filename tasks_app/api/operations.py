@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
+from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -52,6 +53,18 @@ def told(*problems: int, **more: Any) -> dict[str, Any]:
     """What the OpenAPI says of an operation, beside what it is told by types."""
     responses = declared(400, 401, 503, *problems)
     return {"responses": responses | more.pop("responses", {}), **more}
+
+
+def _changing(*problems: int, **more: Any) -> dict[str, Any]:
+    """The same of one that is not only read."""
+    token = {
+        "in": "header",
+        "name": "X-CSRFToken",
+        "schema": {"type": "string"},
+        "description": "With a session: the CSRF token of the site, which its cookie "
+        f"{settings.CSRF_COOKIE_NAME} has. With another authenticator: none.",
+    }
+    return told(403, *problems, parameters=[token], **more)
 
 
 def _streamed(parameters: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -109,7 +122,7 @@ _STARTED = {
     operation_id="start_task",
     response={202: TaskStartResponse},
     url_name="task_list",
-    openapi_extra=told(403, 409, 411, 413, 415, 422, 429, responses=_STARTED),
+    openapi_extra=_changing(409, 411, 413, 415, 422, 429, responses=_STARTED),
 )
 def start(
     request: HttpRequest,
@@ -191,7 +204,7 @@ def status(request: HttpRequest, task_id: UUID) -> HttpResponse:
     operation_id="remove_task",
     response={204: None},
     url_name="task",
-    openapi_extra=told(403, 404, 409),
+    openapi_extra=_changing(404, 409),
 )
 def remove(request: HttpRequest, task_id: UUID) -> HttpResponse:
     """Remove a finished task and its history."""
@@ -220,7 +233,7 @@ def events(request: HttpRequest, task_id: UUID, following: Query[Following]) -> 
     operation_id="cancel_task",
     response=TaskInfo | CancelledTask,
     url_name="task_cancel",
-    openapi_extra=told(403, 404, 409),
+    openapi_extra=_changing(404, 409),
 )
 def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     """Cancel a pending task at once; ask a running one to stop.
@@ -241,7 +254,7 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     operation_id="retry_task",
     response={202: TaskStartResponse},
     url_name="task_retry",
-    openapi_extra=told(403, 404, 409, 429, responses={202: {"headers": _LOCATION}}),
+    openapi_extra=_changing(404, 409, 429, responses={202: {"headers": _LOCATION}}),
 )
 def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
     """Start a failed or cancelled task anew, as another task with the same parameters."""
@@ -276,6 +289,8 @@ async def _stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResp
             HTTPStatus.NOT_IMPLEMENTED, "Streams need ASGI; serve this site by uvicorn or daphne."
         )
     found = await answer(request, user, task_id)
+    if found.fields:
+        raise invalid(dict.fromkeys(found.fields, found.text))
     if found.status >= HTTPStatus.BAD_REQUEST:
         kept = {name: value for name, value in found.headers.items() if name != "Content-Type"}
         raise Problem(found.status, found.text, headers=kept)
@@ -289,8 +304,6 @@ def _startable(user: User, name: str) -> type[BaseTask]:
         raise Problem(HTTPStatus.FORBIDDEN, "You may not start tasks.")
     try:
         return find(name, theirs)
-    if found.fields:
-        raise invalid(dict.fromkeys(found.fields, found.text))
     except UnknownTask as error:
         raise invalid({"task": f"{error} Or you may not start it."}) from error
 

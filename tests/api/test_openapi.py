@@ -160,5 +160,12 @@ def test_without_the_files_there_is_no_page(monkeypatch: pytest.MonkeyPatch) -> 
     assert urls.build("bare").docs_url is None
 
 
+def test_what_changes_something_takes_the_csrf_token() -> None:
+    for operation in OPERATIONS:
+        headers = {one["name"] for one in operation.definition.raw.get("parameters", [])}
+        safe = operation.method.upper() == "GET"
+        assert ("X-CSRFToken" in headers) is not safe, operation.label
+
+
 def test_the_operations_are_these() -> None:
     assert {operation.label.replace(API, "") for operation in OPERATIONS} == set(EXPECTED)
