@@ -5,6 +5,6 @@ A site includes `tasks_app.api.urls`, or adds `router` to a NinjaAPI of its own.
 
 from tasks_app.api.auth import SessionAuth
 from tasks_app.api.operations import router
-from tasks_app.api.problems import Problem, answer_problem
+from tasks_app.api.problems import Problem, answer_all, answer_problem
 
-__all__ = ["Problem", "SessionAuth", "answer_problem", "router"]
+__all__ = ["Problem", "SessionAuth", "answer_all", "answer_problem", "router"]

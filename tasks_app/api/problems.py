@@ -148,7 +148,7 @@ def answer_problem(request: HttpRequest, problem: Problem) -> HttpResponse:
     return problem.response(request)
 
 
-def answer_all(api: NinjaAPI, challenge: str) -> None:
+def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
     """Have an API answer everything that goes wrong with a problem.
 
     `challenge` is the WWW-Authenticate of who is not logged in.

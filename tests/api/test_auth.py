@@ -16,7 +16,7 @@ from django.urls import include, path
 from ninja import NinjaAPI
 from ninja.security import HttpBearer
 
-from tasks_app.api import Problem, SessionAuth, answer_problem, router
+from tasks_app.api import Problem, SessionAuth, answer_all, answer_problem, router
 from tasks_app.api import urls as api_urls
 from tasks_app.api.auth import authenticator, authenticators, challenge
 from tasks_app.models import Task
@@ -198,7 +198,11 @@ own.add_router("/work/", router)
 bare = NinjaAPI(urls_namespace="bare")
 bare.add_router("/work/", router, auth=Token())
 
-urlpatterns = [path("own/", own.urls), path("bare/", bare.urls)]
+told = NinjaAPI(urls_namespace="told")
+answer_all(told, "Bearer")
+told.add_router("/work/", router, auth=Token())
+
+urlpatterns = [path("own/", own.urls), path("bare/", bare.urls), path("told/", told.urls)]
 OWN = override_settings(ROOT_URLCONF="tests.api.test_auth")
 
 
@@ -231,6 +235,16 @@ def test_without_our_handler_a_problem_is_an_error_of_that_api(ada: User) -> Non
         404,
         {"detail": "There is no such task, or not for you."},
     )
+
+
+@OWN
+def test_with_all_our_handlers_whatever_goes_wrong_there_is_a_problem(ada: User) -> None:
+    response = Client().get("/told/work/")
+    assert problem(response, 401) == {"detail": "Log in first."}
+    assert response["WWW-Authenticate"] == "Bearer"
+    assert set(problem(Client().get("/told/work/?x=1", **bearing(ada)), 422)["errors"]) == {"x"}
+    response = Client().get("/told/work/?limit=x", **bearing(ada))
+    assert set(problem(response, 422)["errors"]) == {"limit"}
 
 
 def test_the_router_names_who_asks_by_itself() -> None:
