@@ -129,6 +129,41 @@ worker GET             delete            pending   403  403  403  403  403  403
 worker POST            delete            pending   403  403  403  403  403  403
 """
 
+#: Streams of all that one owns, and of all there is: the query in place of a method.
+TABLE_OF_STREAMS = """
+api    mine=1          tasks_app_streams pending   401  401  200  200* 200  200  200  200  200  200
+api    all=1           tasks_app_streams pending   401  401  404  404  200* 404  404  404  404  200*
+pages  mine=1          streams           pending   403  403  200  200* 200  200  200  200  200  200
+pages  all=1           streams           pending   403  403  404  404  200* 404  404  404  404  200*
+"""
+
+#: Owners who are something more, each with a task of their own, which opts in to be started.
+OWNERS: dict[str, dict[str, Any]] = {
+    "who may start it": {"may": "start_task", "owns": True},
+    "of the staff": {"is_staff": True, "owns": True},
+}
+
+#: The same of them, at the doors that owners come by.
+TABLE_OF_OWNERS = """
+api    GET             task_list         pending   200* 200*
+api    POST            task_list         pending   202! 403
+api    GET             task              pending   200* 200*
+api    DELETE          task              completed 204! 204!
+api    GET             task_info         pending   200* 200*
+api    GET             task_events       pending   200  200
+api    POST            task_cancel       pending   200! 200!
+api    POST            task_retry        failed    202! 403
+api    GET             tasks_app_stream  pending   200* 200*
+api    GET             tasks_app_streams pending   200* 200*
+pages  GET             task              pending   200* 200*
+pages  GET             status            pending   200* 200*
+pages  GET             statuses          pending   200* 200*
+pages  POST            cancel            pending   200! 200!
+pages  POST            retry             failed    202! 404
+pages  GET             stream            pending   200* 200*
+pages  GET             streams           pending   200* 200*
+"""
+
 #: URLs that tell nothing of anybody's task.
 OF_NO_TASK = {
     "openapi-json": "what the API is",
@@ -139,6 +174,8 @@ OF_NO_TASK = {
 
 LINES = [line.split() for line in TABLE.strip().splitlines()]
 LINES_OF_STAFF = [line.split() for line in TABLE_OF_STAFF.strip().splitlines()]
+LINES_OF_STREAMS = [line.split() for line in TABLE_OF_STREAMS.strip().splitlines()]
+LINES_OF_OWNERS = [line.split() for line in TABLE_OF_OWNERS.strip().splitlines()]
 NAMESPACES = {"api": "tasks_app_api", "pages": "tasks_app", "admin": "admin", "worker": "admin"}
 PREFIX = {"api": "", "pages": "", "admin": "tasks_app_task_", "worker": "tasks_app_worker_"}
 #: Of the admin's list, posted in place of a method.
@@ -147,7 +184,7 @@ ACTIONS = {"cancel_selected", "retry_selected", "remove_selected"}
 
 def users() -> dict[str, User | None]:
     found: dict[str, User | None] = {"nobody": None}
-    for role, fields in {**ROLES, **STAFF}.items():
+    for role, fields in {**ROLES, **STAFF, **OWNERS}.items():
         if role == "nobody":
             continue
         own = {name: value for name, value in fields.items() if name not in ("may", "owns")}
@@ -174,7 +211,8 @@ def answer(user: User | None, door: str, method: str, name: str, task: Task) -> 
     """What a request is answered, as the table has it."""
     url = url_of(door, name, task)
     if name.endswith(("stream", "streams")):
-        status, _, body = first(scope(user, url, f"task={task.pk}" if name.endswith("s") else ""))
+        query = method if "=" in method else f"task={task.pk}" if name.endswith("s") else ""
+        status, _, body = first(scope(user, url, query))
         return told(status, shown=str(task.pk) in body.decode())
     client = Client()
     if user is not None:
@@ -210,7 +248,7 @@ def told(status: int, shown: bool, changed: bool = False) -> str:
     return f"{status}{'!' if changed else '*' if shown and status == 200 else ''}"
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: "-".join(line[:3]))
+@pytest.mark.parametrize("line", [*LINES, *LINES_OF_STREAMS], ids=lambda line: "-".join(line[:3]))
 def test_each_role_is_answered_as_the_table_says(line: list[str]) -> None:
     answers(line, ROLES)
 
@@ -220,13 +258,35 @@ def test_staff_are_answered_as_their_table_says(line: list[str]) -> None:
     answers(line, STAFF)
 
 
-def answers(line: list[str], roles: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("line", LINES_OF_OWNERS, ids=lambda line: "-".join(line[:3]))
+def test_owners_are_answered_as_their_table_says(line: list[str]) -> None:
+    answers(line, OWNERS, Ping.name())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for line in [*LINES, *LINES_OF_STREAMS] if line[0] in ("api", "pages")],
+    ids=lambda line: "-".join(line[:3]),
+)
+def test_what_nobody_owns_is_a_strangers_to_all(line: list[str]) -> None:
+    """As where its owner's account was removed; to operators it is like any other."""
+    door, method, name, status, *expected = line
+    people, told_of = users(), dict(zip(ROLES, expected, strict=True))
+    for role in ("nobody", "owner", "viewer", "canceller", "retrier", "remover"):
+        task = saved(Status(status), name="tests.tasks.Noop")
+        found = answer(people[role], door, method, name, task)
+        assert found == told_of["stranger" if role == "owner" else role], role
+
+
+def answers(
+    line: list[str], roles: dict[str, dict[str, Any]], of: str = "tests.tasks.Noop"
+) -> None:
     door, method, name, status, *expected = line
     people, by = users(), worker()
     found = {}
     for role, fields in roles.items():
         owner = people[role if fields.get("owns") else "owner"]
-        task = saved(Status(status), name="tests.tasks.Noop", owner=owner, worker=by)
+        task = saved(Status(status), name=of, owner=owner, worker=by)
         found[role] = answer(people[role], door, method, name, task)
     assert found == dict(zip(roles, expected, strict=True))
 
@@ -244,6 +304,8 @@ def test_the_table_leaves_out_no_url() -> None:
         assert listed == names - OF_NO_TASK.keys(), door
     admins = [line[:4] for line in LINES if line[0] in ("admin", "worker")]
     assert [line[:4] for line in LINES_OF_STAFF] == admins
+    others = [line[:4] for line in LINES if line[0] in ("api", "pages")]
+    assert [line[:4] for line in LINES_OF_OWNERS] == others
 
 
 def test_the_table_leaves_out_no_operation_and_no_action() -> None:

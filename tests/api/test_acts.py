@@ -46,11 +46,10 @@ def test_a_task_is_shown_as_every_door_shows_it(ada: User, client: Client, what:
     assert "no-store" in response["Cache-Control"]
 
 
-@pytest.mark.parametrize("what", ["", "status", "events", "stream"])
+@pytest.mark.parametrize("what", ["", "status", "events"])
 def test_anothers_is_not_found(client: Client, what: str) -> None:
     for task in (saved(owner=someone()), saved(), uuid.uuid4()):
-        if what != "stream":  # which needs ASGI
-            assert problem(client.get(of(task, what)), 404) == NOT_FOUND
+        assert problem(client.get(of(task, what)), 404) == NOT_FOUND
 
 
 # Cancel.
