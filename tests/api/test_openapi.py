@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,8 @@ from schemathesis.specs.openapi import checks
 from tasks_app.api import urls
 from tasks_app.states import Status
 from tests.api.asking import API, client_of, someone
-from tests.rows import saved
+from tests.api.test_streams import first, scope
+from tests.rows import ended, enqueued, saved
 
 pytestmark = pytest.mark.django_db
 
@@ -158,6 +160,37 @@ def test_its_page_takes_everything_from_the_site_itself() -> None:
 def test_without_the_files_there_is_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apps, "is_installed", lambda _name: False)
     assert urls.build("bare").docs_url is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_streams_answer_is_declared(root: User) -> None:
+    """By ASGI, where they do stream: asked by hand, since a stream need not end."""
+    over, task = ended(Status.COMPLETED), enqueued(owner=root)
+    declared = {
+        operation.path.removeprefix(API): operation.definition.raw["responses"]
+        for operation in OPERATIONS
+    }
+    _, _, body = first(scope(root, f"{over.pk}/stream"))
+    had = {"Last-Event-ID": re.findall("(?m)^id: (.+)$", body.decode())[-1]}
+    for user, path, query, headers, expected in [
+        (root, "stream", f"task={task.pk}", {}, 200),
+        (root, "stream", "all=1", {}, 200),
+        (root, f"{task.pk}/stream", "", {}, 200),
+        (root, f"{over.pk}/stream", "", had, 204),
+        (root, "stream", f"task={over.pk}", had, 204),
+        (root, "stream", "&".join(["task=x"] * 1001), {}, 400),
+        (None, "stream", "all=1", {}, 401),
+        (None, f"{task.pk}/stream", "", {}, 401),
+        (root, f"{uuid.UUID(int=1)}/stream", "", {}, 404),
+        (root, "stream", f"task={uuid.UUID(int=1)}", {}, 404),
+        (root, "stream", "", {}, 422),
+        (root, f"{task.pk}/stream", "", {"Last-Event-ID": "x"}, 422),
+    ]:
+        status, told, _ = first(scope(user, path, query, headers=headers))
+        assert status == expected, (path, query)
+        answers = declared["stream" if path == "stream" else "{task_id}/stream"]
+        kinds = answers[str(status)].get("content", {})
+        assert not kinds or told["content-type"] in kinds
 
 
 def test_what_changes_something_takes_the_csrf_token() -> None:
