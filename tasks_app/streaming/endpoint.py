@@ -26,8 +26,9 @@ API_STREAM, API_STREAMS = "tasks_app_stream", "tasks_app_streams"
 #: What is answered where the database does not, and how long to wait before asking again.
 AWAY, AWAY_SECONDS = "The database does not answer. Ask again later.", 5
 
-#: The longest id that a stream gives: each is sent back with every event that follows from it.
-CURSOR_MAX = 2_000
+#: The longest id that is read. One that a stream gives names the transactions in progress at two
+#: moments: of three hundred it is as long as the header that proxies let pass.
+CURSOR_MAX = 7_500
 
 
 @dataclass

@@ -47,7 +47,13 @@ def test_a_stream_is_one(ada: User) -> None:
 
 @pytest.mark.parametrize(
     "last",
-    ["9" * 3000, "1@" + "1:2:" + ",".join("1" for _ in range(1500)) + "@1:2:", "x", "7@", "7@@@"],
+    [
+        "9" * 3000,
+        "1@" + "1:2:" + ",".join("1" for _ in range(CURSOR_MAX // 2)) + "@1:2:",
+        "x",
+        "7@",
+        "7@@@",
+    ],
 )
 @pytest.mark.parametrize("by", ["header", "query"])
 def test_what_is_no_id_of_a_stream_is_refused(ada: User, last: str, by: str) -> None:
@@ -60,6 +66,13 @@ def test_what_is_no_id_of_a_stream_is_refused(ada: User, last: str, by: str) -> 
     assert found.text == (
         f"{last[:80]!r} is no id of this stream. Send the id of the last event, or none."
     )
+
+
+def test_an_id_of_very_many_transactions_in_progress_is_read(ada: User) -> None:
+    listed = ",".join(str(1_000_000_000 + number) for number in range(300))
+    last = f"1@1:2000000000:{listed}@1:2000000000:{listed}"
+    found = answered(ada, task_id=enqueued(owner=ada).pk, **{"Last-Event-ID": last})
+    assert found.status == HTTPStatus.OK
 
 
 @pytest.mark.parametrize(
