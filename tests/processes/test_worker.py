@@ -69,7 +69,7 @@ def test_queues_are_taken_from_as_named(start_worker: StartWorker) -> None:
 @pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
 def test_nonsense_is_refused(start_worker: StartWorker, option: str) -> None:
     worker = start_worker(option, "0", ready=False)
-    assert worker.wait() == 1
+    assert worker.wait() == 2
     assert f"{option} must be 1 or more, not 0" in worker.output
     assert "Traceback" not in worker.output
 
