@@ -222,7 +222,7 @@ def test_times_are_the_viewers(page: Page, browser: Browser, serve: Serve) -> No
         time = visitor.locator("task-list time")
         expect(time).not_to_contain_text("UTC")
         shown = time.evaluate(
-            "time => new Intl.DateTimeFormat('en', {timeStyle: 'short'})"
+            "time => new Intl.DateTimeFormat('en-GB', {timeStyle: 'short'})"
             ".format(new Date(time.dateTime))"
         )
         expect(time).to_contain_text(shown)

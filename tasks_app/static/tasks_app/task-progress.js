@@ -205,10 +205,15 @@ function resultText(result) {
   return letters.length <= RESULT_SHOWN ? text : `${letters.slice(0, RESULT_SHOWN - 1).join("")}…`;
 }
 
-/** The page's language; the viewer's own where the page names none, or none that there is. */
+/**
+ * The page's language, as it is spoken where the viewer is, if they say so: English has clocks of
+ * 12 hours and of 24. The viewer's own where the page names none, or none that there is.
+ */
 function pageLanguage() {
+  const { lang } = document.documentElement;
+  const own = navigator.languages.filter((language) => language.startsWith(`${lang}-`));
   try {
-    return Intl.DateTimeFormat.supportedLocalesOf(document.documentElement.lang);
+    return Intl.DateTimeFormat.supportedLocalesOf([...own, lang]);
   } catch {
     return [];
   }
