@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
+from django.utils import timezone
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from project.airports.tasks import FarthestReachable
@@ -26,6 +28,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 OFFERS = reverse("admin:tasks_app_task_start")
 FORM = reverse("admin:tasks_app_task_start_form", args=[FarthestReachable.name()])
 OVERVIEW = reverse("admin:tasks_app_task_overview")
+WORKERS = reverse("admin:tasks_app_worker_changelist")
 
 
 def number(page: Page, status: str) -> Locator:
@@ -141,6 +144,22 @@ def test_the_overview_rests_while_it_is_paused_and_lives_on_a_timer_without_a_st
     task_service.start_task(Steps, {"reins": "/nowhere"})
     expect(banner).to_contain_text("you may have been signed out", timeout=WITHIN)
     expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
+
+
+def test_a_screen_holds_the_list_of_workers(
+    browser: Browser, operator: User, start_web: Callable[..., Web]
+) -> None:
+    web = start_web()
+    long_ago = timezone.now() - timedelta(hours=3, minutes=3)
+    worker(hostname="a-host-with-a-name", queues=["imports", "mails"], heartbeat_at=long_ago)
+    with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
+        log_in(context, web, operator)
+        page = context.new_page()
+        page.goto(f"{web.url}{WORKERS}")
+        held = "element => element.scrollWidth <= element.clientWidth"
+        assert page.locator("#changelist .results").evaluate(held)
+        expect(page.locator(".field-state")).to_have_text("Heartbeat lost")
+        expect(page.get_by_role("link", name="Heartbeat lost")).to_be_visible()
 
 
 def test_a_phone_holds_the_pages(
