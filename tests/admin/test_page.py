@@ -285,3 +285,9 @@ def test_of_an_attempt_that_never_began_nothing_is_said(admin_client: Client) ->
     assert "Attempt 1 of 1" in text(admin_client, task)
     for address in (url(never), reverse("admin:tasks_app_task_changelist")):
         assert "0 of 1" not in admin_client.get(address).content.decode()
+
+
+def test_while_it_runs_its_bar_alone_says_for_how_long(admin_client: Client) -> None:
+    # The facts are not fetched anew each second, and would say something else.
+    assert " Ran " not in text(admin_client, rows.saved(Status.RUNNING))
+    assert " Ran " in text(admin_client, rows.ended(Status.COMPLETED))
