@@ -153,7 +153,8 @@ class Row:
 
     @property
     def remaining(self) -> str:
-        return time_left(self.task, self.shared.words, self.now)
+        """Nothing of a task that nobody may be working on."""
+        return "" if self.is_lost else time_left(self.task, self.shared.words, self.now)
 
     @property
     def waited(self) -> str:

@@ -88,15 +88,23 @@ def test_a_bar_is_called_by_its_task(admin_client: Client) -> None:
 
 
 def test_a_lost_heartbeat_and_a_stuck_thread_are_badges(admin_client: Client) -> None:
-    task = rows.saved(Status.RUNNING)
+    began = timezone.now() - timedelta(minutes=1)
+    task = rows.saved(Status.RUNNING, started_at=began, progress=0.5)
 
     def badges() -> list[str]:
         page = admin_client.get(LIST).content.decode()
         return re.findall(r'data-part="(lost|stuck)">', page)
 
+    def left() -> list[str]:
+        page = admin_client.get(LIST).content.decode()
+        return re.findall(r'data-part="remaining">([^<]*)<', page)
+
     assert badges() == []
+    assert left() != [""]
     rows.lapse(task, timedelta(seconds=1))
     assert badges() == ["lost"]
+    # Nobody may be working on it.
+    assert left() == [""]
     rows.saved(Status.CANCELLED, stuck=True)
     assert sorted(badges()) == ["lost", "stuck"]
 

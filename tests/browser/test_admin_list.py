@@ -92,9 +92,10 @@ def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..
     for status in Status:
         rows.saved(status, age=long_ago, name=f"shop.tasks.{status.label}")
     running = {"age": long_ago, "worker": here, "progress_text": "half of it"}
-    rows.saved(Status.RUNNING, progress=0.5, attempt=2, max_attempts=3, **running)
+    alive = {"lease_expires_at": now + timedelta(minutes=5)}
+    rows.saved(Status.RUNNING, progress=0.5, attempt=2, max_attempts=3, **running, **alive)
     rows.saved(Status.RUNNING, cancel_requested_at=now, **running)
-    lost = rows.saved(Status.RUNNING, **running)
+    lost = rows.saved(Status.RUNNING, progress=0.5, **running)
     rows.lapse(lost, timedelta(minutes=1))
     rows.saved(Status.CANCELLED, stuck=True, started_at=now - long_ago, attempt=1)
     rows.saved(run_after=now + long_ago)

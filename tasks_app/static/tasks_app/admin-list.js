@@ -127,7 +127,7 @@ class Row {
     else if (bar.getAttribute("value") !== String(shown.value)) bar.value = shown.value;
     say(part(line, "percent"), shown.percent);
     say(part(line, "text"), shown.text);
-    say(part(line, "remaining"), shown.left ?? "");
+    say(part(line, "remaining"), this.lost ? "" : (shown.left ?? ""));
     say(part(line, "error"), shown.error);
     part(line, "error").hidden = !shown.error;
     say(
