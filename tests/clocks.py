@@ -9,6 +9,8 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
+from tasks_app import ledger
+
 
 class Clock:
     """The database's time, in the test's hands: told in UTC, asked as the site keeps its time."""
@@ -28,7 +30,16 @@ def local(moment: datetime) -> datetime:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
+    begin = ledger.begin
+
+    def begin_by_it(using: str, *wait: int) -> datetime:
+        begin(using, *wait)
+        return clock(using)
+
     for name, module in list(sys.modules.items()):
-        if name.startswith("tasks_app.") and hasattr(module, "database_now"):
-            monkeypatch.setattr(module, "database_now", clock)
+        if name.startswith("tasks_app."):
+            if hasattr(module, "database_now"):
+                monkeypatch.setattr(module, "database_now", clock)
+            if getattr(module, "begin", None) is begin:
+                monkeypatch.setattr(module, "begin", begin_by_it)
     return clock
