@@ -23,6 +23,7 @@ from tasks_app.admin.stretch import (
     OWNER,
     SINCE,
     STATUS,
+    TROUBLE,
     WINDOW,
     Stretch,
     moment_of,
@@ -178,6 +179,8 @@ class TaskChangeList(ChangeList):
         if stretch.status is Status.RUNNING:
             return False
         own = {FROM, OLDEST, OWNER if stretch.of_owner else STATUS}
+        if stretch.of_stuck:
+            own = {FROM, OLDEST, TROUBLE}
         if stretch.is_of_age:
             own.add(AGE)
         return bool(self.query) or any(

@@ -85,14 +85,15 @@ class TroubleFilter(TaskFilter):
     def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
         return [(LOST, _("Heartbeat lost")), (STUCK, _("Did not stop when told to"))]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         trouble = self.value()
         if trouble is None:
             return queryset
         if trouble == LOST:
             return queryset.filter(lease_expires_at__lt=database_now(alias()))
         if trouble == STUCK:
-            return queryset.filter(stuck=True)
+            # Where the order is that of their own index, the list says so itself.
+            return queryset if self.stretch(request).of_stuck else queryset.filter(stuck=True)
         raise IncorrectLookupParameters(f"{trouble!r} is no trouble")
 
 

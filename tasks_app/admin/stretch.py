@@ -1,7 +1,7 @@
 """Which part of which index the list reads: the same amount, however many tasks there are.
 
 The list is in the order of an index: the newest first, of one owner's tasks where it is filtered by
-owner; by when they ended, of one status's; and the longest waiting first of pending ones. What else
+owner; by when they ended, of one status's and of stuck ones; and the longest waiting first of pending ones. What else
 it is filtered by is looked for in the next `WINDOW` tasks of that order. Where there are more, the
 page says so and links to those beyond: by the value of the order's field, not by an offset.
 """
@@ -40,12 +40,13 @@ LOST, STUCK = "lost", "stuck"
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """An order that an index has, of all tasks, of a status's, or of an owner's."""
+    """An order that an index has: of all tasks, a status's, an owner's, or those that are stuck."""
 
     field: str
     descending: bool
     status: Status | None = None
     of_owner: bool = False
+    of_stuck: bool = False
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Stretch:
@@ -56,6 +57,9 @@ class Stretch:
         if status is Status.RUNNING or params.get(TROUBLE) == LOST:
             # Never more than there are hands, whoever owns them: sorted as they are read.
             return cls("started_at", descending, Status.RUNNING)
+        if params.get(TROUBLE) == STUCK:
+            # Few, and each has ended.
+            return cls("finished_at", descending, of_stuck=True)
         if params.get(OWNER):
             return cls("created_at", descending, of_owner=True)
         if status is None:
@@ -77,6 +81,8 @@ class Stretch:
         """Restrict tasks by what the index is of, in the words that make the database use it."""
         if self.of_owner:
             return tasks.filter(owner=owner)
+        if self.of_stuck:
+            return tasks.filter(stuck=True)
         if self.status is None:
             return tasks
         tasks = tasks.filter(status=self.status)
