@@ -277,7 +277,7 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
     return [claim for claim in claims if claim not in held]
 
 
-def rescue(limit: int = 100) -> list[Task]:
+def rescue(limit: int = 100, *, now: datetime | None = None) -> list[Task]:
     """Take back tasks whose worker no longer renews their leases; return them as they were.
 
     Each is cancelled if somebody asked for it, retried if attempts are left, else failed with
@@ -287,7 +287,7 @@ def rescue(limit: int = 100) -> list[Task]:
     """
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
-        now = database_now(using)
+        now = now or database_now(using)
         lost = list(
             overdue(now)
             .select_related("worker")

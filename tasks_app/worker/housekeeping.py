@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 
 from django.db import transaction
 
@@ -17,11 +18,11 @@ logger = logging.getLogger("tasks_app.cleanup")
 BATCH_PAUSE = 0.05
 
 
-def rescue() -> int:
-    """Take back the tasks of workers that were lost; return how many."""
+def rescue(now: datetime | None = None) -> int:
+    """Take back the tasks of workers that were lost at a moment; return how many."""
     with transaction.atomic(using=alias()):
         begin(alias())
-        lost = lifecycle.rescue()
+        lost = lifecycle.rescue(now=now)
     for task in lost:
         logger.warning(
             "Task %s (%s) was taken back from worker %s, which stopped responding",

@@ -50,7 +50,8 @@ class Rescuer:
                 self._clear_since = moment + task_settings().lease_seconds
         self._beat_at, self._clock = moment, now
         if moment - self._clear_since > 0.9 * heartbeat:
-            rescue_all()
+            # As of the moment looked at: by the time it may write, the clock may have been stepped.
+            rescue_all(now)
             self.waits = False
         else:
             self.waits = lifecycle.overdue(now).exists()
@@ -80,10 +81,10 @@ def rescue_from_outside(rest: Callable[[float], bool]) -> int:
     return rescue_all()
 
 
-def rescue_all() -> int:
+def rescue_all(now: datetime | None = None) -> int:
     """Rescue in batches until nobody is left to be; return how many were."""
     total = 0
-    while taken := rescue():
+    while taken := rescue(now):
         total += taken
     return total
 
