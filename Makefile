@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 PARALLEL = --numprocesses 3 --dist loadfile
+# What brings a server of its own, or has no database at all, is the same on both: it runs once.
+ONCE = $(wildcard tests/*/test_postgresql.py tests/*/test_redis.py) tests/test_layers.py
 
 PAGES = $(shell find templates tasks_app/templates -name '*.html')
 
@@ -18,7 +20,7 @@ run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
 	@exec $(BIN)/python -m project.run
 
 test: $(VENV)/.dev ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
-	TEST_DATABASE=postgresql $(BIN)/python -m pytest -m "not browser" --no-cov $(PARALLEL) $(ARGS)
+	TEST_DATABASE=postgresql $(BIN)/python -m pytest -m "not browser" --no-cov $(PARALLEL) $(ONCE:%=--ignore=%) $(ARGS)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill some 560 processes under load and count what is lost: nothing (15 minutes)
