@@ -274,11 +274,17 @@ def test_a_hidden_list_rests_and_goes_on(page: Page, show: Callable[..., None]) 
     page.add_init_script(
         """window.sources = [];
         window.EventSource = class extends EventSource {
-          constructor(url) { super(url); sources.push(this); }
+          constructor(url) {
+            super(url);
+            sources.push(this);
+            this.addEventListener("task_status", (event) => { this.had = event.lastEventId; });
+          }
         };"""
     )
     show()
     shows(page, task.pk, "state", "Running")
+    # What it has had, it need not be told again.
+    eventually(lambda: page.evaluate("sources[0]?.had"), what="the stream begins")
     look(page, away=True)
     page.clock.run_for(30_000)
     assert page.evaluate("sources.map((source) => source.readyState)") == [2]

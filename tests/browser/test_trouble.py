@@ -44,9 +44,8 @@ def test_a_deploy_passes(page: Page, serve: Serve) -> None:
 
     site.answers["stream"] = (502, {})
     stream.drop()
-    # Looked at once, in case all has ended.
-    site.wait_for(lambda: site.asked("status"), "a first look")
-    page.clock.run_for(5_000)
+    # Looked at once, in case all has ended; then every few seconds.
+    pass_time(page, site, lambda: len(site.asked("status")) >= 2)
     for each in rows:
         expect(part(page, each, "hint")).to_have_text(INTERRUPTED)
     expect(part(page, row, "announcer")).to_have_text(f"task 0: {INTERRUPTED}")
