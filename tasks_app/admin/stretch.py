@@ -1,9 +1,10 @@
 """Which part of which index the list reads: the same amount, however many tasks there are.
 
 The list is in the order of an index: the newest first, of one owner's tasks where it is filtered by
-owner; by when they ended, of one status's and of stuck ones; and the longest waiting first of pending ones. What else
-it is filtered by is looked for in the next `WINDOW` tasks of that order. Where there are more, the
-page says so and links to those beyond: by the value of the order's field, not by an offset.
+owner; by when they ended, of one status's and of stuck ones; and the longest waiting first of
+pending ones. What else it is filtered by is looked for in the next `WINDOW` tasks of that order.
+Where there are more, the page says so and links to those beyond: by the value of the order's field,
+not by an offset.
 """
 
 from __future__ import annotations
