@@ -24,7 +24,7 @@ from tasks_app.models import Task
 from tasks_app.states import Status
 
 #: How many tasks a page looks through for those that are asked for.
-WINDOW = 50_000
+WINDOW = 20_000
 
 #: What the list's URL may say.
 STATUS, OWNER, TROUBLE, AGE, OLDEST, FROM, SINCE = (
