@@ -10,6 +10,8 @@ import pytest
 
 from tasks_app.states import EventType, Status
 
+pytestmark = pytest.mark.once
+
 APP = Path(__file__).resolve().parent.parent / "tasks_app"
 FILES = sorted(path for path in APP.rglob("*.py") if "migrations" not in path.parts)
 
@@ -133,10 +135,11 @@ def test_an_import_upwards_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_no_import_hides_in_a_function(path: Path) -> None:
+def test_no_import_of_the_app_hides_in_a_function(path: Path) -> None:
     hidden = [
         f"{name_of(path)}:{node.lineno}"
-        for node, _ in imports(path)
+        for node, parts in imports(path)
+        if parts
         for above in ancestors(node)
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef)
         and (name_of(path), above.name) != ("apps.py", "ready")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -13,10 +13,9 @@ from django.core.signals import setting_changed
 from tasks_app.changes.listening import Listening
 from tasks_app.changes.outage import Outage
 
-with suppress(ImportError):  # Where the setting is there, django-eventstream asks for it.
+# Loaded where it is used only: it may not be installed, and takes each process a while.
+if TYPE_CHECKING:
     import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
 
 #: Redis knows channels by name only. Sites that share a server wake each other, and find nothing.
 CHANNEL = "tasks_app"
@@ -29,6 +28,10 @@ READ_SECONDS = 1.0
 
 def client(timeout: float) -> redis.Redis:
     """Return a client of the site's server that tries once, and for no longer than this."""
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
     limits = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
@@ -104,6 +107,8 @@ class Publisher:
         self._outage = Outage("Redis", "what is committed here is noticed up to a second late")
 
     def publish(self) -> None:
+        import redis
+
         if not self._outage.may_try():
             return
         try:
