@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tasks_app.models import Task
-from tests.chromium import CHROMIUM
+from tests.chromium import CHROMIUM, SHELL
 
 from .scripted import Serve, Site
 
@@ -22,7 +22,12 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def program() -> str | None:
+    return SHELL or CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def browser(program: str | None) -> Iterator[Browser]:
     """A Chromium for one module.
 
     Not for the session: while Playwright is active its event loop counts as running in this
@@ -32,7 +37,7 @@ def browser() -> Iterator[Browser]:
         # For the same reason Django believes that the ORM is called from a coroutine.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
+            executable_path=program,
             args=ARGUMENTS,
             # Playwright turns it off, visitors do not.
             ignore_default_args=["--disable-back-forward-cache"],

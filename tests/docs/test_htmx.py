@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 from playwright.sync_api import BrowserContext, Page, Request, expect
 
 from tasks_app.service import task_service
-from tests.browser.conftest import browser, context, page  # noqa: F401  # fixtures
+from tests.browser.conftest import browser, context, page, program  # noqa: F401  # fixtures
 from tests.docs.pages import ROOT, snippets
 from tests.harness import Process, Web, eventually
 from tests.tasks import Add, Fail

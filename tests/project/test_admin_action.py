@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.conftest import browser, context, page  # noqa: F401  # fixtures
+from tests.browser.conftest import browser, context, page, program  # noqa: F401  # fixtures
 from tests.project.conftest import BERGEN, HEADER, OSLO, ROST
 from tests.project.site import RunningSite, running
 

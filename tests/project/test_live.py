@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import browser, context, page  # noqa: F401  # fixtures
+from tests.browser.conftest import browser, context, page, program  # noqa: F401  # fixtures
 from tests.project.conftest import HEADER, OSLO
 from tests.project.site import RunningSite, running
 
