@@ -5,6 +5,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from django.conf import settings
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User
 from django.test import Client
 
@@ -17,8 +19,19 @@ pytest_plugins = ["tests.clocks", "tests.leaks"]
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
+# Each client of a test has middleware of its own, and WhiteNoise's would list all static files.
+settings.WHITENOISE_AUTOREFRESH = True
+# Still a password that the site's own processes accept.
+PBKDF2PasswordHasher.iterations = 1
+
 #: Leases are short in tests, so that one can wait until they run out.
 LEASE = {"TASK_LEASE_SECONDS": "2", "TASK_HEARTBEAT_SECONDS": "0.5"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that nobody waits for it alone in the end."""
+    slow = {"chaos", "processes", "browser", "test_permission_matrix.py"}
+    items.sort(key=lambda item: slow.isdisjoint(item.path.parts))
 
 
 @pytest.fixture

@@ -182,9 +182,9 @@ PREFIX = {"api": "", "pages": "", "admin": "tasks_app_task_", "worker": "tasks_a
 ACTIONS = {"cancel_selected", "retry_selected", "remove_selected"}
 
 
-def users() -> dict[str, User | None]:
+def users(roles: dict[str, dict[str, Any]]) -> dict[str, User | None]:
     found: dict[str, User | None] = {"nobody": None}
-    for role, fields in {**ROLES, **STAFF, **OWNERS}.items():
+    for role, fields in {**roles, "owner": ROLES["owner"]}.items():
         if role == "nobody":
             continue
         own = {name: value for name, value in fields.items() if name not in ("may", "owns")}
@@ -271,7 +271,7 @@ def test_owners_are_answered_as_their_table_says(line: list[str]) -> None:
 def test_what_nobody_owns_is_a_strangers_to_all(line: list[str]) -> None:
     """As where its owner's account was removed; to operators it is like any other."""
     door, method, name, status, *expected = line
-    people, told_of = users(), dict(zip(ROLES, expected, strict=True))
+    people, told_of = users(ROLES), dict(zip(ROLES, expected, strict=True))
     for role in ("nobody", "owner", "viewer", "canceller", "retrier", "remover"):
         task = saved(Status(status), name="tests.tasks.Noop")
         found = answer(people[role], door, method, name, task)
@@ -282,7 +282,7 @@ def answers(
     line: list[str], roles: dict[str, dict[str, Any]], of: str = "tests.tasks.Noop"
 ) -> None:
     door, method, name, status, *expected = line
-    people, by = users(), worker()
+    people, by = users(roles), worker()
     found = {}
     for role, fields in roles.items():
         owner = people[role if fields.get("owns") else "owner"]

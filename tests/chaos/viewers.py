@@ -84,7 +84,9 @@ class Viewer(threading.Thread):
 
     def run(self) -> None:
         with httpx.Client(
-            cookies={"sessionid": self.cookie}, timeout=httpx.Timeout(5, read=10)
+            cookies={"sessionid": self.cookie},
+            timeout=httpx.Timeout(5, read=10),
+            verify=False,
         ) as client:
             while not (self.over or self._left.is_set()):
                 # Who is cut off comes back.
