@@ -1,17 +1,18 @@
 # Needs only Python 3.11 or newer, and make.
 
+# Where this is set, each process would compile the project's modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-PARALLEL = --numprocesses 3 --dist loadfile
-# What brings a server of its own, or has no database at all, is the same on both: it runs once.
-ONCE = $(wildcard tests/*/test_postgresql.py tests/*/test_redis.py) tests/test_layers.py
+PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 PAGES = $(shell find templates tasks_app/templates -name '*.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos lint format test-matrix clean
+.PHONY: help run test coverage chaos lint format test-matrix clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +21,11 @@ run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
 	@exec $(BIN)/python -m project.run
 
 test: $(VENV)/.dev ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
-	TEST_DATABASE=postgresql $(BIN)/python -m pytest -m "not browser" --no-cov $(PARALLEL) $(ONCE:%=--ignore=%) $(ARGS)
+	TEST_DATABASE=postgresql $(BIN)/python -m pytest -m "not browser and not once" $(PARALLEL) $(ARGS)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+coverage: $(VENV)/.dev ## Run the tests on SQLite and say what they do not reach
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PARALLEL) $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill some 560 processes under load and count what is lost: nothing (15 minutes)
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -132,6 +132,7 @@ def test_an_authenticator_that_is_none_is_an_error(path: str, why: str) -> None:
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("setting", "found"),
     [

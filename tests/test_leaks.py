@@ -156,7 +156,7 @@ def test_second():
 def test_the_test_that_leaves_something_fails_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(IMPATIENT)
     (tmp_path / "test_it.py").write_text(FORGETFUL)
-    options = ["--no-cov", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"]
+    options = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider"]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-c", "pyproject.toml", str(tmp_path)],
         cwd=ROOT,

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 
 
@@ -13,7 +17,7 @@ def run(**environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "CI"}
     return subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-cov", "-q"),
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"),
             *(str(HERE / "test_cancel.py"), f"{HERE.parent / 'templatetags'}", "-k", "cancel"),
         ],
         env=inherited | environment | {"CHROMIUM": "no-such-browser"},

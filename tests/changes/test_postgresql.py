@@ -16,6 +16,8 @@ from tests.changes.listening import LONG, SHORT, commit, meanwhile, seconds, set
 from tests.harness import eventually
 from tests.servers import PostgreSQL, postgresql, used
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def changes(

@@ -15,7 +15,7 @@ from tests.changes.listening import LONG, SHORT, commit, meanwhile, seconds, set
 from tests.harness import eventually
 from tests.servers import Redis
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.once, pytest.mark.django_db(transaction=True)]
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.harness import PATIENCE, Web
 PAGE_ON_API = ROOT / "docs" / "api.md"
 
 
+@pytest.mark.once
 @pytest.mark.django_db(transaction=True)
 def test_commands_of_the_page_run(start_web: Callable[..., Web]) -> None:
     User.objects.create_superuser("demo", password="demo-airports")

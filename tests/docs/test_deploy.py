@@ -17,6 +17,8 @@ from tasks_app.conf import TaskSettings
 from tasks_app.worker.shutdown import RELEASE_SECONDS, STOP_SECONDS
 from tests.docs.pages import ROOT
 
+pytestmark = pytest.mark.once
+
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 UNITS = sorted(DEPLOY.glob("systemd/*.service"))

@@ -6,9 +6,12 @@ import re
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.docs.pages import GUIDE, README, snippets
 from tests.docs.site import Shell, hidden_fields
+
+pytestmark = pytest.mark.once
 
 
 def test_site_runs_a_task_started_on_its_page(site: httpx.Client) -> None:

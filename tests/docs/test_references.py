@@ -40,6 +40,8 @@ from tests.docs.pages import (
 )
 from tests.test_layers import LAYERS
 
+pytestmark = pytest.mark.once
+
 APP = ROOT / "tasks_app"
 SOURCE = "\n".join(path.read_text() for path in sorted(APP.rglob("*.py")))
 

@@ -74,6 +74,7 @@ def run(processes: list[Process], tmp_path: Path) -> Run:
 # Pipes and encodings.
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("limit", [1, 2000])
 def test_who_reads_no_further_is_no_error(limit: int) -> None:
     """Be it heard of at the end, or before."""
@@ -92,6 +93,7 @@ def test_who_reads_no_further_is_no_error(limit: int) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_every_encoding_will_do(encoding: str) -> None:
     task = saved(Status.COMPLETED, progress_text="caf\xe9 \u2192 \x85", result="\u2192\x9b")
@@ -173,6 +175,7 @@ def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
     os.close(shows)
 
 
+@pytest.mark.once
 def test_a_terminal_shows_a_bar_and_the_log_above_it(
     terminal: tuple[int, Callable[[], str]], start_worker: StartWorker, reins: Path
 ) -> None:

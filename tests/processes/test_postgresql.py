@@ -28,6 +28,8 @@ from tests.harness import Process, Viewer, Web, begins, ends, eventually
 from tests.servers import PostgreSQL
 from tests.tasks import Add, Noop, Steps
 
+pytestmark = pytest.mark.once
+
 StartWorker = Callable[..., Process]
 StartWeb = Callable[..., Web]
 Watch = Callable[..., Viewer]

@@ -20,6 +20,8 @@ from tests.harness import Process, Viewer, Web, begins, ends, eventually
 from tests.servers import Redis
 from tests.tasks import Add, Noop, Steps, Talk
 
+pytestmark = pytest.mark.once
+
 StartWorker = Callable[..., Process]
 StartWeb = Callable[..., Web]
 Watch = Callable[..., Viewer]

@@ -66,6 +66,7 @@ def test_queues_are_taken_from_as_named(start_worker: StartWorker) -> None:
     assert task_service.get_task_status(other.task_id).status == Status.PENDING
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
 def test_nonsense_is_refused(start_worker: StartWorker, option: str) -> None:
     worker = start_worker(option, "0", ready=False)

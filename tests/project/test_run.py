@@ -12,6 +12,8 @@ import pytest
 from tests.harness import eventually
 from tests.project.site import ROOT, environment, running
 
+pytestmark = pytest.mark.once
+
 
 def refused(data: Path, port: int | str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
