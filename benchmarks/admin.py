@@ -1,5 +1,7 @@
 """The admin's list over a million tasks: `python -m benchmarks admin`, or with another number.
 
+And the lists of the API, which look at as many.
+
 Each page is opened by Django's test client, template and all, as an operator's browser would ask
 for it: the median of five times, after one to warm up. The aim is 300 ms. The database works in the
 same process, so the time of the processor is what it takes on a machine with nothing else to do.
@@ -62,6 +64,8 @@ def main(tasks: int = TASKS) -> None:
     if keyed:
         url = reverse("admin:tasks_app_task_change", args=[keyed.pk])
         measure(client, "the page of one with a unique key", url)
+    for what, query in lists():
+        measure(client, f"the API: {what}", f"{reverse('tasks_app_api:task_list')}?{query}")
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -95,6 +99,20 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "search by name", "q=importorders"
     yield "search by error", "q=deadline"
     yield "failed, search by error", "q=deadline&status=failed"
+
+
+def lists() -> Iterator[tuple[str, str]]:
+    yield "the list", "limit=100"
+    for status in Status:
+        yield f"status {status}", f"status={status}"
+    yield "a common name", f"name={NAMES[0]}"
+    yield "a rare name", f"name={RARE}"
+    yield "a name that none has", "name=none"
+    yield "a queue that none is in", "queue=none"
+    yield "one's own", "owner=me"
+    yield "one's own failed", "owner=me&status=failed"
+    yield "nothing so new", "created_after=2999-01-01T00:00:00Z"
+    yield "nothing so old", "created_before=1999-01-01T00:00:00Z"
 
 
 def measure(client: Client, what: str, url: str) -> None:
