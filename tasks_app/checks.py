@@ -50,10 +50,10 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
                 id="tasks_app.E002",
             )
         )
-    if fault := _fault_of_service(conf.service):
+    if fault := _not_a(TaskService, "TASK_SERVICE", conf.service):
         found.append(
             Error(
-                f"TASK_SERVICE {fault}.",
+                f"{fault}.",
                 hint="Name a subclass of tasks_app.service.TaskService by its dotted path.",
                 id="tasks_app.E003",
             )
@@ -73,21 +73,12 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     return found
 
 
-def _fault_of_service(path: str) -> str:
-    try:
-        found = import_string(path)
-    except ImportError as error:
-        return f"cannot be imported: {error}"
-    if not (isinstance(found, type) and issubclass(found, TaskService)):
-        return f"is {path}, no {TaskService.__name__}"
-    return ""
-
-
 @register(Tags.security)
 def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     """Streams ask who may read them, resume from the facts, and are served by ASGI."""
     found: list[CheckMessage] = []
-    if fault := _not_a(TaskChannelManager, "EVENTSTREAM_CHANNELMANAGER_CLASS"):
+    name = "EVENTSTREAM_CHANNELMANAGER_CLASS"
+    if fault := _not_a(TaskChannelManager, name, getattr(settings, name, None)):
         found.append(
             Error(
                 f"{fault}, so nobody asks who may see which task.",
@@ -95,7 +86,8 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
                 id="tasks_app.E004",
             )
         )
-    if fault := _not_a(TaskEventStorage, "EVENTSTREAM_STORAGE_CLASS"):
+    name = "EVENTSTREAM_STORAGE_CLASS"
+    if fault := _not_a(TaskEventStorage, name, getattr(settings, name, None)):
         found.append(
             checks.Warning(
                 f"{fault}, so django-eventstream's own views cannot resume the streams of tasks.",
@@ -157,9 +149,8 @@ def _writes_ahead(name: str, init_command: str) -> bool:
         return False
 
 
-def _not_a(wanted: type, setting: str) -> str:
+def _not_a(wanted: type, setting: str, path: str | None) -> str:
     """Say what is wrong with a setting that names a class; nothing if it is of the wanted kind."""
-    path = getattr(settings, setting, None)
     if not path:
         return f"{setting} is not set"
     try:

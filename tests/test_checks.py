@@ -92,8 +92,8 @@ def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("no.such.Service", "cannot be imported: No module named 'no'"),
-        ("nodots", "cannot be imported: nodots doesn't look like a module path"),
+        ("no.such.Service", "cannot be imported (No module named 'no')"),
+        ("nodots", "cannot be imported (nodots doesn't look like a module path)"),
         ("os.path", "is os.path, no TaskService"),
         ("tasks_app.models.Task", "is tasks_app.models.Task, no TaskService"),
     ],
