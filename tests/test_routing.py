@@ -10,11 +10,12 @@ import pytest
 from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
-from django.db import OperationalError, connections
+from django.db import connections
 from django.test import AsyncClient, Client
 from django.urls import reverse
 
 from project.asgi import application
+from tests.outages import ASKED, take_away
 from tests.rows import enqueued
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -150,22 +151,13 @@ def test_the_view_refuses_what_the_consumer_refuses(client: AsyncClient) -> None
     assert async_to_sync(client.post)(STREAMS).status_code in (403, 405)
 
 
-@pytest.mark.parametrize("at", ["user", "rights", "stream"])
+@pytest.mark.parametrize("at", ASKED)
 def test_a_database_that_is_away_is_503(
     at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Wherever it is noticed, before the first byte."""
     asked = communicator(ada, STREAMS, "all=1")
-
-    def away(*_args: Any, **_kwargs: Any) -> Any:
-        raise OperationalError("connection refused")
-
-    where = {
-        "user": "channels.auth._get_user_session_key",
-        "rights": "tasks_app.streaming.endpoint.readable",
-        "stream": "tasks_app.streaming.relay.Cursor.now",
-    }
-    monkeypatch.setattr(where[at], away)
+    take_away(monkeypatch, at)
 
     async def answered() -> tuple[int, bytes]:
         status, body = await begun(asked, {"type": "http.request"})

@@ -14,13 +14,14 @@ from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
 from django.core.handlers.asgi import ASGIHandler
-from django.db import OperationalError, connections
+from django.db import connections
 from django.test import AsyncClient, Client
 from django_eventstream.views import get_listener_manager
 
 from project.asgi import application
 from tasks_app.states import Status
 from tests.api.asking import API, client_of, problem, someone
+from tests.outages import ASKED, take_away
 from tests.rows import ended, enqueued
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -175,22 +176,13 @@ def test_nonsense_is_named_by_field(
 
 
 @pytest.mark.usefixtures("no_django")
-@pytest.mark.parametrize("at", ["user", "rights", "stream"])
+@pytest.mark.parametrize("at", ASKED)
 def test_a_database_that_is_away_is_a_problem(
     at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Wherever it is noticed, and in one line of the log."""
     asked = scope(ada, "stream", "mine=1")
-
-    def away(*_args: Any, **_kwargs: Any) -> Any:
-        raise OperationalError("connection refused")
-
-    where = {
-        "user": "channels.auth._get_user_session_key",
-        "rights": "tasks_app.streaming.endpoint.readable",
-        "stream": "tasks_app.streaming.relay.Cursor.now",
-    }
-    monkeypatch.setattr(where[at], away)
+    take_away(monkeypatch, at)
     found = first(asked)
     assert told(found, 503) == "The database does not answer. Ask again later."
     assert found[1]["retry-after"] == "5"
