@@ -200,7 +200,7 @@ class Coordinator:
             self._refused = False
         except TROUBLE as error:
             self._unsure = self._unsure or claiming
-            self._wait_out(error)
+            self._wait_out(error, moment)
         except DatabaseError:
             if self._refused and not ending:
                 raise
@@ -369,8 +369,8 @@ class Coordinator:
             self.allowance += verb is Verb.RELEASE
             tell(run, verb, value)
 
-    def _wait_out(self, error: Exception) -> None:
-        pause = self._trouble.strike(time.monotonic())
+    def _wait_out(self, error: Exception, begun: float | None = None) -> None:
+        pause = self._trouble.strike(time.monotonic(), begun)
         logger.warning(
             "The database does not answer: %s; %d outcomes wait; next try in %g s",
             explained(error),

@@ -19,15 +19,19 @@ from tasks_app.worker.housekeeping import rescue
 
 logger = logging.getLogger("tasks_app.cleanup")
 
+#: For so many heartbeats the database took writes before anybody is judged: who lives had several
+#: tries to renew, also where others were quicker to SQLite's one lock.
+CLEAR_BEATS = 2
+
 
 class Rescuer:
-    """Rescues at each heartbeat of a worker that could itself write for the length of one.
+    """Rescues at each heartbeat of a worker that could itself write for the length of two.
 
     Leases also run out where the database takes no writes for longer than a lease: its server is
     down, or a long transaction holds SQLite's lock. No worker is lost then, and whoever writes
-    first afterwards must not judge the others, but leave them a heartbeat's time to renew. Nor is
-    anybody lost because the database's clock was stepped forward, or its machine slept: what was
-    leased by the old time is judged a whole lease later.
+    first afterwards must not judge the others, but leave them time to renew. Nor is anybody lost
+    because the database's clock was stepped forward, or its machine slept: what was leased by the
+    old time is judged a whole lease later.
     """
 
     def __init__(self, moment: float) -> None:
@@ -49,7 +53,7 @@ class Rescuer:
             if stepped > 0.5 * heartbeat:
                 self._clear_since = moment + task_settings().lease_seconds
         self._beat_at, self._clock = moment, now
-        if moment - self._clear_since > 0.9 * heartbeat:
+        if moment - self._clear_since > (CLEAR_BEATS - 0.1) * heartbeat:
             # As of the moment looked at: by the time it may write, the clock may have been stepped.
             rescue_all(now)
             self.waits = False
@@ -60,17 +64,17 @@ class Rescuer:
 def rescue_from_outside(rest: Callable[[float], bool]) -> int:
     """Rescue as a process that comes and goes, such as one that cron starts; return how many.
 
-    Where a lease has run out, it first makes sure for the length of a heartbeat that the database
-    takes writes, so that workers which live had time to renew. `rest` sleeps for so many seconds
-    and tells whether to go on; where it does not, nobody is rescued. Raises what Django raises
-    where the database does not answer.
+    Where a lease has run out, it first makes sure for the length of two heartbeats that the
+    database takes writes, so that workers which live had time to renew. `rest` sleeps for so many
+    seconds and tells whether to go on; where it does not, nobody is rescued. Raises what Django
+    raises where the database does not answer.
     """
     if not lifecycle.overdue(database_now(alias())).exists():
         return 0
     heartbeat = task_settings().heartbeat_seconds
-    logger.info("A lease has run out; its worker has %g s to renew it", heartbeat)
+    logger.info("A lease has run out; its worker has %g s to renew it", CLEAR_BEATS * heartbeat)
     clear_since = tried_at = time.monotonic()
-    while tried_at - clear_since < heartbeat:
+    while tried_at - clear_since < CLEAR_BEATS * heartbeat:
         if not rest(heartbeat / 4):
             return 0
         _write_nothing()

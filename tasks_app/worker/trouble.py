@@ -59,11 +59,16 @@ class Trouble:
     def started(self) -> bool:
         return self.pause > 0
 
-    def strike(self, moment: float) -> float:
-        """Take note that a try failed; return how long to wait until the next."""
+    def strike(self, moment: float, begun: float | None = None) -> float:
+        """Take note that a try failed; return how long to wait until the next.
+
+        A try that waited for a lock, since it had begun, has waited already.
+        """
         # Twice in a heartbeat at least: once the database answers, leases are to be renewed before
         # anybody takes this worker for lost.
         longest = min(PAUSE_MAX, task_settings().heartbeat_seconds / 2)
         self.pause = min(max(self.pause * 2, PAUSE), longest)
-        self.retry_at = moment + self.pause
-        return self.pause
+        waited = 0.0 if begun is None else moment - begun
+        rest = max(self.pause - waited, PAUSE)
+        self.retry_at = moment + rest
+        return rest

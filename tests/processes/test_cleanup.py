@@ -116,7 +116,7 @@ def test_a_signal_ends_its_wait_for_a_worker_that_may_still_live(
     lost = saved(Status.RUNNING, worker=worker())
     lapse(lost, DAY)
     process = cleanup(TASK_LEASE_SECONDS="3600", TASK_HEARTBEAT_SECONDS="600", LOG_LEVEL="INFO")
-    process.says("its worker has 600 s to renew it")
+    process.says("its worker has 1200 s to renew it")
     process.send(signal.SIGTERM)
     assert process.wait() == 143
     assert '"complete": false' in process.output

@@ -30,10 +30,11 @@ def lost(settings: Any) -> Task:
 
 def test_who_has_just_come_judges_nobody(lost: Task) -> None:
     rescuer = Rescuer(100.0)
-    rescuer.beat(100.1)
-    assert fresh(lost).status == Status.RUNNING
-    assert rescuer.waits
-    rescuer.beat(110.1)
+    for moment in (100.1, 110.1):
+        rescuer.beat(moment)
+        assert fresh(lost).status == Status.RUNNING
+        assert rescuer.waits
+    rescuer.beat(120.1)
     assert fresh(lost).status == Status.FAILED
     assert not rescuer.waits
 
@@ -45,16 +46,17 @@ def test_who_could_not_write_for_long_judges_nobody(lost: Task) -> None:
         rescuer.beat(moment)
     lapse(lost, timedelta(hours=1))
     # A beat 40 seconds late: the database took no writes, from nobody.
-    rescuer.beat(70.0)
-    assert fresh(lost).status == Status.RUNNING
-    rescuer.beat(80.0)
+    for moment in (70.0, 80.0):
+        rescuer.beat(moment)
+        assert fresh(lost).status == Status.RUNNING
+    rescuer.beat(90.0)
     assert fresh(lost).status == Status.FAILED
 
 
 def test_a_beat_that_is_a_little_late_is_none_the_worse(lost: Task) -> None:
     rescuer = Rescuer(0.0)
-    rescuer.beat(0.1)
-    rescuer.beat(14.0)
+    for moment in (0.1, 14.0, 24.0):
+        rescuer.beat(moment)
     assert fresh(lost).status == Status.FAILED
 
 
@@ -73,7 +75,7 @@ def test_without_lapsed_leases_nobody_waits(settings: Any) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_a_lapsed_lease_has_a_heartbeats_time_to_be_renewed(lost: Task, settings: Any) -> None:
+def test_a_lapsed_lease_has_two_heartbeats_time_to_be_renewed(lost: Task, settings: Any) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 1
     renewed = saved(Status.RUNNING, worker=lost.worker)
     lapse(renewed, timedelta(hours=1))
@@ -104,7 +106,7 @@ def test_time_in_which_nobody_can_write_does_not_count(
 
     monkeypatch.setattr(module, "_write_nothing", slow_once)
     assert rescue_from_outside(rest) == 1
-    assert tries[-1] - tries[0] >= 0.4
+    assert tries[-1] - tries[0] >= 0.8
 
 
 def test_who_is_told_to_stop_meanwhile_rescues_nobody(lost: Task) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from django.db import OperationalError
 
 from tasks_app.worker.trouble import PAUSE, PAUSE_MAX, Trouble, explained
@@ -26,6 +27,15 @@ def test_there_are_two_tries_in_a_heartbeat(settings: Any) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 1
     trouble = Trouble()
     assert [trouble.strike(100.0) for _ in range(5)] == [0.1, 0.2, 0.4, 0.5, 0.5]
+
+
+def test_a_try_that_waited_for_a_lock_has_waited_already(settings: Any) -> None:
+    settings.TASK_HEARTBEAT_SECONDS = 10
+    trouble = Trouble()
+    assert [trouble.strike(100.0, begun=99.0) for _ in range(5)] == [
+        *[0.1] * 4,
+        pytest.approx(0.6),
+    ]
 
 
 def test_what_sqlite_means_is_said() -> None:
