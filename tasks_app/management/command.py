@@ -8,13 +8,20 @@ import signal
 import sys
 from typing import Any
 
+from django.core.checks import Tags
 from django.core.management.base import BaseCommand, CommandParser
 
 from tasks_app.management.terminal import INTERRUPTED, plain_errors, utf8
 
+#: Those of this app and what else is no model: since Django 6 models ask the database what it can,
+#: which commands are to wait for, or to tell of, in their own words.
+CHECKS = [Tags.compatibility, Tags.security]
+
 
 class TaskCommand(BaseCommand):
     """Has the errors of tasks and of the database, closed pipes and Ctrl-C end it in good order."""
+
+    requires_system_checks = CHECKS
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, **kwargs)

@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 from django.core.management.base import BaseCommand, CommandParser
 
 from tasks_app.conf import task_settings
+from tasks_app.management.command import CHECKS
 from tasks_app.management.terminal import in_range, utf8
 from tasks_app.worker.coordinator import Coordinator
 
 
 class Command(BaseCommand):
+    requires_system_checks = CHECKS
     help = (
         "Runs background tasks until it is stopped. SIGTERM or SIGINT: claims no more and ends "
         "when the running tasks have, or have been released after TASK_SHUTDOWN_GRACE_SECONDS; "
