@@ -352,7 +352,7 @@ def test_what_must_hold_after_any_verbs_in_any_order() -> None:
     run_state_machine_as_test(
         Lifecycle,
         settings=settings(
-            max_examples=int(FURTHER or 30),
+            max_examples=int(FURTHER or 60),
             stateful_step_count=80 if FURTHER else 40,
             derandomize=not FURTHER,
             # A failure here is shown as it was found; to look further also finds the shortest.
