@@ -64,8 +64,8 @@ class Trouble:
 
         A try that waited for a lock, since it had begun, has waited already.
         """
-        # Twice in a heartbeat at least: once the database answers, leases are to be renewed before
-        # anybody takes this worker for lost.
+        # Twice in a heartbeat of two seconds and more: once the database answers, leases are to be
+        # renewed before anybody takes this worker for lost.
         longest = min(PAUSE_MAX, task_settings().heartbeat_seconds / 2)
         self.pause = min(max(self.pause * 2, PAUSE), longest)
         waited = 0.0 if begun is None else moment - begun
