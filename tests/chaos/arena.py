@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from uuid import UUID
@@ -41,6 +41,9 @@ from tests.invariants import Seen, check_invariants
 
 #: How long a process may go on that does not come to its failpoint.
 REPRIEVE = (3.0, 7.0)
+OUTSIDE = "outside"
+#: So many kills come to every failpoint.
+EXHAUSTIVE = 200
 STALE = "was taken from this worker"
 #: Said by a process only where something is wrong that a kill does not explain.
 ASGI_FAILED = "Exception in ASGI application"
@@ -87,6 +90,10 @@ class Fate:
     pause: float = float("inf")
     kill: float = float("inf")
 
+    @property
+    def is_failpoint(self) -> bool:
+        return "." in self.name
+
 
 NEVER = Fate("never")
 
@@ -106,31 +113,35 @@ class Slot:
 
 
 class Fates:
-    """Deals fates: each failpoint of a role once, in random order, then all of them again."""
+    """Deals fates: each failpoint of a role once, in random order, then all of them again.
+
+    One that a process did not come to is dealt once more besides, until one did.
+    """
 
     def __init__(self, random: Random) -> None:
         self.random = random
         self._decks: dict[str, list[Fate]] = {}
+        self._missed: dict[str, list[Fate]] = {}
 
     def draw(self, role: str) -> Fate:
         deck = self._decks.setdefault(role, [])
         if not deck:
-            deck.extend(self._new(role))
+            deck.extend([*self._new(role), *self._missed.pop(role, [])])
             self.random.shuffle(deck)
         return deck.pop()
 
+    def missed(self, role: str, fate: Fate) -> None:
+        """Deal a fate that did not come true again, as near as it can be."""
+        self._missed.setdefault(role, []).append(replace(fate, passes=1))
+
     def _new(self, role: str) -> Iterator[Fate]:
         uniform = self.random.uniform
-        points = {
-            "worker": failpoints.OF_WORKER,
-            "web": failpoints.OF_WEB,
-            "cleanup": failpoints.OF_CLEANUP,
-        }[role]
+        points = failpoints.OF[role]
         for name, most in points.items():
             yield Fate(name, self.random.randint(1, most), kill=uniform(*REPRIEVE))
         outside = len(points) // 4
         for _ in range(outside):
-            yield Fate("outside", kill=uniform(0.0, 2.0))
+            yield Fate(OUTSIDE, kill=uniform(0.0, 2.0))
         if role == "worker":
             for name, most in failpoints.OF_LEAVER.items():
                 yield Fate(name, self.random.randint(1, most), uniform(0.3, 1.5), kill=10.0)
@@ -219,7 +230,7 @@ class Arena:
         slot.fate = self.fates.draw(slot.role) if self.doomed else NEVER
         if slot.process is not None:
             slot.process.end()
-        name = slot.fate.name if "." in slot.fate.name else "never"
+        name = slot.fate.name if slot.fate.is_failpoint else "never"
         log = self.folder / f"{slot.role}-{len(self.processes)}.log"
         slot.process = Doomed(log, name, slot.fate.passes, *slot.command)
         slot.ready, slot.done, slot.paused = float("inf"), set(), 0.0
@@ -271,10 +282,13 @@ class Arena:
                 return True
 
     def _bury(self, slot: Slot, process: Doomed, code: int) -> None:
+        deaths = {entry["pid"]: entry["name"] for entry in ledger.entries("deaths")}
+        name = str(deaths.get(process.pid, OUTSIDE))  # type: ignore[call-overload]
+        if slot.fate.is_failpoint and name == OUTSIDE:
+            self.fates.missed(slot.role, slot.fate)
         if code == -signal.SIGKILL:
             self.tally.kills += 1
-            deaths = {entry["pid"]: entry["name"] for entry in ledger.entries("deaths")}
-            self.struck[str(deaths.get(process.pid, "outside"))] += 1  # type: ignore[call-overload]
+            self.struck[f"{slot.role} {name}"] += 1
         elif code and self.plan.troubles and (slot.role == "cleanup" or slot.ready == float("inf")):
             # It came to a database that was away, and the next one comes at once.
             self.struck["could not start"] += 1
@@ -378,6 +392,8 @@ class Arena:
             tally.fault("other_faults", f"the feeder failed: {error}")
         if tally.kills < self.plan.kills or len(self.feeder.acknowledged) < self.plan.tasks:
             tally.fault("other_faults", f"not done within {self.plan.seconds:g} s")
+        if self.plan.kills >= EXHAUSTIVE and (spared := failpoints.ALL - self.struck.keys()):
+            tally.fault("other_faults", f"nobody died at {', '.join(sorted(spared))}")
         self._look()
         audit_tasks(tally, self.feeder, calm=self.plan.calm)
         audit_rescues(tally, wrong=not self.plan.kills)

@@ -71,6 +71,10 @@ OF_WEB = {
     "send_fact.inside": 100,
     "send_progress.inside": 100,
 }
+OF = {"worker": OF_WORKER, "web": OF_WEB, "cleanup": OF_CLEANUP}
+ALL = {f"{role} {name}" for role, points in OF.items() for name in points} | {
+    f"worker {name}" for name in OF_LEAVER
+}
 
 
 def arm(name: str, passes: int) -> None:

@@ -77,7 +77,7 @@ class Feeder(threading.Thread):
                 self._start(f"task{number}", client)
                 if number % 4 == 0:
                     self._cancel(client)
-                if number % 50 == 10:
+                if number % 20 == 10:
                     self._try(self._grow_old)
         except Exception as error:  # noqa: BLE001 - told by the run, which must not go on unfed
             self.errors.append(repr(error))
