@@ -247,9 +247,9 @@ def resolve(name: str) -> type[BaseTask]:
     """Import a task class by its dotted path. Raises UnknownTask, saying what was found instead."""
     try:
         found = import_string(name)
-    except Exception as error:
-        # Its module may do anything when it is imported.
-        raise UnknownTask(name, str(error)) from error
+    except (Exception, SystemExit) as error:
+        # Its module may do anything when it is imported, and end a script.
+        raise UnknownTask(name, str(error) or type(error).__name__) from error
     if not (isinstance(found, type) and issubclass(found, BaseTask)):
         raise UnknownTask(name, f"it is {type(found).__name__!r} and no subclass of BaseTask")
     return found

@@ -376,6 +376,15 @@ def test_a_module_that_breaks_has_no_task(
     assert row(name="broken_module.Task").label == "broken_module.Task"
 
 
+def test_a_script_that_ends_does_not_end_who_looks_for_a_task_in_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "script_that_ends.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownTask, match=r"'script_that_ends\.Task': SystemExit"):
+        resolve("script_that_ends.Task")
+
+
 def test_async_tasks_are_refused_where_they_are_written() -> None:
     with pytest.raises(InvalidTask) as caught:
 

@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from tasks_app import registry
 from tasks_app.admin.stretch import (
     AGE,
     FROM,
@@ -112,7 +113,11 @@ class RecentFilter(TaskFilter):
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
-        return queryset if value is None else unindexed(queryset, self.column, exact=value)
+        if value is None:
+            return queryset
+        if "\0" in value:
+            raise IncorrectLookupParameters("no database stores a NUL character")
+        return unindexed(queryset, self.column, exact=value)
 
 
 class NameFilter(RecentFilter):
@@ -120,8 +125,11 @@ class NameFilter(RecentFilter):
     parameter_name = column = "name"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
+        # Never the label of whatever the URL names: it is found by importing a module.
+        labels = {cls.name(): str(cls.verbose_name) for cls in registry.tasks()}
+        labels |= {task.name: task.label for task in recent(request)}
         found = super().lookups(request, model_admin)
-        return sorted(((name, Task(name=name).label) for name, _label in found), key=lambda c: c[1])
+        return sorted(((name, labels.get(name, name)) for name, _ in found), key=lambda c: c[1])
 
 
 class QueueFilter(RecentFilter):
@@ -290,6 +298,8 @@ def owner_named(name: str, request: HttpRequest) -> Any:
         return request.user.pk
     if name == NOBODY:
         return None
+    if "\0" in name:
+        raise LookupError(name)  # No database stores it.
     users = get_user_model()._default_manager
     user = users.filter(**{get_user_model().USERNAME_FIELD: name}).only("pk").first()
     if user is None:

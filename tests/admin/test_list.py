@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 import uuid
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -205,6 +207,7 @@ def test_filters(admin_client: Client, admin_user: User) -> None:
     assert listed(admin_client, "owner=~me&status=failed") == [mine.pk]
     assert {mine.pk, owned.pk}.isdisjoint(listed(admin_client, "owner=~nobody"))
     assert listed(admin_client, "owner=somebody") == []
+    assert listed(admin_client, "owner=%00") == []
     assert listed(admin_client, f"worker={worker.pk}") == [ran.pk]
     assert listed(admin_client, "trouble=stuck") == [stuck.pk]
     assert listed(admin_client, "trouble=lost") == [lost.pk]
@@ -222,11 +225,40 @@ def test_filters(admin_client: Client, admin_user: User) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["status=odd", "trouble=odd", "age=odd", "worker=odd", "from=odd", "nothing=1"],
+    [
+        "status=odd",
+        "trouble=odd",
+        "age=odd",
+        "worker=odd",
+        "from=odd",
+        "from=0001-01-01T00:00:00%2B14:00",
+        "name=%00",
+        "queue=%00",
+        "nothing=1",
+    ],
 )
 def test_nonsense_leads_back_to_the_list(admin_client: Client, query: str) -> None:
     page = admin_client.get(f"{LIST}?{query}")
     assert (page.status_code, page["Location"]) == (302, f"{LIST}?e=1")
+
+
+def test_the_name_of_a_filter_is_called_as_the_site_calls_it(admin_client: Client) -> None:
+    """Also where no recent task has it: the class is known."""
+    page = admin_client.get(f"{LIST}?name={ExportAirports.name()}")
+    assert re.search(r">\s*Export airports\s*<", page.content.decode())
+
+
+def test_a_filter_imports_nothing_that_the_url_names(
+    admin_client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "script_of_somebody.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    for url in (LIST, LIVE):
+        page = admin_client.get(f"{url}?name=script_of_somebody.Task")
+        assert page.status_code == 200
+    page = admin_client.get(f"{LIST}?name=this.s")
+    assert ">this.s<" in re.sub(r"\s", "", page.content.decode().replace("<wbr>", ""))
+    assert {"script_of_somebody", "this"}.isdisjoint(sys.modules)
 
 
 def test_search(admin_client: Client) -> None:
