@@ -25,6 +25,7 @@ from pydantic import (
 
 from tasks_app import lifecycle, retention
 from tasks_app.base import UNSET, BaseTask, Unset, resolve
+from tasks_app.clock import within_the_calendar
 from tasks_app.conf import PREFIX, task_settings
 from tasks_app.exceptions import (
     DuplicateTask,
@@ -183,9 +184,6 @@ def _storable(text: str) -> str:
 QueueName = Annotated[str, Field(min_length=1, max_length=QUEUE_MAX), AfterValidator(_storable)]
 Key = Annotated[str, Field(min_length=1, max_length=KEY_MAX), AfterValidator(_storable)]
 
-#: The last moments that every zone of the world can still show.
-LATEST_YEAR = 9998
-
 
 class StartOptions(BaseModel):
     """How a task is to run: as its class says, and its start where that says otherwise."""
@@ -231,9 +229,7 @@ class StartOptions(BaseModel):
                 if settings.USE_TZ
                 else "must be a naive datetime, for USE_TZ is off"
             )
-        if moment is not None and not 1900 <= moment.year <= LATEST_YEAR:
-            raise ValueError(f"must be from the year 1900 to {LATEST_YEAR}")
-        return moment
+        return None if moment is None else within_the_calendar(moment)
 
     @model_validator(mode="after")
     def has_whose_key_it_is(self) -> Self:

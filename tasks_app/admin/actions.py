@@ -40,8 +40,8 @@ from tasks_app.admin.acts import (
     why,
     write_log,
 )
-from tasks_app.admin.stretch import moment_of, str_of
-from tasks_app.clock import database_now
+from tasks_app.admin.stretch import str_of
+from tasks_app.clock import database_now, moment_of
 from tasks_app.exceptions import TaskError, TaskNotFound
 from tasks_app.ledger import alias
 from tasks_app.models import Task

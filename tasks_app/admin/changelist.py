@@ -26,11 +26,10 @@ from tasks_app.admin.stretch import (
     TROUBLE,
     WINDOW,
     Stretch,
-    moment_of,
     str_of,
     unindexed,
 )
-from tasks_app.clock import database_now
+from tasks_app.clock import database_now, moment_of
 from tasks_app.ledger import alias
 from tasks_app.models import Task, aware
 from tasks_app.states import Status

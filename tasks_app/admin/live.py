@@ -12,8 +12,8 @@ from django.urls import URLPattern, path
 from django.views.decorators.cache import never_cache
 
 from tasks_app.admin.rows import Rows, shown
-from tasks_app.admin.stretch import SINCE, moment_of
-from tasks_app.clock import database_now
+from tasks_app.admin.stretch import SINCE
+from tasks_app.clock import database_now, moment_of
 from tasks_app.ledger import alias
 from tasks_app.models import Task, aware
 

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.conf import settings
 from django.db.models import F, OrderBy, QuerySet
-from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 
 from tasks_app.expressions import Unindexed
 from tasks_app.models import Task
@@ -105,21 +102,6 @@ class Stretch:
         """Where the window over these tasks ends; None if it holds all of them."""
         fields = tasks.order_by(self.order).values_list(self.field, flat=True)
         return fields[WINDOW : WINDOW + 1].first()
-
-
-def moment_of(text: str) -> datetime | None:
-    """Read a moment as `str_of` writes it; None for anything else."""
-    try:
-        moment = parse_datetime(text)
-    except ValueError:
-        return None
-    if moment is None:
-        return None
-    if settings.USE_TZ and timezone.is_naive(moment):
-        return timezone.make_aware(moment)
-    if not settings.USE_TZ and timezone.is_aware(moment):
-        return timezone.make_naive(moment)
-    return moment
 
 
 def str_of(moment: datetime) -> str:

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
+from tasks_app.clock import within_the_calendar
 from tasks_app.schemas import Schema, TaskEvent, TaskInfo
-from tasks_app.service import LATEST_YEAR
 from tasks_app.states import Status
 
 #: The most that a page of a list holds, and what it holds unless asked.
@@ -25,13 +25,11 @@ def _iso(value: Any) -> Any:
     return value
 
 
-def _within_the_calendar(moment: datetime) -> datetime:
-    if not 1900 <= moment.year <= LATEST_YEAR:
-        raise ValueError(f"must be from the year 1900 to {LATEST_YEAR}")
-    return moment.astimezone(UTC)
+def _utc(moment: datetime) -> datetime:
+    return within_the_calendar(moment).astimezone(UTC)
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_iso), AfterValidator(_within_the_calendar)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_iso), AfterValidator(_utc)]
 #: Text as a database takes it: without NUL.
 Word = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^\\u0000]*$")]
 Limit = Annotated[int, Field(ge=1, le=PAGE_MAX)]

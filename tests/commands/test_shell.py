@@ -40,6 +40,7 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
     ("arguments", "said"),
     [
         ([*NOOP, "--idempotency-key", "k"], "An option is wrong: Value error, an idempotency_key"),
+        (["list_tasks", "--before", "0001-01-01T00:00:00+14:00"], "is no moment; write 2026-"),
         ([*NOOP, "--delay", "9000000d"], "--delay: '9000000d' is too long; give 36500d at most"),
         ([*NOOP, "--delay", "1e20"], "is too long"),
         ([*NOOP, "--timeout", "1e20"], "is too long"),

@@ -6,12 +6,11 @@ import argparse
 from datetime import datetime
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import CommandParser
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 
 from tasks_app import display
+from tasks_app.clock import moment_of
 from tasks_app.exceptions import UnknownTask
 from tasks_app.expressions import Unindexed
 from tasks_app.management.command import TaskCommand
@@ -35,12 +34,7 @@ WINDOW = 50_000
 
 def moment(text: str) -> datetime:
     """Read a moment in the site's time zone, or in the one that it names."""
-    try:
-        found = parse_datetime(text)
-        if found is not None and timezone.is_aware(found) is not settings.USE_TZ:
-            found = (timezone.make_aware if settings.USE_TZ else timezone.make_naive)(found)
-    except (ValueError, OverflowError):
-        found = None
+    found = moment_of(text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no moment; write 2026-11-25T16:30:00")
     return found
