@@ -103,7 +103,7 @@ def statuses(request: HttpRequest) -> JsonResponse:
 @require_POST
 def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     """Cancel a task: as JSON to a script, by a redirect back to a page without one."""
-    task = Task.objects.filter(pk=task_id).first()
+    task = Task.primary.filter(pk=task_id).first()
     user = request.user
     if task is None or not user.is_authenticated or not may_cancel(user, task):
         return _not_found(request)
@@ -131,7 +131,7 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
 
     The redirect leads to the form field `next` where it names a page of this site.
     """
-    task = Task.objects.filter(pk=task_id).first()
+    task = Task.primary.filter(pk=task_id).first()
     user = request.user
     if task is None or not user.is_authenticated or not may_retry(user, task):
         return _not_found(request)

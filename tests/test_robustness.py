@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
 from django.utils.connection import ConnectionDoesNotExist
 
 from tasks_app import lifecycle, retention
@@ -44,7 +46,7 @@ from tests.more_tasks import (
     Unstorable,
     Wordy,
 )
-from tests.rows import claimed, facts, fresh, last_fact
+from tests.rows import claimed, facts, fresh, last_fact, saved
 from tests.tasks import Add, Noop, Steps
 from tests.worker.conftest import Working
 from tests.worker.runs import made
@@ -279,6 +281,22 @@ def test_a_start_and_a_removal_ask_no_replica() -> None:
     task_service.cancel_task(started.task_id)
     task_service.remove_completed_task(started.task_id)
     assert not Task.primary.exists()
+
+
+@pytest.mark.usefixtures("replica")
+@pytest.mark.parametrize(("view", "status"), [("cancel", Status.PENDING), ("retry", Status.FAILED)])
+@pytest.mark.parametrize("door", ["page", "admin", "api"])
+def test_a_button_asks_no_replica(admin_client: Client, door: str, view: str, status: Any) -> None:
+    """It may be pressed before the replica has the task."""
+    task = saved(status)
+    url = {
+        "page": reverse(f"tasks_app:{view}", args=[task.pk]),
+        "admin": reverse(f"admin:tasks_app_task_{view}", args=[task.pk]),
+        "api": f"/api/tasks/{task.pk}/{view}",
+    }[door]
+    response = admin_client.post(url, headers={"Accept": "application/json"})
+    assert response.status_code in (200, 202), response.content
+    assert Task.primary.filter(retried_from=task).exists() is (view == "retry")
 
 
 @pytest.mark.usefixtures("replica")

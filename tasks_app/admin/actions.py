@@ -135,7 +135,8 @@ class ActionViews(Base):
         return csrf_protect(self._posted)(request, task_id, act)
 
     def _posted(self, request: HttpRequest, task_id: UUID, act: Act) -> HttpResponse:
-        task = self.get_queryset(request).filter(pk=task_id).first()
+        # What decides reads the database that is written to.
+        task = self.get_queryset(request).using(alias()).filter(pk=task_id).first()
         if task is None:
             raise Http404(_("There is no such task."))
         if not act.allowed(request.user, task):
