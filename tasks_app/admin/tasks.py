@@ -9,6 +9,7 @@ from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
 from django.core.exceptions import BadRequest, ValidationError
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
@@ -92,6 +93,8 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
         named = User._default_manager.filter(**{User.USERNAME_FIELD: text})
         return found_by(queryset, text, named.values_list("pk", flat=True).first()), False
 
+    # Its actions are many transactions, also where every request is one.
+    @transaction.non_atomic_requests
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:

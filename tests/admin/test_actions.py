@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone, translation
@@ -352,6 +353,26 @@ def test_all_that_match(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -
     assert [rows.fresh(task).status for task in others] == [Status.PENDING, Status.COMPLETED]
     page = all_of(admin_client, "cancel", "?queue=mails")
     assert said(page) == ["There was nothing to do: no task is in a state that allows it."]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_batch_is_a_transaction_also_where_each_request_is_one(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one request would keep SQLite's write lock for all of them."""
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    monkeypatch.setattr(bulk, "BATCH", 2)
+    tasks = [rows.saved() for _ in range(5)]
+    breaks = iter([False, False, True])
+
+    def write_log(*_arguments: Any) -> None:
+        if next(breaks):
+            raise RuntimeError("the third batch fails")
+
+    monkeypatch.setattr(actions, "write_log", write_log)
+    with pytest.raises(RuntimeError, match="the third batch"):
+        many(admin_client, "cancel", tasks)
+    assert Task.objects.filter(status=Status.CANCELLED).count() == 4
 
 
 @pytest.mark.parametrize("act", ACTS)
