@@ -167,9 +167,24 @@ def _started_before(row: Task) -> TaskStartResponse | None:
     earlier = Task.primary.filter(owner_id=row.owner_id, idempotency_key=key).first()
     if earlier is None:
         return None
-    if (earlier.name, earlier.params) != (row.name, row.params):
+    if earlier.name != row.name or not _alike(earlier.params, row.params):
         raise IdempotencyKeyReused(key, earlier.pk)
     return earlier.started(replayed=True)
+
+
+def _alike(stored: Any, given: Any) -> bool:
+    """Whether JSON is the same, where PostgreSQL gives back a large float as the integer that its
+    shortest digits spell.
+    """
+    if isinstance(stored, dict) and isinstance(given, dict):
+        return stored.keys() == given.keys() and all(
+            _alike(value, given[key]) for key, value in stored.items()
+        )
+    if isinstance(stored, list) and isinstance(given, list):
+        return len(stored) == len(given) and all(map(_alike, stored, given))
+    if type(stored) is int and type(given) is float:
+        return float(stored) == given
+    return bool(stored == given)
 
 
 _OF_CLASS = ("queue", "priority", "timeout", "max_attempts")

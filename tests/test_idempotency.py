@@ -19,6 +19,7 @@ from tasks_app.schemas import TaskStartResponse
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import PATIENCE
+from tests.more_tasks import Echo
 from tests.rows import ended, fresh, saved, snapshot
 from tests.tasks import Add, Noop
 
@@ -87,6 +88,27 @@ def test_parameters_are_compared_as_they_are_understood(ada: User) -> None:
     assert task_service.start_task(
         "tests.tasks.Add", {"b": "2", "a": "1"}, owner=ada, idempotency_key="k"
     ).replayed
+
+
+@pytest.mark.parametrize(
+    "number", [5.972e24, 1e300, 123456789012345678901.0, -1e16, 1.5, 0.1, 2**70, 10**24]
+)
+def test_numbers_are_the_same_however_a_database_gives_them_back(ada: User, number: float) -> None:
+    """PostgreSQL gives a large float back as the integer that its shortest digits spell."""
+    params = {"seen": [number, {"number": number}], "none": None}
+
+    def start_with(things: Any) -> TaskStartResponse:
+        return task_service.start_task(Echo, {"value": things}, owner=ada, idempotency_key="k")
+
+    start_with(params)
+    assert start_with(params).replayed
+    for other in (
+        {"seen": [number, {"number": number * 2}], "none": None},
+        {"seen": [number], "none": None},
+        {"seen": [number, {"number": number}]},
+    ):
+        with pytest.raises(IdempotencyKeyReused):
+            start_with(other)
 
 
 def test_wrong_parameters_are_wrong_whatever_the_key(ada: User) -> None:
