@@ -44,7 +44,6 @@ def test_drain_of_nothing() -> None:
         (("--max-workers", "2"), 2, []),
         (("--queues", "mail"), 7, ["mail"]),
         (("--queues", " mail, reports ,"), 7, ["mail", "reports"]),
-        (("--queues", " , "), 7, []),
     ],
 )
 def test_options(settings: Any, options: tuple[str, ...], hands: int, queues: list[str]) -> None:
@@ -52,6 +51,14 @@ def test_options(settings: Any, options: tuple[str, ...], hands: int, queues: li
     call_command("run_tasks", "--drain", *options)
     worker = Worker.objects.get()
     assert (worker.hands, worker.queues) == (hands, queues)
+
+
+@pytest.mark.parametrize("queues", ["", " , "])
+def test_no_queue_is_not_every_queue(queues: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is most often a variable that is not set."""
+    with pytest.raises(CommandError, match="names no queue; leave it out to take tasks from all"):
+        call_command("run_tasks", "--drain", "--queues", queues)
+    assert not Worker.objects.exists()
 
 
 def test_only_the_queues_that_are_named() -> None:

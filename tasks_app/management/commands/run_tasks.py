@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -19,6 +20,14 @@ from tasks_app.management.terminal import in_range, utf8
 from tasks_app.worker.coordinator import Coordinator
 
 
+def queue_names(text: str) -> list[str]:
+    """Read names between commas: at least one, for no name at all would mean every queue."""
+    names = [name.strip() for name in utf8(text).split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("names no queue; leave it out to take tasks from all")
+    return names
+
+
 class Command(BaseCommand):
     requires_system_checks = CHECKS
     help = (
@@ -34,7 +43,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--queues",
-            type=utf8,
+            type=queue_names,
             help="Comma-separated queues to take tasks from. Default: all of them.",
         )
         parser.add_argument(
@@ -46,7 +55,7 @@ class Command(BaseCommand):
         self,
         *,
         max_workers: int | None,
-        queues: str | None,
+        queues: list[str] | None,
         drain: bool,
         max_tasks: int | None,
         **_options: Any,
@@ -56,7 +65,7 @@ class Command(BaseCommand):
                 in_range(option, value, 1)
         coordinator = Coordinator(
             task_settings().max_workers if max_workers is None else max_workers,
-            [queue.strip() for queue in queues.split(",") if queue.strip()] if queues else [],
+            queues or [],
             drain=drain,
             max_tasks=max_tasks,
         )
