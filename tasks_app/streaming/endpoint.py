@@ -16,6 +16,7 @@ from tasks_app.streaming.channels import BadRequest, readable, requested
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import relay
 from tasks_app.streaming.stream import open_stream
+from tasks_app.streaming.viewer import Viewer
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
@@ -88,7 +89,8 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
     allowed = await database_sync_to_async(readable)(user, channels)
     if not allowed:
         return Answer(HTTPStatus.NOT_FOUND, "There is no such task, or not for you.")
-    stream = await open_stream(relay, user, allowed, resumed)
+    viewer = await database_sync_to_async(Viewer.of)(request, user)
+    stream = await open_stream(relay, viewer, allowed, resumed)
     if stream is None:
         return Answer(HTTPStatus.NO_CONTENT)
     return Answer(HTTPStatus.OK, stream=stream)

@@ -8,11 +8,10 @@ import operator
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack, aclosing, suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from uuid import UUID
 
 from channels.db import database_sync_to_async
-from django.contrib.auth import get_user_model
 from django.db import InterfaceError, OperationalError
 from django.db.models import OuterRef, QuerySet, Subquery
 from django_eventstream.utils import sse_encode_error
@@ -22,13 +21,11 @@ from tasks_app.conf import task_settings
 from tasks_app.models import Task, TaskEvent
 from tasks_app.states import ATTEMPT_ENDS, TERMINAL_EVENTS, Status
 from tasks_app.streaming import wire
-from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, readable, task_of
+from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, task_of
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import TROUBLE_SECONDS, Relay
 from tasks_app.streaming.storage import facts_of
-
-if TYPE_CHECKING:
-    from tasks_app.permissions import User
+from tasks_app.streaming.viewer import Viewer
 
 #: The most states that a stream of an owner, or of all, opens with: the newest unfinished.
 OPENING_TASKS = 100
@@ -170,7 +167,7 @@ class View:
 
 
 async def open_stream(
-    relay: Relay, user: User, channels: Iterable[str], resumed: Cursor | None
+    relay: Relay, viewer: Viewer, channels: Iterable[str], resumed: Cursor | None
 ) -> AsyncIterator[bytes] | None:
     """Return what a viewer is sent, as bytes of server-sent events; None if there is nothing left.
 
@@ -181,7 +178,7 @@ async def open_stream(
     listener.assign_loop()
     view = View(channels)
     # django-eventstream's kick compares it with the primary key, whatever its type.
-    listener.user_id = cast(Any, user.pk)
+    listener.user_id = cast(Any, viewer.user.pk)
     listener.channels = set(view.channels)
     stack = AsyncExitStack()
     try:
@@ -195,7 +192,7 @@ async def open_stream(
     except BaseException:
         await stack.aclose()
         raise
-    return _events(stack, relay, listener, user, view, opening)
+    return _events(stack, relay, listener, viewer, view, opening)
 
 
 def _newest(column: str) -> Subquery:
@@ -204,13 +201,13 @@ def _newest(column: str) -> Subquery:
     return Subquery(facts.values(column)[:1])
 
 
-def _still_readable(user: User, channels: Collection[str]) -> set[str]:
-    now = get_user_model()._default_manager.filter(pk=cast(Any, user.pk)).first()
-    return readable(cast("User", now), channels) if now else set()
-
-
 async def _events(
-    stack: AsyncExitStack, relay: Relay, listener: Listener, user: User, view: View, opening: bytes
+    stack: AsyncExitStack,
+    relay: Relay,
+    listener: Listener,
+    viewer: Viewer,
+    view: View,
+    opening: bytes,
 ) -> AsyncIterator[bytes]:
     async with stack:
         yield wire.BEGINNING + opening
@@ -220,7 +217,7 @@ async def _events(
                 recheck_at = time.monotonic() + RECHECK_SECONDS
                 # Where the database is away, there is nothing to be read either.
                 with suppress(*AWAY):
-                    view.narrow(await database_sync_to_async(_still_readable)(user, view.channels))
+                    view.narrow(await database_sync_to_async(viewer.still_reads)(view.channels))
                 continue
             try:
                 async with asyncio.timeout(task_settings().stream_keepalive_seconds):

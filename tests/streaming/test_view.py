@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
+from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import Permission, User
 from django.db import OperationalError
+from django.http import HttpRequest
+from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from tasks_app import lifecycle
@@ -18,10 +23,12 @@ from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
 from tasks_app.states import EventType
 from tasks_app.streaming import stream as stream_module
+from tasks_app.streaming import viewer as viewer_module
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, owner_channel, task_channel
 from tasks_app.streaming.cursor import Cursor, Snapshot
 from tasks_app.streaming.stream import View
+from tasks_app.streaming.viewer import Viewer
 from tests.rows import claimed, enqueued, saved
 from tests.streaming.watching import Watching, parsed
 
@@ -202,11 +209,11 @@ def often(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
     settings.TASK_STREAM_KEEPALIVE_SECONDS = 0.02
 
 
-def finish(user: User, channel: str, change: Any) -> list[str]:
+def finish(viewer: User | Viewer, channel: str, change: Any) -> list[str]:
     """Watch, change something in the database, watch to the end; return what was seen."""
 
     async def watch() -> list[str]:
-        async with Watching(user, {channel}) as watching:
+        async with Watching(viewer, {channel}) as watching:
             await database_sync_to_async(change)()
             await watching.finish()
             return watching.types
@@ -235,6 +242,64 @@ def test_a_stream_of_ones_own_ends_with_the_account(ada: User) -> None:
     assert finish(ada, owner_channel(ada.pk), leave) == ["task_status"]
 
 
+def signed_in(user: User, path: str = "/") -> HttpRequest:
+    """A request of somebody who has a session."""
+    client = Client()
+    client.force_login(user)
+    request = RequestFactory().get(path)
+    request.session = client.session
+    return request
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("change", ["sign-out", "expiry", "password", "another user"])
+@pytest.mark.parametrize("engine", ["db", "cache", "cached_db", "file"])
+def test_a_stream_ends_with_the_session_it_was_opened_by(
+    ada: User, change: str, engine: str, settings: Any, tmp_path: Path
+) -> None:
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.SESSION_FILE_PATH = tmp_path
+    request = signed_in(ada)
+    session = request.session
+
+    def sign_in_as_another() -> None:
+        session[SESSION_KEY] = str(User.objects.create_user("bob").pk)
+        session.save()
+
+    def expire() -> None:
+        session.set_expiry(timezone.now() - timedelta(seconds=1))
+        session.save()
+
+    def change_password() -> None:
+        user = User.objects.get(pk=ada.pk)
+        user.set_password("another")
+        user.save()
+
+    changes = {
+        "sign-out": session.flush,
+        "expiry": expire,
+        "password": change_password,
+        "another user": sign_in_as_another,
+    }
+    viewer = Viewer.of(request, ada)
+    assert finish(viewer, owner_channel(ada.pk), changes[change]) == []
+
+
+@pytest.mark.usefixtures("often")
+def test_a_token_needs_no_session(ada: User) -> None:
+    """Whoever it came with, and whatever becomes of it."""
+    task, claim = claimed(owner=ada)
+    request = signed_in(User.objects.create_user("bob"))
+    for viewer in (Viewer.of(RequestFactory().get("/"), ada), Viewer.of(request, ada)):
+        assert viewer.session_key is None
+
+    def go_on() -> None:
+        request.session.flush()
+        lifecycle.complete({claim: 7})
+
+    assert finish(viewer, task_channel(task.pk), go_on) == ["task_status", "task_completed"]
+
+
 @pytest.mark.usefixtures("often")
 def test_a_stream_ends_when_its_task_is_removed(ada: User) -> None:
     task = enqueued(owner=ada)
@@ -257,11 +322,14 @@ def test_a_stream_ends_when_its_task_is_anothers(ada: User) -> None:
 
 
 @pytest.mark.usefixtures("often")
-def test_who_still_may_reads_on(ada: User) -> None:
+@pytest.mark.parametrize("by_session", [True, False])
+def test_who_still_may_reads_on(ada: User, by_session: bool) -> None:
     task, claim = claimed(owner=ada)
+    viewer = Viewer.of(signed_in(ada), ada) if by_session else Viewer(ada)
+    assert (viewer.session_key is not None) is by_session
 
     async def watch() -> list[str]:
-        async with Watching(ada, {task_channel(task.pk)}) as watching:
+        async with Watching(viewer, {task_channel(task.pk)}) as watching:
             for _ in range(10):  # signs of life, and looks between them
                 await watching.next()
             await database_sync_to_async(lifecycle.complete)({claim: 7})
@@ -276,7 +344,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
     """Neither when it asks who may read, nor when it tells a slow viewer what it missed."""
     task, claim = claimed(owner=ada)
     away = 3
-    real_readable, real_open = stream_module.readable, View.open
+    real_readable, real_open = viewer_module.readable, View.open
 
     def ask(do: Any) -> Any:
         def asked(*args: Any) -> Any:
@@ -291,7 +359,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
     async def watch() -> list[str]:
         nonlocal away
         async with Watching(ada, {task_channel(task.pk)}) as watching:
-            monkeypatch.setattr(stream_module, "readable", ask(real_readable))
+            monkeypatch.setattr(viewer_module, "readable", ask(real_readable))
             while away >= 0:
                 await watching.next()
             monkeypatch.setattr(stream_module, "TROUBLE_SECONDS", 0.01)

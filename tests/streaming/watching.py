@@ -13,6 +13,7 @@ from django.contrib.auth.models import User
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import relay
 from tasks_app.streaming.stream import open_stream
+from tasks_app.streaming.viewer import Viewer
 
 PATIENCE = 20.0
 
@@ -43,9 +44,12 @@ def parsed(chunk: bytes) -> list[Seen]:
 class Watching:
     """One open stream; use it as an asynchronous context."""
 
-    def __init__(self, user: User, channels: Iterable[str], resumed: Cursor | None = None) -> None:
+    def __init__(
+        self, viewer: User | Viewer, channels: Iterable[str], resumed: Cursor | None = None
+    ) -> None:
         self.seen: list[Seen] = []
-        self._asked = (user, channels, resumed)
+        viewer = viewer if isinstance(viewer, Viewer) else Viewer(viewer)
+        self._asked = (viewer, channels, resumed)
         self._stream: AsyncIterator[bytes]
 
     async def __aenter__(self) -> Watching:
