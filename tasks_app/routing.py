@@ -12,11 +12,13 @@ from typing import Any
 
 from channels.auth import AuthMiddlewareStack
 from channels.generic.http import AsyncHttpConsumer
+from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
 from django.db import InterfaceError, OperationalError
 from django.http import HttpResponse
 from django.urls import Resolver404, ResolverMatch, resolve
+from django.utils import translation
 
 from tasks_app.api.problems import unavailable
 from tasks_app.streaming.endpoint import (
@@ -146,6 +148,16 @@ def _unavailable(request: ASGIRequest, match: ResolverMatch, error: Exception) -
     )
 
 
+def _resolved(scope: Any) -> ResolverMatch | None:
+    """Find the view of a request as Django's handler does, and its LocaleMiddleware."""
+    path = scope["path"].removeprefix(settings.FORCE_SCRIPT_NAME or scope.get("root_path", ""))
+    with translation.override(translation.get_language_from_path(path) or settings.LANGUAGE_CODE):
+        try:
+            return resolve(path)
+        except Resolver404:
+            return None
+
+
 def with_task_streams(application: ASGIApp) -> ASGIApp:
     """Serve task streams by their consumer, wherever the URLs of `tasks_app` or of its API are
     included, and all else by the site's own ASGI application.
@@ -154,11 +166,7 @@ def with_task_streams(application: ASGIApp) -> ASGIApp:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            try:
-                match = resolve(path)
-            except Resolver404:
-                match = None
+            match = _resolved(scope)
             if match is not None and _is_stream(match):
                 route = {"view": match.func, "kwargs": match.kwargs}
                 scope = {**scope, "url_route": route}

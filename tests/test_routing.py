@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
+from django.core.asgi import get_asgi_application
 from django.db import connections
 from django.test import AsyncClient, Client
 from django.urls import reverse
 
 from project.asgi import application
+from tasks_app.routing import TaskStreamConsumer, with_task_streams
 from tests.outages import ASKED, take_away
 from tests.rows import enqueued
 
@@ -107,6 +110,37 @@ def test_the_consumer_refuses_more_fields_than_django_reads(ada: User) -> None:
         return found
 
     assert async_to_sync(go)() == (400, b"Bad Request (400)")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "root_path"), [("", ""), ("/sub", ""), ("", "/sub"), ("/sub", "/other")]
+)
+@pytest.mark.parametrize("path", ["/de/tasks/stream/", "/en/tasks/stream/", "/plain/stream/"])
+def test_the_consumer_serves_streams_wherever_they_are(
+    ada: User, settings: Any, path: str, prefix: str, root_path: str
+) -> None:
+    """Below what a language, a server or a setting puts before a path."""
+    settings.ROOT_URLCONF = "tests.i18n_urls"
+    settings.LANGUAGES = [("en", "English"), ("de", "Deutsch")]
+    settings.FORCE_SCRIPT_NAME = prefix or None
+    served = with_task_streams(get_asgi_application())
+    asked = communicator(ada, (prefix or root_path) + path, "mine=1")
+    asked = ApplicationCommunicator(served, {**asked.scope, "root_path": root_path})
+    consumed = []
+
+    async def answer(consumer: Any, request: Any) -> None:
+        consumed.append(request.path)
+        await consumer.send_response(200, b"")
+
+    async def go() -> int:
+        await asked.send_input(REQUEST)
+        head = await asked.receive_output(10)
+        await asked.wait(10)
+        return int(head["status"])
+
+    with patch.object(TaskStreamConsumer, "_answer", answer):
+        assert async_to_sync(go)() == 200
+    assert consumed == [(prefix or root_path) + path]
 
 
 # The plain view.
