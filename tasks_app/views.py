@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.core.handlers.asgi import ASGIRequest
 from django.db import transaction
@@ -39,6 +40,7 @@ else:
 NOT_FOUND = "There is no such task, or not for you."
 
 
+@login_not_required  # A script is told, not redirected; so are those below.
 @transaction.non_atomic_requests
 async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResponseBase:
     """Stream from a plain view: for a site without `with_task_streams` in its asgi.py.
@@ -73,6 +75,7 @@ class TaskPage(LoginRequiredMixin, TaskDetailView):
         return super().get_context_data(back=back, **kwargs)
 
 
+@login_not_required
 @require_safe
 @never_cache
 def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
@@ -82,6 +85,7 @@ def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
     return JsonResponse(task.info().model_dump(mode="json"))
 
 
+@login_not_required
 @require_safe
 @never_cache
 def statuses(request: HttpRequest) -> JsonResponse:

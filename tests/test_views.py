@@ -49,6 +49,21 @@ def cancel_of(task_id: uuid.UUID) -> str:
     return reverse("tasks_app:cancel", args=[task_id])
 
 
+def test_a_script_is_told_also_where_the_site_wants_a_login(ada: User, settings: Any) -> None:
+    """Whoever has no session is not redirected to a page that it cannot read."""
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    task = enqueued(owner=ada)
+    query = f"?task={task.pk}"
+    client = Client()
+    assert client.get(status_of(task.pk)).status_code == 404
+    assert client.get(reverse("tasks_app:statuses") + query).status_code == 403
+    assert client.get(reverse("tasks_app:stream", args=[task.pk])).status_code == 501
+    assert client.get(task.get_absolute_url()).status_code == 302
+
+
 # One task's status.
 
 

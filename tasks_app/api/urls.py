@@ -9,6 +9,7 @@ from inspect import iscoroutinefunction
 from typing import Any, cast
 
 from django.apps import apps
+from django.contrib.auth.decorators import login_not_required
 from django.db import transaction
 from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed
 from django.urls import URLPattern, re_path
@@ -22,6 +23,8 @@ from tasks_app.api.problems import Problem, answer_all
 View = Callable[..., HttpResponseBase]
 
 app_name = "tasks_app_api"
+#: Of django-ninja's own, which ask nobody who they are.
+_PAGES = {"openapi-json", "openapi-view", "api-root"}
 
 
 def build(namespace: str = app_name) -> NinjaAPI:
@@ -46,9 +49,14 @@ def patterns(api: NinjaAPI) -> list[URLPattern]:
     found = cast(list[URLPattern], api.urls[0])
     for pattern in found:
         pattern.callback = _guarded(pattern.callback)
+        if pattern.name not in _PAGES:
+            # Authenticators decide, and answer 401: Django's LoginRequiredMiddleware would redirect
+            # also those who have a token.
+            pattern.callback = login_not_required(pattern.callback)
     return [*found, re_path("", _nothing_here)]
 
 
+@login_not_required
 @csrf_exempt
 def _nothing_here(request: HttpRequest) -> HttpResponseBase:
     return Problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").response(request)

@@ -154,6 +154,23 @@ def test_an_authenticator_that_tells_no_user_is_a_mistake() -> None:
 
 
 @pytest.mark.usefixtures("tokens")
+def test_a_site_that_wants_a_login_everywhere_takes_tokens_too(ada: User, settings: Any) -> None:
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    client = Client(enforce_csrf_checks=True)
+    response = start(client, **bearing(ada))
+    assert response.status_code == 202
+    assert client.get(response["Location"], **bearing(ada)).status_code == 200
+    problem(client.get(f"{API}nowhere/", **bearing(ada)), 404)
+    problem(client.get(API), 401)
+    problem(client.get(f"{API}stream"), 401)
+    settings.LOGIN_URL = "/login/"
+    assert client.get(f"{API}openapi.json").status_code == 302
+
+
+@pytest.mark.usefixtures("tokens")
 def test_the_openapi_tells_of_both() -> None:
     schemes = Client().get(f"{API}openapi.json").json()["components"]["securitySchemes"]
     assert schemes["Token"] == {"type": "http", "scheme": "bearer"}
