@@ -8,12 +8,24 @@ from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
 
 from tasks_app.base import BaseTask, resolve
 from tasks_app.exceptions import InvalidTask, UnknownTask
 from tasks_app.models import Task
 
 MASK = "••••••••"
+
+
+class _Schemas(GenerateJsonSchema):
+    """Calls secret what has no JSON schema: nobody knows what is in it."""
+
+    def handle_invalid_for_json_schema(
+        self, schema: core_schema.CoreSchema, error_info: str
+    ) -> dict[str, Any]:
+        return {"writeOnly": True}
+
 
 #: A JSON schema, and the document that it refers into.
 _Schema = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -24,7 +36,8 @@ _ANYTHING: Mapping[str, Any] = {}
 def shown_params(task: Task) -> tuple[Any, bool]:
     """Its parameters, with what is secret masked, and whether it is known what is.
 
-    Where its class cannot be imported any more, nobody knows: every value is masked.
+    Where its class cannot be imported any more, nobody knows: every value is masked. So is one
+    whose type has no JSON schema.
     """
     try:
         model = resolve(task.name).params_model()
@@ -74,13 +87,13 @@ def blotted(data: Any) -> Any:
 def _schemas_of(model: type[BaseModel]) -> list[_Schema]:
     # By the names that it is read by, and by those that it is written by.
     modes: tuple[Any, Any] = ("validation", "serialization")
-    schemas = [model.model_json_schema(mode=mode) for mode in modes]
+    schemas = [model.model_json_schema(mode=mode, schema_generator=_Schemas) for mode in modes]
     return [(schema, schema) for schema in schemas]
 
 
 def _result_schemas(cls: type[BaseTask]) -> list[_Schema]:
     adapter: TypeAdapter[Any] = cls.result_type()
-    schema = adapter.json_schema(mode="serialization")
+    schema = adapter.json_schema(mode="serialization", schema_generator=_Schemas)
     return [(schema, schema)]
 
 

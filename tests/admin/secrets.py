@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretBytes, SecretStr
+from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
 from tasks_app.base import BaseTask, ProgressHandle
 
@@ -50,6 +51,18 @@ class Secretive(BaseTask):
         told: Annotated[str, Field(json_schema_extra={"writeOnly": True})] = ""
 
     def execute(self, progress: ProgressHandle, **_params: object) -> Key: ...
+
+
+class Odd(str):
+    """A type of which Pydantic makes no JSON schema."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: object) -> CoreSchema:
+        return no_info_plain_validator_function(cls)
+
+
+class Unspoken(BaseTask):
+    def execute(self, progress: ProgressHandle, odd: Odd, plain: int) -> Odd: ...
 
 
 class Strict(BaseTask):

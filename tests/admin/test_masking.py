@@ -13,7 +13,7 @@ from tasks_app import lifecycle
 from tasks_app.admin.masking import MASK, masked, shown_params, shown_result
 from tasks_app.models import Task
 from tests import rows
-from tests.admin.secrets import Ruled, Secretive, Strict
+from tests.admin.secrets import Ruled, Secretive, Strict, Unspoken
 
 #: Every secret of these parameters has this in it.
 HIDDEN = "s3cret"
@@ -55,6 +55,13 @@ def test_secrets_are_masked_wherever_they_are() -> None:
 def test_what_is_declared_no_more_is_masked() -> None:
     task = Task(name=Strict.name(), params={"plain": "seen", "password": "s3cret"})
     assert shown_params(task) == ({"plain": "seen", "password": MASK}, True)
+
+
+def test_only_what_has_no_schema_is_masked_for_it() -> None:
+    stored = Unspoken.validate_params({"odd": "s3cret", "plain": 3})
+    task = Task(name=Unspoken.name(), params=stored, result="s3cret")
+    assert shown_params(task) == ({"odd": MASK, "plain": 3}, True)
+    assert shown_result(task) == (MASK, True)
 
 
 @pytest.mark.parametrize("name", ["shop.tasks.Gone", "tests.admin.secrets.Key", "odd"])
