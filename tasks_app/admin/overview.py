@@ -19,7 +19,7 @@ from tasks_app import display, statistics
 from tasks_app.admin.charts import HEIGHT, WIDTH, chart
 from tasks_app.admin.start import startable_by
 from tasks_app.conf import task_settings
-from tasks_app.models import Task, aware
+from tasks_app.models import Task, Worker, aware
 from tasks_app.statistics import Presence
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class OverviewViews(Base):
             raise PermissionDenied
         context = shown(statistics.overview()) | {
             "opts": self.opts,
-            "may_view_workers": request.user.has_perm("tasks_app.view_worker"),
+            "may_view_workers": self.admin_site.is_registered(Worker)
+            and request.user.has_perm("tasks_app.view_worker"),
         }
         if part == "page":
             words = {key: str(word) for key, word in WORDS.items()}

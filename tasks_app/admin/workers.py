@@ -18,7 +18,7 @@ from tasks_app import display, statistics
 from tasks_app.admin.overview import PRESENCES
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
-from tasks_app.models import Worker
+from tasks_app.models import Task, Worker
 from tasks_app.states import Status
 from tasks_app.statistics import Presence
 
@@ -117,7 +117,7 @@ class WorkerAdmin(Base):
         said = ngettext(
             "%(busy)s of %(hands)s hand", "%(busy)s of %(hands)s hands", worker.hands
         ) % {"busy": running, "hands": worker.hands}
-        if not running:
+        if not running or not self.admin_site.is_registered(Task):
             return said
         tasks = reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
         url = f"{tasks}?worker={worker.pk}&status={Status.RUNNING}"

@@ -1,4 +1,4 @@
-"""A site with two admins, one of them for support."""
+"""A site with several admins: one for support, one of workers alone, one of tasks alone."""
 
 from django.contrib import admin
 from django.urls import include, path
@@ -10,8 +10,15 @@ support = admin.AdminSite("support")
 support.register(Task, TaskAdmin)
 support.register(Worker, WorkerAdmin)
 
+of_workers = admin.AdminSite("workers")
+of_workers.register(Worker, WorkerAdmin)
+of_tasks = admin.AdminSite("of_tasks")
+of_tasks.register(Task, TaskAdmin)
+
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("workers/", of_workers.urls),
+    path("of_tasks/", of_tasks.urls),
     path("support/", support.urls),
     path("tasks/", include("tasks_app.urls")),
 ]

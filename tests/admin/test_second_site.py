@@ -58,3 +58,22 @@ def test_deeds_lead_back_to_their_own_site(admin_client: Client) -> None:
     assert led_to("remove", failed) == url("task_changelist")
     gone = admin_client.get(url("task_change", failed.pk))
     assert gone["Location"] == url("task_changelist")
+
+
+def test_a_site_of_workers_alone_leads_to_no_tasks(admin_client: Client) -> None:
+    rows.saved(Status.RUNNING, worker=rows.worker())
+    for address in (
+        reverse("workers:app_list", args=["tasks_app"]),
+        reverse("workers:tasks_app_worker_changelist"),
+    ):
+        page = admin_client.get(address)
+        assert page.status_code == 200
+        assert "/task/" not in page.content.decode()
+
+
+def test_a_site_of_tasks_alone_leads_to_no_workers(admin_client: Client) -> None:
+    rows.saved(Status.RUNNING, worker=rows.worker())
+    for view in ("changelist", "overview"):
+        page = admin_client.get(reverse(f"of_tasks:tasks_app_task_{view}"))
+        assert page.status_code == 200
+        assert "/worker/" not in page.content.decode()
