@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tasks_app.models import Task
 from tests.chromium import CHROMIUM, SHELL
+from tests.harness import PATIENCE
 
 from .scripted import Serve, Site
+
+# Playwright's five seconds are few on a slow machine.
+expect.set_options(timeout=1_000 * PATIENCE)
 
 ARGUMENTS = [
     "--no-sandbox",  # which a container's root cannot have
@@ -49,7 +53,7 @@ def browser(program: str | None) -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(1_000 * PATIENCE)
     yield context
     context.close()
 

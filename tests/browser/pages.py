@@ -8,6 +8,12 @@ from tasks_app.models import Task
 
 from .scripted import Site
 
+#: A script for a page that is to wait for its stream, however late a slow machine is with it.
+PATIENT = """
+const soon = setTimeout;
+window.setTimeout = (act, delay, ...rest) => soon(act, delay === 5_000 ? 600_000 : delay, ...rest);
+"""
+
 
 def bar(page: Page, row: Task) -> Locator:
     return page.locator(f'task-progress[task-id="{row.pk}"]')

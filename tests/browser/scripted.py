@@ -26,13 +26,13 @@ import tasks_app
 from project.middleware import POLICY
 from tasks_app.models import Task
 from tasks_app.states import FACTS
+from tests.harness import PATIENCE
 
 STATIC = Path(tasks_app.__file__).parent / "static"
 TYPES = {".js": "text/javascript", ".css": "text/css"}
 OWNER = User(pk=1, username="owner")
 # Here there is no database to ask for them.
 OWNER._perm_cache = {"tasks_app.retry_task"}  # type: ignore[attr-defined]
-PATIENCE = 15.0
 
 Answer = tuple[int, Any]
 Serve = Callable[..., "Site"]
@@ -74,7 +74,10 @@ class Stream:
     messages: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
     closed: bool = False
 
-    def send(
+    def send(self, event_type: str, row: Task, event_id: str = "", **data: Any) -> None:
+        self.raw(self.event(event_type, row, event_id, **data))
+
+    def event(
         self,
         event_type: str,
         row: Task,
@@ -82,7 +85,7 @@ class Stream:
         *,
         at: datetime | None = None,
         **data: Any,
-    ) -> None:
+    ) -> str:
         message = {
             "event_type": event_type,
             "task_id": str(row.pk),
@@ -93,7 +96,7 @@ class Stream:
         if not event_id and event_type in FACTS:
             event_id = str(next(self.site.fact_ids))
         identity = f"id: {event_id}\n" if event_id else ""
-        self.raw(f"event: {event_type}\n{identity}data: {json.dumps(message)}\n\n")
+        return f"event: {event_type}\n{identity}data: {json.dumps(message)}\n\n"
 
     def status(self, row: Task) -> None:
         self.send("task_status", row, **row.info().model_dump(mode="json"))
@@ -196,8 +199,7 @@ class Handler(BaseHTTPRequestHandler):
         with site.changed:
             site.requests.append(request)
             site.changed.notify_all()
-        if part in site.answers:
-            answer = site.answers[part]
+        if (answer := site.answers.get(part)) is not None:
             self.answer(*(answer(request) if callable(answer) else answer))
         elif url.path.startswith("/static/"):
             path = STATIC / url.path.removeprefix("/static/")

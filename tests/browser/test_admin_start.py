@@ -17,7 +17,7 @@ from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.browser.test_admin import WITHIN, log_in, operator
-from tests.harness import Process, Web, begins, ends
+from tests.harness import Process, Web, begins, ends, eventually
 from tests.rows import saved, worker
 from tests.tasks import Steps
 
@@ -115,14 +115,28 @@ def test_the_overview_rests_while_it_is_paused_and_lives_on_a_timer_without_a_st
     log_in(context, web, operator)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
+    page.clock.install()
     page.goto(f"{web.url}{OVERVIEW}")
     expect(state(page)).to_have_text("Live", timeout=WITHIN)
+    # Another stream of the same page: what it was told of, the overview was told of too.
+    page.evaluate(
+        """url => new Promise((opened) => {
+          const source = new EventSource(url);
+          source.addEventListener("open", opened);
+          source.addEventListener("task_queued", () => { window.told = true; });
+        })""",
+        f"{web.url}/tasks/stream/?all=1",
+    )
     pause = page.get_by_role("button", name="Pause updates")
     pause.click()
     expect(state(page)).to_have_text("Paused")
     # Its name stays: being pressed says the rest.
     expect(pause).to_have_attribute("aria-pressed", "true")
+    asked.clear()
     task_service.start_task(Steps, {"reins": "/nowhere"})
+    eventually(lambda: page.evaluate("() => window.told === true"), what="the stream tells of it")
+    page.clock.run_for(10_000)
+    assert asked == []
     expect(number(page, "pending")).to_have_text("0")
     pause.click()
     expect(pause).to_have_attribute("aria-pressed", "false")

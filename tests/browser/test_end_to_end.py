@@ -111,7 +111,8 @@ def compute(site: Site, visitor: Page) -> Callable[[], UUID]:
     """Start the long computation from its page, and wait until its bar moves."""
 
     def start() -> UUID:
-        if not site.query("SELECT 1 FROM airports_airport LIMIT 1"):
+        # All of them: fewer, as an import leaves them whose worker was killed, are soon computed.
+        if site.query("SELECT count(*) FROM airports_airport") < [(28_000,)]:
             import_airports(site, visitor)
         visitor.goto(f"{site.url}/airports/reach/")
         visitor.locator("main form button.primary").click()
@@ -185,7 +186,7 @@ def test_the_page_goes_on_when_the_web_server_was_killed(
 
 
 # Two leases of three seconds, and the time it takes to start a worker again.
-RESCUED = 15_000
+RESCUED = 60_000
 
 
 def test_a_task_whose_worker_was_killed_fails_and_the_page_says_why(

@@ -19,7 +19,6 @@ from .scripted import Serve, Site, task
 pytestmark = pytest.mark.browser
 
 XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>{{ 7|add:7 }}"
-NOW = datetime.now(UTC)
 
 CARDS = "{% for task in tasks %}{% task_progress task form='card' %}{% endfor %}"
 COMPACT = "{% for task in tasks %}{% task_progress task form='compact' %}{% endfor %}"
@@ -106,7 +105,8 @@ def test_a_card_that_comes_later_brings_the_stream_back_to_its_own_beginning(
 
 
 def test_what_is_left_is_estimated(page: Page, serve: Serve) -> None:
-    row = task(started_at=NOW - timedelta(hours=10), progress=0.25, max_attempts=3)
+    began = datetime.now(UTC) - timedelta(hours=10)
+    row = task(started_at=began, progress=0.25, max_attempts=3)
     site = cards(serve, row)
     page.goto(f"{site.url}/page/")
     stream = site.stream()

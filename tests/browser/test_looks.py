@@ -14,19 +14,19 @@ from .scripted import Serve, task
 
 pytestmark = pytest.mark.browser
 
-NOW = datetime.now(UTC)
-
 
 def every_state() -> list[Task]:
+    # Half a minute from where any of the times is said anew.
+    now = datetime.now(UTC) - timedelta(seconds=30)
     name = "shop.tasks.AnImportWithAVeryLongNameThatHasNoPlaceToBreakAnywhere"
     return [
         task(status="pending", name=name),
         task(status="pending", attempt=1, max_attempts=2),
-        task(started_at=NOW - timedelta(hours=30), progress_text="reading " + "x" * 80),
-        task(started_at=NOW - timedelta(days=3), progress=0.0, attempt=2, max_attempts=3),
-        task(started_at=NOW - timedelta(hours=5), progress=0.29, progress_text="  ö\n<b>\t&amp;"),
-        task(started_at=NOW - timedelta(hours=5), progress=0.9999),
-        task(started_at=NOW - timedelta(hours=5), progress=1 / 3, cancel_requested_at=NOW),
+        task(started_at=now - timedelta(hours=30), progress_text="reading " + "x" * 80),
+        task(started_at=now - timedelta(days=3), progress=0.0, attempt=2, max_attempts=3),
+        task(started_at=now - timedelta(hours=5), progress=0.29, progress_text="  ö\n<b>\t&amp;"),
+        task(started_at=now - timedelta(hours=5), progress=0.9999),
+        task(started_at=now - timedelta(hours=5), progress=1 / 3, cancel_requested_at=now),
         task(status="completed", progress=1.0),
         task(status="failed", progress=0.4, error_type="E", error_message="m " * 90),
         task(status="cancelled"),
@@ -83,7 +83,7 @@ def test_lengths_of_time_are_said_alike(page: Page, serve: Serve) -> None:
 
 @pytest.mark.parametrize("language", ["de", "en_GB", "", "xx-nonsense-1"])
 def test_any_language_of_the_page_will_do(page: Page, serve: Serve, language: str) -> None:
-    row = task(status="pending", run_after=NOW + timedelta(days=2))
+    row = task(status="pending", run_after=datetime.now(UTC) + timedelta(days=2))
     site = serve(row)
     site.language = language
     page.goto(f"{site.url}/page/")

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tasks_app.models import Task
 
-from .pages import bar, look, part, shows
+from .pages import PATIENT, bar, look, part, shows
 from .scripted import OWNER, Serve, Site, task
 
 pytestmark = pytest.mark.browser
@@ -37,6 +37,7 @@ def starts(site: Site, row: Task) -> None:
 def test_a_task_that_is_started_elsewhere_appears_and_moves(page: Page, serve: Serve) -> None:
     old = task(name="old")
     site = listed(serve, old)
+    page.add_init_script(PATIENT)
     page.goto(f"{site.url}/page/")
     stream = site.stream()
     assert (stream.mine, stream.task_ids, stream.last_event_id) == (True, [], "40")
@@ -92,9 +93,10 @@ def test_a_list_that_nobody_saw_for_long_finds_what_is_new(page: Page, serve: Se
 def test_many_that_start_together_appear_together_and_in_order(page: Page, serve: Serve) -> None:
     site = listed(serve, task(name="old"))
     page.goto(f"{site.url}/page/")
-    site.stream()
-    for number in range(5):
-        starts(site, task(name=f"new {number}", status="pending"))
+    stream = site.stream()
+    new = [task(name=f"new {number}", status="pending") for number in range(5)]
+    site.rows = {str(row.pk): row for row in reversed(new)} | site.rows
+    stream.raw("".join(stream.event("task_queued", row, run_after="") for row in new))
     expect(labels(page)).to_have_text(["new 4", "new 3", "new 2", "new 1", "new 0", "old"])
     assert len(site.asked("page")) <= 3
 
