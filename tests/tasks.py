@@ -69,13 +69,14 @@ class Steps(BaseTask):
 
 
 class Deaf(BaseTask):
-    """Says that it begins, and never calls in again, until a file appears."""
+    """Says that it begins, and never calls in again, until a file appears; leaves one beside it."""
 
     def execute(self, progress: ProgressHandle, until: Path) -> str:
         pause = threading.Event()
         progress.send_progress_text("calls in no more")
         while not until.exists():
             pause.wait(0.01)
+        until.with_suffix(".heard").touch()
         return "heard nothing"
 
 

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from django.utils import timezone
+
+from tests.clocks import Clock
 
 Login = Callable[..., Client]
 
@@ -25,3 +28,11 @@ def login(db: None) -> Login:
         return client
 
     return log_in
+
+
+@pytest.fixture
+def still(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stands still, by every clock: a page is no older than its rows, however slow it is."""
+    now = timezone.now()
+    clock.now = now
+    monkeypatch.setattr(timezone, "now", lambda: now)

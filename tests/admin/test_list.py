@@ -52,6 +52,7 @@ def aged(status: Status = Status.COMPLETED, *, hours: float = 0, **fields: Any) 
 # What a row says.
 
 
+@pytest.mark.usefixtures("still")
 def test_a_row_says_it_all(admin_client: Client) -> None:
     ada = User.objects.create_user("ada")
     worker = rows.worker(hostname="host7", pid=42)

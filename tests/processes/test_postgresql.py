@@ -217,7 +217,7 @@ def test_who_holds_the_row_of_one_task_holds_up_nothing_else(
     server: PostgreSQL, start_worker: StartWorker, tmp_path: Path, by: str
 ) -> None:
     """However long: its worker goes on with the others, and nobody takes any from it."""
-    brief = {"TASK_LEASE_SECONDS": "1.5", "TASK_HEARTBEAT_SECONDS": "0.5"}
+    brief = {"TASK_LEASE_SECONDS": "4", "TASK_HEARTBEAT_SECONDS": "0.5"}
     worker = start_worker("--max-workers", "2", **brief)
     held, free = (tmp_path / name for name in ("held", "free"))
     for reins in (held, free):

@@ -17,7 +17,7 @@ from django.test import Client
 
 from tasks_app.models import Task
 from tasks_app.service import task_service
-from tests.harness import Process, Viewer, Web, begins, ends, eventually
+from tests.harness import PATIENCE, Process, Viewer, Web, begins, ends, eventually
 from tests.tasks import Add, Burst, Fail, Noop, Steps, Talk
 
 Watch = Callable[..., Viewer]
@@ -83,7 +83,8 @@ def test_what_a_plain_client_reads_is_valid_and_ends_by_itself(
     site: Web, cookie: str, owner: User
 ) -> None:
     task = task_service.start_task(Add, {"a": 1}, owner=owner)
-    body = httpx.get(stream(site, task.task_id), cookies={"sessionid": cookie}, timeout=20).text
+    asked = {"cookies": {"sessionid": cookie}, "timeout": PATIENCE}
+    body = httpx.get(stream(site, task.task_id), **asked).text
     assert body.endswith("\n\n")
     blocks = [block.split("\n") for block in body.strip().split("\n\n")]
     assert blocks[0][:3] == [": events of tasks", "retry: 2000", "event: task_status"]
@@ -131,7 +132,10 @@ def test_the_id_to_resume_from_may_come_in_the_query(site: Web, cookie: str, own
     ends(task.task_id)
     last = Task.objects.get(pk=task.task_id).events.order_by("-pk")[0].pk
     answer = httpx.get(
-        stream(site, task.task_id), params={"lastEventId": last}, cookies={"sessionid": cookie}
+        stream(site, task.task_id),
+        params={"lastEventId": last},
+        cookies={"sessionid": cookie},
+        timeout=PATIENCE,
     )
     assert answer.status_code == 204
 
@@ -277,7 +281,7 @@ def test_nobody_reads_what_is_not_theirs(site: Web, cookie: str, owner: User) ->
     task = task_service.start_task(Noop, owner=other)
 
     def read(path: str, **cookies: str) -> int:
-        return httpx.get(f"{site.url}/tasks/{path}", cookies=cookies).status_code
+        return httpx.get(f"{site.url}/tasks/{path}", cookies=cookies, timeout=PATIENCE).status_code
 
     assert read(f"{task.task_id}/stream/", sessionid=cookie) == 404
     assert read(f"stream/?task={task.task_id}", sessionid=cookie) == 404
@@ -307,7 +311,7 @@ def test_cors_follows_django_eventstreams_settings(
     web = start_web(EVENTSTREAM_ALLOW_ORIGIN="https://pages.example")
     task = task_service.start_task(Noop, owner=owner)
     task_service.cancel_task(task.task_id)
-    answer = httpx.get(stream(web, task.task_id), cookies={"sessionid": cookie})
+    answer = httpx.get(stream(web, task.task_id), cookies={"sessionid": cookie}, timeout=PATIENCE)
     assert answer.headers.get("access-control-allow-origin") == "https://pages.example"
 
 
@@ -336,7 +340,8 @@ def test_the_last_viewer_that_leaves_ends_the_relay(
 ) -> None:
     web = start_web(LOG_LEVEL="DEBUG")
     task = task_service.start_task(Noop, owner=owner)
-    with httpx.stream("GET", stream(web, task.task_id), cookies={"sessionid": cookie}) as response:
+    asked = {"cookies": {"sessionid": cookie}, "timeout": PATIENCE}
+    with httpx.stream("GET", stream(web, task.task_id), **asked) as response:
         chunks = response.iter_bytes()  # Kept: an iterator that is let go hangs up.
         next(chunks)
         web.says("The relay follows from event")

@@ -1,0 +1,18 @@
+"""A PostgreSQL server from a wheel, on a machine that may be busy."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def insist(start: Callable[[], T]) -> T:
+    """Start a server that its wheel gives up on after 10 seconds, and finds at the next call."""
+    for _ in range(2):
+        with contextlib.suppress(subprocess.SubprocessError):
+            return start()
+    return start()
