@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tasks_app.models import Worker
 from tests.harness import Process, Viewer, Web, ended, eventually
 
 pytest_plugins = ["tests.clocks", "tests.leaks"]
+
+# Processes inherit that nobody hears of Ctrl-C, as what a shell starts in the background does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes tells how busy the machine is.
 hypothesis.settings.register_profile("tests", deadline=None)
