@@ -28,6 +28,7 @@ from django.views.generic import DetailView
 from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_retry, may_view, told_of_conflict
+from tasks_app.refusals import sentence
 from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
 from tasks_app.streaming.endpoint import answer, respond
@@ -153,13 +154,13 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
 def _not_retried(
     request: HttpRequest, error: IllegalTransition | DuplicateTask, task: Task
 ) -> HttpResponse:
-    told = told_of_conflict(request.user, error, task)
     if not request.accepts("text/html"):
+        told = told_of_conflict(request.user, error, task)
         return JsonResponse(told, status=HTTPStatus.CONFLICT)
     if isinstance(error, AlreadyRetried):
         # Whoever was first, this is what both wanted.
         return _to_task(request, error.retried_as)
-    messages.error(request, told["detail"], fail_silently=True)
+    messages.error(request, sentence(error), fail_silently=True)
     return HttpResponseRedirect(_way_back(request))
 
 

@@ -43,6 +43,7 @@ LAYERS = [
         "checks",
         "display",
         "management",
+        "refusals",
         "routing",
         "templatetags",
         "urls",

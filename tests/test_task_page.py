@@ -200,7 +200,7 @@ def test_what_did_not_end_badly_is_not_retried(ada: User, status: Status) -> Non
     response = client.post(retry_of(task), headers={"Referer": "http://testserver/from/"})
     assert response["Location"] == "http://testserver/from/"
     [message] = get_messages(response.wsgi_request)
-    assert f"is {status} and cannot be retried" in str(message)
+    assert str(message) == f"That was not possible: the task is {status}."
     assert snapshot() == before
 
 
@@ -211,7 +211,9 @@ def test_a_duplicate_is_told(ada: User) -> None:
     response = client.post(retry_of(task), headers=JSON)
     assert (response.status_code, "has not finished" in response.json()["detail"]) == (409, True)
     [message] = get_messages(client.post(retry_of(task)).wsgi_request)
-    assert "has not finished" in str(message)
+    assert str(message) == (
+        "That was not possible: another task with its unique key has not finished."
+    )
 
 
 @pytest.mark.parametrize("sees", [True, False])
@@ -220,8 +222,7 @@ def test_a_unique_key_is_told_to_who_may_see_the_task(ada: User, sees: bool) -> 
     other = enqueued(owner=ada, unique_key="pay of bob")
     client = client_of(permitted("retry_task", *(["view_task"] if sees else [])))
     told = client.post(retry_of(task), headers=JSON).json()
-    [message] = get_messages(client.post(retry_of(task)).wsgi_request)
-    assert ("pay of bob" in str(told), "pay of bob" in str(message)) == (sees, sees)
+    assert ("pay of bob" in str(told)) is sees
     assert told.get("task") == (str(other.pk) if sees else None)
 
 

@@ -37,7 +37,6 @@ from tasks_app.admin.acts import (
     Act,
     retold,
     sentences,
-    why,
     write_log,
 )
 from tasks_app.admin.stretch import str_of
@@ -45,6 +44,7 @@ from tasks_app.clock import database_now, moment_of
 from tasks_app.exceptions import TaskError, TaskNotFound
 from tasks_app.ledger import alias
 from tasks_app.models import Task
+from tasks_app.refusals import sentence, why
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Task]
@@ -150,10 +150,9 @@ class ActionViews(Base):
                 outcome = act.do(task.pk, user)
                 write_log(act, user, [bulk.Done(task, outcome)])
         except TaskError as error:
-            said = _("That was not possible: %(reason)s.") % {"reason": why(error)}
             if not request.accepts("text/html"):
                 return JsonResponse({"detail": why(error)}, status=HTTPStatus.CONFLICT)
-            self.message_user(request, said, messages.ERROR)
+            self.message_user(request, sentence(error), messages.ERROR)
             return HttpResponseRedirect(_way_back(request, self._url("change", task.pk)))
         if not request.accepts("text/html"):
             return JsonResponse({"detail": act.told(outcome)})

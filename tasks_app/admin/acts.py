@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -19,16 +18,9 @@ from django.utils.translation import gettext_lazy, gettext_noop, ngettext
 
 from tasks_app.admin.stretch import unindexed
 from tasks_app.bulk import Done, Summary
-from tasks_app.exceptions import (
-    AlreadyRetried,
-    DuplicateTask,
-    IllegalTransition,
-    TaskError,
-    TaskNotFound,
-    TaskProtected,
-)
 from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_remove, may_retry
+from tasks_app.refusals import reason
 from tasks_app.schemas import TaskInfo, TaskStartResponse
 from tasks_app.service import task_service
 from tasks_app.states import RETRIABLE, TERMINAL, UNFINISHED, Status
@@ -161,27 +153,6 @@ def retold(message: str) -> str:
         if match := re.fullmatch(pattern, message):
             return _(told) % match.groupdict()
     return message
-
-
-def reason(error: type[TaskError], status: Status | None) -> str:
-    """Say why something could not be done to a task."""
-    if issubclass(error, AlreadyRetried):
-        return _("retried already")
-    if issubclass(error, IllegalTransition) and status is not None:
-        return _("the task is %(status)s") % {"status": str(status.label).lower()}
-    if issubclass(error, DuplicateTask):
-        return _("another task with its unique key has not finished")
-    if issubclass(error, TaskProtected):
-        return _("other rows of this site refer to it")
-    if issubclass(error, TaskNotFound):
-        return _("the task is no longer there")
-    # One of the site's own service: its class says it, in words that the site may translate.
-    said = cleandoc(error.__doc__ or error.__name__)
-    return _(said.partition("\n")[0]).rstrip(".")
-
-
-def why(error: TaskError) -> str:
-    return reason(type(error), error.status if isinstance(error, IllegalTransition) else None)
 
 
 def sentences(act: Act, summary: Summary, most: int | None = None) -> list[tuple[bool, str]]:

@@ -17,9 +17,10 @@ from django.utils import timezone, translation
 
 from tasks_app import bulk
 from tasks_app.admin import actions, acts
-from tasks_app.admin.acts import CANCEL, sentences, why
+from tasks_app.admin.acts import CANCEL, sentences
 from tasks_app.exceptions import DuplicateTask, TaskError
 from tasks_app.models import Task, TaskEvent
+from tasks_app.refusals import why
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests import rows

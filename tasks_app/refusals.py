@@ -1,0 +1,43 @@
+"""Why something could not be done to a task, in words that people read."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+
+from django.utils.translation import gettext as _
+
+from tasks_app.exceptions import (
+    AlreadyRetried,
+    DuplicateTask,
+    IllegalTransition,
+    TaskError,
+    TaskNotFound,
+    TaskProtected,
+)
+from tasks_app.states import Status
+
+
+def reason(error: type[TaskError], status: Status | None) -> str:
+    """Say why something could not be done to a task."""
+    if issubclass(error, AlreadyRetried):
+        return _("retried already")
+    if issubclass(error, IllegalTransition) and status is not None:
+        return _("the task is %(status)s") % {"status": str(status.label).lower()}
+    if issubclass(error, DuplicateTask):
+        return _("another task with its unique key has not finished")
+    if issubclass(error, TaskProtected):
+        return _("other rows of this site refer to it")
+    if issubclass(error, TaskNotFound):
+        return _("the task is no longer there")
+    # One of the site's own service: its class says it, in words that the site may translate.
+    said = cleandoc(error.__doc__ or error.__name__)
+    return _(said.partition("\n")[0]).rstrip(".")
+
+
+def why(error: TaskError) -> str:
+    """Say why, of one task."""
+    return reason(type(error), error.status if isinstance(error, IllegalTransition) else None)
+
+
+def sentence(error: TaskError) -> str:
+    return _("That was not possible: %(reason)s.") % {"reason": why(error)}
