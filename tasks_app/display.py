@@ -117,6 +117,11 @@ def percent(task: Task, words: Mapping[str, str]) -> str:
     return words["percent"].format(percent=math.floor(value * 100 + 1e-9))
 
 
+def text(task: Task) -> str:
+    """Return what is being done; nothing of a task that waits, whatever its last attempt said."""
+    return "" if task.status == Status.PENDING else task.progress_text
+
+
 def wait(task: Task, now: datetime) -> float:
     """Return for how many seconds a pending task may not start yet."""
     if task.status != Status.PENDING:

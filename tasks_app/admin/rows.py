@@ -261,7 +261,7 @@ class Columns:
             SafeString("") if value is None else format_html(' value="{}"', str(value)),
             f"{_('Progress')}: {row.shared.label(task)}",
             percent(task, row.shared.words),
-            task.progress_text,
+            display.text(task),
             row.remaining,
         )
 

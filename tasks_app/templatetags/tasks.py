@@ -154,7 +154,8 @@ def task_list(
         "list_id": f"task-list-{page.lists}",
         "follow": follows,
         "since": since,
-        "limit": limit or (LIST_LENGTH if tasks is None else 0),
+        # A page that is open for days must not grow for ever by what joins it.
+        "limit": limit or (max(len(rows), LIST_LENGTH) if follows else 0),
     }
 
 
@@ -224,7 +225,7 @@ def progress_bar(
         "state": display.describe(task, words, now),
         "value": display.bar_value(task),
         "percent": display.percent(task, words),
-        "text": task.progress_text,
+        "text": display.text(task),
         "error": display.error(task),
         "started": aware(task.started_at).isoformat() if task.started_at else "",
         "wait": display.wait(task, now),

@@ -223,6 +223,24 @@ def test_what_was_pressed_is_answered_though_updates_are_paused(
     expect(page.locator('[data-part="live-state"]')).to_have_text("Paused")
 
 
+def test_each_of_two_alike_is_read_out(page: Page, show: Callable[..., None]) -> None:
+    """Names are of classes, so that much sounds alike."""
+    tasks = [rows.enqueued(), rows.enqueued()]
+    show()
+    page.evaluate(
+        """() => {
+          window.said = [];
+          const announcer = document.querySelector('[data-part="announcer"]');
+          new MutationObserver(() => said.push(announcer.textContent))
+            .observe(announcer, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+    for task in tasks:
+        button(page, task.pk, "Cancel").click()
+        shows(page, task.pk, "state", "Cancelled")
+    eventually(lambda: page.evaluate("said").count("Noop: Cancelled.") == 2, what="both are said")
+
+
 def test_a_refusal_is_told_as_what_it_is(
     page: Page, show: Callable[..., None], banner: Locator
 ) -> None:

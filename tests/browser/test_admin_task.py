@@ -156,6 +156,27 @@ def test_a_keyboard_keeps_its_place_while_the_page_changes(
     expect(page.get_by_role("button", name="Remove", exact=True)).to_be_visible()
 
 
+def test_an_end_that_could_not_be_looked_at_is_looked_at_again(
+    page: Page, show: Callable[[Task], None]
+) -> None:
+    """Nothing else would: of a task that has ended, no stream tells any more."""
+    task, claim = rows.claimed()
+    show(task)
+    itself, failed = f"**/{task.pk}/change/", []
+
+    def fail(route: Route) -> None:
+        failed.append(route)
+        route.fulfill(status=502, body="no")
+
+    page.route(itself, fail)
+    lifecycle.complete({claim: 7})
+    expect(page.locator("task-progress")).to_have_attribute("status", "completed", timeout=WITHIN)
+    failed.clear()
+    eventually(lambda: page.evaluate("true") and failed, what="the page looks at itself")
+    page.unroute(itself)
+    expect(page.locator('[data-refresh="facts"]')).to_contain_text("Completed", timeout=WITHIN)
+
+
 def test_an_answer_that_never_comes_is_not_waited_for(
     page: Page, show: Callable[[Task], None]
 ) -> None:

@@ -104,6 +104,23 @@ def test_a_card_that_comes_later_brings_the_stream_back_to_its_own_beginning(
 # What is left, which attempt, what came of it.
 
 
+def test_a_card_that_comes_back_has_the_lines_that_it_missed(page: Page, serve: Serve) -> None:
+    row, other = task(), task()
+    site = cards(serve, row, other)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    fragment = site.render("{% task_progress tasks.0 form='card' assets=False %}")
+    bar(page, row).evaluate("bar => bar.remove()")
+    stream.send("task_log", row, "41", level="info", message="missed")
+    stream.progress(other, 0.25)
+    shows(page, other, "Running", "0.25")
+    page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", fragment)
+    again = site.stream(2)
+    assert again.last_event_id == site.since
+    again.send("task_log", row, "41", level="info", message="missed")
+    expect(part(page, row, "log")).to_contain_text("missed")
+
+
 def test_what_is_left_is_estimated(page: Page, serve: Serve) -> None:
     began = datetime.now(UTC) - timedelta(hours=10)
     row = task(started_at=began, progress=0.25, max_attempts=3)

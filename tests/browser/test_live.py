@@ -297,6 +297,31 @@ def test_a_moved_bar_keeps_its_stream(page: Page, serve: Serve) -> None:
     assert len(site.streams) == 1
 
 
+def test_a_bar_that_comes_back_learns_what_it_missed(page: Page, serve: Serve) -> None:
+    """The stream has told of its task to others, and will not tell it again."""
+    row, other = task(), task()
+    site = serve(row, other)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.progress(row, 0.5)
+    shows(page, row, "Running", "0.5")
+    # As a part of a page that was fetched while the task ran, and is put in later.
+    page.evaluate("() => { window.taken = document.querySelector('task-progress'); }")
+    fragment = site.render("{% task_progress tasks.0 assets=False %}")
+    bar(page, row).evaluate("bar => bar.remove()")
+    row.status, row.finished_at = "completed", datetime.now(UTC)
+    stream.send("task_completed", row)
+    stream.progress(other, 0.25)
+    shows(page, other, "Running", "0.25")
+    page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", fragment)
+    shows(page, row, "Completed")
+    # The same element, taken out and put back.
+    bar(page, row).evaluate("bar => bar.remove()")
+    page.evaluate("document.body.append(taken)")
+    shows(page, row, "Completed")
+    assert len(site.streams) == 1
+
+
 def test_a_bar_added_later_joins_the_stream(page: Page, serve: Serve) -> None:
     first, second = task(), task()
     site = serve(first)

@@ -21,7 +21,7 @@ def every_state() -> list[Task]:
     name = "shop.tasks.AnImportWithAVeryLongNameThatHasNoPlaceToBreakAnywhere"
     return [
         task(status="pending", name=name),
-        task(status="pending", attempt=1, max_attempts=2),
+        task(status="pending", attempt=1, max_attempts=2, progress_text="of the last attempt"),
         task(started_at=now - timedelta(hours=30), progress_text="reading " + "x" * 80),
         task(started_at=now - timedelta(days=3), progress=0.0, attempt=2, max_attempts=3),
         task(started_at=now - timedelta(hours=5), progress=0.29, progress_text="  ö\n<b>\t&amp;"),

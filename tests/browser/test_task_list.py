@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tasks_app.models import Task
 
-from .pages import PATIENT, bar, look, part, shows
+from .pages import PATIENT, bar, look, part, pass_time, shows
 from .scripted import OWNER, Serve, Site, task
 
 pytestmark = pytest.mark.browser
@@ -199,6 +199,67 @@ def test_a_page_that_cannot_be_fetched_says_that_there_is_news(page: Page, serve
     starts(site, task(name="newer", status="pending"))
     expect(labels(page)).to_have_text(["newer", "new", "shop.tasks.Import"])
     expect(news).to_be_hidden()
+
+
+def test_who_was_away_is_not_told_of_news_that_nobody_knows_of(page: Page, serve: Serve) -> None:
+    """As a laptop that wakes up before its network does."""
+    site = listed(serve, task())
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    look(page, away=True)
+    page.clock.run_for(30_000)
+    site.wait_for(lambda: stream.closed, "a page that nobody sees to close its stream")
+    site.answers["page"] = (500, {})
+    look(page)
+    page.clock.run_for(1_000)
+    site.wait_for(lambda: len(site.asked("page")) == 2, "the page to look for new tasks")
+    site.stream(2)
+    expect(page.locator("task-list > [data-part=news]")).to_be_hidden()
+
+
+def test_a_list_that_is_put_in_anew_finds_what_is_new(page: Page, serve: Serve) -> None:
+    site = listed(serve, task(name="old"))
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    before = page.locator("task-list").evaluate("list => list.outerHTML")
+    starts(site, task(name="new", status="pending"))
+    expect(labels(page)).to_have_text(["new", "old"])
+    page.locator("task-list").evaluate("(list, html) => { list.outerHTML = html; }", before)
+    expect(labels(page)).to_have_text(["new", "old"])
+
+
+@pytest.mark.parametrize("status", [302, 401, 403])
+def test_a_list_of_somebody_who_signed_out_says_so(page: Page, serve: Serve, status: int) -> None:
+    """Also where no bar is left to say it."""
+    site = listed(serve, task(status="completed"))
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    site.answers |= {"stream": (403, {}), "page": (status, {})}
+    stream.drop()
+    pass_time(page, site, lambda: len(site.asked("page")) > 1, most=60)
+    page.clock.run_for(1_000)
+    said = "Live updates stopped: you may have been signed out. Reload the page."
+    expect(page.locator("task-list > [data-part=news]")).to_have_text(said)
+    expect(page.locator("task-list > [data-part=announcer]")).to_have_text(said)
+
+
+def test_a_list_does_not_grow_for_ever(page: Page, serve: Serve) -> None:
+    """Nor lets go of a row that a keyboard is at."""
+    rows = [task(name=f"old {number}", status="completed") for number in range(20)]
+    site = listed(serve, *rows, tag="{% task_list tasks follow=True form='compact' %}")
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    starts(site, task(name="new", status="pending"))
+    expect(labels(page).first).to_have_text("new")
+    expect(labels(page)).to_have_count(20)
+    last = page.locator("task-list li").last
+    last.evaluate("row => { row.tabIndex = -1; row.focus(); }")
+    starts(site, task(name="newer", status="pending"))
+    expect(labels(page).first).to_have_text("newer")
+    expect(labels(page)).to_have_count(21)
+    expect(last).to_be_focused()
 
 
 def test_text_of_new_rows_is_never_markup(page: Page, serve: Serve) -> None:

@@ -312,7 +312,8 @@ class List {
   }
 
   #announce(text) {
-    say(part(root, "announcer"), text);
+    // Anew also where it is the same as before, which is another's news: names repeat.
+    part(root, "announcer").textContent = text;
   }
 
   #ended(row) {

@@ -10,6 +10,7 @@ const log = part("log");
 // Milliseconds.
 const GATHER = 300; // events that come together are looked up together
 const LEAST = 1_000; // between two looks
+const LATER = 5_000; // after one that brought nothing
 const LEASES = 15_000; // between two looks at the lease, of which no event tells
 const FETCH_TIMEOUT = 10_000;
 const COPIED = 3_000; // a button says that it has copied
@@ -102,23 +103,27 @@ function refreshSoon(delay = GATHER) {
 
 async function refresh() {
   asking = true;
+  let answered = false;
   try {
     const response = await fetch(location.href, {
       cache: "no-store",
-      redirect: "error",
+      redirect: "manual", // it leads to a log-in page, or away from a task that was removed
       signal: AbortSignal.timeout(FETCH_TIMEOUT),
     });
+    // Where it is refused, asking again would not help.
+    answered = response.type === "opaqueredirect" || [401, 403, 404].includes(response.status);
     if (response.ok) {
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       const { grow } = await growing;
       for (const there of page.querySelectorAll("[data-refresh]")) renew(there, grow);
       if ("tail" in log.dataset) catchUp([...page.querySelector("[data-tail]").children]);
+      answered = true;
     }
   } catch {
     // The bar says what is wrong with the connection.
   }
   asking = false;
-  timer = again ? setTimeout(refresh, LEAST) : 0;
+  timer = again || !answered ? setTimeout(refresh, answered ? LEAST : LATER) : 0;
   again = false;
 }
 

@@ -252,7 +252,8 @@ export function describe(state, words, now) {
     value: known ? value : running ? null : 0,
     // Rounded down, so that 100 means all of it.
     percent: known ? fill(words.percent, { percent: Math.floor(value * 100 + 1e-9) }) : "",
-    text: state.text,
+    // What an attempt said that is over, or was handed back, is not what the next one does.
+    text: status === "pending" ? "" : state.text,
     time,
     left: running && !state.cancelling ? timeLeft(state, words, now) : "",
     // Where there is but one, or where it has been said already, it is not worth a word.
@@ -300,6 +301,7 @@ const factId = (id) => Number.parseInt(id, 10) || 0;
 class Hub {
   #page = null; // the <template> with the addresses and the words
   #bars = new Set(); // connected, unfinished
+  #left = new Set(); // those that left a moment ago, maybe for another place, and missed nothing
   #lists = new Set(); // connected, that new tasks may join
   #source = null;
   #following = false; // all tasks of the user, and not only those named
@@ -370,7 +372,10 @@ class Hub {
   watch(bar) {
     this.#bars.add(bar);
     if (this.#following && bar.mine) this.#join(bar);
-    else if (bar.since) this.#fresh.add(bar);
+    else {
+      if (bar.since) this.#fresh.add(bar);
+      if (this.#streamed.has(bar.taskId) && !this.#left.has(bar)) this.#catchUp(bar);
+    }
     this.#plan();
   }
 
@@ -378,6 +383,8 @@ class Hub {
   follow(list) {
     this.#lists.add(list);
     if (list.since) this.#fresh.add(list);
+    // What the open stream has told since the list was rendered, it told to others.
+    if (this.#following) list.look();
     this.#plan();
   }
 
@@ -389,7 +396,9 @@ class Hub {
   /** Forget a bar whose task has ended, or that left the page, if only for another place of it. */
   unwatch(bar) {
     this.#fresh.delete(bar);
-    if (this.#bars.delete(bar)) this.#plan();
+    if (!this.#bars.delete(bar)) return;
+    this.#left.add(bar);
+    this.#plan();
   }
 
   /** Ask how a task stands, now. */
@@ -428,6 +437,7 @@ class Hub {
   }
 
   #settle() {
+    this.#left.clear();
     if (this.#away) return;
     const ids = this.#carried();
     if (this.#bars.size + this.#lists.size === 0) {
@@ -497,6 +507,13 @@ class Hub {
     if (missed.length === 0) this.ask(bar);
   }
 
+  /** Bring a bar up to date whose task the open stream has told of to others. */
+  #catchUp(bar) {
+    // One that shows each event must be told each; to others it is enough how things stand.
+    if (bar.since) this.#streamed.delete(bar.taskId);
+    else this.ask(bar);
+  }
+
   /** The stream is asked for, by us or by the browser on its own: each task's state comes first. */
   #expect() {
     this.#asked = performance.now();
@@ -557,6 +574,7 @@ class Hub {
       this.#recent.push({ taskId, message });
       if (this.#recent.length > KEPT_FACTS) this.#recent.shift();
     }
+    for (const bar of this.#left) if (bar.taskId === taskId) this.#left.delete(bar);
     for (const list of this.#lists) list.receive(taskId, message);
     for (const bar of [...this.#bars]) if (bar.taskId === taskId) bar.receive(message);
   }
@@ -576,6 +594,8 @@ class Hub {
     this.#mind();
     this.#later("retry", backoff(RETRY, this.#failures++), () => this.#open());
     if (!this.#polling) this.#fetch(this.#ids());
+    // Without a bar nobody else would learn that the viewer was signed out.
+    if (this.#bars.size === 0) for (const list of this.#lists) list.look();
   }
 
   /** Some task has not been heard of in time. */
@@ -917,6 +937,7 @@ class TaskProgress extends HTMLElement {
 
 class TaskList extends HTMLElement {
   #timer = 0;
+  #told = false; // of a new task, and not yet seen it
 
   get since() {
     return this.dataset.since ?? "";
@@ -935,6 +956,7 @@ class TaskList extends HTMLElement {
   receive(taskId, { type, data }) {
     // Queued for the first time, and not handed back by a worker.
     if (type !== "task_queued" || data.reason || this.#row(taskId)) return;
+    this.#told = true;
     this.look();
   }
 
@@ -973,16 +995,26 @@ class TaskList extends HTMLElement {
         redirect: "manual",
         signal: AbortSignal.timeout(FETCH_TIMEOUT),
       });
+      if (response.type === "opaqueredirect" || [401, 403].includes(response.status)) {
+        hub.unfollow(this);
+        this.#say(hub.words.denied);
+        return;
+      }
       if (!response.ok) throw new Error(`${response.status}`);
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       const { dataset, children } = page.getElementById(this.id);
       const rows = [...children].find((part) => part.dataset.part === "list").children;
+      this.#told = false;
       if (this.isConnected) this.#take([...rows], dataset.since);
     } catch (error) {
       console.debug(error);
-      this.#part("news").textContent = hub.words.new_tasks;
-      this.#part("news").hidden = false;
+      if (this.#told) this.#say(hub.words.new_tasks);
     }
+  }
+
+  #say(text) {
+    this.#part("news").textContent = this.#part("announcer").textContent = text;
+    this.#part("news").hidden = false;
   }
 
   #take(rows, since) {
@@ -991,6 +1023,7 @@ class TaskList extends HTMLElement {
     // The newest come first; below a row that is here, older ones are not news.
     const known = rows.findIndex((row) => this.#row(barOf(row).getAttribute("task-id")));
     const news = known < 0 ? rows : rows.slice(0, known);
+    this.#part("news").hidden = true;
     if (news.length === 0) return;
     for (const row of news) {
       // As old as the page it comes from: the facts since then are still to be told.
@@ -999,7 +1032,6 @@ class TaskList extends HTMLElement {
     }
     list.prepend(...news.map((row) => document.importNode(row, true)));
     this.#part("empty").hidden = true;
-    this.#part("news").hidden = true;
     const labels = news.map((row) => row.querySelector("[data-part=label]").textContent.trim());
     this.#part("announcer").textContent = fill(hub.words.new_task, { label: labels.join(", ") });
     this.#trim(list);
@@ -1011,6 +1043,8 @@ class TaskList extends HTMLElement {
     while (list.childElementCount > limit) {
       const bar = list.lastElementChild.querySelector("task-progress");
       if (!TERMINAL.has(bar.getAttribute("status"))) return;
+      // Nor from under a keyboard.
+      if (list.lastElementChild.contains(document.activeElement)) return;
       list.lastElementChild.remove();
     }
   }
