@@ -1,8 +1,12 @@
-"""Tasks that do not stop when they are told to, each for a reason of its own."""
+"""Tasks that make it hard for their worker: that do not stop, each for a reason of its own, or
+leave something behind.
+"""
 
 from __future__ import annotations
 
+import decimal
 import logging
+import multiprocessing
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +15,7 @@ from typing import ClassVar
 
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.utils import timezone, translation
 
 from tasks_app.base import BaseTask, ProgressHandle
 
@@ -130,3 +135,29 @@ class LargeLater(BaseTask):
         while not until.exists():
             pause.wait(0.01)
         return "x" * 900_000
+
+
+class Surroundings(BaseTask):
+    """Says in which language, zone and precision it works, and may change them."""
+
+    def execute(self, progress: ProgressHandle, change: bool = False) -> list[str]:
+        if change:
+            translation.activate("de")
+            timezone.activate("Asia/Tokyo")
+            decimal.getcontext().prec = 3
+        precision = str(decimal.getcontext().prec)
+        return [str(translation.get_language()), timezone.get_current_timezone_name(), precision]
+
+
+class EndsAProcess(BaseTask):
+    """Forks a process that would go on for ever, and tells it to end, as a pool of them does."""
+
+    def execute(self, progress: ProgressHandle) -> int | None:
+        process = multiprocessing.get_context("fork").Process(target=threading.Event().wait)
+        process.start()
+        process.terminate()
+        process.join(20)
+        ended = process.exitcode
+        process.kill()
+        process.join()
+        return ended

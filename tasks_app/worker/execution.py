@@ -42,7 +42,8 @@ def execute(run: Run) -> Outcome:
     try:
         # It may have been cancelled while it waited for this hand.
         run.handle.check_cancelled()
-        result = resolve(run.task.name)().run(run.handle, run.task.params)
+        run.cls = resolve(run.task.name)
+        result = run.cls().run(run.handle, run.task.params)
     except BaseException as error:  # noqa: BLE001 - SystemExit of a task must not end its hand
         return outcome_of(run, error)
     finally:
@@ -85,17 +86,14 @@ def _is_retried(run: Run, error: BaseException) -> bool:
         return True  # Its code may be on its way here, or on another host.
     if isinstance(error, (InvalidParams, InvalidResult, InvalidTask)):
         return False
-    task = resolve(run.task.name)
+    task = run.cls or resolve(run.task.name)
     return isinstance(error, task.retry_on) and not isinstance(error, task.no_retry_on)
 
 
 def cut_short(run: Run) -> Outcome:
     """Return the outcome of a run that the worker's shutdown cut short."""
-    try:
-        restart = resolve(run.task.name).restart_on_shutdown
-    except Exception:  # noqa: BLE001 - a module that no longer imports is the next worker's to report
-        restart = True
-    if restart:
+    # One whose class is not imported has not begun; if it cannot be, the next worker reports that.
+    if run.cls is None or run.cls.restart_on_shutdown:
         return Outcome(run, Verb.RELEASE)
     message = "The worker was shut down, and this task does not start again by itself."
     return Outcome(run, Verb.FAIL, Failure(WorkerLost.__name__, message))

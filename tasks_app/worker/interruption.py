@@ -25,7 +25,8 @@ class Stretch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entered = False
+        #: The thread is at it.
+        self.entered = False
         self.thread: threading.Thread | None = None
         #: An exception was raised in it.
         self.interrupted = False
@@ -35,11 +36,11 @@ class Stretch:
     def enter(self) -> None:
         with self._lock:
             self.thread = threading.current_thread()
-            self._entered = True
+            self.entered = True
 
     def leave(self) -> None:
         with self._lock:
-            self._entered = False
+            self.entered = False
         # What was raised in the last moment surfaces here, where the interpreter looks for it: at
         # each turn of a loop. To take it back instead, by NULL, leaves CPython 3.11 looking for
         # what is not there at every step, and for ever where a tracer runs.
@@ -54,7 +55,7 @@ class Stretch:
         comes back from C, such as a socket without a timeout, is not reached.
         """
         with self._lock:
-            if not self._entered or self.interrupted:
+            if not self.entered or self.interrupted:
                 return True
             if _is_shielded(self.thread):
                 return False
@@ -65,7 +66,7 @@ class Stretch:
     def abandon(self) -> bool:
         """Wait for its end no more; return False where it has ended already."""
         with self._lock:
-            self.abandoned = self._entered
+            self.abandoned = self.entered
             return self.abandoned
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 
 from django.db import close_old_connections, connections
@@ -116,7 +117,8 @@ def _interruptibly(run: Run) -> Outcome:
     try:
         _sweep()
         run.stretch.enter()
-        outcome = execute(run)
+        # What it activates, such as a language or a time zone, is not the next task's.
+        outcome = copy_context().run(execute, run)
         run.stretch.leave()
     except TaskInterrupted as late:
         run.stretch.leave()

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks_app.base import BaseTask
 from tasks_app.claims import Claim
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import TaskInterrupted
@@ -21,7 +22,8 @@ HELD_SECONDS, HELD_TOLD = 0.1, 10
 
 @dataclass(eq=False)
 class Run:
-    """Written by the coordinator's thread, but for `began`; the hand reads `task` and `handle`.
+    """Written by the coordinator's thread, but for `began` and `cls`, which its hand writes; that
+    reads `task` and `handle`.
 
     All moments are by the monotonic clock.
     """
@@ -32,8 +34,11 @@ class Run:
     #: Its time in a hand's thread.
     stretch: Stretch = field(default_factory=Stretch)
     claimed: float = field(default_factory=time.monotonic)
-    #: When its hand began. Written by the hand.
+    #: When its hand began.
     began: float = NEVER
+    #: The task's class, once the hand has imported it. The coordinator imports nothing: what a hand
+    #: is just importing it would have to wait for, and leases run out meanwhile.
+    cls: type[BaseTask] | None = None
     #: Taken from the handle and not yet written.
     progress: TaskProgressUpdate | None = None
     lines: list[LogLine] = field(default_factory=list)

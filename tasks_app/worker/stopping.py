@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from tasks_app.base import resolve
 from tasks_app.conf import task_settings
-from tasks_app.exceptions import TaskTimedOut, UnknownTask
+from tasks_app.exceptions import TaskTimedOut
 from tasks_app.worker.execution import Outcome, given_up
 from tasks_app.worker.pool import Pool
 from tasks_app.worker.run import NEVER, Run
@@ -51,16 +50,14 @@ def enforce(runs: Iterable[Run], pool: Pool, moment: float) -> list[Outcome]:
 def _interrupt(run: Run) -> bool:
     """Raise in the run's thread, where that is allowed; return whether there is no more to do."""
     assert run.handle.reason is not None  # noqa: S101 - it was told to stop, and so why
-    if not (task_settings().interrupt and _is_interruptible(run)):
+    if not task_settings().interrupt:
+        return True
+    if run.cls is None:
+        # Its hand is importing the class, which must not be broken off halfway; or is not at it.
+        return not run.stretch.entered
+    if not run.cls.interruptible:
         return True
     done = run.stretch.interrupt(type(run.handle.reason))
     if run.stretch.interrupted:
         logger.warning("Task %s was interrupted in its thread", run, extra=run.log_extra)
     return done
-
-
-def _is_interruptible(run: Run) -> bool:
-    try:
-        return resolve(run.task.name).interruptible
-    except UnknownTask:
-        return False

@@ -13,7 +13,8 @@ from tests.rows import row
 
 
 def made(task: type[Any] | str = "tests.tasks.Noop", **fields: Any) -> Run:
-    """A run of a task whose row is not stored."""
+    """A run of a task whose row is not stored; of a class, as a hand that has imported it."""
     name = task if isinstance(task, str) else task.name()
     found = row(Status.RUNNING, name=name, fencing_token=uuid.uuid4(), **fields)
-    return Run(found, claim_of(found), ProgressHandle())
+    cls = None if isinstance(task, str) else task
+    return Run(found, claim_of(found), ProgressHandle(), cls=cls)

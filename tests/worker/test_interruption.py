@@ -20,13 +20,14 @@ from tasks_app.worker.pool import Pool
 from tasks_app.worker.shutdown import Exit
 from tasks_app.worker.stopping import enforce
 from tests.harness import begins, ends, eventually
-from tests.rows import facts, last_fact
+from tests.rows import facts, last_fact, saved
 from tests.stubborn_tasks import (
     CleansUp,
     LogsInALoop,
     Spins,
     SpinsInTransaction,
     SpinsShielded,
+    Surroundings,
     SwallowsAll,
 )
 from tests.tasks import Add
@@ -114,6 +115,33 @@ def test_a_timeout_interrupts_too(start: Start) -> None:
     ended = ends(started.task_id)
     assert (ended.status, ended.error_type, ended.stuck) == (Status.FAILED, "TaskTimedOut", False)
     assert ended.error_message == "The task ran longer than its 0.2 s."
+
+
+def test_a_module_that_takes_long_to_import_holds_up_nobody_else(
+    start: Start, tmp_path: Path, until: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """Its task ends by its timeout, and the worker goes on: the hand alone imports."""
+    settings.TASK_INTERRUPT_GRACE_SECONDS = 0.1
+    (tmp_path / "slow_to_import.py").write_text(
+        f"import pathlib, time\n"
+        f"while not pathlib.Path({str(until)!r}).exists(): time.sleep(0.01)\n"
+        f"from tests.tasks import Noop as Slow\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    working = start(hands=2)
+    slow = saved(name="slow_to_import.Slow", timeout_seconds=0.2)
+    ended = ends(slow.pk)
+    assert (ended.status, ended.error_type, ended.stuck) == (Status.FAILED, "TaskTimedOut", True)
+    assert ends(task_service.start_task(Add, {"a": 40}).task_id).result == 42
+    until.touch()
+    eventually(lambda: working.coordinator.pool.stuck == 0, what="the import ends after all")
+
+
+def test_what_a_task_activates_is_not_the_next_ones(start: Start) -> None:
+    start(hands=1)
+    before = ends(task_service.start_task(Surroundings).task_id).result
+    ends(task_service.start_task(Surroundings, {"change": True}).task_id)
+    assert ends(task_service.start_task(Surroundings).task_id).result == before
 
 
 @pytest.mark.parametrize("by_class", [True, False])
@@ -255,7 +283,7 @@ def end_stuck(working: Working) -> None:
     """End threads that only an exception ends."""
     for thread in working.coordinator.pool._stuck:
         stretch = Stretch()
-        stretch.thread, stretch._entered = thread, True
+        stretch.thread, stretch.entered = thread, True
         assert eventually(lambda one=stretch: one.interrupt(TaskCancelled), what="it can be hit")
         thread.join(10)
         assert not thread.is_alive()
