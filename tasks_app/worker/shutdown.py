@@ -52,9 +52,10 @@ class Shutdown:
     def heed(self, moment: float) -> bool:
         """Set the times by the signals that came; return whether the first has come just now."""
         before, self._seen = self._seen, self._signals
-        if self._seen > 1:
+        if self._seen > max(before, 1):
             self.interrupt_at = min(self.interrupt_at, moment)
-            self.release_at = moment
+            # Not put off by a third signal, nor by the next look: from here on it gives up in time.
+            self.release_at = min(self.release_at, moment)
         elif self._seen > before:
             self.interrupt_at = moment + task_settings().shutdown_grace_seconds
             self.release_at = self.interrupt_at + STOP_SECONDS

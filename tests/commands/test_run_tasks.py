@@ -61,6 +61,28 @@ def test_no_queue_is_not_every_queue(queues: str, capsys: pytest.CaptureFixture[
     assert not Worker.objects.exists()
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_an_error_ends_the_process_whatever_its_hands_are_at(
+    left: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python would wait for them, and no supervisor start the next worker."""
+
+    def run(coordinator: Coordinator) -> None:
+        coordinator.hands_left = left
+        raise RuntimeError("a table is gone")
+
+    def end_at_once(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(Coordinator, "run", run)
+    monkeypatch.setattr(run_tasks, "end_at_once", end_at_once)
+    with pytest.raises(SystemExit if left else RuntimeError) as caught:
+        call_command("run_tasks")
+    if left:
+        assert caught.value.args == (1,)
+        assert "RuntimeError: a table is gone" in capsys.readouterr().err
+
+
 def test_only_the_queues_that_are_named() -> None:
     for queue in ("mail", "default"):
         task_service.start_task(Noop, queue=queue)

@@ -12,6 +12,7 @@ from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import Process, begins, ends, eventually
+from tests.stubborn_tasks import EndsAProcess
 from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
 
 StartWorker = Callable[..., Process]
@@ -116,6 +117,14 @@ def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert Task.objects.get(pk=deaf.task_id).status == Status.PENDING
+
+
+def test_a_process_that_a_task_forked_can_be_told_to_end(start_worker: StartWorker) -> None:
+    """It inherits the worker's own answer to signals, which is to let tasks finish."""
+    worker = start_worker()
+    task = task_service.start_task(EndsAProcess)
+    assert ends(task.task_id).result == -signal.SIGTERM
+    assert "is stopping" not in worker.output
 
 
 def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, reins: Path) -> None:

@@ -76,6 +76,20 @@ def test_two_signals_before_the_first_look_end_at_once() -> None:
     assert shutdown.releases(100.0)
 
 
+def test_a_second_signal_puts_nothing_off() -> None:
+    """Nor does a third, or a look that finds that two have come."""
+    shutdown = Shutdown()
+    shutdown.signal()
+    shutdown.heed(100.0)
+    shutdown.signal()
+    shutdown.heed(101.0)
+    shutdown.heed(103.0)
+    shutdown.signal()
+    shutdown.heed(104.0)
+    assert not shutdown.gives_up(101.0 + RELEASE_SECONDS - 0.1)
+    assert shutdown.gives_up(101.0 + RELEASE_SECONDS)
+
+
 def test_without_a_grace_tasks_are_interrupted_at_once(settings: Any) -> None:
     settings.TASK_SHUTDOWN_GRACE_SECONDS = 0
     shutdown = Shutdown()

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -69,8 +70,15 @@ class Command(BaseCommand):
             drain=drain,
             max_tasks=max_tasks,
         )
-        with stopped_by_signals(coordinator):
-            coordinator.run()
+        try:
+            with stopped_by_signals(coordinator):
+                coordinator.run()
+        except Exception:
+            if not coordinator.hands_left:
+                raise
+            # Python would say so after it has waited for them.
+            traceback.print_exc()
+            end_at_once(1)
         if coordinator.hands_left:
             end_at_once(coordinator.exit)
         if coordinator.exit:
@@ -94,7 +102,17 @@ def stopped_by_signals(coordinator: Coordinator) -> Iterator[None]:
     """Pass SIGTERM and SIGINT on, in the main thread, where Python hears signals."""
     hears = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT) if hears else ()
-    before = {number: signal.signal(number, lambda *_: coordinator.stop()) for number in numbers}
+    own = os.getpid()
+
+    def hear(number: int, _frame: object) -> None:
+        if os.getpid() == own:
+            coordinator.stop()
+            return
+        # A process that a task forked, as multiprocessing does, is meant to end by it.
+        signal.signal(number, before[number])
+        os.kill(os.getpid(), number)
+
+    before: dict[int, Any] = {number: signal.signal(number, hear) for number in numbers}
     try:
         yield
     finally:
