@@ -24,11 +24,14 @@ logger = logging.getLogger("tasks_app.cleanup")
 
 #: How long one batch should take: nobody else writes to SQLite meanwhile.
 AIM_SECONDS = 0.025
-#: How many rows a batch deletes, tasks and events together: at first, and within which bounds. Of
-#: fewer than the least, a transaction and its statements would take more time than the rows.
-ROWS, ROWS_MIN, ROWS_MAX = 500, 250, 5_000
+#: How long none may take: whoever prunes may have leases to renew.
+SLOW_SECONDS = 0.25
 #: What a task has at the least: its row, and that it was queued, started and ended.
 ROWS_OF_A_TASK = 4
+#: How many rows a batch deletes, tasks and events together: at first, for rows of the site's may go
+#: with them; no fewer because it was slow, for a transaction would then take more time than they;
+#: and at most.
+ROWS, ROWS_MIN, ROWS_MAX = ROWS_OF_A_TASK, 250, 5_000
 #: What a task's history holds but for its end.
 BEFORE_THE_END = sorted(FACTS - TERMINAL_EVENTS)
 #: Of so many tasks that may not go a prune tells each at the level of a warning, then quietly.
@@ -211,8 +214,11 @@ class Prune(Iterator[int]):
 
     def _took(self, seconds: float) -> None:
         self.seconds = seconds
-        if seconds > AIM_SECONDS:
-            self.rows = max(self.rows // 2, ROWS_MIN)
+        if seconds > SLOW_SECONDS:
+            # It is not our rows that take so long, but those of the site's that go with them.
+            self.rows = max(self.rows // 8, ROWS_OF_A_TASK)
+        elif seconds > AIM_SECONDS:
+            self.rows = max(self.rows // 2, min(self.rows, ROWS_MIN))
         elif seconds < AIM_SECONDS / 2:
             self.rows = min(self.rows * 2, ROWS_MAX)
 

@@ -19,13 +19,27 @@ from django.utils import timezone
 from tasks_app import retention
 from tasks_app.exceptions import IllegalTransition, TaskNotFound, TaskProtected
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.retention import AIM_SECONDS, ROWS, ROWS_MAX, ROWS_MIN, TOLD, Prune, Rule
+from tasks_app.retention import (
+    AIM_SECONDS,
+    ROWS_MAX,
+    ROWS_MIN,
+    ROWS_OF_A_TASK,
+    TOLD,
+    Prune,
+    Rule,
+)
 from tasks_app.states import TERMINAL, UNFINISHED, EventType, Status
 from tests.rows import ended, enqueued, facts, row, saved, snapshot, worker
 
 pytestmark = pytest.mark.django_db
 
 DAY = timedelta(days=1)
+
+
+@pytest.fixture(autouse=True)
+def many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first batch on, as it becomes where no rows of the site's go with the tasks."""
+    monkeypatch.setattr(retention, "ROWS", 500)
 
 
 def names() -> set[str]:
@@ -199,18 +213,35 @@ def test_a_prune_that_was_killed_is_taken_up_by_the_next(monkeypatch: pytest.Mon
 
 def test_a_batch_is_halved_when_it_was_slow_and_doubled_when_it_was_fast() -> None:
     prune = Prune(Rule(0, 0))
+    for _ in range(20):
+        prune._took(0.0)
+    assert prune.rows == ROWS_MAX
     sizes = []
     for seconds in [AIM_SECONDS * 1.1, AIM_SECONDS, AIM_SECONDS * 0.6, AIM_SECONDS * 0.4]:
         prune._took(seconds)
         sizes.append(prune.rows)
-    assert sizes == [ROWS // 2, ROWS // 2, ROWS // 2, ROWS]
+    assert sizes == [ROWS_MAX // 2, ROWS_MAX // 2, ROWS_MAX // 2, ROWS_MAX]
     assert prune.pause == AIM_SECONDS * 0.4
     for _ in range(20):
-        prune._took(0.0)
-    assert prune.rows == ROWS_MAX
-    for _ in range(20):
-        prune._took(60.0)
+        prune._took(AIM_SECONDS * 1.1)
     assert prune.rows == ROWS_MIN
+
+
+def test_a_batch_that_took_very_long_is_followed_by_much_smaller_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is rows of the site's that take so long, and nobody else may write, or renew a lease."""
+    monkeypatch.setattr(retention, "ROWS", ROWS_OF_A_TASK)
+    prune = Prune(Rule(0, 0))
+    prune._took(60.0)
+    assert prune.rows == ROWS_OF_A_TASK
+    prune._took(AIM_SECONDS * 1.1)
+    assert prune.rows == ROWS_OF_A_TASK
+    for _ in range(20):
+        prune._took(0.0)
+    for _ in range(4):
+        prune._took(1.0)
+    assert prune.rows == ROWS_OF_A_TASK
 
 
 def test_many_rows_go_in_small_statements_and_little_memory() -> None:
