@@ -19,7 +19,7 @@ from django.db.models import Exists, F, OuterRef
 
 from tasks_app.backoff import backoff
 from tasks_app.changes import announce
-from tasks_app.claims import Claim, Failure, claim_of, worker_lost
+from tasks_app.claims import Claim, Failure, claim_of, ready, worker_lost
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import (
@@ -105,9 +105,7 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
         tasks = list(
-            Task.primary.ready(now, worker.queues).select_for_update(skip_locked=True, no_key=True)[
-                :limit
-            ]
+            ready(now, worker.queues).select_for_update(skip_locked=True, no_key=True)[:limit]
         )
         if not tasks:
             return []

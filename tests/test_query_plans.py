@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.contrib.auth.models import User
@@ -15,7 +16,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from tasks_app import lifecycle, retention
+from tasks_app import claims, lifecycle, retention
 from tasks_app.api.operations import _started_by, _within_the_limit
 from tasks_app.api.paging import page_of
 from tasks_app.api.schemas import Filters
@@ -147,6 +148,21 @@ def claim_from_a_queue(_owner: User) -> Doing:
     return lambda: lifecycle.claim(by, 4)
 
 
+def among_many(prepare: Callable[[User], Doing]) -> Callable[[User], Doing]:
+    """As where more tasks may start than are put in order by themselves."""
+
+    def prepared(owner: User) -> Doing:
+        do = prepare(owner)
+
+        def doing() -> object:
+            with patch.object(claims, "FEW", 2):
+                return do()
+
+        return doing
+
+    return prepared
+
+
 def prune(_owner: User) -> Doing:
     old = 4.9 * 3600
     return lambda: list(retention.prune(retention.Rule(old, old)))
@@ -233,8 +249,9 @@ def the_next_page(_owner: User) -> Doing:
 #: What is done, and the indexes of which it must use one: databases choose differently where two
 #: are as good.
 QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
-    "claim": (claim, {"tasks_waiting"}),
-    "claim from a queue": (claim_from_a_queue, {"tasks_waiting_in_queue"}),
+    "claim": (claim, {"tasks_due"}),
+    "claim of many": (among_many(claim), {"tasks_waiting"}),
+    "claim from a queue": (among_many(claim_from_a_queue), {"tasks_waiting_in_queue"}),
     "rescue": (lambda _: lifecycle.rescue, {"tasks_leased", "tasks_finished"}),
     "list": (lambda _: lambda: list(Task.objects.all()[:100]), {"tasks_newest"}),
     "list of an owner": (
@@ -290,10 +307,11 @@ def test_each_query_has_its_index(owner: User) -> None:
 
 def test_a_claim_writes_its_rows_by_their_ids(owner: User) -> None:
     """And not by their status, which all that wait have in common."""
-    do = claim(owner)
+    do = among_many(claim)(owner)
     with statements() as executed:
         do()
-    (chosen, _), (written, _) = (plan(*statement) for statement in executed)
+    (few, _), (chosen, _), (written, _) = (plan(*statement) for statement in executed)
+    assert few == {"tasks_due"}
     assert chosen == {"tasks_waiting"}
     # PostgreSQL weighs it anew each time, and may look at both.
     if connection.vendor == "sqlite":
@@ -331,7 +349,7 @@ def test_a_group_costs_as_many_queries_as_one(many: int) -> None:
     tasks = [Task(name="tests.tasks.Noop", run_after=now) for _ in range(many)]
     with queries(enqueue=2 + SAVEPOINT + clock() + notice()):
         lifecycle.enqueue(tasks)
-    with queries(claim=3):
+    with queries(claim=4):
         taken = lifecycle.claim(by, many, now=now)
     assert len(taken) == many
     claims = [claim_of(task) for task in taken]

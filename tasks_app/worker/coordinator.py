@@ -261,7 +261,7 @@ class Coordinator:
             if claiming:
                 limit = self._limit()
                 tasks = lifecycle.claim(self.worker, limit, now=now)
-                claim_at = NEVER if tasks else next_due(self.queues, now, moment)
+                claim_at = NEVER if tasks else next_due(now, moment)
         # What follows is memory only: had the transaction failed, none of it would be true.
         self.runs.hold_back(held, moment)
         written = {run for run in writing if run.claim not in held}
