@@ -108,6 +108,21 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 
 @register(Tags.compatibility)
+def check_commits(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """What is written in a transaction is committed with it."""
+    if connections[alias()].settings_dict["AUTOCOMMIT"]:
+        return []
+    return [
+        Error(
+            f"AUTOCOMMIT of the database {alias()!r} is off: nothing that a worker or a clean-up "
+            f"writes would be committed.",
+            hint="Leave it on, and open transactions by transaction.atomic().",
+            id="tasks_app.E006",
+        )
+    ]
+
+
+@register(Tags.compatibility)
 def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     """SQLite lets readers pass beside one writer, and lets writers wait in line."""
     connection = connections[alias()]

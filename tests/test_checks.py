@@ -17,7 +17,7 @@ from django_eventstream.channelmanager import DefaultChannelManager
 from django_eventstream.storage import StorageBase
 from ninja.security import HttpBearer  # noqa: F401 - named by its path
 
-from tasks_app.checks import check_settings, check_sqlite, check_streams
+from tasks_app.checks import check_commits, check_settings, check_sqlite, check_streams
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
 from tests.harness import Process, ended
@@ -50,7 +50,7 @@ def test_this_project_is_clean() -> None:
 
 def test_the_checks_are_registered() -> None:
     registered = checks.registry.registry.get_checks()
-    assert {check_settings, check_streams, check_sqlite} <= set(registered)
+    assert {check_commits, check_settings, check_streams, check_sqlite} <= set(registered)
 
 
 # Settings.
@@ -297,6 +297,20 @@ def test_sqlite_as_its_file_is(
     file.close()
     configure(transaction_mode="IMMEDIATE")
     assert told(check_sqlite) == expected
+
+
+def test_what_is_never_committed_is_an_error(configure: Configure) -> None:
+    assert told(check_commits) == []
+    configure()
+    connections["default"].settings_dict["AUTOCOMMIT"] = False
+    assert told(check_commits) == [
+        (
+            "tasks_app.E006",
+            "AUTOCOMMIT of the database 'default' is off: nothing that a worker or a clean-up "
+            "writes would be committed.",
+            "Leave it on, and open transactions by transaction.atomic().",
+        )
+    ]
 
 
 def test_other_databases_need_none_of_it(configure: Configure) -> None:
