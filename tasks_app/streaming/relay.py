@@ -28,6 +28,8 @@ logger = logging.getLogger("tasks_app.relay")
 PASS_SECONDS = 0.005
 TROUBLE_SECONDS = 1.0
 IDLE_SECONDS = 60.0
+#: The most facts of one pass that are sent one by one.
+NEWS_MAX = 5_000
 
 _COLUMNS = ("pk", "task_id", "event_type", "task__owner_id")
 _News = tuple[int, UUID, str, object]
@@ -144,9 +146,15 @@ class _Feed(threading.Thread):
         """
         running = self._running()
         until = Cursor.now(self._using)
-        news = list(self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS))
+        rest = self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS)
+        news = list(rest[: NEWS_MAX + 1])
         # Before asking who listens: who attaches from here on reads the news from the database.
         before, self.cursor = self.cursor, until
+        if len(news) > NEWS_MAX:
+            # A transaction started very many tasks, perhaps. Each viewer reads its own part of it.
+            self._sent.clear()
+            self._overflow()
+            return True
         try:
             self._tell(news, before, until)
         except BaseException:

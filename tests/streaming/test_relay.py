@@ -107,6 +107,36 @@ def test_it_goes_on_after_an_error(
     assert len(said(caplog, "The relay stumbled; next try in 0.01 s")) == 2
 
 
+def test_very_much_at_once_is_read_by_each_viewer_itself(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one transaction that starts very many tasks would fill the memory of every process."""
+    monkeypatch.setattr(relay_module, "NEWS_MAX", 5)
+    task, claim = claimed(owner=ada)
+    told = []
+    tell = _Feed._tell
+    monkeypatch.setattr(
+        _Feed, "_tell", lambda feed, news, *rest: told.append(len(news)) or tell(feed, news, *rest)
+    )
+
+    def write() -> None:
+        lifecycle.log({claim: [LogLine("info", f"line {number}") for number in range(20)]})
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            await database_sync_to_async(write)()
+            while watching.types.count("task_log") < 20:
+                await watching.next()
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching
+
+    watching = async_to_sync(watch)()
+    facts_seen = [kind for kind in watching.types if kind != "task_status"]
+    assert facts_seen == ["task_log"] * 20 + ["task_completed"]
+    assert max(told) <= 5
+
+
 def test_an_error_while_sending_loses_nothing(
     ada: User, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
