@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -149,12 +149,21 @@ class Surroundings(BaseTask):
         return [str(translation.get_language()), timezone.get_current_timezone_name(), precision]
 
 
+def _goes_on(begun: Any) -> None:
+    begun.set()
+    threading.Event().wait()
+
+
 class EndsAProcess(BaseTask):
     """Forks a process that would go on for ever, and tells it to end, as a pool of them does."""
 
     def execute(self, progress: ProgressHandle) -> int | None:
-        process = multiprocessing.get_context("fork").Process(target=threading.Event().wait)
+        context = multiprocessing.get_context("fork")
+        begun = context.Event()
+        process = context.Process(target=_goes_on, args=(begun,))
         process.start()
+        # Python forgets a signal that comes while it forks.
+        begun.wait(20)
         process.terminate()
         process.join(20)
         ended = process.exitcode

@@ -34,6 +34,7 @@ class Shutdown:
     def __init__(self) -> None:
         self._signals = 0
         self._seen = 0
+        self._released = False
         self.interrupt_at = NEVER
         self.release_at = NEVER
 
@@ -47,7 +48,8 @@ class Shutdown:
 
     @property
     def next_step(self) -> float:
-        return min(self.interrupt_at, self.release_at)
+        release_at = self.release_at + (RELEASE_SECONDS if self._released else 0.0)
+        return min(self.interrupt_at, release_at)
 
     def heed(self, moment: float) -> bool:
         """Set the times by the signals that came; return whether the first has come just now."""
@@ -70,7 +72,8 @@ class Shutdown:
 
     def releases(self, moment: float) -> bool:
         """Whether what still runs must now be released."""
-        return moment >= self.release_at
+        self._released = moment >= self.release_at
+        return self._released
 
     def gives_up(self, moment: float) -> bool:
         """Whether to end with the release not written. Leases run out, and others rescue."""

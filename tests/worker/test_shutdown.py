@@ -53,6 +53,8 @@ def test_after_the_grace_tasks_are_interrupted_once_and_then_released() -> None:
     assert not shutdown.releases(110.0)
     assert shutdown.next_step == 110.0 + STOP_SECONDS
     assert shutdown.releases(110.0 + STOP_SECONDS)
+    # Nothing more to do by itself until it is given up.
+    assert shutdown.next_step == 110.0 + STOP_SECONDS + RELEASE_SECONDS
     assert shutdown.releases(200.0)
 
 
