@@ -42,7 +42,7 @@ Log = pytest.LogCaptureFixture
 
 @pytest.fixture(autouse=True)
 def impatient(settings: Any) -> None:
-    settings.TASK_INTERRUPT_GRACE_SECONDS = 1
+    settings.TASK_INTERRUPT_GRACE_SECONDS = 0.2
     settings.TASK_HEARTBEAT_SECONDS = 0.2
 
 
@@ -62,10 +62,15 @@ def cancelled(task: Any, **params: Any) -> Task:
     return ends(started.task_id)
 
 
+@pytest.fixture
+def patient(settings: Any) -> None:
+    """Time to end by itself, for a thread that the machine keeps waiting."""
+    settings.TASK_INTERRUPT_GRACE_SECONDS = 1
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("task", [Spins, LogsInALoop])
-def test_code_that_never_calls_in_is_interrupted(
-    task: Any, start: Start, settings: Any, log: Log
-) -> None:
+def test_code_that_never_calls_in_is_interrupted(task: Any, start: Start, log: Log) -> None:
     log.set_level(logging.INFO, "tests.stubborn")
     working = start(hands=1)
     ended = cancelled(task)
@@ -102,6 +107,7 @@ def test_one_that_was_interrupted_late_has_its_grace_all_the_same() -> None:
     assert enforce([run], pool, run.abandon_at) == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_it_cleans_up_is_cleaned_up(start: Start, tmp_path: Path) -> None:
     start(hands=1)
     note = tmp_path / "note"
@@ -109,6 +115,7 @@ def test_what_it_cleans_up_is_cleaned_up(start: Start, tmp_path: Path) -> None:
     assert note.read_text() == "cleaned up"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_timeout_interrupts_too(start: Start) -> None:
     start(hands=1)
     started = task_service.start_task(Spins, timeout=0.2)
