@@ -22,6 +22,7 @@ from django.test import Client
 
 from tasks_app.conf import task_settings
 from tasks_app.models import Task
+from tasks_app.worker.shutdown import Exit
 from tests.chaos import failpoints, ledger
 from tests.chaos.audit import (
     Tally,
@@ -292,6 +293,9 @@ class Arena:
         elif code and self.plan.troubles and (slot.role == "cleanup" or slot.ready == float("inf")):
             # It came to a database that was away, and the next one comes at once.
             self.struck["could not start"] += 1
+        elif code == Exit.UNRELEASED and self.plan.troubles and slot.fate.terminate < float("inf"):
+            # It was told to stop while the database took no writes, and others rescue its tasks.
+            self.struck["worker unreleased"] += 1
         elif code or not (slot.role == "cleanup" or slot.fate.terminate < float("inf")):
             tail = process.output[-1500:]
             self.tally.fault(
