@@ -175,12 +175,14 @@ class Prune(Iterator[int]):
                     "pk", flat=True
                 )
             )
+            # However few tasks go: to delete the least of our own rows takes little time.
+            most = max(self.rows, ROWS_MIN)
             events = list(
                 TaskEvent.primary.filter(task_id__in=held, event_type__in=BEFORE_THE_END)
                 .order_by("task_id", "id")
-                .values_list("pk", "task_id")[: self.rows]
+                .values_list("pk", "task_id")[:most]
             )
-            if len(events) == self.rows:
+            if len(events) == most:
                 # Of the last one there may be more.
                 whole = {task_id for _, task_id in events} - {events[-1][1]}
                 left = [pk for pk in group if pk in held - whole]

@@ -104,6 +104,7 @@ def test_events_go_with_their_tasks() -> None:
 def rows_at_a_time(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Let each batch delete so many rows, however fast."""
     monkeypatch.setattr(retention, "ROWS", rows)
+    monkeypatch.setattr(retention, "ROWS_MIN", rows)
     monkeypatch.setattr(Prune, "_took", lambda self, seconds: None)
 
 
@@ -209,6 +210,20 @@ def test_a_prune_that_was_killed_is_taken_up_by_the_next(monkeypatch: pytest.Mon
 
 
 # The size of a batch.
+
+
+def test_a_history_goes_at_once_though_a_prune_begins_with_one_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retention, "ROWS", ROWS_OF_A_TASK)
+    tasks = [saved(Status.COMPLETED, age=DAY) for _ in range(3)]
+    for task in tasks:
+        history(task, 50)
+    batches = retention.prune(Rule(0, 0))
+    assert next(batches) == 1
+    left = [task.events.count() for task in Task.objects.all()]
+    assert left == [53, 53]
+    assert sum(batches) == 2
 
 
 def test_a_batch_is_halved_when_it_was_slow_and_doubled_when_it_was_fast() -> None:
