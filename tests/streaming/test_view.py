@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import uuid
 from datetime import timedelta
@@ -17,6 +18,7 @@ from django.db import OperationalError
 from django.http import HttpRequest
 from django.test import Client, RequestFactory
 from django.utils import timezone
+from django_eventstream.views import get_listener_manager
 
 from tasks_app import lifecycle
 from tasks_app.models import Task, TaskEvent
@@ -339,6 +341,14 @@ def test_who_still_may_reads_on(ada: User, by_session: bool) -> None:
     assert async_to_sync(watch)() == ["task_status", "task_completed"]
 
 
+def overflown() -> bool:
+    """Whether more has come for somebody than a listener keeps."""
+    manager = get_listener_manager()
+    with manager.lock:
+        found = list(manager.listeners_by_channel.values())
+        return any(listener.overflow for listeners in found for listener in listeners)
+
+
 @pytest.mark.usefixtures("often")
 def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither when it asks who may read, nor when it tells a slow viewer what it missed."""
@@ -368,6 +378,10 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
             # More at once than a listener keeps.
             lines = {claim: [LogLine("info", str(number)) for number in range(30)]}
             await database_sync_to_async(lifecycle.log)(lines)
+            # Read on before, it would take what comes as it comes.
+            async with asyncio.timeout(20):
+                while not overflown():
+                    await asyncio.sleep(0.01)
             await database_sync_to_async(lifecycle.complete)({claim: 7})
             await watching.finish()
             return watching.types
