@@ -365,24 +365,18 @@ def test_what_is_no_task_says_what_was_found(name: str, why: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "why"), [("1 / 0", "division by zero"), ("raise SystemExit", "SystemExit")]
+)
 def test_a_module_that_breaks_has_no_task(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
 ) -> None:
-    """Nor does it break the pages that show the rows of its tasks."""
-    (tmp_path / "broken_module.py").write_text("1 / 0")
+    """Nor does it break the pages that show the rows of its tasks, or end their process."""
+    (tmp_path / "broken_module.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UnknownTask, match=r"'broken_module\.Task': division by zero"):
+    with pytest.raises(UnknownTask, match=rf"'broken_module\.Task': {why}"):
         resolve("broken_module.Task")
     assert row(name="broken_module.Task").label == "broken_module.Task"
-
-
-def test_a_script_that_ends_does_not_end_who_looks_for_a_task_in_it(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "script_that_ends.py").write_text("raise SystemExit")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UnknownTask, match=r"'script_that_ends\.Task': SystemExit"):
-        resolve("script_that_ends.Task")
 
 
 def test_async_tasks_are_refused_where_they_are_written() -> None:

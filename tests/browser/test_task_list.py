@@ -34,6 +34,14 @@ def starts(site: Site, row: Task) -> None:
     site.streams[-1].send("task_queued", row, run_after=row.run_after.isoformat())
 
 
+def leave(page: Page, site: Site) -> None:
+    """Turn away from a page, by its installed clock, for so long that it closes its stream."""
+    stream = site.stream()
+    look(page, away=True)
+    page.clock.run_for(30_000)
+    site.wait_for(lambda: stream.closed, "a page that nobody sees to close its stream")
+
+
 def test_a_task_that_is_started_elsewhere_appears_and_moves(page: Page, serve: Serve) -> None:
     old = task(name="old")
     site = listed(serve, old)
@@ -77,10 +85,7 @@ def test_a_list_that_nobody_saw_for_long_finds_what_is_new(page: Page, serve: Se
     site = listed(serve, task(name="old"))
     page.clock.install()
     page.goto(f"{site.url}/page/")
-    stream = site.stream()
-    look(page, away=True)
-    page.clock.run_for(30_000)
-    site.wait_for(lambda: stream.closed, "a page that nobody sees to close its stream")
+    leave(page, site)
     # More happened than a stream tells again, which then tells the state alone.
     new = task(name="new", progress=0.4)
     site.rows = {str(new.pk): new, **site.rows}
@@ -206,10 +211,7 @@ def test_who_was_away_is_not_told_of_news_that_nobody_knows_of(page: Page, serve
     site = listed(serve, task())
     page.clock.install()
     page.goto(f"{site.url}/page/")
-    stream = site.stream()
-    look(page, away=True)
-    page.clock.run_for(30_000)
-    site.wait_for(lambda: stream.closed, "a page that nobody sees to close its stream")
+    leave(page, site)
     site.answers["page"] = (500, {})
     look(page)
     page.clock.run_for(1_000)
