@@ -5,6 +5,7 @@ leave something behind.
 from __future__ import annotations
 
 import decimal
+import itertools
 import logging
 import multiprocessing
 import threading
@@ -151,7 +152,8 @@ class Surroundings(BaseTask):
 
 def _goes_on(begun: Any) -> None:
     begun.set()
-    threading.Event().wait()
+    # Never returns to Python's own loop, which would run a handler.
+    sum(itertools.repeat(0))
 
 
 class EndsAProcess(BaseTask):
@@ -162,7 +164,7 @@ class EndsAProcess(BaseTask):
         begun = context.Event()
         process = context.Process(target=_goes_on, args=(begun,))
         process.start()
-        # Python forgets a signal that comes while it forks.
+        # Python drops a signal that arrives while it forks.
         begun.wait(20)
         process.terminate()
         process.join(20)

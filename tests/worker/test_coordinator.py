@@ -152,11 +152,15 @@ def test_a_worker_that_is_stopped_before_it_starts_claims_nothing() -> None:
     assert task_of(started).status == Status.PENDING
 
 
-def test_a_stopped_worker_lets_tasks_finish(start: Start, reins: Path) -> None:
+def test_a_stopped_worker_lets_tasks_finish(
+    start: Start, reins: Path, log: pytest.LogCaptureFixture
+) -> None:
     started = task_service.start_task(Steps, {"reins": reins})
     working = start()
     begins(started.task_id)
     working.coordinator.stop()
+    # A claim may be under way at this moment, and would take the late task too.
+    eventually(lambda: "is stopping" in log.text, what="it claims no more")
     late = task_service.start_task(Noop)
     reins.write_text("10")
     assert working.join() == 1

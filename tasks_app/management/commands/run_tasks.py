@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -97,24 +97,41 @@ def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
+#: What a process that is forked from this one calls first.
+_in_forks: list[Callable[[], None]] = []
+
+
+def _after_fork() -> None:
+    for restore in _in_forks:
+        restore()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def stopped_by_signals(coordinator: Coordinator) -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on, in the main thread, where Python hears signals."""
+    """Let SIGTERM and SIGINT stop the worker, and end a process that a task forks as usual.
+
+    Python runs signal handlers in the main thread, so elsewhere this does nothing.
+    """
     hears = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT) if hears else ()
-    own = os.getpid()
 
-    def hear(number: int, _frame: object) -> None:
-        if os.getpid() == own:
-            coordinator.stop()
-            return
-        # A process that a task forked, as multiprocessing does, is meant to end by it.
-        signal.signal(number, before[number])
-        os.kill(os.getpid(), number)
+    def hear(_number: int, _frame: object) -> None:
+        coordinator.stop()
 
     before: dict[int, Any] = {number: signal.signal(number, hear) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    # A forked process restores them at once. It may hang on a lock that another thread held at the
+    # fork, and then only a signal that needs no Python code ends it.
+    _in_forks.append(restore)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _in_forks.remove(restore)
+        restore()
