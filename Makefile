@@ -12,7 +12,7 @@ PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PAGES = $(shell find templates tasks_app/templates -name '*.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage chaos lint format test-matrix clean
+.PHONY: help run test test-postgresql test-sqlite coverage chaos lint format test-matrix clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,9 +20,15 @@ help: ## List what can be made
 run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
 	@exec $(BIN)/python -m project.run
 
-test: $(VENV)/.dev ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
-	TEST_DATABASE=postgresql $(BIN)/python -m pytest -m "not browser and not once" $(PARALLEL) $(ARGS)
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+test: test-postgresql test-sqlite ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
+
+# Each remembers its own failures, for ARGS=--last-failed.
+test-postgresql: $(VENV)/.dev
+	TEST_DATABASE=postgresql $(BIN)/python -m pytest -o cache_dir=.pytest_cache/postgresql \
+	    -m "not browser and not once" $(PARALLEL) $(ARGS)
+
+test-sqlite: $(VENV)/.dev
+	$(BIN)/python -m pytest -o cache_dir=.pytest_cache/sqlite $(PARALLEL) $(ARGS)
 
 coverage: $(VENV)/.dev ## Run the tests on SQLite and say what they do not reach
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PARALLEL) $(ARGS)
