@@ -7,7 +7,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
@@ -23,7 +24,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.errors import PydanticErrorMixin, PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
@@ -147,18 +148,20 @@ class BaseTask:
     @classmethod
     @cache
     def params_model(cls) -> type[BaseModel]:
-        """The Pydantic model of the parameters.
-
-        Raises InvalidTask when the signature does not tell one.
-        """
-        return cls.Params or _model_from_signature(cls)
+        """The Pydantic model of the parameters. Raises InvalidTask if it cannot be built."""
+        with buildable(f"The parameters of {cls.__name__}"):
+            model = cls.Params or _model_from_signature(cls)
+            model.model_rebuild()  # Does nothing, unless the model still waits for a type.
+            return model
 
     @classmethod
     @cache
     def result_type(cls) -> TypeAdapter[Any]:
-        if cls.Result is not None:
-            return TypeAdapter(cls.Result)
-        return TypeAdapter(_hints(cls).get("return", Any))
+        """What validates the result. Raises InvalidTask if it cannot be built."""
+        with buildable(f"The result of {cls.__name__}"):
+            if cls.Result is not None:
+                return TypeAdapter(cls.Result)
+            return TypeAdapter(_hints(cls).get("return", Any))
 
     @classmethod
     def validate_params(cls, params: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
@@ -193,6 +196,22 @@ class BaseTask:
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidResult(cls.__name__, [{"loc": (), "msg": str(error)}]) from error
         return data
+
+
+@contextmanager
+def buildable(what: str) -> Iterator[None]:
+    """Raise InvalidTask for whatever goes wrong while a model, a schema or a form is built.
+
+    The code of each type takes part in that and may raise anything: Pydantic's EmailStr raises
+    ImportError where email-validator is not installed.
+    """
+    try:
+        yield
+    except InvalidTask:
+        raise
+    except Exception as error:
+        why = error.message if isinstance(error, PydanticErrorMixin) else str(error)
+        raise InvalidTask(f"{what} cannot be read: {why or type(error).__name__}") from error
 
 
 def check_json(data: Any) -> None:

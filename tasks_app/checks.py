@@ -15,8 +15,11 @@ from django.db import connections
 from django.utils.module_loading import import_string
 from pydantic import ValidationError
 
+from tasks_app import registry
 from tasks_app.api.auth import authenticator
 from tasks_app.conf import PREFIX, TaskSettings, declared
+from tasks_app.exceptions import InvalidTask
+from tasks_app.forms import form_for
 from tasks_app.ledger import alias
 from tasks_app.service import TaskService
 from tasks_app.streaming.channels import TaskChannelManager
@@ -68,6 +71,26 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
                     hint="Name authenticators of django-ninja by their dotted paths, such as "
                     "tasks_app.api.SessionAuth.",
                     id="tasks_app.E005",
+                )
+            )
+    return found
+
+
+@register(Tags.compatibility)
+def check_tasks(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """The parameters and the result of each task class can be read, and a form made of them."""
+    found: list[CheckMessage] = []
+    for task in registry.tasks():
+        try:
+            form_for(task)
+            task.result_type()
+        except InvalidTask as error:
+            found.append(
+                checks.Warning(
+                    str(error),
+                    hint=f"Tasks of {task.name()} cannot be started, and pages mask what they "
+                    f"hold. Change the annotation, or install what its type needs.",
+                    id="tasks_app.W010",
                 )
             )
     return found

@@ -256,6 +256,7 @@ class StartOptions(BaseModel):
         """Return the unsaved row of a new task. Raises InvalidTask and InvalidParams."""
         if cls.execute is BaseTask.execute:
             raise InvalidTask(f"{cls.__name__} has no execute() of its own, so nothing would run.")
+        cls.result_type()  # One that cannot be built would fail the task after its work.
         return Task(
             name=cls.name(),
             params=cls.validate_params(params),

@@ -17,7 +17,13 @@ from django_eventstream.channelmanager import DefaultChannelManager
 from django_eventstream.storage import StorageBase
 from ninja.security import HttpBearer  # noqa: F401 - named by its path
 
-from tasks_app.checks import check_commits, check_settings, check_sqlite, check_streams
+from tasks_app.checks import (
+    check_commits,
+    check_settings,
+    check_sqlite,
+    check_streams,
+    check_tasks,
+)
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
 from tests.harness import Process, ended
@@ -45,12 +51,14 @@ def told(check: Any) -> list[tuple[str | None, str, str | None]]:
 
 @pytest.mark.django_db  # Django's own checks ask what the database can do.
 def test_this_project_is_clean() -> None:
-    assert checks.run_checks() == []
+    # Other tests have imported classes that are broken on purpose.
+    assert [told for told in checks.run_checks() if "of tests." not in str(told.hint)] == []
 
 
 def test_the_checks_are_registered() -> None:
     registered = checks.registry.registry.get_checks()
-    assert {check_commits, check_settings, check_streams, check_sqlite} <= set(registered)
+    ours = {check_commits, check_settings, check_sqlite, check_streams, check_tasks}
+    assert ours <= set(registered)
 
 
 # Settings.

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from tasks_app.base import BaseTask, resolve
+from tasks_app.base import BaseTask, buildable, resolve
 from tasks_app.exceptions import InvalidTask, UnknownTask
 from tasks_app.models import Task
 
@@ -36,13 +35,13 @@ _ANYTHING: Mapping[str, Any] = {}
 def shown_params(task: Task) -> tuple[Any, bool]:
     """Its parameters, with what is secret masked, and whether it is known what is.
 
-    Where its class cannot be imported any more, nobody knows: every value is masked. So is one
-    whose type has no JSON schema.
+    If its class cannot be imported, or its model cannot be built, nobody knows: every value is
+    masked. So is a value whose type has no JSON schema.
     """
     try:
-        model = resolve(task.name).params_model()
-        return masked(task.params, _schemas_of(model)), True
-    except (UnknownTask, InvalidTask, PydanticUserError):
+        with buildable("The parameters"):
+            return masked(task.params, _schemas_of(resolve(task.name).params_model())), True
+    except (UnknownTask, InvalidTask):
         return blotted(task.params), False
 
 
@@ -51,8 +50,9 @@ def shown_result(task: Task) -> tuple[Any, bool]:
     their declaration says to be secret.
     """
     try:
-        return masked(task.result, _result_schemas(resolve(task.name))), True
-    except (UnknownTask, InvalidTask, PydanticUserError):
+        with buildable("The result"):
+            return masked(task.result, _result_schemas(resolve(task.name))), True
+    except (UnknownTask, InvalidTask):
         return blotted(task.result), False
 
 

@@ -32,6 +32,7 @@ from tasks_app.exceptions import (
     IdempotencyKeyReused,
     IllegalTransition,
     InvalidParams,
+    InvalidTask,
     TaskNotFound,
     TaskProtected,
 )
@@ -110,6 +111,8 @@ def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
         raise Problem(HTTPStatus.CONFLICT, **told_of_conflict(user, error, retried)) from error
     except IdempotencyKeyReused as error:
         raise invalid({"Idempotency-Key": str(error)}) from error
+    except InvalidTask as error:
+        raise invalid({"task": str(error)}) from error
     except InvalidParams as error:
         faults = error.errors.items()
         raise invalid({f"params.{field}".rstrip("."): fault for field, fault in faults}) from error

@@ -13,7 +13,7 @@ from django import forms
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
-from tasks_app.base import UNSET, BaseTask
+from tasks_app.base import UNSET, BaseTask, buildable
 from tasks_app.exceptions import InvalidParams
 from tasks_app.forms.fields import Parameter
 from tasks_app.forms.schema import FormSchema
@@ -67,7 +67,8 @@ def form_for(task: type[BaseTask]) -> type[TaskForm]:
     """
     form = type(f"{task.__name__}Form", (TaskForm,), {"task": task})
     # Not as attributes of the class: a parameter may well be called `task` or `clean`.
-    form.base_fields = fields_of(task.params_model())  # type: ignore[attr-defined]
+    with buildable(f"The parameters of {task.__name__}"):
+        form.base_fields = fields_of(task.params_model())  # type: ignore[attr-defined]
     return form
 
 

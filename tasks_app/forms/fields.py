@@ -115,7 +115,10 @@ class Parameter:
     def _default(self) -> Any:
         if self.info.is_required() or self.info.default_factory_takes_validated_data:
             return UNSET
-        return self.info.get_default(call_default_factory=True)
+        try:
+            return self.info.get_default(call_default_factory=True)
+        except Exception:  # noqa: BLE001 - the site's own code
+            return UNSET  # The page can do without; a start says what is wrong.
 
     def _initial(self) -> Any:
         if self.is_secret or self.info.is_required():
