@@ -96,7 +96,7 @@ class DuplicateTask(TaskError):
             f"Wait for it, cancel it, or use another key."
         )
 
-    #: The same, for who may not see what the key is.
+    #: The same without the key.
     without_key = (
         "Another task with the same unique key has not finished. Wait for it, or cancel it."
     )

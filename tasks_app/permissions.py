@@ -51,15 +51,15 @@ def told_of_conflict(
 ) -> dict[str, Any]:
     """What a user is told of what kept a task from being started or retried.
 
-    Its `detail`; and in `task` the one in the way, if they may see it. The unique key of a task
-    that was to be retried is for those who may see that one.
+    Its `detail`; and in `task` the one in the way, if they may see it. A start has named the unique
+    key itself; that of a task that was to be retried is for those who may see the task.
     """
     detail, other = str(error), None
     if isinstance(error, AlreadyRetried):
         other = error.retried_as
     elif isinstance(error, DuplicateTask):
         other = error.task_id
-        if retried is not None and not may_view(user, retried):
+        if retried is None or not may_view(user, retried):
             detail = error.without_key
     if other is None or not Task.primary.visible_to(user).filter(pk=other).exists():
         return {"detail": detail}

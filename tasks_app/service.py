@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Self
+from urllib.parse import quote
 from uuid import UUID
 
 from django.conf import settings
@@ -146,6 +148,16 @@ class TaskService:
         rows of the site's own refer to it and keep it.
         """
         retention.remove(task_id)
+
+
+def users_key(user: User, key: str) -> str:
+    """Return the unique key for a key that a user's request names.
+
+    Each user's keys are in a space of their own. So a request can neither block a start of the
+    site's own code or of another user, nor find out which keys those use.
+    """
+    own = f"by-user:{quote(str(user.pk), safe='')}:{key}"
+    return own if len(own) <= KEY_MAX else f"by-user:{sha256(own.encode()).hexdigest()}"
 
 
 def _start_once(row: Task) -> TaskStartResponse:

@@ -26,7 +26,7 @@ from tasks_app.forms import TaskForm, fields_of, form_for, given
 from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.permissions import may_start
-from tasks_app.service import StartOptions, task_service
+from tasks_app.service import StartOptions, task_service, users_key
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -117,19 +117,20 @@ class StartViews(Base):
         """Say that a unique key is taken; and by which task, to those who may see it."""
         holder = Task.objects.visible_to(request.user).filter(pk=cast(Any, error.task_id)).first()
         if holder is None:
-            return str(error)
+            return error.without_key
         url = reverse(
             "admin:tasks_app_task_change", args=[holder.pk], current_app=self.admin_site.name
         )
-        return format_html('{} <a href="{}">{}</a>', str(error), url, _("Show it"))
+        return format_html('{} <a href="{}">{}</a>', error.without_key, url, _("Show it"))
 
     def _start(
         self, request: HttpRequest, task: type[BaseTask], form: TaskForm, options: OptionsForm
     ) -> HttpResponse:
+        chosen = dict(options.chosen)
+        if key := chosen.get("unique_key"):
+            chosen["unique_key"] = users_key(request.user, key)
         with transaction.atomic(using=alias()):
-            started = task_service.start_task(
-                task, form.params, owner=request.user, **options.chosen
-            )
+            started = task_service.start_task(task, form.params, owner=request.user, **chosen)
             row = Task.primary.get(pk=started.task_id)
             self.log_addition(request, row, [{"added": {}}])
         self.message_user(
@@ -201,7 +202,8 @@ class OptionsForm(forms.Form):
         "priority": gettext_lazy("Higher runs first. Left empty: the task's own."),
         "run_after": gettext_lazy("It does not start before. Left empty: as soon as it can."),
         "unique_key": gettext_lazy(
-            "While a task with this key has not finished, no other one can be started with it."
+            "While a task with this key of yours has not finished, you can start no other one "
+            "with it."
         ),
     }
 

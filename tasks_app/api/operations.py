@@ -35,7 +35,7 @@ from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_remove, may_retry, may_start, may_view
 from tasks_app.registry import find, startable_tasks
 from tasks_app.schemas import TaskInfo, TaskStartResponse
-from tasks_app.service import task_service
+from tasks_app.service import task_service, users_key
 from tasks_app.streaming.endpoint import API_STREAM, API_STREAMS, answer, respond
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def start(
             wanted.params,
             owner=user,
             run_after=wanted.run_after and stored(wanted.run_after),
-            unique_key=wanted.unique_key,
+            unique_key=wanted.unique_key and users_key(user, wanted.unique_key),
             idempotency_key=idempotency_key,
         )
     return _started(request, started)

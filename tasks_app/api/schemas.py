@@ -42,7 +42,9 @@ class StartRequest(Schema):
     params: dict[str, Any] = Field({}, description="Its parameters, by name.")
     run_after: Moment | None = Field(None, description="Not to begin before this moment.")
     unique_key: Word | None = Field(
-        None, description="While an unfinished task has this key, no other can be started with it."
+        None,
+        description="While an unfinished task has this key of yours, you can start no other "
+        "with it.",
     )
 
 

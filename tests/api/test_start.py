@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from tasks_app import lifecycle
 from tasks_app.models import Task
+from tasks_app.service import users_key
 from tasks_app.states import Status
 from tests.api.asking import API, GREET, client_of, problem, someone, start
 from tests.harness import PATIENCE
@@ -64,7 +65,7 @@ def test_options_go_into_the_row(client: Client) -> None:
     assert start(client, GREET | wanted).status_code == 202
     task = Task.objects.get()
     assert task.run_after == datetime(2099, 1, 2, 1, 4, 5, tzinfo=UTC)
-    assert task.unique_key == "k"
+    assert task.unique_key == users_key(task.owner, "k")
 
 
 @override_settings(USE_TZ=False)
@@ -151,12 +152,23 @@ def test_what_is_wrong_is_named_by_field(client: Client, body: Any, errors: dict
 
 
 def test_a_unique_key_in_use_is_a_conflict(ada: User, client: Client) -> None:
-    own, other = saved(owner=ada, unique_key="mine"), saved(unique_key="theirs")
-    told = problem(start(client, GREET | {"unique_key": "mine"}), 409)
-    assert told["task"] == str(own.pk)
-    told = problem(start(client, GREET | {"unique_key": "theirs"}), 409)
-    assert "task" not in told
-    assert str(other.pk) not in told["detail"]
+    wanted = GREET | {"unique_key": "import"}
+    own = start(client, wanted).json()["task_id"]
+    assert problem(start(client, wanted), 409) == {
+        "detail": "Another task with the same unique key has not finished. Wait for it, or cancel "
+        "it.",
+        "task": own,
+    }
+
+
+@pytest.mark.parametrize("key", ["import", "k" * 200])
+def test_a_unique_key_is_its_users_own(ada: User, client: Client, key: str) -> None:
+    """It neither finds nor blocks a key of the site's code, or of somebody else's requests."""
+    wanted = GREET | {"unique_key": key}
+    bob = client_of(User.objects.create_superuser("bob"))
+    assert start(client, wanted).status_code == start(bob, wanted).status_code == 202
+    enqueued(unique_key=key)
+    assert problem(start(client, wanted), 409)["task"] == str(Task.objects.get(owner=ada).pk)
 
 
 # The limit.
