@@ -171,15 +171,16 @@ def report(newest: Mapping[Claim, TaskProgressUpdate]) -> list[Claim]:
         ]
 
 
-def log(lines: Mapping[Claim, Sequence[LogLine]]) -> list[Claim]:
+def log(lines: Mapping[Claim, Sequence[LogLine]], *, now: datetime | None = None) -> list[Claim]:
     """Record what tasks wrote by `progress.log()`. Return the void claims."""
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
+        now = now or database_now(using)
         held = hold(Verb.LOG, lines)
         record(
             LEGAL[Verb.LOG],
             [(claim.task_id, line._asdict()) for claim in held for line in lines[claim]],
-            database_now(using),
+            now,
         )
     return [claim for claim in lines if claim not in held]
 

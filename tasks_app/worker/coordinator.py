@@ -249,7 +249,7 @@ class Coordinator:
             ending = {outcome.run.claim for outcome in outcomes}
             void = set(
                 lifecycle.report({run.claim: run.progress for run in kept if run.progress})
-                + lifecycle.log({run.claim: run.lines for run in kept if run.lines})
+                + lifecycle.log({run.claim: run.lines for run in kept if run.lines}, now=now)
                 + write(outcomes, now)
             )
             if beating:

@@ -90,6 +90,14 @@ def test_progress_and_log_lines_are_written_before_the_end() -> None:
     assert (task_of(failed).progress, task_of(failed).progress_text) == (0.25, "about to fail")
 
 
+def test_the_times_of_a_history_do_not_go_back() -> None:
+    """Log lines and the end of a task are written in one transaction, and bear its time."""
+    started = task_service.start_task(Talk, {"lines": 3})
+    drain()
+    times = list(task_of(started).events.order_by("id").values_list("timestamp", flat=True))
+    assert times == sorted(times)
+
+
 def test_the_history_tells_how_many_lines_were_dropped(settings: Any) -> None:
     settings.TASK_MAX_LOG_LINES = 3
     started = task_service.start_task(Talk, {"lines": 5})
