@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
 from django.utils.module_loading import import_string
 from django.utils.text import camel_case_to_spaces
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Secret,
-    SecretBytes,
-    SecretStr,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticErrorMixin, PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
 from tasks_app.progress import ProgressHandle
-from tasks_app.schemas import DEPTH_MAX, JSON_MAX, NAME_MAX
+from tasks_app.schemas import NAME_MAX
+from tasks_app.stored_json import check_json, dump, read_back
 
 __all__ = ["BaseTask", "ProgressHandle", "resolve"]
 
@@ -167,21 +157,21 @@ class BaseTask:
     def validate_params(cls, params: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
         """Return the parameters as the JSON-able data that the row keeps.
 
-        Secrets are revealed: the worker needs them. Raises InvalidParams, naming each field.
+        Secrets are revealed: the worker needs them. Raises InvalidParams, naming each field that is
+        wrong, or that the worker would not read as it was given.
         """
-        if isinstance(params, BaseModel):
-            params = params.model_dump(by_alias=True, round_trip=True)
+        schema = cls.params_model()
         try:
-            model = cls.params_model().model_validate({} if params is None else params)
+            model = _model_of(schema, {} if params is None else params)
         except ValidationError as error:
             raise InvalidParams(cls.__name__, error.errors()) from None
-        # In the form that the model reads again: aliases, and without what it computes.
-        dump = partial(model.model_dump, by_alias=True, round_trip=True)
         try:
-            data = _reveal(dump(), dump(mode="json"))
-            check_json(data)
+            data = dump(model)
+            text = check_json(data)
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidParams(cls.__name__, [{"loc": (), "msg": str(error)}]) from error
+        if faults := read_back(model, schema, text):
+            raise InvalidParams(cls.__name__, faults)
         return cast(dict[str, Any], data)
 
     @classmethod
@@ -214,52 +204,12 @@ def buildable(what: str) -> Iterator[None]:
         raise InvalidTask(f"{what} cannot be read: {why or type(error).__name__}") from error
 
 
-def check_json(data: Any) -> None:
-    """Raise ValueError for what no row holds as JSON: NaN, NUL, half a surrogate, too much; and
-    for what is nested too deep to be read again.
-    """
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False)
-    if (size := len(text.encode())) > JSON_MAX:
-        raise ValueError(
-            f"it has {size:,} bytes as JSON, and {JSON_MAX:,} is the most; "
-            f"keep it in a file or a table of its own, and name that"
-        )
-    if _NUL.search(text):
-        raise ValueError("text with a NUL character cannot be stored; remove it")
-    if text.count("[") + text.count("{") > DEPTH_MAX and (depth := _depth(data)) > DEPTH_MAX:
-        raise ValueError(
-            f"it is nested {depth} levels deep, and {DEPTH_MAX} is the most; "
-            f"make it flat, such as a list of rows that name their parents"
-        )
-
-
-def _depth(data: Any) -> int:
-    """How many lists and objects of JSON-able data are within each other, at the most."""
-    depth, level = 0, [data]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        depth += 1
-        level = [
-            child for item in level for child in (item.values() if isinstance(item, dict) else item)
-        ]
-    return depth
-
-
-# An escaped NUL that is not itself part of an escaped backslash.
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-
-
-def _reveal(data: Any, jsonable: Any) -> Any:
-    """Put secrets where their JSON form has asterisks, and NaN and infinity where it has null."""
-    if isinstance(data, (Secret, SecretStr, SecretBytes)):
-        return to_jsonable_python(data.get_secret_value())
-    if isinstance(data, float) and not math.isfinite(data):
-        return data  # JSON's null would be another value; check_json refuses it.
-    if isinstance(data, Mapping) and isinstance(jsonable, dict):
-        pairs = zip(data.values(), jsonable.items(), strict=True)
-        return {key: _reveal(value, shown) for value, (key, shown) in pairs}
-    if isinstance(data, (list, tuple, set, frozenset)) and isinstance(jsonable, list):
-        return [_reveal(value, shown) for value, shown in zip(data, jsonable, strict=True)]
-    return jsonable
+def _model_of(schema: type[BaseModel], params: Mapping[str, Any] | BaseModel) -> BaseModel:
+    if isinstance(params, schema):
+        return params  # It may have been changed since it was made: reading it back validates it.
+    if isinstance(params, BaseModel):
+        params = params.model_dump(by_alias=True, round_trip=True)
+    return schema.model_validate(params)
 
 
 def resolve(name: str) -> type[BaseTask]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, SecretBytes, SecretStr
 
-from tasks_app.base import UNSET, BaseTask, check_json, resolve
+from tasks_app.base import UNSET, BaseTask, resolve
 from tasks_app.exceptions import (
     InvalidParams,
     InvalidResult,
@@ -21,6 +21,7 @@ from tasks_app.exceptions import (
     UnknownTask,
 )
 from tasks_app.progress import ProgressHandle
+from tasks_app.stored_json import check_json
 from tests import more_tasks, tasks
 from tests.more_tasks import (
     Aliased,

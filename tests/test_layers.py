@@ -23,7 +23,7 @@ LAYERS = [
     {"conf"},
     {"backoff", "clock", "expressions", "primary"},
     {"schemas"},
-    {"progress"},
+    {"progress", "stored_json"},
     {"base"},
     {"forms", "registry"},
     {"models"},

@@ -10,13 +10,13 @@ from collections.abc import Container, Mapping
 from typing import Any, ClassVar
 
 from django import forms
-from pydantic import AliasChoices, BaseModel
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
 
 from tasks_app.base import UNSET, BaseTask, buildable
 from tasks_app.exceptions import InvalidParams
 from tasks_app.forms.fields import Parameter
 from tasks_app.forms.schema import FormSchema
+from tasks_app.stored_json import given_as
 
 __all__ = ["TaskForm", "fields_of", "form_for", "given"]
 
@@ -79,17 +79,10 @@ def fields_of(model: type[BaseModel]) -> dict[str, forms.Field]:
     fields: dict[str, forms.Field] = {}
     for name, info in model.model_fields.items():
         schema = whole.get("properties", {}).get(name, {})
-        fields[_given_as(name, info)] = Parameter(name, info, schema, whole, strict).field()
+        fields[given_as(name, info)] = Parameter(name, info, schema, whole, strict).field()
     return fields
 
 
 def given(cleaned: Mapping[str, Any]) -> dict[str, Any]:
     """Return what to give the model, of what such fields have read."""
     return {name: value for name, value in cleaned.items() if value is not UNSET}
-
-
-def _given_as(name: str, info: FieldInfo) -> str:
-    """Return the name by which a model takes a field."""
-    alias = info.validation_alias
-    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-    return next((choice for choice in choices if isinstance(choice, str)), name)
