@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
+from collections import deque
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ from tasks_app.exceptions import (
 from tasks_app.schemas import MESSAGE_MAX, TRACEBACK_MAX, TYPE_MAX, clipped, printable
 from tasks_app.states import Verb
 from tasks_app.worker.run import Run
+
+logger = logging.getLogger("tasks_app.worker")
 
 #: Said of a cancelled run whose thread did not stop.
 STUCK = True
@@ -56,6 +60,13 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:
     reason = _interruption(error)
     # What is raised in a thread is a bare class; the handle has the words.
     reason = reason and (run.handle.reason or reason)
+    if reason and (rest := _beside(error)):
+        logger.warning(
+            "Task %s stopped as told; another error it raised counts for nothing",
+            run,
+            exc_info=rest,
+            extra=run.log_extra,
+        )
     if isinstance(reason, TaskCancelled):
         return Outcome(run, Verb.CANCEL)
     if isinstance(reason, (TaskReleased, LeaseLost)):
@@ -119,12 +130,29 @@ def failure(error: BaseException) -> Failure:
     )
 
 
-def _interruption(error: BaseException | None) -> TaskInterrupted | None:
-    """Find the interruption behind an error, also where the task's own clean-up failed after it."""
+def _interruption(error: BaseException) -> TaskInterrupted | None:
+    """Find the interruption behind an error: itself, what it was raised from, or within a group.
+
+    A group that also holds other errors counts as the interruption, as does an error raised while
+    handling one: the task was told to stop, and did.
+    """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, TaskInterrupted):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
+    waiting: deque[BaseException | None] = deque([error])
+    while waiting:
+        found = waiting.popleft()
+        if isinstance(found, TaskInterrupted):
+            return found
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        waiting.append(found.__cause__ or found.__context__)
+        if isinstance(found, BaseExceptionGroup):
+            waiting.extend(found.exceptions)
     return None
+
+
+def _beside(error: BaseException) -> BaseException | None:
+    """Return the part of an error that is not an interruption itself."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(TaskInterrupted)[1]
+    return None if isinstance(error, TaskInterrupted) else error

@@ -19,7 +19,7 @@ from tasks_app.exceptions import (
 )
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
-from tasks_app.worker.execution import cut_short, execute, failure, given_up
+from tasks_app.worker.execution import cut_short, execute, failure, given_up, outcome_of
 from tests.more_tasks import (
     CleansUpBadly,
     Echo,
@@ -138,6 +138,42 @@ def test_a_timeout_fails_it_for_good(task: type[object], max_attempts: int) -> N
         "TaskTimedOut",
         "The task ran longer than its 5 s.",
     )
+
+
+def in_groups(*errors: BaseException) -> BaseException:
+    return BaseExceptionGroup("outer", [BaseExceptionGroup("inner", [*errors])])
+
+
+@pytest.mark.parametrize(
+    ("reason", "verb"),
+    [
+        (TaskCancelled(), Verb.CANCEL),
+        (TaskReleased(), Verb.RELEASE),
+        (TaskTimedOut("The task ran longer than its 5 s."), Verb.FAIL),
+    ],
+    ids=repr,
+)
+def test_an_interruption_is_found_in_exception_groups(
+    reason: TaskInterrupted, verb: Verb, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As asyncio, anyio and trio raise them. Other errors in the group are logged."""
+    alone, nested = in_groups(reason), in_groups(TaskCancelled())
+    wrapped = RuntimeError("stopped")
+    wrapped.__cause__ = nested
+    for error, logged in [(alone, False), (wrapped, True), (in_groups(KeyError(1), reason), True)]:
+        run = made(Noop, max_attempts=2)
+        run.handle.stop(reason)
+        caplog.clear()
+        outcome = outcome_of(run, error)
+        assert outcome.verb is verb
+        assert verb is not Verb.FAIL or outcome.value.type == "TaskTimedOut"
+        assert ("another error it raised counts for nothing" in caplog.text) is logged
+    assert "KeyError: 1" in caplog.text
+
+
+def test_a_group_without_an_interruption_is_an_error_like_others() -> None:
+    outcome = outcome_of(made(Noop, max_attempts=2), ExceptionGroup("two", [KeyError(1)]))
+    assert (outcome.verb, outcome.value.type) == (Verb.RETRY, "ExceptionGroup")
 
 
 def test_what_has_finished_when_it_is_told_to_stop_is_complete(
