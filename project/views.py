@@ -17,7 +17,7 @@ from project.history import describe
 from tasks_app.admin.masking import shown_params
 from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
-from tasks_app.models import Task
+from tasks_app.models import Task, TaskEvent
 from tasks_app.states import Status
 from tasks_app.views import TaskPage
 
@@ -41,7 +41,9 @@ class SiteTaskPage(TaskPage):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         task = self.object
         page = _task_class(task)
-        newest = list(task.events.order_by("-id")[: SHOWN_EVENTS + 1])
+        # From where it is written, as the page itself: a replica may lack the newest.
+        history = TaskEvent.primary.filter(task=task)
+        newest = list(history.order_by("-id")[: SHOWN_EVENTS + 1])
         return super().get_context_data(
             # As in the admin: what is declared secret is not for pages.
             details=page.details(shown_params(task)[0]),

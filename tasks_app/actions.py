@@ -12,6 +12,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
+from django.urls import get_script_prefix
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -133,7 +134,7 @@ def start(
 
 def already_running(task: type[BaseTask], error: DuplicateTask, request: HttpRequest) -> SafeString:
     """Say that one at a time is enough, and where it is to be seen, by whom it may be."""
-    running = Task.objects.visible_to(request.user).filter(pk=cast(UUID, error.task_id)).first()
+    running = Task.primary.visible_to(request.user).filter(pk=cast(UUID, error.task_id)).first()
     if running is None:
         where: str = _("It is somebody else’s. Try again when it is done.")
     elif url := page_url(running, request.get_full_path()):
@@ -174,7 +175,7 @@ class BackgroundFormMixin:
         return self.task_options
 
     def get_success_url(self) -> str:
-        return str(self.success_url or "") or page_url(self.task) or "/"
+        return str(self.success_url or "") or page_url(self.task) or get_script_prefix()
 
     def form_valid(self, form: forms.BaseForm) -> HttpResponse:
         params = self.get_task_params(form)

@@ -12,6 +12,7 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 from pydantic import ValidationError
 
@@ -94,6 +95,26 @@ def check_tasks(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
                 )
             )
     return found
+
+
+@register(Tags.urls)
+def check_urls(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """Pages can ask for streams and statuses, and a task has a page of its own."""
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    try:
+        reverse("tasks_app:streams")
+    except NoReverseMatch:
+        return [
+            checks.Warning(
+                "The site's URLs do not include tasks_app.urls: bars stand still as they were "
+                "rendered, and tasks have no pages.",
+                hint='Add path("tasks/", include("tasks_app.urls")) to the urlpatterns of '
+                f"{settings.ROOT_URLCONF}.",
+                id="tasks_app.W011",
+            )
+        ]
+    return []
 
 
 @register(Tags.security)

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from tasks_app.exceptions import WorkerLost
-from tasks_app.models import Task, TaskQuerySet
+from tasks_app.models import Task
+from tasks_app.querysets import TaskQuerySet
 
 
 class Claim(NamedTuple):

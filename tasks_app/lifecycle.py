@@ -29,8 +29,9 @@ from tasks_app.exceptions import (
     TaskNotFound,
 )
 from tasks_app.ledger import UNCLAIMED, Row, alias, hold, record, update, waiting
-from tasks_app.models import Task, TaskQuerySet, Worker
+from tasks_app.models import Task, Worker
 from tasks_app.progress import LogLine
+from tasks_app.querysets import TaskQuerySet
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import LEGAL, RETRIABLE, Status, Verb
 

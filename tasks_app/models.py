@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -15,33 +15,22 @@ from django.utils.translation import gettext_lazy as _
 
 from tasks_app import schemas
 from tasks_app.base import resolve
-from tasks_app.conf import task_settings
 from tasks_app.exceptions import UnknownTask
-from tasks_app.expressions import CurrentTransaction, Unindexed
+from tasks_app.expressions import CurrentTransaction
 from tasks_app.primary import Primary
+from tasks_app.querysets import NOT_OVER, TaskQuerySet, WorkerQuerySet
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AnonymousUser, User
+    pass
 
 DEFAULT_QUEUE = "default"
+WAITS = Q(status=Status.PENDING)
 
 
 def aware(moment: datetime) -> datetime:
     """Return a time as every boundary shows it: with its zone, also where USE_TZ is off."""
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
-
-
-class WorkerQuerySet(models.QuerySet["Worker"]):
-    def beating(self, now: datetime) -> WorkerQuerySet:
-        """Those that did not sign off, and are not silent for so long that tasks are rescued."""
-        since = now - timedelta(seconds=task_settings().silence_seconds)
-        return self.filter(stopped_at__isnull=True, heartbeat_at__gte=since)
-
-    def lost(self, now: datetime) -> WorkerQuerySet:
-        """Those that never signed off, and are."""
-        since = now - timedelta(seconds=task_settings().silence_seconds)
-        return self.filter(stopped_at__isnull=True, heartbeat_at__lt=since)
 
 
 class Worker(models.Model):
@@ -80,39 +69,6 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return f"{self.hostname}:{self.pid}"
-
-
-#: Unfinished, by a constraint. A list of statuses would say the same; but SQLite does not see that
-#: an index is good for it where the list comes as parameters.
-NOT_OVER = Q(finished_at__isnull=True)
-WAITS = Q(status=Status.PENDING)
-
-
-class TaskQuerySet(models.QuerySet["Task"]):
-    def visible_to(self, user: User | AnonymousUser) -> TaskQuerySet:
-        """The tasks a user may see: all with the `view_task` permission, else their own."""
-        if not user.is_authenticated or not user.is_active:
-            return self.none()
-        if user.has_perm("tasks_app.view_task"):
-            return self
-        return self.filter(owner_id=user.pk)
-
-    def unfinished(self) -> TaskQuerySet:
-        return self.filter(NOT_OVER)
-
-    def running(self) -> TaskQuerySet:
-        return self.filter(status=Status.RUNNING)
-
-    def ready(self, now: datetime, queues: list[str]) -> TaskQuerySet:
-        """Waiting tasks that may start, the next one first."""
-        return self.waiting(queues).alias(due=Unindexed("run_after")).filter(due__lte=now)
-
-    def waiting(self, queues: list[str]) -> TaskQuerySet:
-        """Pending tasks of these queues, or of all when none is named, the next one first."""
-        tasks = self.filter(status=Status.PENDING)
-        if queues:
-            tasks = tasks.filter(queue__in=queues)
-        return tasks.order_by("-priority", "run_after")
 
 
 class Task(models.Model):

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from tasks_app.base import BaseTask, resolve
 from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, UnknownTask
 from tasks_app.models import Task
+from tasks_app.querysets import holds
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser
     from django.contrib.auth.models import User as AuthUser
 
-    #: Any user model with permissions; these two stand for it in annotations.
+    #: Any user model; these two stand for it in annotations.
     User = AuthUser | AnonymousUser
 
 
@@ -33,7 +34,7 @@ def may_cancel(user: User, task: Task) -> bool:
 
 def may_start(user: User, task: type[BaseTask]) -> bool:
     """Whether a user may start tasks of a class over HTTP: it opts in, and names a permission."""
-    return task.startable and user.is_active and user.has_perm(task.start_permission)
+    return task.startable and user.is_active and holds(user, task.start_permission)
 
 
 def may_retry(user: User, task: Task) -> bool:
@@ -78,4 +79,4 @@ def _owns(user: User, task: Task) -> bool:
 
 
 def _may(user: User, action: str) -> bool:
-    return user.is_active and user.has_perm(f"tasks_app.{action}_task")
+    return user.is_active and holds(user, f"tasks_app.{action}_task")

@@ -119,7 +119,8 @@ class TaskService:
     def get_task_status(self, task_id: UUID) -> TaskInfo:
         """Return a task as it stands. Raises TaskNotFound."""
         try:
-            return Task.objects.get(pk=task_id).info()
+            task: Task = Task.primary.get(pk=task_id)
+            return task.info()
         except Task.DoesNotExist:
             raise TaskNotFound(task_id) from None
 

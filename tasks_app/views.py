@@ -20,6 +20,7 @@ from django.http import (
     HttpResponseRedirect,
     JsonResponse,
 )
+from django.urls import get_script_prefix
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
@@ -69,7 +70,9 @@ class TaskPage(LoginRequiredMixin, TaskDetailView):
     pk_url_kwarg = "task_id"
 
     def get_queryset(self) -> QuerySet[Task]:
-        return Task.objects.visible_to(self.request.user)
+        # Not a replica, which may lack a task that was started just now. So all views here.
+        visible: QuerySet[Task] = Task.primary.visible_to(self.request.user)
+        return visible
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         back = _of_this_site(self.request, self.request.GET.get("next"))
@@ -80,7 +83,7 @@ class TaskPage(LoginRequiredMixin, TaskDetailView):
 @require_safe
 @never_cache
 def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
-    task = Task.objects.visible_to(request.user).filter(pk=task_id).first()
+    task = Task.primary.visible_to(request.user).filter(pk=task_id).first()
     if task is None:
         return JsonResponse({"detail": NOT_FOUND}, status=404)
     return JsonResponse(task.info().model_dump(mode="json"))
@@ -101,7 +104,7 @@ def statuses(request: HttpRequest) -> JsonResponse:
             raise BadRequest("Ask for tasks by ?task=<id>, once for each.")
     except BadRequest as error:
         return JsonResponse({"detail": str(error)}, status=400)
-    tasks = Task.objects.visible_to(request.user).filter(pk__in=ids)
+    tasks = Task.primary.visible_to(request.user).filter(pk__in=ids)
     return JsonResponse({"tasks": [task.info().model_dump(mode="json") for task in tasks]})
 
 
@@ -168,7 +171,7 @@ def _to_task(request: HttpRequest, task_id: UUID) -> HttpResponse:
     """Go to the page that the form names; else to the task's own, if this user may see it."""
     if url := _of_this_site(request, request.POST.get("next")):
         return HttpResponseRedirect(url)
-    task = Task.objects.visible_to(request.user).filter(pk=task_id).first()
+    task = Task.primary.visible_to(request.user).filter(pk=task_id).first()
     return HttpResponseRedirect(task.get_absolute_url() if task else _way_back(request))
 
 
@@ -181,7 +184,8 @@ def _not_found(request: HttpRequest) -> HttpResponse:
 def _way_back(request: HttpRequest) -> str:
     """The page the form stood on, if it is one of this site's."""
     named = _of_this_site(request, request.POST.get("next"))
-    return named or _of_this_site(request, request.headers.get("Referer")) or "/"
+    came_from = _of_this_site(request, request.headers.get("Referer"))
+    return named or came_from or get_script_prefix()
 
 
 def _of_this_site(request: HttpRequest, url: str | None) -> str:

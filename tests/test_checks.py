@@ -23,6 +23,7 @@ from tasks_app.checks import (
     check_sqlite,
     check_streams,
     check_tasks,
+    check_urls,
 )
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
@@ -57,8 +58,24 @@ def test_this_project_is_clean() -> None:
 
 def test_the_checks_are_registered() -> None:
     registered = checks.registry.registry.get_checks()
-    ours = {check_commits, check_settings, check_sqlite, check_streams, check_tasks}
+    ours = {check_commits, check_settings, check_sqlite, check_streams, check_tasks, check_urls}
     assert ours <= set(registered)
+
+
+# URLs.
+
+
+@pytest.mark.parametrize(("urls", "found"), [("tests.i18n_urls", 0), ("project.airports.urls", 1)])
+def test_a_site_without_our_urls_is_warned(urls: str, found: int) -> None:
+    warning = (
+        "tasks_app.W011",
+        "The site's URLs do not include tasks_app.urls: bars stand still as they were rendered, "
+        "and tasks have no pages.",
+        'Add path("tasks/", include("tasks_app.urls")) to the urlpatterns of '
+        "project.airports.urls.",
+    )
+    with override_settings(ROOT_URLCONF=urls):
+        assert told(check_urls) == [warning] * found
 
 
 # Settings.

@@ -22,7 +22,7 @@ LAYERS = [
     {"exceptions"},
     {"conf"},
     {"backoff", "clock", "expressions", "primary"},
-    {"schemas"},
+    {"querysets", "schemas"},
     {"progress", "stored_json"},
     {"base"},
     {"forms", "registry"},

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.contrib.auth.backends import BaseBackend
+from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.db import models
+from django.template import RequestContext, Template
+from django.test import Client, RequestFactory
 
 from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_view, may_view_all
-from tests.rows import row, saved
+from tests.rows import enqueued, row, saved
 
 pytestmark = pytest.mark.django_db
+
+JSON = {"Accept": "application/json"}
 
 
 def someone(*codenames: str, **fields: Any) -> User:
@@ -81,3 +88,48 @@ def test_what_one_may_view_is_what_one_sees_in_lists() -> None:
     for user in users:
         listed = set(Task.objects.visible_to(user))
         assert listed == {task for task in tasks if may_view(user, task)}
+
+
+# A user model without permissions.
+
+
+class Person(AbstractBaseUser):
+    """What Django's documentation calls the least that a user model is."""
+
+    username = models.CharField(max_length=150)
+
+    class Meta:
+        app_label = "tests"
+        db_table = "auth_user"
+        managed = False
+
+    USERNAME_FIELD = "username"
+
+
+class People(BaseBackend):
+    def get_user(self, user_id: int) -> Person | None:
+        return Person.objects.filter(pk=user_id).first()
+
+
+def test_without_permissions_there_are_ones_own_tasks(settings: Any, rf: RequestFactory) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.People"]
+    own, other = enqueued(owner=someone()), enqueued(owner=someone())
+    person = Person.objects.get(pk=own.owner_id)
+    client = Client()
+    client.force_login(person)
+    for url in ("/tasks/{}/status/", "/tasks/status/?task={}", "/api/tasks/{}"):
+        assert "tests.tasks.Noop" in client.get(url.format(own.pk)).content.decode()
+        assert "tests.tasks.Noop" not in client.get(url.format(other.pk)).content.decode()
+    assert "<task-progress" in _list_of(person, rf)
+    found = client.post("/api/tasks/", {"task": "x"}, content_type="application/json")
+    assert found.status_code == 403
+    assert client.post(f"/tasks/{other.pk}/cancel/", headers=JSON).status_code == 404
+    assert client.post(f"/tasks/{own.pk}/cancel/", headers=JSON).status_code == 200
+    assert client.post(f"/tasks/{own.pk}/retry/", headers=JSON).status_code == 404
+    assert client.delete(f"/api/tasks/{own.pk}").status_code == 204
+
+
+def _list_of(person: Person, rf: RequestFactory) -> str:
+    request = rf.get("/")
+    request.user = person  # type: ignore[assignment]
+    return Template("{% load tasks %}{% task_list %}").render(RequestContext(request))

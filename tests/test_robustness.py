@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.test import Client
+from django.template import RequestContext, Template
+from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.connection import ConnectionDoesNotExist
 
@@ -297,6 +298,46 @@ def test_a_button_asks_no_replica(admin_client: Client, door: str, view: str, st
     response = admin_client.post(url, headers={"Accept": "application/json"})
     assert response.status_code in (200, 202), response.content
     assert Task.primary.filter(retried_from=task).exists() is (view == "retry")
+
+
+@pytest.mark.usefixtures("replica")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/tasks/{}/",
+        "/tasks/{}/status/",
+        "/tasks/status/?task={}",
+        "/admin/tasks_app/task/{}/change/",
+        "/api/tasks/{}",
+        "/api/tasks/{}/status",
+        "/api/tasks/{}/events",
+    ],
+)
+def test_a_look_at_what_was_just_started_asks_no_replica(admin_client: Client, url: str) -> None:
+    task = saved(Status.FAILED)
+    again = task_service.retry_task(task.pk).task_id
+    response = admin_client.get(url.format(again))
+    assert response.status_code == 200, response.content
+    assert str(again) in response.content.decode()
+
+
+@pytest.mark.usefixtures("replica")
+def test_a_retry_leads_to_the_new_task_without_a_replica(admin_client: Client) -> None:
+    url = reverse("tasks_app:retry", args=[saved(Status.FAILED).pk])
+    answer = admin_client.post(url, headers={"Accept": "text/html"})
+    again = Task.primary.get(retried_from__isnull=False)
+    assert answer.headers["Location"] == again.get_absolute_url()
+    assert task_service.get_task_status(again.pk).status == Status.PENDING
+
+
+@pytest.mark.usefixtures("replica")
+def test_a_list_that_follows_asks_no_replica(rf: RequestFactory) -> None:
+    """It resumes from a cursor of the database that is written to."""
+    request = rf.get("/")
+    request.user = User.objects.create_user("ada")
+    started = task_service.start_task(Noop, owner=request.user)
+    page = Template("{% load tasks %}{% task_list form='card' %}")
+    assert str(started.task_id) in page.render(RequestContext(request))
 
 
 @pytest.mark.usefixtures("replica")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from django.test.utils import override_script_prefix
 from django.urls import reverse
 
 from tasks_app.models import Task
@@ -383,3 +384,13 @@ def test_whoever_may_cancel_and_view_is_told_all(ada: User, status: Status) -> N
 def test_more_fields_than_django_reads_are_refused(ada: User) -> None:
     url = reverse("tasks_app:statuses") + "?" + "&".join(["task=x"] * 1001)
     assert client_of(ada).get(url).status_code == 400
+
+
+@pytest.mark.parametrize("view", ["cancel", "retry"])
+def test_the_way_back_stays_below_the_prefix_of_the_site(ada: User, view: str) -> None:
+    """A browser need not send a Referer."""
+    ada.user_permissions.set(Permission.objects.filter(codename="retry_task"))
+    url, client = f"/tasks/{enqueued(owner=ada).pk}/{view}/", client_of(ada)
+    with override_script_prefix("/app/"):
+        answer = client.post(url, headers={"Accept": "text/html"})
+    assert answer.headers["Location"] == "/app/"

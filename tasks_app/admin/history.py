@@ -64,7 +64,11 @@ class History:
 
 
 def history_of(task: Task) -> History:
-    newest = task.events.exclude(event_type=EventType.LOG).order_by("-id")[: FACTS + 1]
+    newest = (
+        TaskEvent.primary.filter(task=task)
+        .exclude(event_type=EventType.LOG)
+        .order_by("-id")[: FACTS + 1]
+    )
     events = list(newest)
     shown = events[:FACTS][::-1]
     return History([moment(event) for event in shown], len(events) > FACTS, attempts(shown))
@@ -72,7 +76,7 @@ def history_of(task: Task) -> History:
 
 def log_of(task: Task, before: int | None = None) -> tuple[list[Line], int | None]:
     """Its newest log lines, before an id if one is given; and before which there are more."""
-    events = task.events.filter(event_type=EventType.LOG).order_by("-id")
+    events = TaskEvent.primary.filter(task=task, event_type=EventType.LOG).order_by("-id")
     if before is not None:
         events = events.filter(id__lt=before)
     found = list(events[: LINES + 1])

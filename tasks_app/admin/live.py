@@ -51,7 +51,7 @@ class LiveViews(Base):
         now = database_now(alias())
         answer: dict[str, Any] = {"now": aware(now).isoformat(), "tasks": [], "top": None}
         if wanted:
-            tasks = self.get_queryset(request).filter(pk__in=wanted)
+            tasks = self.get_queryset(request).using(alias()).filter(pk__in=wanted)
             rows = Rows.of(shown(tasks), request.user, now, self.admin_site.name)
             answer["tasks"] = [row.info for row in rows]
         if news:

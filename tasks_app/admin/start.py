@@ -115,7 +115,7 @@ class StartViews(Base):
 
     def _taken(self, request: HttpRequest, error: DuplicateTask) -> str:
         """Say that a unique key is taken; and by which task, to those who may see it."""
-        holder = Task.objects.visible_to(request.user).filter(pk=cast(Any, error.task_id)).first()
+        holder = Task.primary.visible_to(request.user).filter(pk=cast(Any, error.task_id)).first()
         if holder is None:
             return error.without_key
         url = reverse(

@@ -111,7 +111,7 @@ def challenge(among: list[Authenticator]) -> str:
 def caller(request: HttpRequest) -> User:
     """The user who asks, as the authenticator found it."""
     user = request.auth  # type: ignore[attr-defined]  # django-ninja's
-    if not hasattr(user, "has_perm"):
+    if not hasattr(user, "is_authenticated"):
         raise ImproperlyConfigured(
             f"An authenticator of TASK_API_AUTH returned {user!r}. It must return the user who "
             f"asks, or None."

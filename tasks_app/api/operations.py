@@ -327,7 +327,7 @@ def _within_the_limit(user: User) -> None:
 
 
 def _visible(user: User, task_id: UUID) -> Task:
-    task = Task.objects.visible_to(user).filter(pk=task_id).defer("params", "error_traceback")
+    task = Task.primary.visible_to(user).filter(pk=task_id).defer("params", "error_traceback")
     if found := task.first():
         return found
     raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND)

@@ -23,7 +23,8 @@ from tasks_app.api.schemas import (
     TaskPage,
 )
 from tasks_app.expressions import Unindexed
-from tasks_app.models import Task, TaskEvent, TaskQuerySet, aware
+from tasks_app.models import Task, TaskEvent, aware
+from tasks_app.querysets import TaskQuerySet
 
 _moment: TypeAdapter[datetime] = TypeAdapter(Moment)
 #: What a list does not show, and may be large.
@@ -99,7 +100,7 @@ def events_after(task: Task, following: Following) -> EventPage:
 
     Within a task ids grow in the order of commits, so that none appears before one that was shown.
     """
-    events = TaskEvent.objects.filter(task=task, id__gt=following.after).order_by("id")
+    events = TaskEvent.primary.filter(task=task, id__gt=following.after).order_by("id")
     found = list(events[: following.limit + 1])
     shown = found[: following.limit]
     return EventPage(

@@ -162,20 +162,26 @@ def task_list(
 def newest(user: Any, tasks: Iterable[Task] | None, limit: int | None, form: str) -> list[Task]:
     """Return the tasks of a list, with what their forms show of them, in few queries."""
     if tasks is None:
-        own = Task.objects.visible_to(user).filter(owner_id=user.pk)
+        # The stream that brings later tasks goes on from a cursor of the same database.
+        own = Task.primary.visible_to(user).filter(owner_id=user.pk)
         tasks, limit = own.order_by("-created_at"), limit or LIST_LENGTH
     if isinstance(tasks, QuerySet):
         unseen = ["params", "error_traceback", *([] if form == "card" else ["result"])]
         tasks = tasks.defer(*unseen)[:limit]
     rows = list(tasks)[:limit]
     if form == "card":
-        lines = Prefetch("events", log_lines(TaskEvent.objects.all()), to_attr="newest_log_lines")
-        prefetch_related_objects(rows, lines, "retried_as")
+        fetch_for_cards(rows)
     return rows
 
 
-def log_lines(events: QuerySet[TaskEvent]) -> QuerySet[TaskEvent]:
-    return events.filter(event_type=EventType.LOG).order_by("-id")[:LOG_LINES]
+def fetch_for_cards(tasks: list[Task]) -> None:
+    """Fetch what cards show beside the rows, unless it was fetched before."""
+    lines = TaskEvent.primary.filter(event_type=EventType.LOG).order_by("-id")[:LOG_LINES]
+    prefetch_related_objects(
+        tasks,
+        Prefetch("events", lines, to_attr="newest_log_lines"),
+        Prefetch("retried_as", Task.primary.all()),
+    )
 
 
 def progress_bar(
@@ -247,9 +253,7 @@ def _card(
     task: Task, request: HttpRequest | None, user: Any, words: dict[str, str], now: datetime
 ) -> dict[str, Any]:
     """Return what a card shows beside what every form does."""
-    lines: list[TaskEvent] | None = getattr(task, "newest_log_lines", None)
-    if lines is None:
-        lines = list(log_lines(task.events.all()))
+    fetch_for_cards([task])
     retriable = task.status in RETRIABLE
     again = getattr(task, "retried_as", None) if retriable else None
     retry: dict[str, Any] = {}
@@ -259,7 +263,7 @@ def _card(
     return {
         "attempts": display.attempts(task, words),
         "left": display.time_left(task, words, now),
-        "log": lines[::-1],
+        "log": task.newest_log_lines[::-1],  # type: ignore[attr-defined]
         "log_lines": LOG_LINES,
         "result": display.result(task),
         "retriable": retriable,

@@ -23,7 +23,8 @@ from tasks_app.management.terminal import (
     in_range,
     shown,
 )
-from tasks_app.models import Task, TaskQuerySet, aware
+from tasks_app.models import Task, aware
+from tasks_app.querysets import TaskQuerySet
 from tasks_app.registry import find
 from tasks_app.states import UNFINISHED, Status
 
