@@ -19,7 +19,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from tasks_app.base import BaseTask, resolve
+from tasks_app.base import BaseTask, task_class
 from tasks_app.display import page_url
 from tasks_app.exceptions import DuplicateTask, InvalidParams
 from tasks_app.models import Task
@@ -67,7 +67,7 @@ def background_action(
         def action(
             modeladmin: Any, request: HttpRequest, queryset: QuerySet[Any]
         ) -> HttpResponseBase | None:
-            cls = resolve(task) if isinstance(task, str) else task
+            cls = task_class(task)
             try:
                 params = method(modeladmin, request, queryset)
                 if isinstance(params, HttpResponseBase):
@@ -164,7 +164,7 @@ class BackgroundFormMixin:
     task: Task
 
     def get_task_class(self) -> type[BaseTask]:
-        return resolve(self.task_class) if isinstance(self.task_class, str) else self.task_class
+        return task_class(self.task_class)
 
     def get_task_params(self, form: Any) -> Params:
         """Return the parameters: what the form's fields hold, unless overridden."""

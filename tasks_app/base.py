@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django.utils.module_loading import import_string
 from django.utils.text import camel_case_to_spaces
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
-from pydantic.errors import PydanticErrorMixin, PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from tasks_app.declaration import (
+    buildable,
+    check_errors,
+    check_execute,
+    check_names,
+    hints_of,
+    model_from_signature,
+)
 from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
 from tasks_app.progress import ProgressHandle
 from tasks_app.schemas import NAME_MAX
@@ -106,22 +111,29 @@ class BaseTask:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if inspect.iscoroutinefunction(cls.execute):
-            raise InvalidTask(
-                f"{cls.__name__}.execute is async, and a hand is a thread. "
-                f"Write a plain function; call async code by asgiref.sync.async_to_sync."
-            )
+        declared = cls.__dict__
+        names = {"execute": FunctionType} if cls.execute is BaseTask.execute else {}
+        check_names(cls.__name__, declared, _OPTIONS | names)
+        for option in _OF_ERRORS & declared.keys():
+            check_errors(cls.__name__, option, declared[option])
+        if "execute" in declared:
+            check_execute(cls.__name__, declared["execute"])
         # Of its own name: what a parent is called, its children are not.
-        if "verbose_name" not in cls.__dict__:
+        if "verbose_name" not in declared:
             cls.verbose_name = camel_case_to_spaces(cls.__name__).capitalize()
 
     @classmethod
     def name(cls) -> str:
         """The dotted path by which a worker finds the class.
 
-        Raises InvalidTask where there is none: a class inside a function or another class, and
-        for one longer than the column that holds it.
+        Raises InvalidTask where there is none: a class of a script, or inside a function or another
+        class; and for one longer than the column that holds it.
         """
+        if cls.__module__ == "__main__":
+            raise InvalidTask(
+                f"{cls.__qualname__} is in the script that is running (__main__), which is another "
+                f"one in a worker. Move it to a module that a worker can import."
+            )
         if "." in cls.__qualname__:
             raise InvalidTask(
                 f"{cls.__qualname__} is not at the top level of {cls.__module__}, "
@@ -140,9 +152,14 @@ class BaseTask:
     def params_model(cls) -> type[BaseModel]:
         """The Pydantic model of the parameters. Raises InvalidTask if it cannot be built."""
         with buildable(f"The parameters of {cls.__name__}"):
-            model = cls.Params or _model_from_signature(cls)
-            model.model_rebuild()  # Does nothing, unless the model still waits for a type.
-            return model
+            if cls.execute is BaseTask.execute:
+                return cls.Params or create_model(
+                    f"{cls.__name__}Params", __config__=ConfigDict(extra="forbid")
+                )
+            if cls.Params is None:
+                return model_from_signature(cls.__name__, cls.execute)
+            cls.Params.model_rebuild()  # Does nothing, unless the model still waits for a type.
+            return cls.Params
 
     @classmethod
     @cache
@@ -151,7 +168,7 @@ class BaseTask:
         with buildable(f"The result of {cls.__name__}"):
             if cls.Result is not None:
                 return TypeAdapter(cls.Result)
-            return TypeAdapter(_hints(cls).get("return", Any))
+            return TypeAdapter(hints_of(cls.__name__, cls.execute).get("return", Any))
 
     @classmethod
     def validate_params(cls, params: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
@@ -188,20 +205,23 @@ class BaseTask:
         return data
 
 
-@contextmanager
-def buildable(what: str) -> Iterator[None]:
-    """Raise InvalidTask for whatever goes wrong while a model, a schema or a form is built.
-
-    The code of each type takes part in that and may raise anything: Pydantic's EmailStr raises
-    ImportError where email-validator is not installed.
-    """
-    try:
-        yield
-    except InvalidTask:
-        raise
-    except Exception as error:
-        why = error.message if isinstance(error, PydanticErrorMixin) else str(error)
-        raise InvalidTask(f"{what} cannot be read: {why or type(error).__name__}") from error
+#: The types that the value of an option has.
+_OPTIONS: dict[str, Any] = {
+    "verbose_name": str,
+    "queue": str,
+    "priority": int,
+    "timeout": (int, float, type(None)),
+    "max_attempts": int,
+    "retry_on": (tuple, type),
+    "no_retry_on": (tuple, type),
+    "interruptible": bool,
+    "startable": bool,
+    "start_permission": str,
+    "restart_on_shutdown": bool,
+    "Params": type,
+    "Result": type,
+}
+_OF_ERRORS = {"retry_on", "no_retry_on"}
 
 
 def _model_of(schema: type[BaseModel], params: Mapping[str, Any] | BaseModel) -> BaseModel:
@@ -224,46 +244,24 @@ def resolve(name: str) -> type[BaseTask]:
     return found
 
 
-def _hints(cls: type[BaseTask]) -> dict[str, Any]:
-    try:
-        return get_type_hints(cls.execute, include_extras=True)
-    except NameError as error:
-        raise InvalidTask(
-            f"An annotation of {cls.__name__}.execute cannot be read: {error}. "
-            f"Import the name at run time, not only under TYPE_CHECKING."
-        ) from error
+def task_class(task: object) -> type[BaseTask]:
+    """Return the task class that was given as itself or as its dotted path.
 
-
-def _model_from_signature(cls: type[BaseTask]) -> type[BaseModel]:
-    fields: dict[str, Any] = {}
-    hints = _hints(cls)
-    parameters = list(inspect.signature(cls.execute).parameters.values())
-    if cls.execute is BaseTask.execute:
-        parameters = parameters[:2]  # It has none, and says when it is run that it does nothing.
-    if len(parameters) < 2:
-        raise InvalidTask(f"{cls.__name__}.execute must take progress: execute(self, progress, …).")
-    for parameter in parameters[2:]:
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise InvalidTask(
-                f"{cls.__name__}.execute takes {parameter}, which declares nothing. "
-                f"Name each parameter with its type, or set Params to a Pydantic model."
-            )
-        if parameter.name.startswith("_"):
-            raise InvalidTask(
-                f"{cls.__name__}.execute takes {parameter.name}, and Pydantic takes no names with "
-                f"an underscore before them. Rename it."
-            )
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    try:
-        with warnings.catch_warnings():
-            # A parameter may well be called `copy` or `json`, as methods of a model are.
-            warnings.simplefilter("ignore", UserWarning)
-            return create_model(
-                f"{cls.__name__}Params", __config__=ConfigDict(extra="forbid"), **fields
-            )
-    except PydanticSchemaGenerationError as error:
-        raise InvalidTask(
-            f"A parameter of {cls.__name__}.execute has a type that Pydantic does not know: "
-            f"{error.message}"
-        ) from error
+    Raises UnknownTask for a path that leads to none, and InvalidTask for anything else, saying what
+    to give instead.
+    """
+    if isinstance(task, str):
+        return resolve(task)
+    if isinstance(task, type) and issubclass(task, BaseTask):
+        return task
+    if isinstance(task, BaseTask):
+        remedy = f"Give the class, {type(task).__name__}, and its parameters beside it."
+    elif type(task).__module__.partition(".")[0] == "django":
+        remedy = "A task of django.tasks is started by its own enqueue()."
+    elif isinstance(task, type):
+        remedy = f"Derive {task.__name__} from tasks_app.base.BaseTask."
+    elif callable(task):
+        remedy = "Write a class with a method execute(self, progress, …) that calls it."
+    else:
+        remedy = "Give a subclass of BaseTask, or its dotted path."
+    raise InvalidTask(f"{task!r} is no task class. {remedy}")

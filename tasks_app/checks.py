@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from tasks_app import registry
 from tasks_app.api.auth import authenticator
 from tasks_app.conf import PREFIX, TaskSettings, declared
-from tasks_app.exceptions import InvalidTask
+from tasks_app.declaration import check_fields
+from tasks_app.exceptions import InvalidTask, by_field
 from tasks_app.forms import form_for
 from tasks_app.ledger import alias
-from tasks_app.service import TaskService
+from tasks_app.service import StartOptions, TaskService
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
 
@@ -79,21 +80,55 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 @register(Tags.compatibility)
 def check_tasks(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """The parameters and the result of each task class can be read, and a form made of them."""
-    found: list[CheckMessage] = []
+    """Task classes can be imported, have an `execute`, and say of themselves what makes sense.
+
+    All are warnings: a fault in the tasks of one app must not keep those of others from running,
+    nor keep a site from being migrated that only starts them by name.
+    """
+    found: list[CheckMessage] = [
+        checks.Warning(
+            f"{module} cannot be imported: {why}",
+            hint="None of its tasks can run. If this process only starts them by name, and does "
+            "not have what they need, silence this check there.",
+            id="tasks_app.W020",
+        )
+        for module, why in registry.problems().items()
+    ]
+    found += [
+        checks.Warning(
+            f"{task.name()} has no execute(), and no class derives from it.",
+            hint="Give it a method execute(self, progress, …).",
+            id="tasks_app.W021",
+        )
+        for task in registry.unfinished()
+    ]
     for task in registry.tasks():
+        try:
+            StartOptions.of(task, {})
+        except ValidationError as error:
+            found += [
+                checks.Warning(
+                    f"{task.name()}.{field}: {fault}.",
+                    hint="Its tasks cannot be started unless the start says otherwise.",
+                    id="tasks_app.W022",
+                )
+                for field, fault in by_field(error.errors()).items()
+            ]
         try:
             form_for(task)
             task.result_type()
         except InvalidTask as error:
-            found.append(
-                checks.Warning(
-                    str(error),
-                    hint=f"Tasks of {task.name()} cannot be started, and pages mask what they "
-                    f"hold. Change the annotation, or install what its type needs.",
-                    id="tasks_app.W010",
-                )
+            hint = (
+                f"Tasks of {task.name()} cannot be started, and pages mask what they hold. "
+                f"Change the annotation, or install what its type needs."
             )
+            found.append(checks.Warning(str(error), hint=hint, id="tasks_app.W010"))
+            continue
+        try:
+            check_fields(task.__name__, task.execute, task.params_model())
+        except InvalidTask as error:
+            hint = f"Each task of {task.name()} would fail when it is run."
+            found.append(checks.Warning(str(error), hint=hint, id="tasks_app.W023"))
     return found
 
 

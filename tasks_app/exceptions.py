@@ -159,7 +159,7 @@ class Retry(TaskError):
         # Past a year it is a mistake, such as milliseconds; and a date has an end.
         if seconds is not None and not 0 <= seconds <= AFTER_MAX:
             raise ValueError(f"after must be from 0 to {AFTER_MAX} seconds (a year), not {after!r}")
-        self.after = None if seconds is None else timedelta(seconds=seconds)
+        self.after = None if seconds is None else timedelta(seconds=float(seconds))
 
 
 class WorkerLost(TaskError):

@@ -30,26 +30,28 @@ class LogLine(NamedTuple):
     message: str
 
 
-def checked_fraction(value: float) -> float:
+def checked_number(what: str, value: Any) -> float:
+    """Return a number as a float. Raises TypeError for what is no number; True is none either."""
+    # Numbers of numpy and Decimal are welcome; strings have no such method.
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{what}, not {value!r} ({type(value).__name__})")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def checked_fraction(value: Any) -> float:
     """Return a progress value as a float.
 
-    Raises TypeError for what is no number (True is none either) and ValueError for NaN and for
-    what is outside 0 to 1.
+    Raises TypeError for what is no number, and ValueError for NaN and for what is outside 0 to 1.
     """
-    # numpy's and Decimal's numbers are welcome; strings have no such method.
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(
-            f"progress must be a number from 0.0 to 1.0, not {value!r} ({type(value).__name__})"
-        )
-    try:
-        value = float(value)
-    except OverflowError:
-        value = math.inf
-    if math.isnan(value) or not 0.0 <= value <= 1.0:
+    number = checked_number("progress must be a number from 0.0 to 1.0", value)
+    if math.isnan(number) or not 0.0 <= number <= 1.0:
         raise ValueError(
-            f"progress must be from 0.0 to 1.0, not {value!r}; divide what is done by the total"
+            f"progress must be from 0.0 to 1.0, not {number!r}; divide what is done by the total"
         )
-    return value
+    return number
 
 
 class ProgressHandle:
@@ -118,19 +120,21 @@ class ProgressHandle:
         """Count steps done of `total`.
 
         Raises ValueError when no total was set, when it is not positive, and for steps that are
-        negative or not finite.
+        negative or not finite; TypeError where one of them is no number.
         """
-        if self.total is None or not self.total > 0:
+        total = checked_number("total must be a number", self.total or 0)
+        if not total > 0:
             raise ValueError(
                 f"advance() counts to a total, which is {self.total!r}; "
                 f"set it first: progress.total = 100"
             )
-        if not 0 <= steps < math.inf:
+        more = checked_number("steps must be a number", steps)
+        if not 0 <= more < math.inf:
             raise ValueError(f"steps must be 0 or more, not {steps!r}")
         with self._lock:
-            self._done += steps
+            self._done += more
             done = self._done
-        self._report(KEEP, min(done / self.total, 1.0))
+        self._report(KEEP, min(done / total, 1.0))
 
     def track(
         self,
@@ -149,8 +153,10 @@ class ProgressHandle:
         """
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
-        if total is not None and not 0 <= total < math.inf:
-            raise ValueError(f"total must be 0 or more, or None if unknown, not {total!r}")
+        if total is not None:
+            given, total = total, checked_number("total must be a number", total)
+            if not 0 <= total < math.inf:
+                raise ValueError(f"total must be 0 or more, or None if unknown, not {given!r}")
         start, end = (checked_fraction(bound) for bound in within)
         if start > end:
             raise ValueError(f"within must be (start, end), the smaller first, not {within!r}")

@@ -68,6 +68,20 @@ def problems() -> dict[str, str]:
     return found
 
 
+def unfinished() -> list[type[BaseTask]]:
+    """Return classes of the apps' `tasks` modules that nothing can run: no `execute`, no child."""
+    problems()
+    modules = set(_modules())
+    return [
+        cls
+        for cls in _subclasses(BaseTask)
+        if cls.__module__ in modules
+        and _is_importable(cls)
+        and cls.execute is BaseTask.execute
+        and not cls.__subclasses__()
+    ]
+
+
 def find(name: str, among: Iterable[type[BaseTask]] | None = None) -> type[BaseTask]:
     """Return the task class of a dotted path, or of a class name that only one has.
 
@@ -124,13 +138,16 @@ def _subclasses(cls: type[BaseTask]) -> Iterator[type[BaseTask]]:
                 yield child
 
 
+def _is_importable(cls: type[BaseTask]) -> bool:
+    return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
+
+
 def _runs(cls: type[BaseTask]) -> bool:
     """Whether a worker that imports its name finds this class, with something to execute.
 
     Not those made in a function, those of a module that failed halfway, nor mere bases.
     """
-    found = getattr(sys.modules.get(cls.__module__), cls.__qualname__, None)
-    if found is not cls or cls.execute is BaseTask.execute:
+    if not _is_importable(cls) or cls.execute is BaseTask.execute:
         return False
     try:
         cls.name()

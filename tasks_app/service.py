@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from tasks_app import lifecycle, retention
-from tasks_app.base import UNSET, BaseTask, Unset, resolve
+from tasks_app.base import UNSET, BaseTask, Unset, task_class
 from tasks_app.clock import within_the_calendar
 from tasks_app.conf import PREFIX, task_settings
 from tasks_app.exceptions import (
@@ -91,7 +91,7 @@ class TaskService:
         if idempotency_key is None:
             [started] = self.start_many(task, [params or {}], **options)
             return started
-        cls = resolve(task) if isinstance(task, str) else task
+        cls = task_class(task)
         chosen = StartOptions.of(cls, options | {"idempotency_key": idempotency_key})
         return _start_once(chosen.row(cls, params or {}))
 
@@ -104,7 +104,7 @@ class TaskService:
         run in the given order. Raises what `start_task` raises, and so DuplicateTask when one
         `unique_key` is given to many.
         """
-        cls = resolve(task) if isinstance(task, str) else task
+        cls = task_class(task)
         chosen = StartOptions.of(cls, options)
         if chosen.idempotency_key is not None:
             raise ValueError(

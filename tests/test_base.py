@@ -380,18 +380,6 @@ def test_a_module_that_breaks_has_no_task(
     assert row(name="broken_module.Task").label == "broken_module.Task"
 
 
-def test_async_tasks_are_refused_where_they_are_written() -> None:
-    with pytest.raises(InvalidTask) as caught:
-
-        class Async(BaseTask):
-            async def execute(self, progress: ProgressHandle) -> None: ...  # type: ignore[override]
-
-    assert str(caught.value) == (
-        "Async.execute is async, and a hand is a thread. "
-        "Write a plain function; call async code by asgiref.sync.async_to_sync."
-    )
-
-
 @pytest.mark.parametrize("stars", ["*args", "**kwargs"])
 def test_a_signature_must_name_its_parameters(stars: str) -> None:
     namespace: dict[str, Any] = {}
@@ -403,15 +391,6 @@ def test_a_signature_must_name_its_parameters(stars: str) -> None:
         f"Vague.execute takes {stars}, which declares nothing. "
         f"Name each parameter with its type, or set Params to a Pydantic model."
     )
-
-
-def test_execute_takes_progress() -> None:
-    class Silent(BaseTask):
-        def execute(self) -> None: ...
-
-    with pytest.raises(InvalidTask) as caught:
-        Silent.params_model()
-    assert str(caught.value) == "Silent.execute must take progress: execute(self, progress, …)."
 
 
 def test_a_parameter_has_no_underscore_before_it() -> None:

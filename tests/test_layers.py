@@ -23,7 +23,7 @@ LAYERS = [
     {"conf"},
     {"backoff", "clock", "expressions", "primary"},
     {"querysets", "schemas"},
-    {"progress", "stored_json"},
+    {"declaration", "progress", "stored_json"},
     {"base"},
     {"forms", "registry"},
     {"models"},

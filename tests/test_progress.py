@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -174,6 +175,41 @@ def test_advance_counts_to_the_total() -> None:
     assert handle.latest.value == 0.55
     handle.advance(100)
     assert handle.latest.value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("total", "steps"),
+    [
+        (Decimal("10.50"), Decimal("5.25")),
+        (10, Decimal(5)),
+        (Decimal(2), 1),
+        (Fraction(1, 2), 0.25),
+        (Number(2.0), Number(1.0)),
+        (2 * 10**30, 10**30),
+    ],
+)
+def test_numbers_of_all_kinds_are_counted(total: Any, steps: Any) -> None:
+    """Sums of a database are Decimals, for one."""
+    handle = ProgressHandle()
+    handle.total = total
+    handle.advance(steps)
+    assert handle.latest.value == 0.5
+    assert values_while(handle, handle.track("ab", total=total, within=(0.5, 1.0)))[0] == 0.5
+
+
+@pytest.mark.parametrize("wrong", ["2", True, [2]])
+def test_what_is_no_number_is_not_counted(wrong: Any) -> None:
+    handle = ProgressHandle()
+    shown = rf"must be a number, not {re.escape(repr(wrong))} \({type(wrong).__name__}\)"
+    handle.total = wrong
+    with pytest.raises(TypeError, match=f"total {shown}"):
+        handle.advance()
+    handle.total = 2
+    with pytest.raises(TypeError, match=f"steps {shown}"):
+        handle.advance(wrong)
+    with pytest.raises(TypeError, match=f"total {shown}"):
+        list(handle.track("ab", total=wrong))
+    assert handle.latest.value is None
 
 
 @pytest.mark.parametrize("total", [None, 0, -1, float("nan")])

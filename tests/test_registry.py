@@ -14,6 +14,7 @@ from django.test import override_settings
 from project.airports.tasks import ExportAirports, ImportAirports, SiteTask
 from tasks_app import registry
 from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.checks import check_tasks
 from tasks_app.exceptions import UnknownTask
 from tests import more_tasks
 from tests.tasks import Add, Noop
@@ -199,3 +200,60 @@ def test_only_those_asked_for_are_found_or_offered() -> None:
             registry.find(name, among)
         assert "project.airports.tasks.ExportAirports" not in raised.value.why
         assert "tests.tasks.Add" not in raised.value.why
+
+
+def told_of_the_shop() -> list[tuple[str | None, str]]:
+    """What check says; classes of other tests are faulty, too."""
+    return [
+        (found.id, found.msg)
+        for found in check_tasks(None)
+        if "registry_shop" in f"{found.msg} {found.hint}"
+    ]
+
+
+def test_a_class_that_nothing_can_run_is_told_by_check(shop: Path) -> None:
+    shop.write_text(
+        "from tasks_app.base import BaseTask\n"
+        "from tests.tasks import Order\n"
+        "class Forgets(BaseTask): Params = Order\n"
+        "class Base(BaseTask): max_attempts = 0\n"
+        "class Sweep(Base):\n"
+        "    def execute(self, progress): ...\n"
+        "class Forgotten(BaseTask): ...\n"
+        "class Other(Forgets):\n"
+        "    def execute(self, progress, number, more): ...\n"
+    )
+    with installed():
+        assert names(registry.unfinished()) == ["registry_shop.tasks.Forgotten"]
+        assert told_of_the_shop() == [
+            (
+                "tasks_app.W021",
+                "registry_shop.tasks.Forgotten has no execute(), and no class derives from it.",
+            ),
+            (
+                "tasks_app.W023",
+                "Other.execute does not take the fields of Order: missing a required "
+                "argument: 'more'. Name each of them, or take them all as **params.",
+            ),
+            (
+                "tasks_app.W022",
+                "registry_shop.tasks.Sweep.max_attempts: Input should be greater than or equal "
+                "to 1.",
+            ),
+        ]
+
+
+def test_a_module_that_cannot_be_imported_is_told_by_check(shop: Path) -> None:
+    shop.write_text(
+        "from tasks_app.base import BaseTask\n"
+        "class Sweep(BaseTask):\n"
+        "    max_attempt = 3\n"
+        "    def execute(self, progress): ...\n"
+    )
+    with installed():
+        [(code, said)] = told_of_the_shop()
+    assert code == "tasks_app.W020"
+    assert said.startswith(
+        "registry_shop.tasks cannot be imported: InvalidTask: Sweep has no option 'max_attempt'. "
+        "Did you mean 'max_attempts'?"
+    )

@@ -10,7 +10,8 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from tasks_app.base import BaseTask, buildable, resolve
+from tasks_app.base import BaseTask, resolve
+from tasks_app.declaration import buildable
 from tasks_app.exceptions import InvalidTask, UnknownTask
 from tasks_app.models import Task
 

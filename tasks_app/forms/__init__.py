@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from django import forms
 from pydantic import BaseModel
 
-from tasks_app.base import UNSET, BaseTask, buildable
+from tasks_app.base import UNSET, BaseTask
+from tasks_app.declaration import buildable
 from tasks_app.exceptions import InvalidParams
 from tasks_app.forms.fields import Parameter
 from tasks_app.forms.schema import FormSchema

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -230,8 +231,9 @@ def test_the_last_attempt_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_task_says_when_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Raising, "error", Retry(after=timedelta(minutes=2)))
+@pytest.mark.parametrize("after", [timedelta(minutes=2), 120, Decimal(120)])
+def test_a_task_says_when_to_try_again(after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Raising, "error", Retry(after=after))
     assert execute(made(Raising, max_attempts=2)).value.retry_after == timedelta(minutes=2)
 
 

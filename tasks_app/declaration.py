@@ -1,0 +1,148 @@
+"""What a task class declares: options, `execute`, parameters; and what is wrong with that."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+from pydantic.errors import PydanticErrorMixin, PydanticSchemaGenerationError
+
+from tasks_app.exceptions import InvalidTask
+
+#: How alike a name must be to that of an option to be taken for a misspelling of it, from 0 to 1.
+ALIKE = 0.85
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def check_names(owner: str, namespace: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise InvalidTask for an attribute that looks like a misspelled option.
+
+    `options` maps each to the types that its value may have: a misspelling has one of them, too.
+    """
+    by_lower = {name.lower(): name for name in options}
+    for name, value in namespace.items():
+        if name.startswith("_") or name in options:
+            continue
+        for near in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=ALIKE):
+            if isinstance(value, options[by_lower[near]]):
+                raise InvalidTask(
+                    f"{owner} has no option {name!r}. Did you mean {by_lower[near]!r}? "
+                    f"If it is something else, give it another name, or one that begins with _."
+                )
+
+
+def check_errors(owner: str, option: str, kinds: Any) -> None:
+    """Raise InvalidTask unless these are exception classes."""
+    alone = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in alone):
+        raise InvalidTask(
+            f"{owner}.{option} must be a tuple of exception classes, such as (OSError,), "
+            f"not {kinds!r}."
+        )
+
+
+def check_execute(owner: str, execute: Any) -> None:
+    """Raise InvalidTask for an `execute` that no thread could call with a progress handle."""
+    if isinstance(execute, (staticmethod, classmethod)):
+        raise InvalidTask(
+            f"{owner}.execute must be a plain method: execute(self, progress, …), "
+            f"not a {type(execute).__name__}."
+        )
+    if inspect.iscoroutinefunction(execute):
+        raise InvalidTask(
+            f"{owner}.execute is async, and tasks run in threads. "
+            f"Write a plain function; call async code by asgiref.sync.async_to_sync."
+        )
+    if inspect.isfunction(execute) and not _takes_progress(execute):
+        raise InvalidTask(
+            f"{owner}.execute must take progress first: execute(self, progress, …), "
+            f"not execute{inspect.signature(execute)}."
+        )
+
+
+def _takes_progress(execute: Callable[..., Any]) -> bool:
+    """Whether the first argument after `self` is the progress handle: by its name or its type."""
+    first, *others = inspect.signature(execute).parameters.values()
+    if first.kind in _VARIADIC:
+        return True  # A decorator's wrapper; see `model_from_signature`.
+    progress = others[0] if others else None
+    if progress is None or progress.kind is inspect.Parameter.KEYWORD_ONLY:
+        return False
+    if progress.kind in _VARIADIC:
+        return progress.kind is inspect.Parameter.VAR_POSITIONAL
+    annotation = progress.annotation
+    named = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return progress.name.strip("_") in ("", "progress") or "ProgressHandle" in named
+
+
+@contextmanager
+def buildable(what: str) -> Iterator[None]:
+    """Raise InvalidTask for whatever goes wrong while a model, a schema or a form is built.
+
+    The code of each type takes part in that and may raise anything: Pydantic's EmailStr raises
+    ImportError where email-validator is not installed.
+    """
+    try:
+        yield
+    except InvalidTask:
+        raise
+    except Exception as error:
+        why = error.message if isinstance(error, PydanticErrorMixin) else str(error)
+        raise InvalidTask(f"{what} cannot be read: {why or type(error).__name__}") from error
+
+
+def hints_of(owner: str, execute: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(execute, include_extras=True)
+    except NameError as error:
+        raise InvalidTask(
+            f"An annotation of {owner}.execute cannot be read: {error}. "
+            f"Import the name at run time, not only under TYPE_CHECKING."
+        ) from error
+
+
+def check_fields(owner: str, execute: Callable[..., Any], model: type[BaseModel]) -> None:
+    """Raise InvalidTask where `execute` does not take the fields of a model."""
+    try:
+        inspect.signature(execute).bind(None, None, **dict.fromkeys(model.model_fields))
+    except TypeError as error:
+        raise InvalidTask(
+            f"{owner}.execute does not take the fields of {model.__name__}: {error}. "
+            f"Name each of them, or take them all as **params."
+        ) from error
+
+
+def model_from_signature(owner: str, execute: Callable[..., Any]) -> type[BaseModel]:
+    """Make a model of the parameters that follow progress. Raises InvalidTask."""
+    fields: dict[str, Any] = {}
+    hints = hints_of(owner, execute)
+    for place, parameter in enumerate(inspect.signature(execute).parameters.values()):
+        if parameter.kind in _VARIADIC:
+            raise InvalidTask(
+                f"{owner}.execute takes {parameter}, which declares nothing. "
+                f"Name each parameter with its type, or set Params to a Pydantic model."
+            )
+        if place < 2:
+            continue  # self and progress
+        if parameter.name.startswith("_"):
+            raise InvalidTask(
+                f"{owner}.execute takes {parameter.name}, and Pydantic takes no names with "
+                f"an underscore before them. Rename it."
+            )
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    try:
+        with warnings.catch_warnings():
+            # A parameter may well be called `copy` or `json`, as methods of a model are.
+            warnings.simplefilter("ignore", UserWarning)
+            return create_model(f"{owner}Params", __config__=ConfigDict(extra="forbid"), **fields)
+    except PydanticSchemaGenerationError as error:
+        raise InvalidTask(
+            f"A parameter of {owner}.execute has a type that Pydantic does not know: "
+            f"{error.message}"
+        ) from error
