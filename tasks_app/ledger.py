@@ -131,3 +131,8 @@ def record(move: Move, facts: Iterable[tuple[uuid.UUID, dict[str, Any]]], now: d
 def waiting(run_after: datetime) -> dict[str, Any]:
     """What the history says of a task that waits."""
     return {"run_after": to_jsonable_python(aware(run_after))}
+
+
+def who(by: str) -> dict[str, Any]:
+    """What the history says of whoever asked for something."""
+    return {"by": by} if by else {}

@@ -18,6 +18,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Exists, F, OuterRef
 
 from tasks_app.backoff import backoff
+from tasks_app.base import resolve
 from tasks_app.changes import announce
 from tasks_app.claims import Claim, Failure, claim_of, ready, worker_lost
 from tasks_app.clock import database_now
@@ -28,7 +29,7 @@ from tasks_app.exceptions import (
     IllegalTransition,
     TaskNotFound,
 )
-from tasks_app.ledger import UNCLAIMED, Row, alias, hold, record, update, waiting
+from tasks_app.ledger import UNCLAIMED, Row, alias, hold, record, update, waiting, who
 from tasks_app.models import Task, Worker
 from tasks_app.progress import LogLine
 from tasks_app.querysets import TaskQuerySet
@@ -78,7 +79,8 @@ def enqueue_again(task_id: uuid.UUID, by: str = "") -> Task:
 
     The finished row stays as it is, with its history. Of any number who ask at once, one starts it.
     Raises TaskNotFound; IllegalTransition where the task has not failed or been cancelled;
-    AlreadyRetried; and DuplicateTask where another task took over its unique key.
+    AlreadyRetried; UnknownTask where its class no longer exists, so that no worker could run it;
+    and DuplicateTask where another task took over its unique key.
     """
     using = alias()
     with transaction.atomic(using=using):
@@ -90,8 +92,9 @@ def enqueue_again(task_id: uuid.UUID, by: str = "") -> Task:
             raise IllegalTransition(task_id, Status(task.status), "retried")
         if again := Task.primary.filter(retried_from=task).first():
             raise AlreadyRetried(task_id, Status(task.status), again.pk)
+        resolve(task.name)
         again = Task(retried_from=task, **{field: getattr(task, field) for field in Task.GIVEN})
-        enqueue([again], {"retried_from": str(task_id)} | _who(by))
+        enqueue([again], {"retried_from": str(task_id)} | who(by))
     return again
 
 
@@ -337,7 +340,7 @@ def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
         else:
             raise IllegalTransition(task_id, Status(task.status), "cancelled")
         task.save(update_fields=["status", "finished_at", "cancel_requested_at"])
-        record(move, [(task.pk, _who(by))], now)
+        record(move, [(task.pk, who(by))], now)
     return task
 
 
@@ -389,10 +392,6 @@ def _hold_wanted(
 
 def _stuck(ending: _Ending) -> dict[str, Any]:
     return {"stuck": True} if ending.fields.get("stuck") else {}
-
-
-def _who(by: str) -> dict[str, Any]:
-    return {"by": by} if by else {}
 
 
 def _holder_of_key(keys: Collection[str]) -> Task | None:

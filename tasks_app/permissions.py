@@ -48,7 +48,9 @@ def may_remove(user: User, task: Task) -> bool:
 
 
 def told_of_conflict(
-    user: User, error: DuplicateTask | IllegalTransition, retried: Task | None = None
+    user: User,
+    error: DuplicateTask | IllegalTransition | UnknownTask,
+    retried: Task | None = None,
 ) -> dict[str, Any]:
     """What a user is told of what kept a task from being started or retried.
 

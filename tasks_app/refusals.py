@@ -13,6 +13,7 @@ from tasks_app.exceptions import (
     TaskError,
     TaskNotFound,
     TaskProtected,
+    UnknownTask,
 )
 from tasks_app.states import Status
 
@@ -27,6 +28,8 @@ def reason(error: type[TaskError], status: Status | None) -> str:
         return _("another task with its unique key has not finished")
     if issubclass(error, TaskProtected):
         return _("other rows of this site refer to it")
+    if issubclass(error, UnknownTask):
+        return _("its class no longer exists here")
     if issubclass(error, TaskNotFound):
         return _("the task is no longer there")
     # One of the site's own service: its class says it, in words that the site may translate.

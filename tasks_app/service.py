@@ -138,7 +138,7 @@ class TaskService:
         The old one stays, with its history, and is named as `retried_from` of the new one. Of any
         number who ask at once, one starts it. Raises TaskNotFound; IllegalTransition where it has
         not failed or been cancelled; AlreadyRetried, which is one, naming the task it was retried
-        as; and DuplicateTask.
+        as; UnknownTask where its class no longer exists; and DuplicateTask.
         """
         return lifecycle.enqueue_again(task_id, by.get_username() if by else "").started()
 

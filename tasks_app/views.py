@@ -26,7 +26,13 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 from django.views.generic import DetailView
 
-from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
+from tasks_app.exceptions import (
+    AlreadyRetried,
+    DuplicateTask,
+    IllegalTransition,
+    TaskNotFound,
+    UnknownTask,
+)
 from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_retry, may_view, told_of_conflict
 from tasks_app.refusals import sentence
@@ -147,7 +153,7 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
         started = task_service.retry_task(task_id, by=user)
     except TaskNotFound:
         return _not_found(request)
-    except (IllegalTransition, DuplicateTask) as error:
+    except (IllegalTransition, DuplicateTask, UnknownTask) as error:
         return _not_retried(request, error, task)
     if request.accepts("text/html"):
         return _to_task(request, started.task_id)
@@ -155,7 +161,7 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
 
 
 def _not_retried(
-    request: HttpRequest, error: IllegalTransition | DuplicateTask, task: Task
+    request: HttpRequest, error: IllegalTransition | DuplicateTask | UnknownTask, task: Task
 ) -> HttpResponse:
     if not request.accepts("text/html"):
         told = told_of_conflict(request.user, error, task)

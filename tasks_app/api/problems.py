@@ -35,6 +35,7 @@ from tasks_app.exceptions import (
     InvalidTask,
     TaskNotFound,
     TaskProtected,
+    UnknownTask,
 )
 from tasks_app.models import Task
 from tasks_app.permissions import told_of_conflict
@@ -107,7 +108,7 @@ def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
         raise Problem(HTTPStatus.CONFLICT, str(error), task_status=error.status) from error
     except TaskProtected as error:
         raise Problem(HTTPStatus.CONFLICT, str(error)) from error
-    except DuplicateTask as error:
+    except (DuplicateTask, UnknownTask) as error:
         raise Problem(HTTPStatus.CONFLICT, **told_of_conflict(user, error, retried)) from error
     except IdempotencyKeyReused as error:
         raise invalid({"Idempotency-Key": str(error)}) from error

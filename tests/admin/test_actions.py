@@ -309,12 +309,14 @@ def test_many_are_cancelled(admin_client: Client) -> None:
 def test_many_are_retried(admin_client: Client) -> None:
     tasks = [rows.saved(Status.FAILED), rows.saved(Status.CANCELLED), rows.saved(Status.FAILED)]
     task_service.retry_task(tasks[2].pk)
-    page = many(admin_client, "retry", tasks)
+    gone = [rows.saved(Status.FAILED, name="shop.tasks.Gone") for _ in range(2)]
+    page = many(admin_client, "retry", tasks + gone)
     assert said(page) == [
         "2 tasks were started anew.",
-        "1 task was left as it is: retried already (1).",
+        "3 tasks were left as they are: its class no longer exists here (2); retried already (1).",
     ]
     assert Task.objects.filter(retried_from__in=tasks).count() == 3
+    assert not Task.objects.filter(retried_from__in=gone).exists()
 
 
 def test_many_are_removed_after_a_question(admin_client: Client) -> None:

@@ -119,6 +119,16 @@ def test_what_did_not_fail_is_not_retried(status: Status) -> None:
     }
 
 
+@pytest.mark.parametrize("door", [API, "/tasks/"])
+def test_what_has_no_class_any_more_is_not_retried(door: str) -> None:
+    task = saved(Status.FAILED, name="shop.tasks.Gone")
+    url = f"{door}{task.pk}/retry{'/' if door != API else ''}"
+    answer = client_of(someone("retry_task")).post(url, headers={"Accept": "application/json"})
+    assert answer.status_code == 409
+    assert answer.json()["detail"].startswith("There is no task 'shop.tasks.Gone': ")
+    assert not Task.objects.filter(retried_from=task).exists()
+
+
 def test_what_was_retried_is_named_to_who_may_see_it(ada: User, client: Client) -> None:
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")
     again = client.post(of(task, "retry")).json()["task_id"]
