@@ -33,6 +33,7 @@ from tasks_app.streaming.relay import _Feed
 from tasks_app.streaming.storage import TaskEventStorage
 from tasks_app.streaming.stream import View
 from tests.rows import row, saved, worker
+from tests.streaming.watching import opening_of
 
 pytestmark = pytest.mark.django_db
 
@@ -184,12 +185,12 @@ def resume_a_channel(_owner: User) -> Doing:
 
 def open_a_stream(_owner: User) -> Doing:
     view, until = View([task_channel(some_task().pk)]), Cursor.now("default")
-    return lambda: view.open(until.beginning(), until)
+    return lambda: opening_of(view, until.beginning(), until)
 
 
 def open_a_stream_of_an_owner(owner: User) -> Doing:
     view, until = View([owner_channel(owner.pk)]), Cursor.now("default")
-    return lambda: view.open(None, until)
+    return lambda: opening_of(view, None, until)
 
 
 def feed() -> _Feed:

@@ -48,6 +48,7 @@ from tests.more_tasks import (
     Wordy,
 )
 from tests.rows import claimed, facts, fresh, last_fact, saved
+from tests.streaming.watching import opening_of
 from tests.tasks import Add, Noop, Steps
 from tests.worker.conftest import Working
 from tests.worker.runs import made
@@ -347,7 +348,7 @@ def test_a_stream_asks_no_replica() -> None:
     channel = task_channel(started.task_id)
     assert readable(ada, [channel]) == {channel}
     drain()
-    opening = View([channel]).open(None, Cursor.now("default"))
+    opening = opening_of(View([channel]), None, Cursor.now("default"))
     assert opening is not None
     assert b"event: task_completed" in opening
 

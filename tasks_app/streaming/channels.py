@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from django.http import HttpRequest
@@ -12,6 +13,7 @@ from django_eventstream.channelmanager import ChannelManagerBase
 from tasks_app.conf import task_settings
 from tasks_app.models import Task
 from tasks_app.permissions import may_view_all
+from tasks_app.states import EventType
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
@@ -61,6 +63,33 @@ def readable(user: User, channels: Collection[str]) -> set[str]:
 
 def _is_owners(channel: str) -> bool:
     return channel.startswith(OWNER_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What of its channels' events a stream carries."""
+
+    kinds: frozenset[str] = frozenset(EventType.values)
+    #: Whether states and ends come with the task's result, which may be large.
+    results: bool = True
+
+    @classmethod
+    def of(cls, request: HttpRequest) -> Self:
+        """Read `?events=` and `?results=`. Raises BadRequest."""
+        query = request.GET
+        kinds = cls().kinds
+        if "events" in query:
+            kinds = frozenset(query["events"].split(","))
+            if unknown := kinds - cls().kinds:
+                raise BadRequest(
+                    f"{min(unknown)[:80]!r} is no event. Name some of "
+                    f"{', '.join(EventType.values)}, with commas between them.",
+                    fields=["events"],
+                )
+        results = query.get("results", "1")
+        if results not in ("0", "1"):
+            raise BadRequest("results is 1, or 0 to leave results out.", fields=["results"])
+        return cls(kinds, results == "1")
 
 
 class BadRequest(ValueError):

@@ -8,6 +8,7 @@ transactions were visible at a moment.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,6 +16,7 @@ from django.db import connections
 from django.db.models import Max, Q, QuerySet
 
 from tasks_app.models import TaskEvent
+from tasks_app.streaming.pages import pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +96,28 @@ class Cursor:
 
     def rest(self, events: QuerySet[TaskEvent], until: Cursor) -> QuerySet[TaskEvent]:
         """Those of the events, in order, that this cursor does not cover and `until` does."""
-        if self.before is None or self.batch is None or until.before is None:
+        if until.before is None:
             return events.filter(id__gt=self.id, id__lte=until.id).order_by("id")
+        if self.before is None or self.batch is None:
+            return events.filter(until.before.seen, id__gt=self.id).order_by("id")
         sent = Q(id__lte=self.id) & self.batch.seen
         return events.filter(self.before.unseen & ~sent & until.before.seen).order_by("id")
 
-    def replay(self, events: QuerySet[TaskEvent], until: Cursor) -> list[tuple[TaskEvent, Cursor]]:
-        """What `rest` returns, each with the cursor of a viewer who has had it.
+    def replay(
+        self, events: QuerySet[TaskEvent], until: Cursor
+    ) -> Iterator[list[tuple[TaskEvent, Cursor]]]:
+        """Read what `rest` returns, page by page, each with the cursor of a viewer who has had it.
 
-        What is left of the batch that the viewer was in the middle of goes first: what came later
-        may have smaller ids, and a cursor says "up to this id" of one batch only.
+        The rest of the batch that the viewer was in the middle of comes first: later facts may
+        have smaller ids, and a cursor says "up to this id" of one batch only.
         """
-        whole = Cursor(self.id, self.batch, self.batch)
-        if self.batch is None:
-            return [(row, self.at(row.pk, until)) for row in self.rest(events, until)]
-        left = [(row, self.at(row.pk, whole)) for row in self.rest(events, whole)]
-        return left + [(row, whole.at(row.pk, until)) for row in whole.rest(events, until)]
+        parts = [(self, until)]
+        if self.batch not in (None, self.before):
+            whole = Cursor(self.id, self.batch, self.batch)
+            parts = [(self, whole), (whole, until)]
+        for had, batch in parts:
+            for rows in pages(had.rest(events, batch)):
+                yield [(row, had.at(row.pk, batch)) for row in rows]
 
     def beginning(self) -> Cursor:
         """The cursor, of this one's kind, of a viewer who had nothing."""

@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import operator
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from contextlib import AsyncExitStack, suppress
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,97 +20,163 @@ from django_eventstream.views import Listener, get_listener_manager
 
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, TaskEvent
-from tasks_app.states import ATTEMPT_ENDS, TERMINAL_EVENTS, Status
+from tasks_app.states import ATTEMPT_ENDS, FACTS, TERMINAL_EVENTS, EventType, Status
 from tasks_app.streaming import wire
-from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, task_of
+from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, Wanted, task_of
 from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.pages import SIZE, in_pages, pieces
 from tasks_app.streaming.relay import TROUBLE_SECONDS, Relay
 from tasks_app.streaming.storage import facts_of
 from tasks_app.streaming.viewer import Viewer
 
 #: The most states that a stream of an owner, or of all, opens with: the newest unfinished.
 OPENING_TASKS = 100
-#: The most facts that such a stream sends to somebody who was away.
-MISSED_MAX = 1_000
 #: How often an open stream asks whether its viewer may still read it.
 RECHECK_SECONDS = 60.0
 #: What is raised where the database does not answer.
 AWAY = (OperationalError, InterfaceError)
+ALL_EVENTS = Wanted()
 
 
 class View:
     """What one viewer has been sent, which decides what to send next.
 
     Every fact of the channels goes out once, and in order within a task. Progress goes only
-    forward within an attempt, and not after its end.
+    forward within an attempt, and not after its end. What it reads from the database it reads page
+    by page: a step of `catch_up` holds one page, however much there is to tell.
     """
 
-    def __init__(self, channels: Iterable[str]) -> None:
+    def __init__(self, channels: Iterable[str], wanted: Wanted = ALL_EVENTS) -> None:
         self.channels = channels = frozenset(channels)
+        self._wanted = wanted
         self._watched = {task_id for channel in channels if (task_id := task_of(channel))}
         #: The tasks whose end it waits for; None where it follows an owner, or all, for ever.
         self.open_tasks = set(self._watched) if self._watched else None
         #: Which facts the viewer had.
         self.had = Cursor(0)
+        #: Pages of tasks whose state is still to be sent, and the id that goes with it.
+        self._states: deque[list[UUID]] = deque()
+        self._state_id: Cursor | None = None
+        #: Up to where a new viewer is told ends alone: the state tells all else.
+        self._ends_until: Cursor | None = None
         self._progress: dict[UUID, wire.Progress] = {}
-        #: Tasks whose state, as it was last sent, tells more than the facts sent so far: up to
-        #: which fact it does.
-        self._ahead: dict[UUID, int] = {}
+        #: Tasks whose state, as it was last sent, tells more than the facts sent so far: the newest
+        #: fact that it includes, and that fact's transaction.
+        self._ahead: dict[UUID, tuple[int, int | None]] = {}
 
     @property
     def ended(self) -> bool:
         return self.open_tasks is not None and not self.open_tasks
 
-    def open(self, resumed: Cursor | None, until: Cursor) -> bytes | None:
-        """Return what to send first, after facts up to `until` were committed.
+    def begin(self, resumed: Cursor | None, until: Cursor) -> bool:
+        """Decide what `catch_up` sends first, after facts up to `until` were committed.
 
         The present state of each task; then, to a viewer who resumes, the facts since; to a new
-        one, for whom the state tells all that was, the end of those that have ended. Returns None
+        one, for whom the state tells all that was, the end of those that have ended. Returns False
         if a viewer who resumes had everything, the end too.
         """
-        # In one statement with the state: which facts it includes.
-        tasks: list[Any] = list(
-            self._tasks().annotate(newest=_newest("id"), newest_transaction=_newest("transaction"))
+        ends = list(
+            TaskEvent.primary.filter(task__in=self._watched, event_type__in=TERMINAL_EVENTS)
+            .order_by("id")
+            .values_list("task_id", "pk", "transaction", SIZE)
         )
-        self._ahead = {
-            task.pk: task.newest
-            for task in tasks
-            if task.newest and not until.covers(task.newest, task.newest_transaction)
-        }
-        finished = [task.pk for task in tasks if task.is_terminal]
-        ends = [
-            row
-            for row in TaskEvent.primary.filter(
-                task__in=finished, event_type__in=TERMINAL_EVENTS
-            ).order_by("id")
-            if until.covers(row.pk, row.transaction)
-        ]
+        covered = {task_id for task_id, pk, xid, _ in ends if until.covers(pk, xid)}
         if self.open_tasks is not None:
-            self.open_tasks = {task.pk for task in tasks} - {row.task_id for row in ends}
-        self._progress = {
-            task.pk: wire.Progress(task.pk, task.attempt, task.progress, task.progress_text)
-            for task in tasks
-            if task.status == Status.RUNNING
-        }
-        self.had = until
-        if resumed is not None and self.open_tasks is None:
-            # Who was away for very long is told the state, like somebody new.
-            missed = resumed.rest(self._facts(), until)
-            resumed = None if missed[MISSED_MAX:].exists() else resumed
-        if resumed is None:
-            # Until the ends are out, nothing to resume from: who is cut off here begins again.
-            seen, none = (None if ends else until), until.beginning()
-            facts = [(row, none.at(row.pk, until)) for row in ends]
+            self.open_tasks = self._watched - covered
+        if resumed is not None and self.ended and not resumed.rest(self._facts(), until).exists():
+            return False
+        if resumed is not None:
+            self.had = resumed
+        elif covered:
+            self.had, self._ends_until = until.beginning(), until
         else:
-            seen, facts = resumed, resumed.replay(self._facts(), until)
-            if self.ended and not facts:
-                return None
-        return b"".join(
-            [
-                *(wire.status(task, seen) for task in tasks),
-                *(wire.fact(row, cursor).wire for row, cursor in facts),
-            ]
+            self.had = until
+        # Until the ends are out, nothing to resume from: who is cut off here begins again.
+        self._state_id = resumed or (None if covered else until)
+        self._states.clear()
+        if EventType.STATUS in self._wanted.kinds:
+            self._states.extend(self._pages_of_states({end[0]: end[-1] for end in ends}))
+        return True
+
+    def catch_up(self, until: Cursor, *, progress: bool = False) -> Iterator[bytes]:
+        """Send the states that `begin` named, then all facts up to `until`; a page at each step.
+
+        With `progress`, what is running is told too, where it is news. May be begun anew where it
+        broke off: what was returned is taken for sent.
+        """
+        while self._states:
+            told = list(self._tell_states(self._states[0], until))
+            self._states.popleft()
+            yield b"".join(told)
+        if self._ends_until is not None:
+            ends = self._facts().filter(event_type__in=TERMINAL_EVENTS)
+            yield from self._replay(ends, self._ends_until)
+            self._ends_until = None
+        yield from self._replay(self._facts(), until)
+        self._ahead = {
+            pk: newest for pk, newest in self._ahead.items() if not until.covers(*newest)
+        }
+        if progress and EventType.PROGRESS in self._wanted.kinds:
+            yield from self._tell_progress(until)
+
+    def _pages_of_states(self, ended: dict[UUID, int]) -> Iterator[list[UUID]]:
+        """The tasks to tell of: unfinished ones at once, others by the size of their results."""
+        if self.open_tasks is None:
+            newest = self._of_owner(Task.primary.unfinished()).order_by("-created_at")
+            yield list(newest.values_list("pk", flat=True)[:OPENING_TASKS])
+        else:
+            yield list(self._watched - ended.keys())
+            yield from in_pages(ended.items())
+
+    def _tell_states(self, pks: list[UUID], until: Cursor) -> Iterator[bytes]:
+        unseen = ["params", "error_traceback", *([] if self._wanted.results else ["result"])]
+        # In one statement with the state: which facts it includes.
+        tasks: Iterable[Any] = (
+            Task.primary.filter(pk__in=pks)
+            .order_by("-created_at")
+            .defer(*unseen)
+            .annotate(newest=_newest("id"), newest_transaction=_newest("transaction"))
         )
+        told = set()
+        for task in tasks:
+            newest = (task.newest, task.newest_transaction)
+            if task.newest and not until.covers(*newest):
+                self._ahead[task.pk] = newest
+            if task.status == Status.RUNNING:
+                self._progress[task.pk] = wire.Progress(
+                    task.pk, task.attempt, task.progress, task.progress_text
+                )
+            told.add(task.pk)
+            yield wire.status(task, self._state_id, results=self._wanted.results)
+        if self.open_tasks is not None:
+            # The others were removed just now.
+            self.open_tasks -= set(pks) - told
+
+    def _replay(self, facts: QuerySet[TaskEvent], until: Cursor) -> Iterator[bytes]:
+        if self.had == until:
+            return
+        for page in self.had.replay(facts, until):
+            events = (wire.fact(row, cursor) for row, cursor in page)
+            if told := b"".join(self.wire_of(event) for event in events if self.admit(event)):
+                yield told
+        self.had = until
+
+    def _tell_progress(self, until: Cursor) -> Iterator[bytes]:
+        """Send the newest progress of each attempt whose beginning the viewer has been told."""
+        running = Task.primary.running()
+        if self.open_tasks is not None:
+            running = running.filter(pk__in=self.open_tasks)
+        rows = self._of_owner(running).annotate(
+            began=_newest("id", EventType.STARTED),
+            began_transaction=_newest("transaction", EventType.STARTED),
+        )
+        columns = ("pk", "attempt", "progress", "progress_text", "began", "began_transaction")
+        reports = (
+            wire.report(wire.Progress(*row))
+            for *row, began, transaction in rows.order_by("pk").values_list(*columns)
+            if began and until.covers(began, transaction)
+        )
+        yield from pieces(report.wire for report in reports if self.admit(report))
 
     def narrow(self, allowed: Collection[str]) -> None:
         """Follow only what the viewer may still read, and what still exists."""
@@ -120,7 +187,7 @@ class View:
             self.open_tasks &= self._watched
 
     def admit(self, event: wire.Fact | wire.Report) -> bool:
-        """Whether an event that the relay brought is news to this viewer. Takes it for sent."""
+        """Whether to send this viewer an event. Takes it for sent."""
         if isinstance(event, wire.Report):
             return self._admit_progress(event.progress)
         if self.open_tasks is not None and event.task_id not in self._watched:
@@ -128,46 +195,58 @@ class View:
         if self.had.covers(event.id, event.transaction):
             return False
         self.had = event.cursor
-        ahead = self._ahead.get(event.task_id, 0)
+        ahead, _ = self._ahead.get(event.task_id, (0, None))
         if event.id >= ahead:
             self._ahead.pop(event.task_id, None)
-        # An end that the state had told of is not that of the attempt it told of.
+        # An end that the state already covered belongs to an earlier attempt than its progress.
         if event.type in ATTEMPT_ENDS and event.id > ahead:
             self._progress.pop(event.task_id, None)
         if event.type in TERMINAL_EVENTS and self.open_tasks is not None:
             self.open_tasks.discard(event.task_id)
-        return True
+        return event.type in self._wanted.kinds
+
+    def wire_of(self, event: wire.Fact | wire.Report) -> bytes:
+        if isinstance(event, wire.Fact) and not self._wanted.results:
+            return event.brief
+        return event.wire
 
     def _admit_progress(self, progress: wire.Progress) -> bool:
         if self.open_tasks is not None and progress.task_id not in self.open_tasks:
             return False
         if progress.task_id in self._ahead:
-            # Of before the state, which the viewer has.
+            # The state that the viewer has is newer.
             return False
         known = self._progress.get(progress.task_id)
         if known is not None and not progress.follows(known):
             return False
         self._progress[progress.task_id] = progress
-        return True
+        return EventType.PROGRESS in self._wanted.kinds
 
-    def _tasks(self) -> QuerySet[Task]:
-        if self.open_tasks is not None:
-            return Task.primary.filter(pk__in=self.open_tasks)
-        unfinished = Task.primary.unfinished().order_by("-created_at")
-        if self.channels != {ALL_TASKS}:
-            [channel] = self.channels
-            unfinished = unfinished.filter(owner__pk=channel.removeprefix(OWNER_PREFIX))
-        return unfinished[:OPENING_TASKS]
+    def _of_owner(self, tasks: QuerySet[Task]) -> QuerySet[Task]:
+        """Narrow tasks to those of the owner whose channel this is, if it is an owner's."""
+        if self.open_tasks is not None or self.channels == {ALL_TASKS}:
+            return tasks
+        [channel] = self.channels
+        return tasks.filter(owner__pk=channel.removeprefix(OWNER_PREFIX))
 
     def _facts(self) -> QuerySet[TaskEvent]:
+        """The facts that are sent, and those that say when an attempt or the stream ends."""
         if self.open_tasks is not None:
-            return TaskEvent.primary.filter(task__in=self._watched)
-        [channel] = self.channels
-        return facts_of(channel)
+            facts = TaskEvent.primary.filter(task__in=self._watched)
+        else:
+            [channel] = self.channels
+            facts = facts_of(channel)
+        if self._wanted.kinds >= FACTS:
+            return facts
+        return facts.filter(event_type__in=sorted((FACTS & self._wanted.kinds) | ATTEMPT_ENDS))
 
 
 async def open_stream(
-    relay: Relay, viewer: Viewer, channels: Iterable[str], resumed: Cursor | None
+    relay: Relay,
+    viewer: Viewer,
+    channels: Iterable[str],
+    resumed: Cursor | None,
+    wanted: Wanted = ALL_EVENTS,
 ) -> AsyncIterator[bytes] | None:
     """Return what a viewer is sent, as bytes of server-sent events; None if there is nothing left.
 
@@ -176,28 +255,40 @@ async def open_stream(
     """
     listener = Listener()
     listener.assign_loop()
-    view = View(channels)
+    view = View(channels, wanted)
     # django-eventstream's kick compares it with the primary key, whatever its type.
     listener.user_id = cast(Any, viewer.user.pk)
     listener.channels = set(view.channels)
     stack = AsyncExitStack()
     try:
         await stack.enter_async_context(relay.attached(listener))
-        # What came meanwhile, the opening tells.
+        # Drop queued events: the opening covers them.
         _take(listener)
-        opening = await database_sync_to_async(view.open)(resumed, relay.cursor)
+        opening = await database_sync_to_async(_open)(view, resumed, relay.cursor)
         if opening is None:
             await stack.aclose()
             return None
     except BaseException:
         await stack.aclose()
         raise
-    return _events(stack, relay, listener, viewer, view, opening)
+    return _events(stack, relay, listener, viewer, view, *opening)
 
 
-def _newest(column: str) -> Subquery:
-    """A column of the newest fact of each task."""
+def _open(
+    view: View, resumed: Cursor | None, until: Cursor
+) -> tuple[bytes, Iterator[bytes]] | None:
+    """Return the first piece of an opening, and what gives the others."""
+    if not view.begin(resumed, until):
+        return None
+    opening = view.catch_up(until)
+    return next(opening, b""), opening
+
+
+def _newest(column: str, *kinds: EventType) -> Subquery:
+    """A column of the newest fact of each task, of one of these kinds."""
     facts = TaskEvent.primary.filter(task=OuterRef("pk")).order_by("-id")
+    if kinds:
+        facts = facts.filter(event_type__in=kinds)
     return Subquery(facts.values(column)[:1])
 
 
@@ -207,17 +298,38 @@ async def _events(
     listener: Listener,
     viewer: Viewer,
     view: View,
-    opening: bytes,
+    first: bytes,
+    opening: Iterator[bytes],
 ) -> AsyncIterator[bytes]:
+    """Send piece after piece, and read none before the last one was taken."""
     async with stack:
-        yield wire.BEGINNING + opening
+        yield wire.BEGINNING + first
+        #: What the database has to tell, before what the relay brings.
+        missed: Iterator[bytes] | None = opening
         recheck_at = time.monotonic() + RECHECK_SECONDS
-        while not view.ended:
+        while missed is not None or not view.ended:
             if time.monotonic() >= recheck_at:
                 recheck_at = time.monotonic() + RECHECK_SECONDS
                 # Where the database is away, there is nothing to be read either.
                 with suppress(*AWAY):
-                    view.narrow(await database_sync_to_async(viewer.still_reads)(view.channels))
+                    allowed = await database_sync_to_async(viewer.still_reads)(view.channels)
+                    if not allowed:
+                        break
+                    view.narrow(allowed)
+            if missed is not None:
+                try:
+                    piece = await database_sync_to_async(next)(missed, None)
+                except AWAY:
+                    yield wire.KEEP_ALIVE
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(TROUBLE_SECONDS):
+                            await asyncio.Event().wait()
+                    missed = view.catch_up(relay.cursor, progress=True)
+                    continue
+                if piece is None:
+                    missed = None
+                else:
+                    yield piece
                 continue
             try:
                 async with asyncio.timeout(task_settings().stream_keepalive_seconds):
@@ -230,30 +342,12 @@ async def _events(
                 yield sse_encode_error(error["condition"], error["text"], error["extra"]).encode()
                 return
             if overflow:
-                async with aclosing(_heal(view, relay)) as healing:
-                    async for chunk in healing:
-                        yield chunk
-            elif news := b"".join(event.wire for event in events if view.admit(event)):
-                yield news
+                # Read what was lost from the database; of progress the newest is enough.
+                missed = view.catch_up(relay.cursor, progress=True)
+                continue
+            for piece in pieces(view.wire_of(event) for event in events if view.admit(event)):
+                yield piece
         yield wire.STREAM_END
-
-
-async def _heal(view: View, relay: Relay) -> AsyncGenerator[bytes]:
-    """Send a viewer slower than the events what it missed, as soon as the database tells.
-
-    Of progress the newest is enough.
-    """
-    had = view.had
-    while True:
-        try:
-            yield await database_sync_to_async(view.open)(had, relay.cursor) or b""
-        except AWAY:
-            yield wire.KEEP_ALIVE
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TROUBLE_SECONDS):
-                    await asyncio.Event().wait()
-        else:
-            return
 
 
 def _take(listener: Listener) -> tuple[list[wire.Fact | wire.Report], bool, Any]:

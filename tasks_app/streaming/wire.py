@@ -51,6 +51,8 @@ class Fact:
     data: str
     id: int
     wire: bytes
+    #: The same without the task's result.
+    brief: bytes
     task_id: UUID
     transaction: int | None
     #: What a viewer has had who was sent this.
@@ -73,12 +75,19 @@ class Report:
 
 def fact(row: TaskEvent, cursor: Cursor) -> Fact:
     """Return a stored fact as it is sent; with it, a viewer has had what the cursor covers."""
-    kind, data = row.event_type, row.message().model_dump_json()
+    kind, message = row.event_type, row.message()
+    data = message.model_dump_json()
+    whole = _encode(kind, data, cursor)
+    brief = whole
+    if message.data.get("result") is not None:
+        rest = message.model_dump_json(exclude={"data": {"result"}})
+        brief = _encode(kind, rest, cursor)
     return Fact(
         type=kind,
         data=data,
         id=row.pk,
-        wire=_encode(kind, data, cursor),
+        wire=whole,
+        brief=brief,
         task_id=row.task_id,
         transaction=row.transaction,
         cursor=cursor,
@@ -94,8 +103,10 @@ def report(progress: Progress) -> Report:
     return Report(type=kind, data=data, wire=_encode(kind, data), progress=progress)
 
 
-def status(task: Task, cursor: Cursor | None) -> bytes:
-    data = _message(EventType.STATUS, task.pk, task.info().model_dump(mode="json"))
+def status(task: Task, cursor: Cursor | None, *, results: bool = True) -> bytes:
+    left_out = None if results else {"result"}
+    info = task.info().model_dump(mode="json", exclude=left_out)
+    data = _message(EventType.STATUS, task.pk, info)
     return _encode(EventType.STATUS.value, data, cursor)
 
 

@@ -17,6 +17,7 @@ from tasks_app.streaming.channels import ALL_TASKS, task_channel
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.stream import View
 from tests.rows import BROKEN, claimed, worker
+from tests.streaming.watching import opening_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -54,7 +55,7 @@ def channels(request: pytest.FixtureRequest) -> list[str]:
 
 def view_of(task: Task, channels: list[str], until: Cursor) -> View:
     view = View(channels or [task_channel(task.pk)])
-    assert view.open(None, until)
+    assert opening_of(view, None, until)
     return view
 
 
@@ -64,7 +65,7 @@ def test_progress_of_before_the_end_does_not_follow_the_end(channels: list[str])
     until = now()
     lifecycle.fail({claim: BROKEN})
     view = View(channels or [task_channel(task.pk)])
-    view.open(None, until)
+    opening_of(view, None, until)
     if not channels:
         assert not admitted(view, task, 1, 0.4)
     ended = [view.admit(fact) for fact in facts_since(until)]
@@ -131,7 +132,7 @@ def test_what_is_of_another_task_waits_for_nothing() -> None:
     until = now()
     lifecycle.retry({claim: BROKEN})
     view = View([ALL_TASKS])
-    view.open(None, until)
+    opening_of(view, None, until)
     other = Task(pk=uuid.uuid4())
     assert admitted(view, other, 1, 0.5)
     assert not admitted(view, task, 1, 0.5)

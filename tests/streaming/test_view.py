@@ -15,24 +15,29 @@ from channels.db import database_sync_to_async
 from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import Permission, User
 from django.db import OperationalError
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.test import Client, RequestFactory
 from django.utils import timezone
 from django_eventstream.views import get_listener_manager
 
 from tasks_app import lifecycle
+from tasks_app.claims import claim_of
 from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
+from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import EventType
+from tasks_app.streaming import pages as pages_module
 from tasks_app.streaming import stream as stream_module
 from tasks_app.streaming import viewer as viewer_module
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, owner_channel, task_channel
 from tasks_app.streaming.cursor import Cursor, Snapshot
+from tasks_app.streaming.pages import PAGE_BYTES
 from tasks_app.streaming.stream import View
 from tasks_app.streaming.viewer import Viewer
-from tests.rows import claimed, enqueued, saved
-from tests.streaming.watching import Watching, parsed
+from tests.rows import claimed, enqueued, saved, worker
+from tests.streaming.watching import Watching, opening_of, parsed
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -54,42 +59,58 @@ def now() -> Cursor:
 
 
 def opened(view: View, resumed: Cursor | None = None) -> list[str]:
-    opening = view.open(resumed, now())
+    opening = opening_of(view, resumed, now())
     assert opening is not None
     return [event.type for event in parsed(opening)]
-
-
-def logged(owner: User, lines: int) -> None:
-    _, claim = claimed(owner=owner)
-    lifecycle.log({claim: [LogLine("info", f"line {number}") for number in range(lines)]})
 
 
 # Who was away for long.
 
 
-def test_who_missed_much_opens_with_the_state_alone(
+def test_who_was_away_is_told_all_in_bounded_pieces(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "MISSED_MAX", 5)
+    """However much it is: a step reads one page, and the next is read when that one is taken."""
+    monkeypatch.setattr(pages_module, "SIZES_MAX", 7)
     start = now()
-    logged(ada, lines=4)  # with the two of its beginning, one too many
-    assert opened(View([owner_channel(ada.pk)]), start.beginning()) == ["task_status"]
+    _, claim = claimed(owner=ada)
+    lines = ["short"] * 20 + ["x" * 10_000] * 20
+    lifecycle.log({claim: [LogLine("info", line) for line in lines]})
+    lifecycle.complete({claim: "y" * 100_000})
+    for channel in (owner_channel(ada.pk), task_channel(claim.task_id), ALL_TASKS):
+        view = View([channel])
+        assert view.begin(start.beginning(), now())
+        sent = list(view.catch_up(now()))
+        facts = [event for piece in sent for event in parsed(piece) if event.id]
+        kinds = [event.type for event in facts if event.type != "task_status"]
+        assert kinds == ["task_queued", "task_started", *["task_log"] * 40, "task_completed"]
+        large = [piece for piece in sent if len(piece) > PAGE_BYTES * 1.2]
+        assert all(b'"y' in piece for piece in large), [len(piece) for piece in large]
+        # The state and the end of the one task that has a large result, each by itself.
+        assert all(len(parsed(piece)) == 1 for piece in large)
+        assert len(sent) > 5
 
 
-def test_who_missed_little_is_sent_it(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "MISSED_MAX", 5)
-    start = now()
-    logged(ada, lines=3)
-    assert opened(View([owner_channel(ada.pk)]), start.beginning()) == [
-        "task_status", "task_queued", "task_started", *["task_log"] * 3,
-    ]  # fmt: skip
-
-
-def test_who_watches_a_task_is_sent_all_of_it(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "MISSED_MAX", 5)
-    logged(ada, lines=20)
-    view = View([task_channel(Task.objects.get().pk)])
-    assert opened(view, now().beginning()).count("task_log") == 20
+def test_who_is_slow_is_sent_what_it_missed_and_no_state_again(ada: User) -> None:
+    (_, first), (_, second) = claimed(owner=ada), claimed(owner=ada)
+    view = View([owner_channel(ada.pk)])
+    until = now()
+    assert opened(view) == ["task_status"] * 2
+    lifecycle.log({first: [LogLine("info", "said")]})
+    lifecycle.report({first: TaskProgressUpdate(text="", value=0.5)})
+    assert view.had == until
+    missed = parsed(b"".join(view.catch_up(now(), progress=True)))
+    assert [event.type for event in missed] == ["task_log", "progress_update"]
+    assert not any(view.catch_up(now(), progress=True))
+    # Of an attempt whose beginning is yet to be told, nothing is told before it.
+    until = now()
+    lifecycle.release([second])
+    Task.objects.filter(pk=second.task_id).update(run_after=timezone.now() - timedelta(days=1))
+    [taken] = lifecycle.claim(worker(), 1)
+    lifecycle.report({claim_of(taken): TaskProgressUpdate(text="", value=0.1)})
+    assert not any(view.catch_up(until, progress=True))
+    missed = parsed(b"".join(view.catch_up(now(), progress=True)))
+    assert [event.type for event in missed] == ["task_queued", "task_started", "progress_update"]
 
 
 # Who is cut off in the middle.
@@ -97,6 +118,12 @@ def test_who_watches_a_task_is_sent_all_of_it(ada: User, monkeypatch: pytest.Mon
 
 def snapshot(xmax: int, *in_progress: int) -> Snapshot:
     return Snapshot(xmax, frozenset(in_progress))
+
+
+def replayed(
+    had: Cursor, facts: QuerySet[TaskEvent], until: Cursor
+) -> list[tuple[TaskEvent, Cursor]]:
+    return list(itertools.chain.from_iterable(had.replay(facts, until)))
 
 
 def test_nothing_comes_twice_or_out_of_order_wherever_a_viewer_is_cut_off() -> None:
@@ -126,7 +153,7 @@ def test_nothing_comes_twice_or_out_of_order_wherever_a_viewer_is_cut_off() -> N
     for cuts in itertools.product(range(5), repeat=2):
         had, sent = start, list[int]()
         for until, cut in zip(batches, [*cuts, None], strict=True):
-            for row, cursor in had.replay(facts, until)[:cut]:
+            for row, cursor in replayed(had, facts, until)[:cut]:
                 sent.append(row.pk)
                 had = cursor
         assert sorted(sent) == [11, 12, 13, 14, 15], (cuts, sent)
@@ -146,10 +173,10 @@ def test_what_came_late_follows_the_batch_that_was_cut() -> None:
         )
     had = Cursor(11, snapshot(100), snapshot(104, 100))
     until = Cursor(12, snapshot(110), snapshot(110))
-    replayed = had.replay(TaskEvent.objects.all(), until)
-    assert [row.pk for row, _ in replayed] == [12, 10]
-    for position, (_, cursor) in enumerate(replayed, start=1):
-        rest = cursor.replay(TaskEvent.objects.all(), until)
+    found = replayed(had, TaskEvent.objects.all(), until)
+    assert [row.pk for row, _ in found] == [12, 10]
+    for position, (_, cursor) in enumerate(found, start=1):
+        rest = replayed(cursor, TaskEvent.objects.all(), until)
         assert [row.pk for row, _ in rest] == [12, 10][position:]
 
 
@@ -160,7 +187,7 @@ def test_a_view_of_tasks_ends_with_the_last_that_may_be_read(ada: User) -> None:
     first, second = enqueued(owner=ada), enqueued(owner=ada)
     channels = [task_channel(task.pk) for task in (first, second)]
     view = View(channels)
-    view.open(None, now())
+    opening_of(view, None, now())
     view.narrow(channels)
     assert view.open_tasks == {first.pk, second.pk}
     view.narrow(channels[1:])
@@ -175,14 +202,14 @@ def test_nothing_more_is_sent_of_what_may_not_be_read_any_more(ada: User) -> Non
     (kept, kept_claim), (taken, taken_claim) = claimed(owner=ada), claimed(owner=ada)
     channels = [task_channel(task.pk) for task in (kept, taken)]
     view = View(channels)
-    view.open(None, now())
+    opening_of(view, None, now())
     had = view.had
     view.narrow(channels[:1])
     lifecycle.log({claim: [LogLine("info", "said")] for claim in (kept_claim, taken_claim)})
     lines = TaskEvent.objects.filter(event_type=EventType.LOG).order_by("pk")
     sent = [wire.fact(row, had.at(row.pk, now())) for row in lines]
     assert [fact.task_id for fact in sent if view.admit(fact)] == [kept.pk]
-    healed = parsed(view.open(had, now()) or b"")
+    healed = parsed(opening_of(view, had, now()) or b"")
     assert {event.message["task_id"] for event in healed} == {str(kept.pk)}
 
 
@@ -190,7 +217,7 @@ def test_narrowing_brings_no_ended_task_back(ada: User) -> None:
     task, claim = claimed(owner=ada)
     lifecycle.complete({claim: None})
     view = View([task_channel(task.pk)])
-    view.open(None, now())
+    opening_of(view, None, now())
     view.narrow([task_channel(task.pk)])
     assert view.ended
 
@@ -198,7 +225,7 @@ def test_narrowing_brings_no_ended_task_back(ada: User) -> None:
 @pytest.mark.parametrize("channel", [ALL_TASKS, "owner-1"])
 def test_a_view_without_end_ends_when_it_may_not_be_read(channel: str) -> None:
     view = View([channel])
-    view.open(None, now())
+    opening_of(view, None, now())
     view.narrow({channel})
     assert not view.ended
     view.narrow(set())
@@ -354,7 +381,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
     """Neither when it asks who may read, nor when it tells a slow viewer what it missed."""
     task, claim = claimed(owner=ada)
     away = 3
-    real_readable, real_open = viewer_module.readable, View.open
+    real_readable, real_replay = viewer_module.readable, View._replay
 
     def ask(do: Any) -> Any:
         def asked(*args: Any) -> Any:
@@ -373,7 +400,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
             while away >= 0:
                 await watching.next()
             monkeypatch.setattr(stream_module, "TROUBLE_SECONDS", 0.01)
-            monkeypatch.setattr(View, "open", ask(real_open))
+            monkeypatch.setattr(View, "_replay", ask(real_replay))
             away = 3
             # More at once than a listener keeps.
             lines = {claim: [LogLine("info", str(number)) for number in range(30)]}

@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import relay
-from tasks_app.streaming.stream import open_stream
+from tasks_app.streaming.stream import View, open_stream
 from tasks_app.streaming.viewer import Viewer
 
 PATIENCE = 20.0
@@ -39,6 +39,11 @@ def parsed(chunk: bytes) -> list[Seen]:
         if fields.get("data"):
             events.append(Seen(fields["event"], fields.get("id", ""), json.loads(fields["data"])))
     return events
+
+
+def opening_of(view: View, resumed: Cursor | None, until: Cursor) -> bytes | None:
+    """What a view sends first; None if its viewer had everything."""
+    return b"".join(view.catch_up(until)) if view.begin(resumed, until) else None
 
 
 class Watching:
