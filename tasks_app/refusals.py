@@ -21,17 +21,18 @@ from tasks_app.states import Status
 def reason(error: type[TaskError], status: Status | None) -> str:
     """Say why something could not be done to a task."""
     if issubclass(error, AlreadyRetried):
-        return _("retried already")
+        return _("already retried")
     if issubclass(error, IllegalTransition) and status is not None:
-        return _("the task is %(status)s") % {"status": str(status.label).lower()}
+        word = {"status": str(status.label).lower()}
+        return (_("already %(status)s") if status.is_terminal else _("still %(status)s")) % word
     if issubclass(error, DuplicateTask):
         return _("another task with its unique key has not finished")
     if issubclass(error, TaskProtected):
-        return _("other rows of this site refer to it")
+        return _("other data of this site refers to it")
     if issubclass(error, UnknownTask):
         return _("its class no longer exists here")
     if issubclass(error, TaskNotFound):
-        return _("the task is no longer there")
+        return _("the task no longer exists")
     # One of the site's own service: its class says it, in words that the site may translate.
     said = cleandoc(error.__doc__ or error.__name__)
     return _(said.partition("\n")[0]).rstrip(".")
@@ -43,4 +44,4 @@ def why(error: TaskError) -> str:
 
 
 def sentence(error: TaskError) -> str:
-    return _("That was not possible: %(reason)s.") % {"reason": why(error)}
+    return _("Couldn't do that: %(reason)s.") % {"reason": why(error)}

@@ -200,7 +200,8 @@ def test_what_did_not_end_badly_is_not_retried(ada: User, status: Status) -> Non
     response = client.post(retry_of(task), headers={"Referer": "http://testserver/from/"})
     assert response["Location"] == "http://testserver/from/"
     [message] = get_messages(response.wsgi_request)
-    assert str(message) == f"That was not possible: the task is {status}."
+    word = "already" if status.is_terminal else "still"
+    assert str(message) == f"Couldn't do that: {word} {status}."
     assert snapshot() == before
 
 
@@ -211,9 +212,7 @@ def test_a_duplicate_is_told(ada: User) -> None:
     response = client.post(retry_of(task), headers=JSON)
     assert (response.status_code, "has not finished" in response.json()["detail"]) == (409, True)
     [message] = get_messages(client.post(retry_of(task)).wsgi_request)
-    assert str(message) == (
-        "That was not possible: another task with its unique key has not finished."
-    )
+    assert str(message) == ("Couldn't do that: another task with its unique key has not finished.")
 
 
 @pytest.mark.parametrize("sees", [True, False])

@@ -58,7 +58,7 @@ NAMED = 20
 
 
 class ActionViews(Base):
-    """What TaskAdmin has of buttons and of actions on many tasks."""
+    """TaskAdmin's buttons, and its actions on many tasks."""
 
     def has_cancel_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
         return request.user.has_perm("tasks_app.cancel_task")
@@ -115,7 +115,9 @@ class ActionViews(Base):
             {
                 "tasks": [task],
                 "task": task,
-                "refused": "" if task.status in REMOVE.sources else task.get_status_display(),
+                "refused": ""
+                if task.status in REMOVE.sources
+                else _("Only finished tasks can be deleted: cancel this one first."),
             },
         )
 
@@ -141,6 +143,14 @@ class ActionViews(Base):
             raise Http404(_("There is no such task."))
         if not act.allowed(request.user, task):
             raise PermissionDenied
+        if (
+            act.asks
+            and task.status in act.sources
+            and request.accepts("text/html")
+            and not request.POST.get("confirmed")
+        ):
+            back = _way_back(request, self._url("change", task.pk))
+            return self._ask(request, act, {"tasks": [task], "task": task, "back": back})
         return self._act_on_one(request, task, act)
 
     def _act_on_one(self, request: HttpRequest, task: Task, act: Act) -> HttpResponse:
@@ -175,7 +185,7 @@ class ActionViews(Base):
         changelist: Any = self.get_changelist_instance(request)
         asked = moment_of(request.POST.get("asked", ""))
         confirmed = bool(request.POST.get("confirmed")) and (asked is not None or not across)
-        if (act is REMOVE or across) and not confirmed:
+        if (act.asks or across) and not confirmed:
             tasks = changelist.queryset if across else selected
             context = {
                 "tasks": tasks.select_related(None).only("pk", "name", "status")[:NAMED],
@@ -205,16 +215,16 @@ class ActionViews(Base):
 
     def _ask(self, request: HttpRequest, act: Act, context: dict[str, Any]) -> TemplateResponse:
         request.current_app = self.admin_site.name
+        count = 1 if "task" in context else context["count"]
         return TemplateResponse(
             request,
             "admin/tasks_app/task/confirm.html",
             {
                 **self.admin_site.each_context(request),
-                "title": act.question,
+                "title": act.question(count),
                 "opts": self.opts,
                 "act": act,
                 "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-                "media": self.media,
                 **context,
             },
         )
@@ -225,7 +235,8 @@ def _told(entry: LogEntry) -> str:
 
 
 def _way_back(request: HttpRequest, otherwise: str) -> str:
-    url = request.headers.get("Referer")
+    """Return the page that the request came from, or that the question was asked on."""
+    url = request.POST.get("back") or request.headers.get("Referer")
     if url and url_has_allowed_host_and_scheme(
         url, {request.get_host()}, require_https=request.is_secure()
     ):

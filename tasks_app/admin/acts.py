@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, gettext_noop, ngettext
 
 from tasks_app.admin.stretch import unindexed
-from tasks_app.bulk import Done, Summary
+from tasks_app.bulk import SECONDS, Done, Summary
 from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_remove, may_retry
 from tasks_app.refusals import reason
@@ -37,9 +37,11 @@ class Act:
     label: _StrPromise
     #: What it is called in the menu of the list.
     of_many: _StrPromise
-    #: The verb's past, one and many.
+    #: What became of so many.
     past: Callable[[int], str]
-    question: _StrPromise
+    #: What is asked before it is done to so many, and the button that says yes.
+    question: Callable[[int], str]
+    sure: _StrPromise
     #: The statuses in which it can be done.
     sources: frozenset[Status]
     allowed: Callable[[User, Task], bool]
@@ -47,6 +49,8 @@ class Act:
     #: What became of it, from what `do` returned; one of TOLD.
     told: Callable[[Any], str]
     flag: int = CHANGE
+    #: Whether to ask before it is done to tasks that somebody selected one by one.
+    asks: bool = True
 
     def possible(self, tasks: QuerySet[Task], asked: datetime) -> QuerySet[Task]:
         """Those of the tasks to which it could be done when somebody was asked, and still can.
@@ -64,7 +68,7 @@ ASKED, CANCELLED, RETRIED, REMOVED = TOLD = (
     gettext_noop("Asked to stop."),
     gettext_noop("Cancelled."),
     gettext_noop("Retried as task %(id)s."),
-    gettext_noop("Removed with its history."),
+    gettext_noop("Deleted with its history."),
 )
 
 
@@ -85,7 +89,12 @@ CANCEL = Act(
         "%(count)s tasks were cancelled or asked to stop.",
         count,
     ),
-    question=gettext_lazy("Cancel these tasks? Those that run are asked to stop."),
+    question=lambda count: ngettext(
+        "Cancel this task? If it is running, it will be asked to stop.",
+        "Cancel these tasks? Running tasks will be asked to stop.",
+        count,
+    ),
+    sure=gettext_lazy("Yes, cancel"),
     sources=UNFINISHED,
     allowed=may_cancel,
     do=lambda task_id, user: task_service.cancel_task(task_id, by=user),
@@ -97,25 +106,37 @@ RETRY = Act(
     label=gettext_lazy("Retry"),
     of_many=gettext_lazy("Retry selected tasks"),
     past=lambda count: ngettext(
-        "%(count)s task was started anew.", "%(count)s tasks were started anew.", count
+        "%(count)s task was retried.", "%(count)s tasks were retried.", count
     ),
-    question=gettext_lazy("Start these tasks anew, with the same parameters?"),
+    question=lambda count: ngettext(
+        "Retry this task with the same parameters?",
+        "Retry these tasks with the same parameters?",
+        count,
+    ),
+    sure=gettext_lazy("Yes, retry"),
     sources=RETRIABLE,
     allowed=may_retry,
     do=lambda task_id, user: task_service.retry_task(task_id, by=user),
     told=_told_of_retry,
+    # A retry harms nothing, and its result is another task.
+    asks=False,
 )
 
 REMOVE = Act(
     name="remove",
-    label=gettext_lazy("Remove"),
-    of_many=gettext_lazy("Remove selected tasks"),
+    label=gettext_lazy("Delete"),
+    of_many=gettext_lazy("Delete selected tasks"),
     past=lambda count: ngettext(
-        "%(count)s task was removed with its history.",
-        "%(count)s tasks were removed with their history.",
+        "%(count)s task was deleted with its history.",
+        "%(count)s tasks were deleted with their history.",
         count,
     ),
-    question=gettext_lazy("Remove these tasks with their history? That cannot be undone."),
+    question=lambda count: ngettext(
+        "Delete this task and its history? This cannot be undone.",
+        "Delete these tasks and their history? This cannot be undone.",
+        count,
+    ),
+    sure=gettext_lazy("Yes, delete"),
     sources=TERMINAL,
     allowed=may_remove,
     do=lambda task_id, _user: task_service.remove_completed_task(task_id),
@@ -156,34 +177,33 @@ def retold(message: str) -> str:
 
 
 def sentences(act: Act, summary: Summary, most: int | None = None) -> list[tuple[bool, str]]:
-    """Say what became of many: whether it is good news, and the words.
+    """Return what to tell about many tasks: whether it is good news, and the words.
 
-    `most` is how many were taken on, where there are more than that.
+    `most` is how many tasks one request changes, if more were selected.
     """
     said = []
     if summary.done:
         said.append((True, act.past(summary.done) % {"count": summary.done}))
     if refused := sum(summary.refused.values()):
+        found = summary.refused.most_common()
         reasons = "; ".join(
-            f"{reason(error, status)} ({count})"
-            for (error, status), count in summary.refused.most_common()
+            f"{reason(error, status)} ({count})" if len(found) > 1 else reason(error, status)
+            for (error, status), count in found
         )
         text = ngettext(
-            "%(count)s task was left as it is: %(reasons)s.",
-            "%(count)s tasks were left as they are: %(reasons)s.",
+            "Skipped %(count)s task: %(reasons)s.",
+            "Skipped %(count)s tasks: %(reasons)s.",
             refused,
         )
         said.append((False, text % {"count": refused, "reasons": reasons}))
     if summary.left:
         text = ngettext(
-            "Time was over before %(count)s more. Do it again for the rest.",
-            "Time was over before %(count)s more. Do it again for the rest.",
+            "Stopped after %(seconds)s s with %(count)s task left. Run it again to continue.",
+            "Stopped after %(seconds)s s with %(count)s tasks left. Run it again to continue.",
             summary.left,
         )
-        said.append((False, text % {"count": summary.left}))
+        said.append((False, text % {"count": summary.left, "seconds": round(SECONDS)}))
     if most is not None:
-        text = _(
-            "No more than %(most)s are done at once, and there are more. Do it again for them."
-        )
+        text = _("Stopped after %(most)s tasks, and there are more. Run it again to continue.")
         said.append((False, text % {"most": most}))
-    return said or [(False, _("There was nothing to do: no task is in a state that allows it."))]
+    return said or [(False, _("None of these tasks can be changed this way."))]

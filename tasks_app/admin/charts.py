@@ -68,7 +68,7 @@ def chart(name: str, course: Course) -> Chart:
     pitch = WIDTH / len(course.stretches)
     return Chart(
         name=name,
-        title=_("Ended hour by hour") if course.step == HOUR else _("Ended minute by minute"),
+        title=_("Finished per hour") if course.step == HOUR else _("Finished per minute"),
         course=course,
         bars=[
             _bar(stretch, number * pitch, most) for number, stretch in enumerate(course.stretches)

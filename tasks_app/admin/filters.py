@@ -84,7 +84,7 @@ class TroubleFilter(TaskFilter):
     parameter_name = TROUBLE
 
     def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
-        return [(LOST, _("Heartbeat lost")), (STUCK, _("Did not stop when told to"))]
+        return [(LOST, _("Heartbeat lost")), (STUCK, _("Stuck"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         trouble = self.value()

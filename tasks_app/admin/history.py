@@ -27,7 +27,6 @@ class Moment:
     time: datetime
     what: str
     by: str = ""
-    error: str = ""
     #: A time that it names.
     until: datetime | None = None
 
@@ -101,11 +100,10 @@ def moment(event: TaskEvent) -> Moment:
         event.timestamp,
         str(EventType(event.event_type).label),
         by=str(data.get("by", "")),
-        error=_error(data),
     )
     match event.event_type:
         case EventType.QUEUED if data.get("reason"):
-            return replace(told, what=_("Handed back by its worker, to begin anew"))
+            return replace(told, what=_("Returned to the queue by its worker"))
         case EventType.QUEUED:
             return replace(told, until=_after(data, event.timestamp))
         case EventType.STARTED:
@@ -115,7 +113,7 @@ def moment(event: TaskEvent) -> Moment:
             words = {"attempt": data.get("attempt")}
             return replace(
                 told,
-                what=_("Attempt %(attempt)s failed, another follows") % words,
+                what=_("Attempt %(attempt)s failed") % words,
                 until=_after(data, event.timestamp),
             )
     return told
@@ -134,7 +132,7 @@ def attempts(events: Iterable[TaskEvent]) -> list[Attempt]:
             if how is EventType.RETRY_SCHEDULED:
                 label = str(EventType.FAILED.label)
             elif how is EventType.QUEUED:
-                label = _("Handed back")
+                label = _("Returned to the queue")
             found[-1] = replace(
                 found[-1], ended=event.timestamp, how=label, error=_error(event.data)
             )

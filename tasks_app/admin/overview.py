@@ -35,7 +35,7 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "live": gettext_lazy("Live"),
     "paused": gettext_lazy("Paused"),
     "polling": gettext_lazy("Live updates are interrupted. Checking every few seconds…"),
-    "checked": gettext_lazy("Checked every few seconds."),
+    "checked": gettext_lazy("Updates every few seconds."),
     "unreachable": gettext_lazy("Connection lost. Trying again…"),
     "signed_out": gettext_lazy("Updates stopped: you may have been signed out. Reload the page."),
 }

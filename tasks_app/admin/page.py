@@ -56,7 +56,7 @@ class PageViews(Base):
             raise PermissionDenied
         task = self.get_object(request, object_id)
         if task is None:
-            said = _("There is no task %(id)s. It may have been removed.") % {"id": object_id}
+            said = _("There is no task %(id)s. It may have been deleted.") % {"id": object_id}
             self.message_user(request, said, messages.WARNING)
             return HttpResponseRedirect(
                 reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
@@ -67,7 +67,6 @@ class PageViews(Base):
             **self._shown(request, task),
             "title": task.label,
             "opts": self.opts,
-            "media": self.media,
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/tasks_app/task/change_form.html", context)
@@ -92,13 +91,17 @@ class PageViews(Base):
         params, declared = shown_params(task)
         result, _declared = shown_result(task)
         again = Task.primary.filter(retried_from=task).first()
+        history = history_of(task)
+        attempts = history.attempts
         params_text, result_text = pretty(params), pretty(result)
         most = None if whole else JSON_SHOWN
         return {
             "task": task,
             "row": row,
             "since": since,
-            "history": history_of(task),
+            "history": history,
+            # Of an attempt that is to be followed by another, or was until somebody cancelled it.
+            "last_error": attempts[-1].error if attempts and not task.error_type else "",
             "lines": lines,
             "earlier": earlier,
             "before": before,

@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 WORDS: Mapping[str, str | _StrPromise] = {
     **display.WORDS,
     **{f"is_{status.value}": status.label for status in Status},
-    "starts_in": _("{duration} to go"),
+    "starts_in": _("starts in {duration}"),
     "attempt_of": _("{attempt} of {max_attempts}"),
-    "removed": _("Removed"),
-    "new_one": _("1 new task: show it"),
-    # In words that need no plural, of which languages have up to six.
-    "new_some": _("New tasks: {count}. Show them"),
-    "new_many": _("New tasks: {count} or more. Show them"),
+    "removed": _("Deleted"),
+    "new_one": _("Show 1 new task"),
+    # Chosen by the script, which has no plural forms.
+    "new_some": _("Show {count} new tasks"),
+    "new_many": _("Show {count} or more new tasks"),
     "live": _("Live"),
     "paused": _("Paused"),
     "polling": _("Live updates are interrupted. Checking every few seconds…"),
-    "no_stream": _("Checked every few seconds."),
+    "no_stream": _("Updates every few seconds."),
     "unreachable": _("Connection lost. Trying again…"),
     "signed_out": _("Updates stopped: you may have been signed out. Reload the page."),
-    "refused": _("That was not possible: {reason}"),
-    "forbidden": _("you may not do it, or have signed in anew since. Reload the page."),
-    "gone_now": _("the task is no longer there."),
-    "no_answer": _("the server gave no proper answer. See how the task stands, and try again."),
+    "refused": _("Couldn't do that: {reason}"),
+    "forbidden": _("you don't have permission, or you've signed in again. Reload the page."),
+    "gone_now": _("the task no longer exists."),
+    "no_answer": _("unexpected server response. Check the task and try again."),
     "news": _("{label}: {state}"),
 }
 
@@ -215,9 +215,9 @@ class Columns:
         row = _row(task)
         error = f"{task.error_type}: {row.error['message']}" if row.error else ""
         return format_html(
-            '<a class="task-name" href="{}" data-part="label">{}</a>'
+            '<a class="task-name" href="{}" data-part="label" dir="auto">{}</a>'
             '<span class="task-path">{}</span>'
-            '<span class="task-error" data-part="error"{}>{}</span>'
+            '<span class="task-error" data-part="error" dir="auto"{}>{}</span>'
             '<template data-task="{}" data-info="{}"></template>',
             row.url,
             _dotted(row.shared.label(task)),
@@ -255,8 +255,8 @@ class Columns:
             '<progress class="task-bar" data-part="bar" data-status="{}" max="1"{}'
             ' aria-label="{}"></progress>'
             '<span class="task-said"><span data-part="percent">{}</span> '
-            '<span data-part="text">{}</span> '
-            '<span class="task-left" data-part="remaining">{}</span></span>',
+            '<bdi data-part="text">{}</bdi> '
+            '<bdi class="task-left" data-part="remaining">{}</bdi></span>',
             task.status,
             SafeString("") if value is None else format_html(' value="{}"', str(value)),
             f"{_('Progress')}: {row.shared.label(task)}",
@@ -282,8 +282,8 @@ class Columns:
         row = _row(task)
         return (
             _fact(_("Created"), moment(task.created_at))
-            + _fact(_("Wait"), row.waited, "waited")
-            + _fact(_("Ran"), row.ran, "ran")
+            + _fact(_("Waited"), row.waited, "waited")
+            + _fact(_("Run time"), row.ran, "ran")
         )
 
 
@@ -318,7 +318,7 @@ def _hidden(hidden: bool) -> SafeString:
 def _fact(name: Any, value: str, part: str = "") -> SafeString:
     """One of several things that a cell says, with its name: a phone shows no head of the table."""
     return format_html(
-        '<span class="task-fact"><span class="task-fact-name">{}</span> <span{}>{}</span></span>',
+        '<span class="task-fact"><span class="task-fact-name">{}</span> <bdi{}>{}</bdi></span>',
         name,
         format_html(' data-part="{}"', part) if part else "",
         value,

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html
+from django.utils.html import escape, format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_post_parameters
@@ -152,7 +152,6 @@ class StartViews(Base):
             {
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
-                "may_list": self.has_view_permission(request),
                 **context,
             },
         )
@@ -198,13 +197,10 @@ class OptionsForm(forms.Form):
     prefix = "options"
 
     HELP = {
-        "queue": gettext_lazy("Only workers of this queue run it. Left empty: the task's own."),
-        "priority": gettext_lazy("Higher runs first. Left empty: the task's own."),
-        "run_after": gettext_lazy("It does not start before. Left empty: as soon as it can."),
-        "unique_key": gettext_lazy(
-            "While a task with this key of yours has not finished, you can start no other one "
-            "with it."
-        ),
+        "queue": gettext_lazy("Leave blank for the default (%(default)s)."),
+        "priority": gettext_lazy("Higher runs first. Leave blank for the default (%(default)s)."),
+        "run_after": gettext_lazy("Leave blank to start now."),
+        "unique_key": gettext_lazy("Only one unfinished task of yours can have this key."),
     }
 
     def __init__(self, task: type[BaseTask], data: Any = None) -> None:
@@ -213,10 +209,11 @@ class OptionsForm(forms.Form):
         fields = fields_of(StartOptions)
         for name, help_text in self.HELP.items():
             field = self.fields[name] = fields[name]
-            field.help_text = str(help_text)
+            own = getattr(task, name, None)
+            field.help_text = str(help_text) % {"default": escape(own)}
             # None is required here: the class has an answer.
             field.required = False
-            if (own := getattr(task, name, None)) is not None:
+            if own is not None:
                 field.widget.attrs["placeholder"] = own
 
     def clean(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
     show_facets = admin.ShowFacets.NEVER
     paginator = BoundedPaginator
     search_fields = ("pk",)
-    search_help_text = _("An id, a user name, or a part of a task's name or of an error.")
+    search_help_text = _("Search by ID, user, task name or error")
     actions = ("cancel_selected", "retry_selected", "remove_selected")
 
     class Media:

@@ -115,8 +115,10 @@ class WorkerAdmin(Base):
     def work(self, worker: Worker) -> str | SafeString:
         running = _of(worker).running
         said = ngettext(
-            "%(busy)s of %(hands)s hand", "%(busy)s of %(hands)s hands", worker.hands
-        ) % {"busy": running, "hands": worker.hands}
+            "%(busy)s of %(threads)s thread busy",
+            "%(busy)s of %(threads)s threads busy",
+            worker.hands,
+        ) % {"busy": running, "threads": worker.hands}
         if not running or not self.admin_site.is_registered(Task):
             return said
         tasks = reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
@@ -140,7 +142,7 @@ class WorkerAdmin(Base):
     def started(self, worker: Worker) -> SafeString:
         return display.moment(worker.started_at)
 
-    @admin.display(description=gettext_lazy("time of the last heartbeat"))
+    @admin.display(description=gettext_lazy("last heartbeat at"))
     def heartbeat(self, worker: Worker) -> SafeString:
         return display.moment(worker.heartbeat_at)
 

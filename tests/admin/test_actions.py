@@ -44,7 +44,7 @@ def url(act: str, task: Task | uuid.UUID) -> str:
 
 
 def post(client: Client, act: str, task: Task | uuid.UUID, **options: Any) -> Any:
-    return client.post(url(act, task), **options)
+    return client.post(url(act, task), {"confirmed": "yes"}, **options)
 
 
 def many(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
@@ -52,6 +52,10 @@ def many(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
     query = data.pop("query", "")
     given = {"action": f"{act}_selected", "_selected_action": ids, "index": "0", **data}
     return client.post(LIST + query, given, follow=True)
+
+
+def confirmed(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
+    return many(client, act, tasks, confirmed="yes", **data)
 
 
 def all_of(client: Client, act: str, query: str = "") -> Any:
@@ -85,17 +89,36 @@ def logged(task: Task) -> list[tuple[int, str, str]]:
 def test_cancel(login: Login) -> None:
     client = login("view_task", "cancel_task")
     task = rows.enqueued()
-    page = client.post(url("cancel", task), follow=True)
+    page = post(client, "cancel", task, follow=True)
     assert said(page) == ["Noop: Cancelled."]
     assert rows.fresh(task).status == Status.CANCELLED
     assert rows.last_fact(task).data == {"by": "staff"}
     assert logged(task) == [(CHANGE, "staff", "Cancelled.")]
 
 
+def test_cancel_asks_before(login: Login) -> None:
+    """Where no script asked: the button of the list without one, and that of the page."""
+    client = login("view_task", "cancel_task")
+    task = rows.enqueued()
+    back = f"http://testserver{LIST}?queue=default"
+    page = client.post(url("cancel", task), headers={"referer": back})
+    assert "it will be asked to stop" in page.content.decode()
+    assert rows.fresh(task).status == Status.PENDING
+    assert logged(task) == []
+    fields = dict(re.findall(r'name="(confirmed|back)" value="([^"]+)"', page.content.decode()))
+    assert client.post(url("cancel", task), fields)["Location"] == back
+    assert rows.fresh(task).status == Status.CANCELLED
+    # Elsewhere nobody is sent.
+    fields["back"] = "https://elsewhere.test/"
+    other = rows.enqueued()
+    page_of = reverse("admin:tasks_app_task_change", args=[other.pk])
+    assert client.post(url("cancel", other), fields)["Location"] == page_of
+
+
 def test_cancel_what_runs(login: Login) -> None:
     client = login("view_task", "cancel_task")
     task, _claim = rows.claimed()
-    assert said(client.post(url("cancel", task), follow=True)) == ["Noop: Asked to stop."]
+    assert said(post(client, "cancel", task, follow=True)) == ["Noop: Asked to stop."]
     assert rows.fresh(task).cancel_requested_at
     assert logged(task) == [(CHANGE, "staff", "Asked to stop.")]
 
@@ -114,23 +137,23 @@ def test_remove_asks_before(login: Login) -> None:
     client = login("view_task", "delete_task")
     task = rows.ended(Status.COMPLETED)
     page = client.get(url("delete", task)).content.decode()
-    assert "That cannot be undone" in page
+    assert "This cannot be undone" in page
     assert "task_started" not in page
     assert rows.fresh(task)
     after = client.post(url("delete", task), follow=True)
-    assert said(after) == ["Noop: Removed with its history."]
+    assert said(after) == ["Noop: Deleted with its history."]
     assert after.redirect_chain == [(LIST, 302)]
     assert not Task.objects.exists()
     assert not TaskEvent.objects.exists()
-    assert logged(task) == [(DELETION, "staff", "Removed with its history.")]
+    assert logged(task) == [(DELETION, "staff", "Deleted with its history.")]
 
 
 def test_what_has_not_finished_is_not_removed(login: Login) -> None:
     client = login("view_task", "delete_task")
     task = rows.enqueued()
-    assert "cancel it first" in client.get(url("delete", task)).content.decode()
+    assert "cancel this one first" in client.get(url("delete", task)).content.decode()
     page = client.post(url("delete", task), follow=True)
-    assert said(page) == ["That was not possible: the task is pending."]
+    assert said(page) == ["Couldn't do that: still pending."]
     assert rows.fresh(task)
     assert logged(task) == []
 
@@ -138,9 +161,9 @@ def test_what_has_not_finished_is_not_removed(login: Login) -> None:
 @pytest.mark.parametrize(
     ("act", "status", "reason"),
     [
-        ("cancel", Status.COMPLETED, "the task is completed"),
-        ("retry", Status.COMPLETED, "the task is completed"),
-        ("remove", Status.RUNNING, "the task is running"),
+        ("cancel", Status.COMPLETED, "already completed"),
+        ("retry", Status.COMPLETED, "already completed"),
+        ("remove", Status.RUNNING, "still running"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -149,7 +172,7 @@ def test_what_cannot_be_done_is_said(
     task = rows.saved(status)
     before = rows.snapshot()
     page = admin_client.post(url(act, task), follow=True)
-    assert said(page) == [f"That was not possible: {reason}."]
+    assert said(page) == [f"Couldn't do that: {reason}."]
     json = admin_client.post(url(act, task), headers={"accept": "application/json"})
     assert (json.status_code, json.json()) == (409, {"detail": reason})
     assert rows.snapshot() == before
@@ -160,7 +183,7 @@ def test_what_was_retried_is_not_retried_again(admin_client: Client) -> None:
     task = rows.ended(Status.FAILED, unique_key="key")
     task_service.retry_task(task.pk)
     page = admin_client.post(url("retry", task), follow=True)
-    assert said(page) == ["That was not possible: retried already."]
+    assert said(page) == ["Couldn't do that: already retried."]
     other = rows.saved(Status.FAILED, unique_key="key")
     page = admin_client.post(url("retry", other), follow=True)
     [message] = said(page)
@@ -297,9 +320,12 @@ def test_many_are_cancelled(admin_client: Client) -> None:
     waiting = [rows.enqueued() for _ in range(3)]
     over = [rows.saved(Status.COMPLETED), rows.saved(Status.FAILED), rows.saved(Status.FAILED)]
     page = many(admin_client, "cancel", [*waiting, *over])
+    assert "Running tasks will be asked to stop." in page.content.decode()
+    assert [rows.fresh(task).status for task in waiting] == [Status.PENDING] * 3
+    page = confirmed(admin_client, "cancel", [*waiting, *over])
     assert said(page) == [
         "3 tasks were cancelled or asked to stop.",
-        "3 tasks were left as they are: the task is failed (2); the task is completed (1).",
+        "Skipped 3 tasks: already failed (2); already completed (1).",
     ]
     assert [rows.fresh(task).status for task in waiting] == [Status.CANCELLED] * 3
     assert [logged(task) for task in waiting] == [[(CHANGE, "admin", "Cancelled.")]] * 3
@@ -312,8 +338,8 @@ def test_many_are_retried(admin_client: Client) -> None:
     gone = [rows.saved(Status.FAILED, name="shop.tasks.Gone") for _ in range(2)]
     page = many(admin_client, "retry", tasks + gone)
     assert said(page) == [
-        "2 tasks were started anew.",
-        "3 tasks were left as they are: its class no longer exists here (2); retried already (1).",
+        "2 tasks were retried.",
+        "Skipped 3 tasks: its class no longer exists here (2); already retried (1).",
     ]
     assert Task.objects.filter(retried_from__in=tasks).count() == 3
     assert not Task.objects.filter(retried_from__in=gone).exists()
@@ -322,12 +348,12 @@ def test_many_are_retried(admin_client: Client) -> None:
 def test_many_are_removed_after_a_question(admin_client: Client) -> None:
     tasks = [rows.ended(Status.COMPLETED), rows.ended(Status.FAILED), rows.enqueued()]
     page = many(admin_client, "remove", tasks)
-    assert "3 tasks are selected" in page.content.decode()
+    assert "3 tasks selected" in page.content.decode()
     assert Task.objects.count() == 3
     page = many(admin_client, "remove", tasks, confirmed="yes")
     assert said(page) == [
-        "2 tasks were removed with their history.",
-        "1 task was left as it is: the task is pending (1).",
+        "2 tasks were deleted with their history.",
+        "Skipped 1 task: still pending.",
     ]
     assert Task.objects.get() == tasks[2]
     assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
@@ -355,7 +381,7 @@ def test_all_that_match(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -
     assert {rows.fresh(task).status for task in wanted} == {Status.CANCELLED}
     assert [rows.fresh(task).status for task in others] == [Status.PENDING, Status.COMPLETED]
     page = all_of(admin_client, "cancel", "?queue=mails")
-    assert said(page) == ["There was nothing to do: no task is in a state that allows it."]
+    assert said(page) == ["None of these tasks can be changed this way."]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -374,7 +400,7 @@ def test_each_batch_is_a_transaction_also_where_each_request_is_one(
 
     monkeypatch.setattr(actions, "write_log", write_log)
     with pytest.raises(RuntimeError, match="the third batch"):
-        many(admin_client, "cancel", tasks)
+        confirmed(admin_client, "cancel", tasks)
     assert Task.objects.filter(status=Status.CANCELLED).count() == 4
 
 
@@ -420,7 +446,7 @@ def test_more_than_one_request_takes_on(
     monkeypatch.setattr(actions, "MOST", 2)
     for _ in range(5):
         rows.saved()
-    more = "No more than 2 are done at once, and there are more. Do it again for them."
+    more = "Stopped after 2 tasks, and there are more. Run it again to continue."
     for done, *rest in (2, more), (2, more), (1,):
         told = said(all_of(admin_client, "cancel"))
         assert told[0].startswith(f"{done} task")
@@ -431,15 +457,15 @@ def test_more_than_one_request_takes_on(
 def test_more_than_there_is_time_for() -> None:
     assert sentences(CANCEL, bulk.Summary(done=1, left=3)) == [
         (True, "1 task was cancelled or asked to stop."),
-        (False, "Time was over before 3 more. Do it again for the rest."),
+        (False, "Stopped after 20 s with 3 tasks left. Run it again to continue."),
     ]
 
 
 def test_what_is_gone_meanwhile_is_told(admin_client: Client) -> None:
-    page = many(admin_client, "cancel", [uuid.uuid4(), uuid.uuid4(), rows.enqueued()])
+    page = confirmed(admin_client, "cancel", [uuid.uuid4(), uuid.uuid4(), rows.enqueued()])
     assert said(page) == [
         "1 task was cancelled or asked to stop.",
-        "2 tasks were left as they are: the task is no longer there (2).",
+        "Skipped 2 tasks: the task no longer exists.",
     ]
 
 
@@ -447,9 +473,9 @@ def test_what_is_gone_meanwhile_is_told(admin_client: Client) -> None:
     ("act", "now", "query", "after"),
     [
         ("cancel", Status.RUNNING, "?status=pending", "1 task was cancelled or asked to stop."),
-        ("retry", Status.FAILED, "?status=running", "1 task was started anew."),
-        ("retry", Status.FAILED, "?from=2001-01-01T00:00:00", "1 task was started anew."),
-        ("remove", Status.COMPLETED, "?q=old", "1 task was removed with its history."),
+        ("retry", Status.FAILED, "?status=running", "1 task was retried."),
+        ("retry", Status.FAILED, "?from=2001-01-01T00:00:00", "1 task was retried."),
+        ("remove", Status.COMPLETED, "?q=old", "1 task was deleted with its history."),
     ],
 )
 def test_a_row_that_changed_on_a_filtered_page_is_the_one_selected(
@@ -458,12 +484,12 @@ def test_a_row_that_changed_on_a_filtered_page_is_the_one_selected(
     """As rows move in place, the filters by which the page was asked for may not find them."""
     task = rows.saved(now)
     page = many(admin_client, act, [task], query=query)
-    if act == "remove":
-        assert "1 task is selected" in page.content.decode()
-        assert f'<span class="task-path">{task.pk}</span>' in page.content.decode()
+    if act != "retry":
+        assert "1 task selected" in page.content.decode()
+        assert f'<bdi class="task-path">{task.pk}</bdi>' in page.content.decode()
         page = many(admin_client, act, [task], query=query, confirmed="yes")
     assert said(page) == [after]
 
 
 def test_an_id_that_is_none(admin_client: Client) -> None:
-    assert many(admin_client, "cancel", ["odd"]).status_code == 400
+    assert confirmed(admin_client, "cancel", ["odd"]).status_code == 400

@@ -90,8 +90,8 @@ def test_it_is_linked(admin_client: Client, client: Client, url: str) -> None:
 
 def test_where_there_is_nothing_it_says_what_to_do(admin_client: Client) -> None:
     said = words(admin_client.get(PAGE))
-    assert "No worker has reported yet: run manage.py run_tasks" in said
-    assert "No task waits or runs." in said
+    assert "No workers yet. Start one with manage.py run_tasks" in said
+    assert "No tasks waiting or running." in said
     assert "0 completed" in said
 
 
@@ -108,16 +108,16 @@ def test_numbers(admin_client: Client) -> None:
     saved(Status.COMPLETED)
     said = words(admin_client.get(PAGE))
     for told in (
-        "Running 1 on 8 hands",
-        "Waiting 1 for 3 min",
-        "Later 1 delayed",
+        "Running 1 8 threads",
+        "Waiting 1 longest wait 3 min",
+        "Scheduled 1 delayed",
         "Completed 1",
         "Failed 3",
         "Workers 1 1 lost",
         "Stuck threads 1",
         "mails 1 3 min",
-        "red 4711 Alive 1 of 8 hands 0 s ago 1 mails, night",
-        "grey 1 Heartbeat lost 0 of 4 hands 5 min 0 s ago 0 all",
+        "red 4711 Alive 1 of 8 threads busy 0 s ago 1 mails, night",
+        "grey 1 Heartbeat lost 0 of 4 threads busy 5 min 0 s ago 0 all",
         "blue 1 Stopped",
         "1 completed 3 failed 0 cancelled",
     ):
@@ -149,7 +149,7 @@ def test_its_words_are_right_for_one_and_for_thousands(admin_client: Client) -> 
     Task.objects.bulk_create(row(Status.COMPLETED) for _ in range(1_234))
     Task.objects.bulk_create(row(run_after=timezone.now() + HOUR) for _ in range(1_001))
     said = words(admin_client.get(PAGE))
-    assert "1 of 1 hand " in said
+    assert "1 of 1 thread busy " in said
     assert said.count("1,234 completed") >= 3
     assert not re.search(r"\b(1234|1001)\b", said)
     later = re.search(rf'href="({LIST}[^"]*)">1,001<', text(admin_client.get(PAGE)))
@@ -315,9 +315,9 @@ def test_workers_are_listed_with_their_state(admin_client: Client) -> None:
     worker(hostname="blue", stopped_at=now)
     saved(Status.RUNNING, worker=by)
     said = words(admin_client.get(WORKERS))
-    assert "red:4711 Alive 1 of 4 hands 0 mails" in said
-    assert "grey:1 Heartbeat lost 0 of 4 hands 0 all 5 min 0 s ago" in said
-    assert "blue:1 Stopped 0 of 4 hands" in said
+    assert "red:4711 Alive 1 of 4 threads busy 0 mails" in said
+    assert "grey:1 Heartbeat lost 0 of 4 threads busy 0 all 5 min 0 s ago" in said
+    assert "blue:1 Stopped 0 of 4 threads busy" in said
     for state, host in (("alive", "red"), ("lost", "grey"), ("stopped", "blue")):
         found = admin_client.get(WORKERS, {"state": state}).context["cl"].result_list
         assert [one.hostname for one in found] == [host]
@@ -330,7 +330,7 @@ def test_the_page_of_a_worker(admin_client: Client) -> None:
     by = worker(hostname="red", pid=4711, stuck=2)
     saved(Status.RUNNING, worker=by)
     said = words(admin_client.get(page_of(by)))
-    for told in ("red:4711", "Alive", "1 of 4 hands", "Stuck threads"):
+    for told in ("red:4711", "Alive", "1 of 4 threads busy", "Stuck threads"):
         assert told in said
 
 

@@ -48,7 +48,8 @@ def test_pages_link_to_their_own_site(admin_client: Client) -> None:
 
 def test_deeds_lead_back_to_their_own_site(admin_client: Client) -> None:
     def led_to(view: str, task: Task) -> str:
-        return str(admin_client.post(url(f"task_{view}", task.pk))["Location"])
+        answer = admin_client.post(url(f"task_{view}", task.pk), {"confirmed": "yes"})
+        return str(answer["Location"])
 
     failed = rows.ended(Status.FAILED)
     assert led_to("retry", failed) == url("task_change", Task.objects.get(retried_from=failed).pk)

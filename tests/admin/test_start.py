@@ -237,9 +237,9 @@ def test_the_form_asks_for_each_parameter(operator: Client) -> None:
 
 
 def test_a_task_without_parameters_has_just_a_button(admin_client: Client) -> None:
-    assert "It takes no parameters." not in text(admin_client.get(form_of(Loud)))
+    assert "No parameters." not in text(admin_client.get(form_of(Loud)))
     shown = text(admin_client.get(form_of(Guarded)))
-    assert "It takes no parameters." in shown
+    assert "No parameters." in shown
     assert 'name="params-' not in shown
 
 
@@ -330,7 +330,7 @@ def test_a_wrong_parameter_is_told_at_its_field_and_what_was_typed_stays(operato
             {"params-count": "0", "params-key": "typed-p4ss", "params-note": "keep me"},
         )
     )
-    assert "Nothing was started." in shown
+    assert "Not started." in shown
     assert "Input should be greater than or equal to 1" in shown
     assert 'value="0"' in shown
     assert 'aria-invalid="true"' in shown

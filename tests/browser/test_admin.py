@@ -75,8 +75,8 @@ def test_an_operator_sees_a_task_appear_move_and_be_cancelled_as_its_owner_does(
     is_live(page)
     task_id = task_service.start_task(Steps, {"reins": str(reins)}, owner=owner).task_id
     news = page.locator('[data-part="new"]')
-    expect(news).to_have_text("1 new task: show it", timeout=WITHIN)
-    expect(page.locator('[data-part="announcer"]')).to_have_text("1 new task: show it")
+    expect(news).to_have_text("Show 1 new task", timeout=WITHIN)
+    expect(page.locator('[data-part="announcer"]')).to_have_text("Show 1 new task")
     news.click()
     is_live(page)
     shows(page, task_id, "state", "Pending")
@@ -104,6 +104,7 @@ def test_an_operator_sees_a_task_appear_move_and_be_cancelled_as_its_owner_does(
         )
 
         line(page, task_id).get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Yes, cancel").click()
         shows(page, task_id, "state", "Cancelled")
         expect(state).to_have_text("Cancelled", timeout=WITHIN)
     finally:
@@ -182,10 +183,10 @@ def test_polling_takes_over_where_there_is_no_stream(
     lifecycle.complete({claim: None})
     shows(page, task.pk, "state", "Completed")
     other = rows.enqueued()
-    expect(page.locator('[data-part="new"]')).to_have_text("1 new task: show it", timeout=WITHIN)
+    expect(page.locator('[data-part="new"]')).to_have_text("Show 1 new task", timeout=WITHIN)
     # What is removed does not vanish under the cursor.
     task_service.remove_completed_task(task.pk)
-    shows(page, task.pk, "state", "Removed")
+    shows(page, task.pk, "state", "Deleted")
     assert line(page, other.pk).count() == 0
 
 
@@ -236,7 +237,10 @@ def test_the_page_of_a_task_lives(
     expect(timeline).to_have_count(2, timeout=WITHIN)
     begins(task_id)
     page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("button", name="Yes, cancel").click()
     expect(page.locator(".messagelist")).to_contain_text("Asked to stop.")
+    # A keyboard goes on where the buttons are.
+    expect(page.get_by_role("group", name="Actions")).to_be_focused()
     expect(page.locator(".task-facts .task-status")).to_have_text("Cancelled", timeout=WITHIN)
     expect(page.locator(".task-timeline")).to_contain_text("by grace")
     page.get_by_role("button", name="Retry", exact=True).click()

@@ -72,6 +72,11 @@ def button(page: Page, task_id: object, name: str) -> Locator:
     return line(page, task_id).get_by_role("button", name=name)
 
 
+def cancel(page: Page, task_id: object) -> None:
+    button(page, task_id, "Cancel").click()
+    page.get_by_role("button", name="Yes, cancel").click()
+
+
 def order(page: Page) -> Any:
     return page.evaluate(
         "() => [...document.querySelectorAll('template[data-task]')].map((row) => row.dataset.task)"
@@ -140,7 +145,7 @@ def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..
         ]
         raise AssertionError(json.dumps(differing, indent=1)) from None
     flat = json.dumps(seen[1])
-    for words in ("about 2 h left", "2 h 5 min", "2 of 3", "Cancelling", "to go", str(here)):
+    for words in ("about 2 h left", "2 h 5 min", "2 of 3", "Cancelling", "starts in", str(here)):
         assert words in flat
 
 
@@ -195,10 +200,19 @@ def test_a_keyboard_keeps_its_place_on_a_button(page: Page, show: Callable[..., 
     cancel = button(page, task.pk, "Cancel")
     page.route("**/cancel/", lambda route: route.abort())
     cancel.focus()
+    # It asks; no is the answer of Escape, and nothing is sent.
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(cancel).to_be_focused()
+    expect(page.locator('[data-part="banner"]')).to_be_hidden()
+    page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     expect(page.locator('[data-part="banner"]')).to_be_visible()
     expect(cancel).to_be_focused()
     page.unroute("**/cancel/")
+    page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     shows(page, task.pk, "state", "Cancelling…")
     # Its button is gone.
@@ -212,13 +226,13 @@ def test_what_was_pressed_is_answered_though_updates_are_paused(
     task = rows.enqueued()
     show()
     page.get_by_role("button", name="Pause updates").click()
-    button(page, task.pk, "Cancel").click()
+    cancel(page, task.pk)
     shows(page, task.pk, "state", "Cancelled")
     expect(banner).to_be_hidden()
     # It has ended, which nobody was told.
     lifecycle.complete({claim: None})
-    button(page, late.pk, "Cancel").click()
-    expect(banner).to_have_text("That was not possible: the task is completed")
+    cancel(page, late.pk)
+    expect(banner).to_have_text("Couldn't do that: already completed")
     shows(page, late.pk, "state", "Completed")
     expect(page.locator('[data-part="live-state"]')).to_have_text("Paused")
 
@@ -236,7 +250,7 @@ def test_each_of_two_alike_is_read_out(page: Page, show: Callable[..., None]) ->
         }"""
     )
     for task in tasks:
-        button(page, task.pk, "Cancel").click()
+        cancel(page, task.pk)
         shows(page, task.pk, "state", "Cancelled")
     eventually(lambda: page.evaluate("said").count("Noop: Cancelled.") == 2, what="both are said")
 
@@ -250,14 +264,14 @@ def test_a_refusal_is_told_as_what_it_is(
     task = rows.enqueued()
     show(user=viewer)
     page.route("**/cancel/", lambda route: route.abort())
-    button(page, task.pk, "Cancel").click()
-    expect(banner).to_contain_text("the server gave no proper answer")
+    cancel(page, task.pk)
+    expect(banner).to_contain_text("unexpected server response")
     page.unroute("**/cancel/")
 
     viewer.user_permissions.remove(may["cancel_task"])
     with page.expect_response("**/task/live/**"):
-        button(page, task.pk, "Cancel").click()
-    expect(banner).to_contain_text("you may not do it")
+        cancel(page, task.pk)
+    expect(banner).to_contain_text("you don't have permission")
     is_live(page)
 
     def sign_out(route: Route) -> None:
@@ -268,7 +282,7 @@ def test_a_refusal_is_told_as_what_it_is(
         route.continue_()
 
     page.route("**/cancel/", sign_out)
-    button(page, task.pk, "Cancel").click()
+    cancel(page, task.pk)
     is_signed_out(page, banner)
     shows(page, task.pk, "state", "Pending")
 
@@ -280,7 +294,7 @@ def test_a_button_does_not_hide_that_the_stream_is_away(
     page.route(STREAM, lambda route: route.fulfill(status=501, body="no"))
     show(live=False)
     expect(banner).to_contain_text("Checking every few seconds", timeout=WITHIN)
-    button(page, task.pk, "Cancel").click()
+    cancel(page, task.pk)
     shows(page, task.pk, "state", "Cancelled")
     expect(banner).to_contain_text("Checking every few seconds")
 
@@ -324,7 +338,7 @@ def test_a_hidden_list_rests_and_goes_on(page: Page, show: Callable[..., None]) 
     assert page.evaluate("sources.length") == 1
     look(page)
     shows(page, task.pk, "state", "Completed")
-    expect(page.locator('[data-part="new"]')).to_have_text("1 new task: show it", timeout=WITHIN)
+    expect(page.locator('[data-part="new"]')).to_have_text("Show 1 new task", timeout=WITHIN)
     is_live(page)
     assert line(page, other.pk).count() == 0
     assert "lastEventId=" in page.evaluate("sources[1].url")

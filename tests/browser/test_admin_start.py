@@ -62,7 +62,7 @@ def test_the_form_refuses_a_bad_value_at_its_field_and_then_starts(
     expect(range_km).to_be_focused()
     expect(range_km).to_have_value("5")
     expect(page.get_by_label("Country")).to_have_value("NO")
-    expect(page.get_by_role("alert")).to_contain_text("Nothing was started.")
+    expect(page.get_by_role("alert")).to_contain_text("Not started.")
     assert not Task.objects.exists()
 
     range_km.fill("50")
@@ -85,7 +85,7 @@ def test_the_overview_follows_what_happens_without_a_reload(
     log_in(context, web, operator)
     page.goto(f"{web.url}{OVERVIEW}")
     expect(state(page)).to_have_text("Live", timeout=WITHIN)
-    expect(page.get_by_text("No worker has reported yet")).to_be_visible()
+    expect(page.get_by_text("No workers yet")).to_be_visible()
     page.evaluate("window.same = true")
     # What one has opened and gone to stays so.
     table = page.locator("#chart-hour ~ details")

@@ -153,7 +153,7 @@ def test_a_keyboard_keeps_its_place_while_the_page_changes(
     lifecycle.complete({rows.claim_of(taken): None})
     told(page, 3)
     assert page.evaluate("document.activeElement.dataset.refresh") == "acts"
-    expect(page.get_by_role("button", name="Remove", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()
 
 
 def test_an_end_that_could_not_be_looked_at_is_looked_at_again(

@@ -25,7 +25,8 @@ const POLL = { least: 3_000, most: 10_000, growth: 1.2 };
 const RETRY = { least: 1_000, most: 30_000, growth: 2 };
 const NEWS = 2_000; // between two looks for new tasks
 const LEASES = 10_000; // between two looks at leases, of which no stream tells
-const ANNOUNCE = 3_000; // what ended meanwhile is read out together
+const GATHER = 3_000; // what ended or came meanwhile is read out together
+const QUIET = 15_000; // between two such announcements
 const FETCH_TIMEOUT = 10_000;
 const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
 const KEEPALIVES = 2.5;
@@ -174,6 +175,8 @@ class List {
   #asked = 0;
   #timers = new Map();
   #ends = [];
+  #newTasks = ""; // the words about them that are yet to be read out
+  #announced = -Infinity; // when, of what nobody pressed a button for
   #fetching = new AbortController();
 
   constructor() {
@@ -316,21 +319,29 @@ class List {
     part(root, "announcer").textContent = text;
   }
 
-  #ended(row) {
-    this.#ends.push(row);
+  /** Read out soon what ended and what is new, but not all the time. */
+  #announceSoon() {
     if (this.#timers.has("announce")) return;
-    this.#later("announce", ANNOUNCE, () => {
-      const ends = this.#ends.splice(0);
-      if (this.#paused) return;
-      if (ends.length === 1) {
-        const [{ label, state }] = ends;
-        this.#announce(fill(words.news, { label, state: words[`is_${state.status}`] }));
-        return;
-      }
-      const counts = new Map();
-      for (const { state } of ends) counts.set(state.status, (counts.get(state.status) ?? 0) + 1);
-      this.#announce([...counts].map(([end, n]) => `${words[`is_${end}`]}: ${n}`).join(", "));
+    const wait = Math.max(GATHER, this.#announced + QUIET - performance.now());
+    this.#later("announce", wait, () => {
+      const said = [this.#endings(), this.#newTasks].filter(Boolean).join(". ");
+      this.#newTasks = "";
+      if (this.#paused || !said) return;
+      this.#announced = performance.now();
+      this.#announce(said);
     });
+  }
+
+  /** Say what ended since this was said last. */
+  #endings() {
+    const ends = this.#ends.splice(0);
+    if (ends.length === 1) {
+      const [{ label, state }] = ends;
+      return fill(words.news, { label, state: words[`is_${state.status}`] });
+    }
+    const counts = new Map();
+    for (const { state } of ends) counts.set(state.status, (counts.get(state.status) ?? 0) + 1);
+    return [...counts].map(([end, n]) => `${words[`is_${end}`]}: ${n}`).join(", ");
   }
 
   /* -- The stream -- */
@@ -422,7 +433,10 @@ class List {
   }
 
   #take(row, message) {
-    if (row.receive(message)) this.#ended(row);
+    if (row.receive(message)) {
+      this.#ends.push(row);
+      this.#announceSoon();
+    }
     this.#changed(row);
   }
 
@@ -514,7 +528,8 @@ class List {
     text = fill(text, { count });
     if (link.textContent === text) return;
     link.textContent = text;
-    this.#announce(text);
+    this.#newTasks = text;
+    this.#announceSoon();
   }
 
   /* -- The buttons of a row -- */
@@ -526,6 +541,7 @@ class List {
     event.preventDefault();
     // Not `disabled`, by which a keyboard loses its place.
     if (button.ariaDisabled === "true") return;
+    if (button.dataset.act === "cancel" && !(await this.#confirmed(row))) return;
     button.ariaDisabled = "true";
     this.#refusal = await this.#send(button, row);
     button.ariaDisabled = null;
@@ -534,6 +550,19 @@ class List {
     await this.#ask([row.id], { news: true });
     // Also while updates are paused: it is the answer to what was pressed.
     row.render();
+  }
+
+  /** Ask whether a task is to be cancelled. The browser gives the focus back to the button. */
+  async #confirmed(row) {
+    const dialog = part(root, "ask");
+    part(dialog, "asked").textContent = row.label;
+    dialog.returnValue = "";
+    const closed = new Promise((resolve) => {
+      dialog.addEventListener("close", resolve, { once: true });
+    });
+    dialog.showModal();
+    await closed;
+    return dialog.returnValue === "yes";
   }
 
   /** Do what a button says; return why not, if so. */
@@ -559,6 +588,7 @@ class List {
         if (response.ok) {
           if (button.dataset.act === "retry") row.retried = true;
           this.#announce(fill(words.news, { label: row.label, state: detail }));
+          this.#announced = performance.now();
           return "";
         }
         reason = detail;

@@ -50,6 +50,7 @@ function lineOf({ eventId, timestamp, data }) {
   when.textContent = time.format(new Date(timestamp));
   level.textContent = data.level;
   message.textContent = data.message;
+  message.dir = "auto";
   line.append(when, " ", level, " ", message);
   return line;
 }
