@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -230,16 +232,43 @@ def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     return found
 
 
+@register(Tags.database)
+def check_encoding(
+    app_configs: Apps, databases: Collection[str] | None = None, **_kwargs: Any
+) -> Iterable[CheckMessage]:
+    """PostgreSQL stores every text that tasks write. Asks the database, so only if told to."""
+    connection = connections[alias()]
+    if connection.vendor != "postgresql" or alias() not in (databases or ()):
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_encoding")
+        encoding = cursor.fetchone()[0]
+    if encoding == "UTF8":
+        return []
+    return [
+        checks.Warning(
+            f"The encoding of the database {alias()!r} is {encoding}, so it refuses texts that "
+            f"tasks write: their progress and log come with escapes, and results fail.",
+            hint="Dump it, create one by `createdb --encoding=UTF8 --template=template0`, and "
+            "restore the dump into that.",
+            id="tasks_app.W005",
+        )
+    ]
+
+
 def _writes_ahead(name: str, init_command: str) -> bool:
-    """Whether a database is in WAL mode: as it is configured, else by the header of its file."""
+    """Whether a database is in WAL mode: as it is configured, else as its file says."""
     command = init_command.lower()
     if "journal_mode" in command:
         return "wal" in command
+    # Asked of SQLite. To read the header and close the file would drop the locks of every
+    # connection that this process has open: see DatabaseFile.
     try:
-        with Path(name).open("rb") as file:
-            # The "file format write version" of https://www.sqlite.org/fileformat.html
-            return file.read(19)[18:] == b"\x02"
-    except OSError:
+        with closing(
+            sqlite3.connect(f"{Path(name).absolute().as_uri()}?mode=rw", uri=True)
+        ) as file:
+            return bool(file.execute("PRAGMA journal_mode").fetchone()[0] == "wal")
+    except sqlite3.Error:
         return False
 
 

@@ -280,7 +280,7 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
     return [claim for claim in claims if claim not in held]
 
 
-def rescue(limit: int = 100, *, now: datetime | None = None) -> list[Task]:
+def rescue(limit: int = 100, *, now: datetime | None = None, silent: bool = False) -> list[Task]:
     """Take back tasks whose worker no longer renews their leases; return them as they were.
 
     Each is cancelled if somebody asked for it, retried if attempts are left, else failed with
@@ -297,6 +297,8 @@ def rescue(limit: int = 100, *, now: datetime | None = None) -> list[Task]:
             .select_for_update(skip_locked=True, of=("self",), no_key=True)
             .order_by("lease_expires_at")[:limit]
         )
+        if silent:
+            update([claim_of(task) for task in lost], progress_text="")
         failures = {claim_of(task): worker_lost(task) for task in lost}
         unwanted = [claim_of(task) for task in lost if task.cancel_requested_at]
         again = [

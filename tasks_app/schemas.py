@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
+def ascii_only(text: str) -> str:
+    """Return a text in characters that every encoding has, with escapes for the others."""
+    return text.encode("ascii", "backslashreplace").decode()
+
+
 def clipped(text: str, most: int) -> str:
     """Return a text of so many characters at most, and a mark where the rest was."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -329,3 +329,21 @@ class LogsLines(BaseTask):
     def execute(self, progress: ProgressHandle, lines: int) -> None:
         for number in range(lines):
             progress.log(f"line {number}")
+
+
+#: What an encoding such as LATIN1 or SQL_ASCII lacks.
+NAIVE = "na\u00efve \u2192"
+
+
+class SaysNaive(BaseTask):
+    """Says it in a way of the test's choice."""
+
+    def execute(self, progress: ProgressHandle, how: str) -> str:
+        if how == "progress":
+            progress.send_progress_text(NAIVE)
+        if how == "log":
+            progress.log(NAIVE)
+            progress.log(f"{NAIVE}, again")
+        if how == "error":
+            raise ValueError(NAIVE)
+        return NAIVE if how == "result" else ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from django.conf import settings
 from django.core import checks
@@ -19,6 +20,7 @@ from ninja.security import HttpBearer  # noqa: F401 - named by its path
 
 from tasks_app.checks import (
     check_commits,
+    check_encoding,
     check_settings,
     check_sqlite,
     check_streams,
@@ -27,7 +29,7 @@ from tasks_app.checks import (
 )
 from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.storage import TaskEventStorage
-from tests.harness import Process, ended
+from tests.harness import Process, database_url, ended
 
 
 class SomeChannelManager(DefaultChannelManager):
@@ -334,6 +336,45 @@ def test_what_is_never_committed_is_an_error(configure: Configure) -> None:
             "AUTOCOMMIT of the database 'default' is off: nothing that a worker or a clean-up "
             "writes would be committed.",
             "Leave it on, and open transactions by transaction.atomic().",
+        )
+    ]
+
+
+@pytest.fixture
+def narrow() -> Iterator[None]:
+    """Let the site's database be in SQL_ASCII, where databases have encodings."""
+    site = connections["default"]
+    if site.vendor == "sqlite":
+        yield
+        return
+    with psycopg.connect(database_url(), autocommit=True) as session:
+        session.execute(
+            "CREATE DATABASE narrow ENCODING 'SQL_ASCII' TEMPLATE template0"
+            " LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+        wrapper = connections["default"] = site.copy()
+        wrapper.settings_dict["NAME"] = "narrow"
+        yield
+        wrapper.close()
+        connections["default"] = site
+        session.execute("DROP DATABASE narrow")
+
+
+@pytest.mark.django_db
+def test_an_encoding_that_lacks_characters_is_a_warning(narrow: None) -> None:
+    """Found only where a command is told to ask the database."""
+    assert told(check_encoding) == []
+    found = [(one.id, one.msg, one.hint) for one in check_encoding(None, databases=["default"])]
+    if connections["default"].vendor == "sqlite":
+        assert found == []
+        return
+    assert found == [
+        (
+            "tasks_app.W005",
+            "The encoding of the database 'default' is SQL_ASCII, so it refuses texts that tasks "
+            "write: their progress and log come with escapes, and results fail.",
+            "Dump it, create one by `createdb --encoding=UTF8 --template=template0`, and restore "
+            "the dump into that.",
         )
     ]
 

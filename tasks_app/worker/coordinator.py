@@ -6,33 +6,35 @@ import logging
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
-from datetime import datetime
 from functools import partial
 
-from django.db import DatabaseError, connections, transaction
+from django.db import transaction
 
 from tasks_app import lifecycle
 from tasks_app.changes import Changes, watch
-from tasks_app.claims import Claim, claim_of
+from tasks_app.claims import claim_of
 from tasks_app.conf import task_settings
-from tasks_app.exceptions import TaskCancelled, TaskReleased
+from tasks_app.database_file import DatabaseReplaced
+from tasks_app.exceptions import LeaseLost, TaskReleased
 from tasks_app.ledger import alias, begin, reserve
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
 from tasks_app.worker import presence
 from tasks_app.worker.capacity import recall_at, room
+from tasks_app.worker.connection import Connection
 from tasks_app.worker.execution import Outcome, cut_short
 from tasks_app.worker.housekeeping import Pruner
-from tasks_app.worker.outcomes import tell, write, write_alone
+from tasks_app.worker.outcomes import tell, tell_unwritten, write
 from tasks_app.worker.pool import Pool
+from tasks_app.worker.refused import write_alone
 from tasks_app.worker.rescuer import Rescuer
 from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.runs import Runs
 from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
-from tasks_app.worker.standing import Standing, next_due
+from tasks_app.worker.standing import look, next_due
 from tasks_app.worker.stopping import enforce
-from tasks_app.worker.trouble import TROUBLE, Trouble, connect, explained
+from tasks_app.worker.trouble import REFUSED, TROUBLE, explained
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -71,6 +73,7 @@ class Coordinator:
         #: Whether hands were still at it when it ended.
         self.hands_left = False
         self.runs = Runs()
+        self._connection = Connection(self.using)
         self._changes: Changes | None = None
         self._inbox: deque[Outcome | Run] = deque()
         #: There may be tasks to claim; there may be requests to cancel.
@@ -81,7 +84,6 @@ class Coordinator:
         self._claim_at = NEVER
         #: When a hand last delivered an outcome.
         self._delivered_at = 0.0
-        self._trouble = Trouble()
         #: The last transaction was refused for what it held, not for want of a database.
         self._refused = False
         #: A claim may have been committed that nothing here knows of: its answer did not come.
@@ -113,6 +115,8 @@ class Coordinator:
                     if changes.wait(self._patience()):
                         self._hungry = self._curious = True
                     self._cycle()
+            except DatabaseReplaced as error:
+                self._abandon(error)
             finally:
                 self._leave()
         logger.info("Worker %s stopped; %d tasks ended", self.worker, self.ended)
@@ -121,14 +125,15 @@ class Coordinator:
     def _register(self, changes: Changes) -> bool:
         """Sign on, as soon as there is a database; return False if told to stop before."""
         while not self.shutdown.requested:
+            self._connection = Connection(self.using)
             try:
-                connect(self.using)
+                self._connection.open()
                 self.worker = presence.register(self.hands, self.queues)
-            except TROUBLE as error:
+            except (DatabaseReplaced, *TROUBLE) as error:
                 self._wait_out(error)
-                changes.pause(self._trouble.pause)
+                changes.pause(self._connection.trouble.pause)
             else:
-                self._trouble = Trouble()
+                self._connection.works()
                 return True
         return False
 
@@ -158,8 +163,8 @@ class Coordinator:
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
-        if self._trouble.started:
-            return max(self._trouble.retry_at - time.monotonic(), 0.0)
+        if (trouble := self._connection.trouble).started:
+            return max(trouble.retry_at - time.monotonic(), 0.0)
         moments = [self._beat_at, self.shutdown.next_step]
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
@@ -179,7 +184,7 @@ class Coordinator:
         self._recall_unbegun(moment)
         self._heed_shutdown(moment)
         self._make_stop(moment)
-        if moment < self._trouble.retry_at:
+        if moment < self._connection.trouble.retry_at:
             return
         if moment >= self._claim_at:
             self._hungry = True
@@ -190,24 +195,22 @@ class Coordinator:
         claiming = self._can_claim and self._hungry
         claiming = claiming and (bool(ending) or moment >= self._look_at)
         try:
-            if self._trouble.started:
-                connect(self.using)
+            self._connection.reopen()
             if writing or beating or looking or claiming:
                 self._commit(moment, writing, beating, looking, claiming)
-            if self._trouble.started:
-                logger.info("The database answers again")
-            self._trouble = Trouble()
+            self._connection.works()
             self._refused = False
         except TROUBLE as error:
+            self._connection.verify()
             self._unsure = self._unsure or claiming
             self._wait_out(error, moment)
-        except DatabaseError:
-            if self._refused and not ending:
-                raise
-            # Again without the outcomes and, if it was that, with this worker's row back.
-            self._refused = True
+        except REFUSED:
+            # Again without what one task said or, if it was that, with this worker's row back.
             self._beat_at = 0.0
-            self._isolate(ending)
+            found = self._isolate(writing)
+            if self._refused and not found:
+                raise
+            self._refused = not found
         else:
             self._do_chores(moment, beating)
 
@@ -221,20 +224,31 @@ class Coordinator:
         if moment >= self.pruner.next_step and not self.shutdown.requested:
             self.pruner.step(moment)
 
-    def _isolate(self, ending: Collection[Run]) -> None:
-        """Write each outcome by itself: one odd result must cost neither its neighbours nor us."""
-        for run in ending:
+    def _isolate(self, writing: Collection[Run]) -> bool:
+        """Write each run by itself; return whether the database refused one of them.
+
+        One odd text or result must cost neither its neighbours nor this worker.
+        """
+        found = False
+        for run in writing:
             try:
-                outcome, void = write_alone(self.runs.outcomes[run], self.using)
+                alone = write_alone(run, self.runs.outcomes.get(run), self.using)
             except TROUBLE as error:
+                self._connection.verify()
                 self._wait_out(error)
-                return
-            self.runs.lose(void)
-            self._settle(outcome)
+                return True
+            found = found or alone.refused
+            self.runs.lose(alone.void)
+            run.written(time.monotonic() + task_settings().progress_interval_seconds)
+            self.runs.reported.discard(run)
+            if alone.outcome:
+                self._settle(alone.outcome)
+        return found
 
     def _commit(
         self, moment: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
     ) -> None:
+        self._connection.verify()
         for run in writing:
             run.take()
         known = self.runs.outcomes
@@ -247,21 +261,19 @@ class Coordinator:
             kept = [run for run in writing if not run.lost and run.claim not in held]
             outcomes = [known[run] for run in kept if run in known]
             ending = {outcome.run.claim for outcome in outcomes}
-            void = set(
-                lifecycle.report({run.claim: run.progress for run in kept if run.progress})
-                + lifecycle.log({run.claim: run.lines for run in kept if run.lines}, now=now)
-                + write(outcomes, now)
-            )
+            void = set(write(kept, outcomes, now))
             if beating:
                 presence.beat(self.worker, now, busy=len(self.runs), stuck=self.pool.stuck)
                 going_on = {run.claim for run in self.runs.values() if not run.lost}
                 void.update(lifecycle.renew(going_on - ending - held, now=now))
             if looking:
-                void.update(self._look(now) - ending)
+                void.update(look(self.worker, self.runs, now) - ending)
             if claiming:
                 limit = self._limit()
                 tasks = lifecycle.claim(self.worker, limit, now=now)
                 claim_at = NEVER if tasks else next_due(now, moment)
+        # Had it committed to a file that nobody else has, none of what follows would be true.
+        self._connection.verify()
         # What follows is memory only: had the transaction failed, none of it would be true.
         self.runs.hold_back(held, moment)
         written = {run for run in writing if run.claim not in held}
@@ -333,22 +345,6 @@ class Coordinator:
         busy = len(self.runs) - len(self.runs.outcomes)
         return recall_at(self.hands, self.runs.values(), busy, self._delivered_at, moment)
 
-    # The parts of a cycle.
-
-    def _look(self, now: datetime) -> set[Claim]:
-        """Compare what this worker runs with what the database says; return the void claims.
-
-        Tells those to stop that somebody cancelled, and hands back those that nobody here knows
-        of: claims of a commit whose answer was lost with the connection.
-        """
-        standing = Standing.of(self.worker, self.runs)
-        for claim in standing.unwanted & self.runs.keys():
-            run = self.runs[claim]
-            if run.stop(TaskCancelled()):
-                logger.info("Task %s is asked to cancel", run, extra=run.log_extra)
-        lifecycle.release(standing.own - self.runs.keys(), now=now)
-        return self.runs.keys() - standing.good
-
     def _hand_out(self, tasks: list[Task]) -> None:
         if tasks:
             logger.debug("Worker %s claimed %d tasks", self.worker, len(tasks))
@@ -370,22 +366,30 @@ class Coordinator:
             tell(run, verb, value)
 
     def _wait_out(self, error: Exception, begun: float | None = None) -> None:
-        pause = self._trouble.strike(time.monotonic(), begun)
-        logger.warning(
-            "The database does not answer: %s; %d outcomes wait; next try in %g s",
-            explained(error),
-            len(self.runs.outcomes),
-            pause,
-        )
-        connections[self.using].close()
+        self._connection.wait_out(error, len(self.runs.outcomes), begun)
         # The first look afterwards finds what was committed without an answer.
         self._beat_at = 0.0
+
+    def _abandon(self, error: DatabaseReplaced) -> None:
+        """Begin nothing more and tell what was not written: nobody else has this database."""
+        self.exit = Exit.REPLACED
+        logger.critical("Worker %s ends at once with code %d: %s", self.worker, self.exit, error)
+        self.pool.recall()
+        self._collect()
+        for run in self.runs.going_on:
+            run.stop(LeaseLost(), STOP_SECONDS / 2)
+        tell_unwritten(self.runs)
 
     def _leave(self) -> None:
         self.pool.close()
         self.hands_left = not self.pool.join() or self.pool.stuck > 0
+        if self.exit is Exit.REPLACED:
+            # To end in good order would close the connection, and SQLite then deletes the log of
+            # whatever database stands at the path by now.
+            self.hands_left = True
+            return
         try:
-            connect(self.using)
+            self._connection.reopen()
             with transaction.atomic(using=self.using):
                 presence.leave(self.worker, begin(self.using), stuck=self.pool.stuck)
         except TROUBLE as error:

@@ -10,19 +10,25 @@ from django.db import transaction
 from tasks_app import lifecycle, retention
 from tasks_app.conf import task_settings
 from tasks_app.ledger import alias, begin
-from tasks_app.worker.trouble import TROUBLE, Trouble, explained
+from tasks_app.models import Task
+from tasks_app.schemas import ascii_only
+from tasks_app.worker.trouble import REFUSED, TROUBLE, Trouble, explained
 
 logger = logging.getLogger("tasks_app.cleanup")
 
+#: How many lost tasks are taken back in one transaction.
+RESCUE_BATCH = 100
 #: Between two batches of a worker's prune, at the least: its own writes come first.
 BATCH_PAUSE = 0.05
 
 
 def rescue(now: datetime | None = None) -> int:
-    """Take back the tasks of workers that were lost at a moment; return how many."""
-    with transaction.atomic(using=alias()):
-        begin(alias())
-        lost = lifecycle.rescue(now=now)
+    """Take back the tasks of workers that were lost at a moment; return how many.
+
+    Where the database refuses what one of them had said, tasks are taken back one by one, that one
+    without its progress.
+    """
+    lost = _rescue(now)
     for task in lost:
         logger.warning(
             "Task %s (%s) was taken back from worker %s, which stopped responding",
@@ -32,6 +38,21 @@ def rescue(now: datetime | None = None) -> int:
             extra={"task_id": str(task.pk)},
         )
     return len(lost)
+
+
+def _rescue(now: datetime | None) -> list[Task]:
+    for limit, silent in ((RESCUE_BATCH, False), (1, False)):
+        try:
+            with transaction.atomic(using=alias()):
+                begin(alias())
+                return lifecycle.rescue(limit, now=now, silent=silent)
+        except TROUBLE:
+            raise
+        except REFUSED as error:
+            logger.warning("The database refuses what a lost task said: %s", ascii_only(str(error)))
+    with transaction.atomic(using=alias()):
+        begin(alias())
+        return lifecycle.rescue(1, now=now, silent=True)
 
 
 class Pruner:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from django.db import DatabaseError, transaction
-
 from tasks_app import lifecycle
 from tasks_app.claims import Claim
-from tasks_app.ledger import begin
 from tasks_app.states import Verb
-from tasks_app.worker.execution import Outcome, failure
-from tasks_app.worker.run import Run
-from tasks_app.worker.trouble import TROUBLE
+from tasks_app.worker.execution import Outcome
+from tasks_app.worker.run import NEVER, Run
+from tasks_app.worker.runs import Runs
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -35,31 +32,19 @@ WRITERS: dict[Verb, Callable[..., list[Claim]]] = {
 PAST = {Verb.COMPLETE: "completed", Verb.CANCEL: "was cancelled", Verb.RELEASE: "was released"}
 
 
-def write(outcomes: Iterable[Outcome], now: datetime) -> list[Claim]:
-    """Write outcomes, one statement group for each verb. Return the void claims."""
+def write(runs: Collection[Run], outcomes: Iterable[Outcome], now: datetime) -> list[Claim]:
+    """Write what runs have to say, and then how they ended. Return the void claims.
+
+    One statement group for each kind of progress, log lines, and each verb.
+    """
+    void = lifecycle.report({run.claim: run.progress for run in runs if run.progress})
+    void += lifecycle.log({run.claim: run.lines for run in runs if run.lines}, now=now)
     by_verb: dict[Verb, dict[Claim, Any]] = {}
     for run, verb, value in outcomes:
         by_verb.setdefault(verb, {})[run.claim] = value
-    return [claim for verb, values in by_verb.items() for claim in WRITERS[verb](values, now=now)]
-
-
-def write_alone(outcome: Outcome, using: str) -> tuple[Outcome, list[Claim]]:
-    """Write an outcome in a transaction of its own. Return what was written, and the void claims.
-
-    An outcome that the database refuses is told as its task's failure instead. Raises what Django
-    raises when the database does not answer.
-    """
-    if outcome.run.lost:
-        return outcome, []
-    try:
-        with transaction.atomic(using=using):
-            return outcome, write([outcome], begin(using))
-    except TROUBLE:
-        raise
-    except DatabaseError as error:
-        outcome = Outcome(outcome.run, Verb.FAIL, failure(error))
-        with transaction.atomic(using=using):
-            return outcome, write([outcome], begin(using))
+    for verb, values in by_verb.items():
+        void += WRITERS[verb](values, now=now)
+    return void
 
 
 def tell(run: Run, verb: Verb, value: Any) -> None:
@@ -77,3 +62,14 @@ def tell(run: Run, verb: Verb, value: Any) -> None:
         value.traceback,
         extra=run.log_extra,
     )
+
+
+def tell_unwritten(runs: Runs) -> None:
+    """Log what a worker knows of its tasks and can no longer write."""
+    for run in runs.values():
+        outcome = runs.outcomes.get(run)
+        if outcome:
+            what = f"ended after {run.seconds:.3f} s ({outcome.verb.value})"
+        else:
+            what = "had not begun" if run.began == NEVER else f"had run for {run.seconds:.3f} s"
+        logger.error("Not recorded: task %s %s", run, what, extra=run.log_extra)

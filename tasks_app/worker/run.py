@@ -12,7 +12,7 @@ from tasks_app.conf import task_settings
 from tasks_app.exceptions import TaskInterrupted
 from tasks_app.models import Task
 from tasks_app.progress import LogLine, ProgressHandle
-from tasks_app.schemas import TaskProgressUpdate
+from tasks_app.schemas import TaskProgressUpdate, ascii_only
 from tasks_app.worker.interruption import Stretch
 
 NEVER = float("inf")
@@ -42,6 +42,8 @@ class Run:
     #: Taken from the handle and not yet written.
     progress: TaskProgressUpdate | None = None
     lines: list[LogLine] = field(default_factory=list)
+    #: The database refused what the task said, so it is written in ASCII from then on.
+    ascii_only: bool = False
     #: When its newest progress may be written next.
     flush_at: float = 0.0
     #: How often its row was not to be written since another session held it; and until when it is
@@ -61,6 +63,16 @@ class Run:
         progress, lines = self.handle.take()
         self.progress = progress or self.progress
         self.lines += lines
+        if self.ascii_only:
+            self.speak_ascii()
+
+    def speak_ascii(self) -> None:
+        """Word what is to be written in characters that every encoding has, now and later."""
+        self.ascii_only = True
+        if self.progress:
+            text = ascii_only(self.progress.text)
+            self.progress = TaskProgressUpdate(text=text, value=self.progress.value)
+        self.lines = [LogLine(line.level, ascii_only(line.message)) for line in self.lines]
 
     def written(self, next_flush: float) -> None:
         self.progress = None

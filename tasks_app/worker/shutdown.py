@@ -19,6 +19,8 @@ class Exit(IntEnum):
 
     #: In good order: told to stop, drained, or out of allowance.
     DONE = 0
+    #: Its SQLite file was replaced or deleted while it was open. (EX_OSFILE)
+    REPLACED = 72
     #: The database did not take the release of its tasks; others will rescue them. (EX_IOERR)
     UNRELEASED = 74
     #: Too many of its threads are stuck. It wants to be started again. (EX_TEMPFAIL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,9 +10,14 @@ from typing import Self
 
 from django.db.models import Min, Q
 
+from tasks_app import lifecycle
 from tasks_app.claims import Claim
+from tasks_app.exceptions import TaskCancelled
 from tasks_app.models import Task, Worker
 from tasks_app.worker.run import NEVER
+from tasks_app.worker.runs import Runs
+
+logger = logging.getLogger("tasks_app.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,21 @@ class Standing:
             if worker_id == worker.pk:
                 standing.own.add(claim)
         return standing
+
+
+def look(worker: Worker, runs: Runs, now: datetime) -> set[Claim]:
+    """Compare what a worker runs with what the database says; return the void claims.
+
+    Tells those to stop that somebody cancelled, and hands back those that nobody here knows of:
+    claims of a commit whose answer was lost with the connection.
+    """
+    standing = Standing.of(worker, runs)
+    for claim in standing.unwanted & runs.keys():
+        run = runs[claim]
+        if run.stop(TaskCancelled()):
+            logger.info("Task %s is asked to cancel", run, extra=run.log_extra)
+    lifecycle.release(standing.own - runs.keys(), now=now)
+    return runs.keys() - standing.good
 
 
 def next_due(now: datetime, moment: float) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from django.db import InterfaceError, InternalError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, InternalError, OperationalError
 
 from tasks_app.conf import task_settings
-from tasks_app.ledger import LOCK_MILLISECONDS
 
 PAUSE, PAUSE_MAX = 0.1, 5.0
 
@@ -13,27 +12,9 @@ PAUSE, PAUSE_MAX = 0.1, 5.0
 #: now. (PostgreSQL calls it an internal error that a server which was demoted takes no writes.)
 TROUBLE = (OperationalError, InterfaceError, InternalError)
 
-
-def connect(using: str) -> None:
-    """Open a new connection, on which SQLite waits for its lock no longer than `begin` lets others.
-
-    Whatever the site's own limit is: see there. On PostgreSQL it is none of a pool's, where the
-    worker would stand in line behind its own hands for longer than a lease lasts; and reads what is
-    committed, whatever the site's isolation: it locks row by row, and that somebody else wrote one
-    meanwhile is no error.
-    """
-    connection = connections[using]
-    connection.close()
-    if connection.settings_dict["OPTIONS"].get("pool"):
-        connection = connections[using] = connection.copy()
-        del connection.settings_dict["OPTIONS"]["pool"]
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute(f"PRAGMA busy_timeout = {LOCK_MILLISECONDS}")
-        elif connection.vendor == "postgresql":
-            from psycopg import IsolationLevel  # Installed where it is used.
-
-            connection.connection.isolation_level = IsolationLevel.READ_COMMITTED
+#: What Django raises where a database refuses what it is given, such as a text that its encoding
+#: lacks. Also of the classes above, which are to be caught first.
+REFUSED = (DatabaseError, UnicodeError)
 
 
 #: What databases say, and what it means where that is not plain.

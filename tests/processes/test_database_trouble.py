@@ -21,8 +21,8 @@ from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import Process, Viewer, Web, begins, database_url, ends, eventually
 from tests.rows import facts
-from tests.stubborn_tasks import HoldsLock, LargeLater, StuckInExecutor, SwallowsAll
-from tests.tasks import Deaf, Noop
+from tests.stubborn_tasks import CopiesDatabase, HoldsLock, LargeLater, StuckInExecutor, SwallowsAll
+from tests.tasks import Deaf, Noop, Steps
 
 Start = Callable[..., Process]
 
@@ -249,3 +249,39 @@ def test_too_many_stuck_threads_exit_with_their_code(
     assert worker.wait() == 75
     assert ends(started.task_id).stuck
     assert Worker.objects.get(pid=worker.pid).stuck == 1
+
+
+STATUSES = "SELECT status FROM tasks_app_task ORDER BY priority"
+
+
+@pytest.mark.once
+def test_a_worker_ends_whose_database_nobody_else_has(
+    processes: list[Process], reins: Path, tmp_path: Path
+) -> None:
+    """A task's copy of the file drops the worker's locks, and the next process deletes the log."""
+    task_service.start_task(CopiesDatabase, {"to": tmp_path / "backup"}, priority=2)
+    running = task_service.start_task(Steps, {"reins": reins}, priority=1)
+    waiting = task_service.start_task(Noop)
+    path = tmp_path / "own.sqlite3"
+
+    def ask(query: str) -> list[Any]:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            return database.execute(query).fetchall()
+
+    name = connection.settings_dict["NAME"]
+    with closing(sqlite3.connect(name)) as source, closing(sqlite3.connect(path)) as own:
+        source.backup(own)
+    worker = Process(
+        ["manage.py", "run_tasks", "--max-workers", "1"],
+        tmp_path / "log",
+        DATABASE_URL=f"sqlite:///{path}",
+        TASK_HEARTBEAT_SECONDS="0.5",
+    )
+    processes.append(worker)
+    worker.says(f"Task {running.task_id} (tests.tasks.Steps) started")
+    assert eventually(lambda: ask(STATUSES) and worker.process.poll(), what="it ends") == 72
+    assert "own.sqlite3-wal was deleted while it was open" in worker.output
+    assert f"Not recorded: task {running.task_id} (tests.tasks.Steps)" in worker.output
+    # What the others see.
+    assert ask(STATUSES)[1:] == [("running",), ("completed",)]
+    assert f"Task {waiting.task_id} (tests.tasks.Noop) completed" not in worker.output

@@ -1,0 +1,92 @@
+"""Whether an open SQLite database is still the file that its path names."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, Self
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+class DatabaseReplaced(Exception):
+    """The file of an open SQLite database was deleted or replaced."""
+
+
+class FileId(NamedTuple):
+    """What tells a file from every other one that exists at the same time."""
+
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str) -> Self | None:
+        """Return the file that a path leads to; None if there is none."""
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return cls(found.st_dev, found.st_ino)
+
+
+class DatabaseFile:
+    """The file of an SQLite database and its write-ahead log, as they were when it was opened.
+
+    A process whose POSIX locks were dropped, or whose database was restored under it, goes on in a
+    file that nobody else has, without an error: what it commits is lost. Only the paths are looked
+    at here, never a descriptor: closing any descriptor of a database file drops every lock that
+    this process holds on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
+
+    Watches nothing for other databases, and for those in memory.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        """Note the file before it is opened, so that none can slip in between."""
+        name = os.fspath(connection.settings_dict["NAME"] or "")
+        is_path = connection.vendor == "sqlite" and not name.startswith(("file:", ":"))
+        # Absolute: the working folder may be another one later.
+        self._path = os.path.abspath(name) if is_path else ""
+        self._main = FileId.of(self._path) if is_path else None
+        self._log_path = ""
+        self._log: FileId | None = None
+
+    def opened(self, connection: BaseDatabaseWrapper) -> None:
+        """Note the write-ahead log of a connection that was just opened, also if opened anew.
+
+        Raises DatabaseReplaced if the file is another one than at the first time.
+        """
+        if connection.vendor != "sqlite":
+            return
+        with connection.cursor() as cursor:
+            # The first read opens the log.
+            cursor.execute("PRAGMA schema_version")
+            cursor.execute("PRAGMA database_list")
+            # SQLite follows links before it names the log. A database in memory has no file.
+            real = next(file for _, schema, file in cursor.fetchall() if schema == "main")
+        if not real:
+            self._path, self._main = "", None
+            return
+        self._path = self._path or real
+        self._main = self._main or FileId.of(self._path)
+        self._log_path = f"{real}-wal"
+        self._log = FileId.of(self._log_path)
+        self.verify()
+
+    def closed(self) -> None:
+        """Forget the log: whoever closes the last connection may delete it."""
+        self._log = None
+
+    def verify(self) -> None:
+        """Raise DatabaseReplaced if others who open the database now would get another file.
+
+        Costs two system calls. What cannot be looked at, as on a network that is away, is no proof.
+        """
+        for path, noted in ((self._path, self._main), (self._log_path, self._log)):
+            if noted is None:
+                continue
+            try:
+                found = FileId.of(path)
+            except OSError:
+                continue
+            if found != noted:
+                what = "was replaced by another file" if found else "was deleted"
+                raise DatabaseReplaced(f"{path} {what} while it was open")

@@ -1,0 +1,80 @@
+"""A worker's one connection to the database, and how it waits for one that does not answer."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from django.db import connections
+
+from tasks_app.database_file import DatabaseFile
+from tasks_app.ledger import LOCK_MILLISECONDS
+from tasks_app.worker.trouble import Trouble, explained
+
+logger = logging.getLogger("tasks_app.worker")
+
+
+class Connection:
+    """Django's connection of the coordinator's thread, opened as a worker needs it."""
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.trouble = Trouble()
+        self._file = DatabaseFile(connections[using])
+
+    def open(self) -> None:
+        """Open a new connection.
+
+        Raises what Django raises if the database does not answer, and DatabaseReplaced if its file
+        is another one than before.
+
+        SQLite waits for its lock no longer than `begin` lets others, whatever the site's own limit
+        is: see there. On PostgreSQL it is none of a pool's, where the worker would stand in line
+        behind its own hands for longer than a lease lasts; and reads what is committed, whatever
+        the site's isolation: it locks row by row, and that somebody else wrote one meanwhile is no
+        error.
+        """
+        connection = connections[self.using]
+        connection.close()
+        if connection.settings_dict["OPTIONS"].get("pool"):
+            connection = connections[self.using] = connection.copy()
+            del connection.settings_dict["OPTIONS"]["pool"]
+        with connection.cursor() as cursor:
+            if connection.vendor == "sqlite":
+                cursor.execute(f"PRAGMA busy_timeout = {LOCK_MILLISECONDS}")
+            elif connection.vendor == "postgresql":
+                from psycopg import IsolationLevel  # Installed where it is used.
+
+                connection.connection.isolation_level = IsolationLevel.READ_COMMITTED
+        self._file.opened(connection)
+
+    def reopen(self) -> None:
+        """Open a new connection if the last one was given up. Raises as `open` does."""
+        if self.trouble.started:
+            self.open()
+
+    def works(self) -> None:
+        """Take note that the database answered."""
+        if self.trouble.started:
+            logger.info("The database answers again")
+            self.trouble = Trouble()
+
+    def wait_out(self, error: Exception, waiting: int, begun: float | None = None) -> None:
+        """Give the connection up and leave the database alone for a while.
+
+        `waiting` is how many outcomes cannot be written meanwhile; `begun`, when the try began
+        that failed.
+        """
+        pause = self.trouble.strike(time.monotonic(), begun)
+        logger.warning(
+            "The database does not answer: %s; %d outcomes wait; next try in %g s",
+            explained(error),
+            waiting,
+            pause,
+        )
+        connections[self.using].close()
+        self._file.closed()
+
+    def verify(self) -> None:
+        """Raise DatabaseReplaced if others who open the database now would get another file."""
+        self._file.verify()
