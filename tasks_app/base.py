@@ -22,6 +22,7 @@ from tasks_app.declaration import (
     model_from_signature,
 )
 from tasks_app.exceptions import InvalidParams, InvalidResult, InvalidTask, UnknownTask
+from tasks_app.imports import in_turn
 from tasks_app.progress import ProgressHandle
 from tasks_app.schemas import NAME_MAX
 from tasks_app.stored_json import check_json, dump, read_back
@@ -235,7 +236,8 @@ def _model_of(schema: type[BaseModel], params: Mapping[str, Any] | BaseModel) ->
 def resolve(name: str) -> type[BaseTask]:
     """Import a task class by its dotted path. Raises UnknownTask, saying what was found instead."""
     try:
-        found = import_string(name)
+        with in_turn(name.rpartition(".")[0]):
+            found = import_string(name)
     except (Exception, SystemExit) as error:
         # Its module may do anything when it is imported, and end a script.
         raise UnknownTask(name, str(error) or type(error).__name__) from error

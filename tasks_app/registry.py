@@ -19,6 +19,7 @@ from django.utils.module_loading import module_has_submodule
 
 from tasks_app.base import BaseTask, resolve
 from tasks_app.exceptions import InvalidTask, UnknownTask
+from tasks_app.imports import in_turn
 
 logger = logging.getLogger("tasks_app.registry")
 
@@ -56,8 +57,9 @@ def problems() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in _modules():
         try:
-            import_module(name)
-        except Exception as error:
+            with in_turn(name):
+                import_module(name)
+        except (Exception, SystemExit) as error:
             # Somebody else's module: it may raise anything, and its neighbours have done nothing.
             found[name] = f"{type(error).__name__}: {error}"
             if _logged.get(name) != found[name]:

@@ -21,7 +21,7 @@ LAYERS = [
     {"states"},
     {"exceptions"},
     {"conf"},
-    {"backoff", "clock", "database_file", "expressions", "primary"},
+    {"backoff", "clock", "database_file", "expressions", "imports", "primary"},
     {"querysets", "schemas"},
     {"declaration", "progress", "stored_json"},
     {"base"},

@@ -27,6 +27,7 @@ from tasks_app.worker.execution import Outcome, cut_short
 from tasks_app.worker.housekeeping import Pruner
 from tasks_app.worker.outcomes import tell, tell_unwritten, write
 from tasks_app.worker.pool import Pool
+from tasks_app.worker.preload import Preload
 from tasks_app.worker.refused import write_alone
 from tasks_app.worker.rescuer import Rescuer
 from tasks_app.worker.run import NEVER, Run
@@ -104,6 +105,7 @@ class Coordinator:
             self.rescuer = Rescuer(time.monotonic())
             self.pruner = Pruner(time.monotonic())
             self.pool = Pool(self.hands, self._deliver)
+            self.preload = Preload(changes.wake)
             logger.info(
                 "Worker %s started: %d hands, %s",
                 self.worker,
@@ -155,7 +157,9 @@ class Coordinator:
 
     @property
     def _can_claim(self) -> bool:
-        return not self._leaving and self._limit() > 0
+        if self._leaving or self.preload.holds_up(time.monotonic()):
+            return False
+        return self._limit() > 0
 
     def _limit(self) -> int:
         known = self.runs.outcomes.values()
@@ -165,7 +169,7 @@ class Coordinator:
         """How many seconds there is nothing to do, unless something comes."""
         if (trouble := self._connection.trouble).started:
             return max(trouble.retry_at - time.monotonic(), 0.0)
-        moments = [self._beat_at, self.shutdown.next_step]
+        moments = [self._beat_at, self.shutdown.next_step, self.preload.deadline]
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
         moments += self.runs.next_writes
