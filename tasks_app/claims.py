@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ class Failure:
     retry_after: timedelta | None = None
     #: The task was told to stop, and its thread did not.
     stuck: bool = False
+    #: The exception itself, for the log and for what reports errors from there.
+    error: BaseException | None = field(default=None, repr=False, compare=False)
 
     def public(self) -> dict[str, str]:
         return {"type": self.type, "message": self.message}

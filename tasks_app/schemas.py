@@ -19,6 +19,15 @@ def ascii_only(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
+def escaped(text: str, keep: str = "") -> str:
+    """Spell control characters of a text, such as \\n and \\x1b, but for those to keep."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text
+    )
+
+
 def clipped(text: str, most: int) -> str:
     """Return a text of so many characters at most, and a mark where the rest was."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

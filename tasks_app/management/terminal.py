@@ -27,6 +27,7 @@ from tasks_app.exceptions import (
     told,
 )
 from tasks_app.models import Task
+from tasks_app.schemas import escaped
 from tasks_app.states import Status
 from tasks_app.worker.trouble import TROUBLE
 
@@ -243,11 +244,6 @@ def as_json(data: Any) -> str:
     return json.dumps(data, default=jsonable)
 
 
-def shown(text: str) -> str:
-    """Return a task's own text as a terminal may be sent it: without control characters."""
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
-
-
 def code_of(task: Task) -> Exit:
     """Return what a command that waited for a task exits with."""
     return {Status.COMPLETED: Exit.DONE, Status.CANCELLED: Exit.CANCELLED}.get(
@@ -261,8 +257,9 @@ def ending(task: Task) -> str:
         case Status.COMPLETED:
             if task.result is None:
                 return "Completed."
-            return f"Completed: {shown(json.dumps(task.result, indent=2, ensure_ascii=False))}"
+            result = json.dumps(task.result, indent=2, ensure_ascii=False)
+            return "Completed: " + escaped(result, keep="\n")
         case Status.FAILED:
-            return f"Failed: {shown(f'{task.error_type}: {task.error_message}')}"
+            return f"Failed: {escaped(f'{task.error_type}: {task.error_message}')}"
         case _:
             return f"{Status(task.status).label}."

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from tasks_app.changes import watch
 from tasks_app.health import health
 from tasks_app.ledger import alias
-from tasks_app.management.terminal import UNSHOWN, database_fault, reread, shown
+from tasks_app.management.terminal import UNSHOWN, database_fault, reread
 from tasks_app.models import Task, TaskEvent
+from tasks_app.schemas import escaped
 from tasks_app.states import EventType, Status
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.trouble import TROUBLE, Trouble
@@ -74,7 +75,7 @@ class _Follower:
         self._said: tuple[str, int] = "", 0
         self._bar: tqdm[Any] = tqdm(
             total=100,
-            desc=shown(task.label),
+            desc=escaped(task.label),
             disable=not (enabled and sys.stderr.isatty()),
             dynamic_ncols=True,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
@@ -92,14 +93,14 @@ class _Follower:
         for line in self._log(task):
             say(line)
         if self._bar.disable:
-            text = shown(task.progress_text)
+            text = escaped(task.progress_text)
             news = text, int((task.progress or 0.0) * 10)
             if news not in (self._said, ("", 0)):
                 value = f"{task.progress:.0%} " if task.progress is not None else ""
                 say(f"{value}{text}".rstrip())
             self._said = news
         else:
-            self._bar.set_postfix_str(shown(task.progress_text), refresh=False)
+            self._bar.set_postfix_str(escaped(task.progress_text), refresh=False)
             # An attempt that begins anew may go back.
             self._bar.n = round((task.progress or 0.0) * 100)
             self._bar.refresh()
@@ -110,4 +111,4 @@ class _Follower:
         ).order_by("id")
         for event in news:
             self._seen = event.pk
-            yield shown(f"{event.data['level']}: {event.data['message']}")
+            yield escaped(f"{event.data['level']}: {event.data['message']}")

@@ -127,6 +127,7 @@ def failure(error: BaseException) -> Failure:
         message=clipped(printable(message), MESSAGE_MAX),
         traceback=clipped(printable(lines), TRACEBACK_MAX),
         retry_after=error.after if isinstance(error, Retry) else None,
+        error=error,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
+from textwrap import indent
 from typing import Any
 
 from tasks_app import lifecycle
-from tasks_app.claims import Claim
+from tasks_app.claims import Claim, Failure
+from tasks_app.schemas import escaped
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome
 from tasks_app.worker.run import NEVER, Run
@@ -52,16 +54,30 @@ def tell(run: Run, verb: Verb, value: Any) -> None:
     if verb in PAST:
         logger.info("Task %s %s after %.3f s", run, PAST[verb], run.seconds, extra=run.log_extra)
         return
-    logger.error(
-        "Task %s failed after %.3f s%s: %s: %s\n%s",
-        run,
-        run.seconds,
-        "; it will be tried again" if verb is Verb.RETRY else "",
-        value.type,
-        value.message,
-        value.traceback,
-        extra=run.log_extra,
+    if logger.isEnabledFor(logging.ERROR):
+        logger.handle(_failed(run, verb, value))
+
+
+def _failed(run: Run, verb: Verb, value: Failure) -> logging.LogRecord:
+    """Return the record of a failure, with its exception for what reports errors.
+
+    What a user gave to the task may be quoted in its error. So the message is one line, and the
+    traceback is indented: neither can look like another record, or steer a terminal.
+    """
+    again = "; it will be tried again" if verb is Verb.RETRY else ""
+    error = value.error
+    record = logger.makeRecord(
+        logger.name,
+        logging.ERROR,
+        __file__,
+        0,
+        "Task %s failed after %.3f s%s: %s: %s",
+        (run, run.seconds, again, escaped(value.type), escaped(value.message)),
+        (type(error), error, error.__traceback__) if error else None,
+        extra={**run.log_extra, "task_name": run.task.name, "error_type": value.type},
     )
+    record.exc_text = indent(escaped(value.traceback, keep="\n"), "    ").rstrip()
+    return record
 
 
 def tell_unwritten(runs: Runs) -> None:

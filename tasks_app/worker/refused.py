@@ -77,7 +77,7 @@ def _wordings(run: Run, outcome: Outcome | None, refusal: Exception) -> Iterator
     else:
         yield outcome._replace(value=_in_ascii(outcome.value))
     message = f"The database refused what this task returned or said: {_reason(refusal)}"
-    failed = Failure(type(refusal).__name__, message)
+    failed = Failure(type(refusal).__name__, message, error=refusal)
     if outcome is not None:
         yield Outcome(run, Verb.FAIL, failed)
     run.progress, run.lines = TaskProgressUpdate(), []

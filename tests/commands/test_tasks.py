@@ -18,8 +18,11 @@ from django.utils import timezone
 from tasks_app.management import terminal
 from tasks_app.management.commands.start_task import parameter, parameters
 from tasks_app.models import Task
+from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.worker.coordinator import Coordinator
 from tests.harness import Process, begins, eventually
+from tests.more_tasks import SaysMuch
 from tests.rows import ended, enqueued, facts, fresh, saved, worker
 from tests.worker.conftest import Working, start
 
@@ -147,8 +150,22 @@ def test_who_follows_sees_the_progress_and_the_log(
     assert "100% adding" in capsys.readouterr().err
 
 
-def test_what_a_task_says_cannot_steer_the_terminal() -> None:
-    assert terminal.shown("a\x1b[31mb\nc\x07") == "a\ufffd[31mb\nc\ufffd"
+#: Rings, clears the screen, turns the writing round, and looks like a line of its own.
+EVIL = "x\x07\x1b[2J\u202e\r\n2026-01-01 INFO all is well\u2028\x0b."
+SPELLED = r"x\x07\x1b[2J\u202e\r\n2026-01-01 INFO all is well\u2028\x0b."
+
+
+def test_what_a_task_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    task = task_service.start_task(SaysMuch, {"text": EVIL, "times": 1})
+    Coordinator(1, drain=True).run()
+    shown = run("show_task", str(task.task_id), "--with-traceback")[1] + run("list_tasks")[1]
+    told = run("start_task", "tests.more_tasks.SaysMuch", f"--param=text={EVIL}", "--param=times=1")
+    said = shown + "".join(told[1:]) + "".join(capsys.readouterr())
+    assert set(said) - {"\n"} == {char for char in said if char.isprintable()}
+    assert not [line for line in said.splitlines() if line.startswith("2026-01-01")]
+    assert f"Outcome:   Failed: ValueError: {SPELLED}" in said
+    # The list has one line for each task.
+    assert SPELLED.replace(r"\r\n", " ").replace(r"\u2028\x0b", " ") in said
 
 
 def test_a_waiting_task_without_a_worker_is_worth_a_word(

@@ -474,14 +474,6 @@ def test_the_life_of_a_task_is_information(log: Log) -> None:
     assert last.getMessage().startswith(f"Task {done.task_id} (tests.tasks.Noop) completed after ")
 
 
-def test_a_failure_is_an_error_with_its_traceback(log: Log) -> None:
-    failed = task_service.start_task(Fail, {"message": "it broke"})
-    drain()
-    [record] = [record for record in log.records if record.levelname == "ERROR"]
-    assert record.getMessage().startswith(f"Task {failed.task_id} (tests.tasks.Fail) failed after ")
-    assert ": ValueError: it broke\nTraceback (most recent call last):" in record.getMessage()
-
-
 def test_the_life_of_the_worker_is_information(log: Log) -> None:
     task_service.start_many(Noop, [{}] * 3)
     drain(2)

@@ -21,11 +21,11 @@ from tasks_app.management.terminal import (
     find_user,
     given,
     in_range,
-    shown,
 )
 from tasks_app.models import Task, aware
 from tasks_app.querysets import TaskQuerySet
 from tasks_app.registry import find
+from tasks_app.schemas import escaped
 from tasks_app.states import UNFINISHED, Status
 
 WORDS = {key: str(word) for key, word in display.WORDS.items()}
@@ -144,5 +144,6 @@ def line(task: Task) -> str:
     created = timezone.localtime(aware(task.created_at)).strftime("%Y-%m-%d %H:%M:%S")
     percent = display.percent(task, WORDS)
     now = task.error_message if task.status == Status.FAILED else task.progress_text
-    text = " ".join(shown(now).split())
-    return f"{task.pk}  {created}  {task.status:<9}  {percent:>4}  {task.label}  {text}".rstrip()
+    text = escaped(" ".join(now.split()))
+    label = escaped(task.label)
+    return f"{task.pk}  {created}  {task.status:<9}  {percent:>4}  {label}  {text}".rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import indent
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -17,9 +18,9 @@ from tasks_app.management.terminal import (
     ending,
     find_task,
     in_range,
-    shown,
 )
 from tasks_app.models import Task, TaskEvent, aware
+from tasks_app.schemas import escaped
 
 
 class Command(TaskCommand):
@@ -54,11 +55,11 @@ class Command(TaskCommand):
             return
         for name, value in described(found).items():
             if value:
-                self.stdout.write(f"{name + ':':<10} {value}")
+                self.stdout.write(f"{name + ':':<10} " + escaped(value, keep="\n"))
         for event in history:
             self.stdout.write(line(event))
         if with_traceback and found.error_traceback:
-            self.stdout.write(shown(found.error_traceback))
+            self.stdout.write(indent(escaped(found.error_traceback, keep="\n"), "    "))
 
     def _print_json(self, task: Task, history: list[TaskEvent], with_traceback: bool) -> None:
         data = task.info().model_dump(mode="json")
@@ -75,7 +76,7 @@ def described(task: Task) -> dict[str, str]:
         "Task": f"{task.pk}",
         "Name": f"{task.label} ({task.name})",
         "Status": display.describe(task, WORDS, now),
-        "Progress": " ".join([display.percent(task, WORDS), shown(task.progress_text)]).strip(),
+        "Progress": " ".join([display.percent(task, WORDS), escaped(task.progress_text)]).strip(),
         "Attempt": f"{task.attempt} of {task.max_attempts}",
         "Time": display.time_taken(task, WORDS, now),
         "Left": display.time_left(task, WORDS, now),
@@ -97,4 +98,4 @@ def moment(value: Any) -> str:
 def line(event: TaskEvent) -> str:
     """An event in one line."""
     data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
-    return shown(f"{moment(event.timestamp)}  {event.event_type}  {data}").rstrip()
+    return escaped(f"{moment(event.timestamp)}  {event.event_type}  {data}").rstrip()

@@ -1,0 +1,163 @@
+"""What the log says of failures, and what is made of it by what reports errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import django
+import pytest
+import sentry_sdk
+from django.core import mail
+from sentry_sdk.envelope import Envelope
+from sentry_sdk.integrations.logging import LoggingIntegration
+from sentry_sdk.transport import Transport
+
+from tasks_app.service import task_service
+from tasks_app.worker.coordinator import Coordinator
+from tests.docs.pages import GUIDE, snippets
+from tests.more_tasks import ODD_ERRORS, RaisesOdd
+from tests.tasks import Fail, Quit, WrongResult
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+EVIL = "x\x1b]0;owned\x07\x1b[2J\r\n2026-01-01 00:00:00 INFO all is well\u2028more"
+
+
+def drain() -> None:
+    Coordinator(1, drain=True).run()
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Run what waits, and return the records of what failed."""
+    with caplog.at_level(logging.ERROR, logger="tasks_app.worker"):
+        drain()
+    return caplog.records
+
+
+def test_a_failure_is_logged_with_its_exception(caplog: pytest.LogCaptureFixture) -> None:
+    started = task_service.start_task(Fail, {"message": "it broke"})
+    [record] = failures(caplog)
+    assert record.levelname == "ERROR"
+    assert record.getMessage().startswith(
+        f"Task {started.task_id} (tests.tasks.Fail) failed after "
+    )
+    assert record.getMessage().endswith(": ValueError: it broke")
+    assert record.exc_info
+    assert repr(record.exc_info[1]) == "ValueError('it broke')"
+    assert "in execute" in logging.Formatter().format(record)
+    assert (record.task_id, record.task_name, record.error_type) == (  # type: ignore[attr-defined]
+        str(started.task_id),
+        "tests.tasks.Fail",
+        "ValueError",
+    )
+
+
+def test_an_error_steers_no_terminal_and_forges_no_record(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task_service.start_task(Fail, {"message": EVIL})
+    [record] = failures(caplog)
+    said = logging.Formatter("%(levelname)s %(message)s").format(record)
+    assert set(said) - {"\n"} == {char for char in said if char.isprintable()}
+    first, *others = said.splitlines()
+    assert first.endswith(
+        r"ValueError: x\x1b]0;owned\x07\x1b[2J\r\n2026-01-01 00:00:00 INFO all is well\u2028more"
+    )
+    assert all(line.startswith("    ") for line in others)
+
+
+def test_whatever_is_raised_can_be_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Its class may fail when it is asked for its words."""
+    task_service.start_many(RaisesOdd, [{"which": which} for which in ODD_ERRORS])
+    records = failures(caplog)
+    assert len(records) == len(ODD_ERRORS)
+    for record in records:
+        assert logging.Formatter().format(record)
+
+
+# What reports errors, as the guide configures it.
+
+
+def configured(word: str) -> dict[str, Any]:
+    """Run the block of the guide that has a word in it; return what it defines."""
+    [text] = [one.text for one in snippets(GUIDE, "python") if word in one.text]
+    namespace: dict[str, Any] = {}
+    exec(text, namespace)
+    return namespace
+
+
+class Kept(Transport):
+    """Keeps what would be sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[dict[str, Any]] = []
+
+    def capture_envelope(self, envelope: Envelope) -> None:
+        if event := envelope.get_event():
+            self.events.append(dict(event))
+
+
+@pytest.fixture
+def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
+    kept = Kept()
+    init = sentry_sdk.init
+
+    def init_here(**options: Any) -> None:
+        # Its other integrations patch much that is not of this test.
+        logs = [LoggingIntegration()]
+        init(**options, transport=kept, default_integrations=False, integrations=logs)
+
+    monkeypatch.setattr(sentry_sdk, "init", init_here)
+    yield kept
+    sentry_sdk.get_client().close()
+    sentry_sdk.get_global_scope().set_client(None)
+
+
+def test_sentry_gets_exceptions_and_can_tell_them_apart(sentry: Kept) -> None:
+    configured("sentry_sdk.init")
+    for task in (Fail, Fail, WrongResult, Quit):
+        task_service.start_task(task)
+    drain()
+    sentry_sdk.flush()
+    last_frames = []
+    for event in sentry.events:
+        [*_, exception] = event["exception"]["values"]
+        frame = exception["stacktrace"]["frames"][-1]
+        last_frames.append((exception["type"], frame["module"], frame["function"]))
+    assert sorted(last_frames) == [
+        ("InvalidResult", "tasks_app.base", "validate_result"),
+        ("SystemExit", "tests.tasks", "execute"),
+        ("ValueError", "tests.tasks", "execute"),
+        ("ValueError", "tests.tasks", "execute"),
+    ]
+    for event in sentry.events:
+        assert event["tags"]["task"] in event["logentry"]["formatted"]
+        # Two classes with wrong results have the same frames.
+        assert event["fingerprint"] == ["{{ default }}", event["tags"]["task"]]
+    assert len({event["extra"]["task_id"] for event in sentry.events}) == 4
+
+
+def test_mails_to_admins_have_frames_and_one_subject_for_each_error(settings: Any) -> None:
+    ada = "ada@example.com"
+    settings.ADMINS = [ada if django.VERSION >= (6,) else ("Ada", ada)]
+    handler = configured("AdminEmailHandler")["TaskMails"]()
+    handler.setLevel(logging.ERROR)
+    logger = logging.getLogger("tasks_app")
+    logger.addHandler(handler)
+    try:
+        ids = [task_service.start_task(task).task_id for task in (Fail, Fail, WrongResult)]
+        drain()
+    finally:
+        logger.removeHandler(handler)
+    assert sorted(message.subject for message in mail.outbox) == [
+        "[Django] tests.tasks.Fail: ValueError",
+        "[Django] tests.tasks.Fail: ValueError",
+        "[Django] tests.tasks.WrongResult: InvalidResult",
+    ]
+    bodies = [str(message.body) for message in mail.outbox]
+    assert all(any(str(task_id) in body for body in bodies) for task_id in ids)
+    assert all(", in " in body for body in bodies)
+    assert sum("ValueError: it broke" in body for body in bodies) == 2
