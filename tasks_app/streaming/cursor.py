@@ -8,7 +8,7 @@ transactions were visible at a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -38,6 +38,10 @@ class Snapshot:
         listed = sorted(self.in_progress)
         xmin = listed[0] if listed else self.xmax
         return f"{xmin}:{self.xmax}:{','.join(map(str, listed))}"
+
+    def age(self) -> tuple[int, int]:
+        """What orders the snapshots of one database: each sees all that an earlier one did."""
+        return self.xmax, -len(self.in_progress)
 
     def sees(self, transaction: int) -> bool:
         return transaction < self.xmax and transaction not in self.in_progress
@@ -81,6 +85,16 @@ class Cursor:
         if len(snapshots) not in (0, 2):
             raise ValueError(f"{text!r} is no id of a task stream")
         return cls(_number(number), *(Snapshot.parse(snapshot) for snapshot in snapshots))
+
+    @classmethod
+    def earliest(cls, cursors: Sequence[Self]) -> Self:
+        """A cursor that covers nothing that one of these does not cover."""
+        before = [cursor.before for cursor in cursors if cursor.before]
+        batch = [cursor.batch for cursor in cursors if cursor.batch]
+        number = min(cursor.id for cursor in cursors)
+        if len(batch) < len(cursors):
+            return cls(number)
+        return cls(number, min(before, key=Snapshot.age), min(batch, key=Snapshot.age))
 
     def __str__(self) -> str:
         if self.before is None or self.batch is None:

@@ -97,16 +97,20 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
 
 
 def _resumed(request: HttpRequest) -> Cursor | None:
-    """Return what the client had: by the header a browser sends, else by the query."""
-    last = request.headers.get("Last-Event-ID") or request.GET.get("lastEventId")
-    if not last:
+    """Return what the client had: by the header a browser sends, else by the query.
+
+    A page whose parts were rendered at several moments names all of them; the earliest counts.
+    """
+    header = request.headers.get("Last-Event-ID")
+    named = [header] if header else list(filter(None, request.GET.getlist("lastEventId")))
+    if not named:
         return None
     try:
-        if len(last) > CURSOR_MAX:
+        if sum(map(len, named)) > CURSOR_MAX:
             raise ValueError
-        return Cursor.parse(last)
+        return Cursor.earliest([Cursor.parse(text) for text in named])
     except ValueError:
         raise BadRequest(
-            f"{last[:80]!r} is no id of this stream. Send the id of the last event, or none.",
-            fields=["Last-Event-ID" if "Last-Event-ID" in request.headers else "lastEventId"],
+            f"{named[0][:80]!r} is no id of this stream. Send the id of the last event, or none.",
+            fields=["Last-Event-ID" if header else "lastEventId"],
         ) from None

@@ -26,6 +26,7 @@ import tasks_app
 from project.middleware import POLICY
 from tasks_app.models import Task
 from tasks_app.states import FACTS
+from tasks_app.streaming.channels import id_of
 from tests.harness import PATIENCE
 
 STATIC = Path(tasks_app.__file__).parent / "static"
@@ -60,6 +61,10 @@ class Request:
     query: dict[str, list[str]]
     headers: dict[str, str]
     body: dict[str, list[str]]
+
+    @property
+    def task_ids(self) -> list[str]:
+        return [str(id_of(text)) for text in self.query.get("task", [])]
 
 
 @dataclass
@@ -207,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
         elif part == "stream":
             self.stream(request)
         elif part == "status":
-            shown = [site.rows[pk] for pk in request.query.get("task", []) if pk in site.rows]
+            shown = [site.rows[pk] for pk in request.task_ids if pk in site.rows]
             self.answer(200, {"tasks": [row.info().model_dump(mode="json") for row in shown]})
         elif part == "page":
             html = (
@@ -233,8 +238,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def stream(self, request: Request) -> None:
         site = self.server
-        newest = request.headers.get("last-event-id") or request.query.get("lastEventId", [""])[0]
-        stream = Stream(site, request.query.get("task", []), newest, "mine" in request.query)
+        newest = request.headers.get("last-event-id") or " ".join(
+            request.query.get("lastEventId", [])
+        )
+        stream = Stream(site, request.task_ids, newest, "mine" in request.query)
         # The browser's own wait before it comes back, in milliseconds.
         stream.raw("retry: 50\n\n")
         if site.greets:

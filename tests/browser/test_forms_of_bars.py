@@ -13,7 +13,7 @@ from tasks_app.display import WORDS, time_left
 from tasks_app.models import Task
 from tasks_app.templatetags.tasks import FORMS
 
-from .pages import bar, part, shows
+from .pages import bar, part, pass_time, shows
 from .scripted import Serve, Site, task
 
 pytestmark = pytest.mark.browser
@@ -91,7 +91,7 @@ def test_a_card_that_comes_later_brings_the_stream_back_to_its_own_beginning(
         site.render("{% task_progress tasks.1 form='card' assets=False %}"),
     )
     joined = site.stream(2)
-    assert joined.last_event_id == "45"
+    assert joined.last_event_id.split() == ["50", "45"]
     joined.send("task_log", second, "46", level="info", message="meanwhile")
     joined.send("task_log", first, "50", level="info", message="one")
     joined.send("task_log", first, "51", level="info", message="two")
@@ -99,6 +99,65 @@ def test_a_card_that_comes_later_brings_the_stream_back_to_its_own_beginning(
     expect(log(page, second)).to_have_text(["rendered", "meanwhile"])
     # Nobody is told of a fact twice.
     assert page.evaluate("facts") == ["meanwhile", "two"]
+
+
+FACTS = (
+    "window.facts = [];"
+    "addEventListener('task-progress:event', ({detail}) =>"
+    "  facts.push(detail.data.message ?? detail.eventType))"
+)
+
+
+def test_facts_that_follow_the_end_are_told_too(page: Page, serve: Serve) -> None:
+    """A stream opens with the state, and an ended task's facts come after it."""
+    row, polled = task(), task()
+    site = cards(serve, row, polled)
+    page.add_init_script(FACTS)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_log", row, "41", level="info", message="one")
+    expect(log(page, row)).to_have_text(["one"])
+    # Refused for a moment: the page asks how things stand, and hears of one task's end.
+    site.answers["stream"] = (502, {})
+    polled.status, polled.finished_at = "completed", datetime.now(UTC)
+    stream.drop()
+    shows(page, polled, "Completed")
+    row.status, row.finished_at = "completed", datetime.now(UTC)
+    del site.answers["stream"]
+    again = site.stream(2)
+    assert sorted(again.task_ids) == sorted([str(row.pk), str(polled.pk)])
+    again.status(row)
+    again.status(polled)
+    shows(page, row, "Completed")
+    for number in range(41, 44):
+        again.send("task_log", row, str(number), level="info", message=f"line {number}")
+    again.send("task_log", polled, "44", level="info", message="last words")
+    again.send("task_completed", row, "45")
+    expect(log(page, row)).to_have_text(["one", "line 42", "line 43"])
+    expect(log(page, polled)).to_have_text(["last words"])
+    assert not again.closed
+    again.send("task_completed", polled, "46")
+    site.wait_for(lambda: again.closed, "the page to close its stream")
+    assert page.evaluate("facts") == [
+        "one", "line 42", "line 43", "last words", "task_completed", "task_completed",
+    ]  # fmt: skip
+
+
+def test_without_streams_nothing_waits_for_the_facts_of_an_end(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    site.answers["stream"] = (501, {})
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    pass_time(page, site, lambda: len(site.asked("stream")) >= 2)
+    row.status, row.finished_at = "completed", datetime.now(UTC)
+    pass_time(page, site, lambda: len(site.asked("stream")) >= 3)
+    shows(page, row, "Completed")
+    page.clock.run_for(1_000)
+    asked = len(site.requests)
+    page.clock.run_for(120_000)
+    assert len(site.requests) == asked
+    expect(part(page, row, "hint")).to_be_hidden()
 
 
 # What is left, which attempt, what came of it.
@@ -116,7 +175,8 @@ def test_a_card_that_comes_back_has_the_lines_that_it_missed(page: Page, serve: 
     shows(page, other, "Running", "0.25")
     page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", fragment)
     again = site.stream(2)
-    assert again.last_event_id == site.since
+    # Which of them is the earlier one, the server can tell.
+    assert again.last_event_id.split() == ["41", site.since]
     again.send("task_log", row, "41", level="info", message="missed")
     expect(part(page, row, "log")).to_contain_text("missed")
 

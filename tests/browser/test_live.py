@@ -410,7 +410,7 @@ def test_more_bars_than_a_stream_takes(page: Page, serve: Serve, settings: Setti
     rows[2].progress = 0.4
     page.clock.run_for(3_500)
     shows(page, rows[2], "Running", "0.4")
-    assert site.asked("status")[-1].query["task"] == [str(rows[2].pk)]
+    assert site.asked("status")[-1].task_ids == [str(rows[2].pk)]
     # One ends, so there is room.
     stream.send("task_completed", rows[0])
     assert site.stream(2).task_ids == [str(row.pk) for row in rows[1:]]

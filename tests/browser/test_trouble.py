@@ -61,7 +61,7 @@ def test_a_deploy_passes(page: Page, serve: Serve, settings: Settings) -> None:
     pass_time(page, site, lambda: len(site.asked("status")) >= asked + 2)
     shows(page, row, "Running", "0.4", "asked for")
     # One request for all bars, and the stream is tried all the while, but ever less often.
-    assert len(site.asked("status")[-1].query["task"]) == 3
+    assert len(site.asked("status")[-1].task_ids) == 3
     tries = len(site.asked("stream"))
     passed = pass_time(page, site, lambda: len(site.asked("stream")) >= tries + 8)
     assert passed > 60

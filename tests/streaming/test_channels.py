@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from base64 import urlsafe_b64encode
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tasks_app.streaming.channels import (
     BadRequest,
     TaskChannelManager,
     channels_of,
+    id_of,
     is_ours,
     owner_channel,
     readable,
@@ -24,6 +26,7 @@ from tasks_app.streaming.channels import (
 from tests.rows import saved
 
 ID = uuid.UUID("4b989876-840f-48f8-84a9-bfd1b9303794")
+SHORT = urlsafe_b64encode(ID.bytes).decode().rstrip("=")
 
 
 def asked(query: Any = None, user: Any = None, task_id: uuid.UUID | None = None) -> set[str]:
@@ -33,6 +36,17 @@ def asked(query: Any = None, user: Any = None, task_id: uuid.UUID | None = None)
 
 
 # Names.
+
+
+@pytest.mark.parametrize("text", [str(ID), ID.hex, SHORT])
+def test_an_id_is_read_in_each_form(text: str) -> None:
+    assert id_of(text) == ID
+
+
+@pytest.mark.parametrize("text", ["", "x", "7" * 21, "!" * 22, "é" * 22, SHORT + "="])
+def test_what_is_no_id(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the request words it
+        id_of(text)
 
 
 def test_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -104,6 +105,25 @@ def test_within_a_batch_ids_tell_how_far_it_went() -> None:
     had = before.at(7, until)
     assert [had.covers(number, 16) for number in (6, 7, 8)] == [True, True, False]
     assert had.covers(100, 14)
+
+
+@given(st.data())
+def test_the_earliest_covers_nothing_that_one_of_them_does_not(data: st.DataObject) -> None:
+    """Of one database, whose snapshots see more and more."""
+    history = [snapshot(10, 4, 7), snapshot(12, 7, 10, 11), snapshot(12, 7), snapshot(14)]
+    index = st.integers(0, 3)
+
+    def drawn() -> Cursor:
+        before, batch = sorted((data.draw(index), data.draw(index)))
+        return Cursor(data.draw(st.integers(0, 6)), history[before], history[batch])
+
+    several = [drawn(), drawn(), drawn()]
+    earliest = Cursor.earliest(several)
+    for number, xid in itertools.product(range(8), range(3, 15)):
+        if earliest.covers(number, xid):
+            assert all(one.covers(number, xid) for one in several)
+    assert Cursor.earliest([several[0]] * 2) == several[0]
+    assert Cursor.earliest([Cursor(7), Cursor(4)]) == Cursor(4)
 
 
 @given(cursors)

@@ -98,6 +98,15 @@ def test_who_had_everything_is_told_so(ada: User) -> None:
     assert (found.status, found.text) == (HTTPStatus.NO_CONTENT, "")
 
 
+def test_of_several_ids_the_earliest_counts(ada: User) -> None:
+    task = ended(Status.COMPLETED, owner=ada)
+    newest = task.events.latest("id").pk
+    had = answered(ada, {"lastEventId": [newest, newest]}, task.pk)
+    assert had.status == HTTPStatus.NO_CONTENT
+    some = answered(ada, {"lastEventId": [newest, newest - 1]}, task.pk)
+    assert some.status == HTTPStatus.OK
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD"])
 def test_streams_are_read_by_get(ada: User, method: str) -> None:
     found = answered(ada, task_id=enqueued(owner=ada).pk, method=method)

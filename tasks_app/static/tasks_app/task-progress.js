@@ -33,12 +33,15 @@ const GATHER = 20; // bars that appear together share a request
 const PATIENCE = 5_000; // a stream may be silent at first, or away, before anybody is told
 const POLL = { least: 3_000, most: 10_000, growth: 1.2 };
 const RETRY = { least: 1_000, most: 30_000, growth: 2 };
+const HOPELESS = 3; // failures in a row, where no stream has ever opened
 const FETCH_TIMEOUT = 10_000;
 const ANNOUNCE = 5_000; // between two progress announcements of a page
 const KEEPALIVES = 2.5; // a stream that misses two keep-alives is dead, whatever it says
 const NEW_ROWS = 250; // tasks started together appear together
 const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
 
+// How many tasks one request asks of: a request line has its limits.
+const ASKED_AT_ONCE = 100;
 // How many facts of one's tasks are kept for rows that are yet to appear.
 const KEPT_FACTS = 500;
 // As the server has them, in display.py: characters of a result, and what an estimate needs.
@@ -156,8 +159,8 @@ export function reduce(state, message) {
       return data.attempt > state.attempt || again ? begin(state, message) : state;
     }
     case "task_queued":
-      // A worker that shut down hands it back, the attempt not counted.
-      return running && time >= state.started ? wait(state, state.attempt - 1, message) : state;
+      // A worker that shut down hands it back, the attempt not counted; not so when it was started.
+      return data.reason && running && time >= state.started ? wait(state, state.attempt - 1, message) : state;
     case "task_retry_scheduled":
       return data.attempt > state.attempt || (running && data.attempt === state.attempt)
         ? wait(state, data.attempt, message)
@@ -295,12 +298,22 @@ async function fetchJSON(url, { signal, ...options } = {}) {
 const backoff = ({ least, most, growth }, tries) =>
   Math.min(most, least * growth ** tries) * (0.5 + Math.random() / 2);
 
-/** The number of the fact that an id of the stream stands at. */
+/**
+ * The number of the fact that an id of the stream stands at. Within a task it grows; whether one
+ * moment is before another, only the server can tell.
+ */
 const factId = (id) => Number.parseInt(id, 10) || 0;
+
+/** A task's id in 22 characters: a server may refuse a request line of more than 4,094. */
+const shortId = (id) => {
+  const bytes = id.replaceAll("-", "").match(/../g) ?? [];
+  const text = String.fromCharCode(...bytes.map((byte) => Number.parseInt(byte, 16)));
+  return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+};
 
 class Hub {
   #page = null; // the <template> with the addresses and the words
-  #bars = new Set(); // connected, unfinished
+  #bars = new Set(); // connected, unfinished, or ended and not yet told all that led to it
   #left = new Set(); // those that left a moment ago, maybe for another place, and missed nothing
   #lists = new Set(); // connected, that new tasks may join
   #source = null;
@@ -308,6 +321,8 @@ class Hub {
   #recent = []; // the newest facts of them, for those whose rows are yet to appear
   #fresh = new Set(); // what no stream has gone on from yet, and says from where one must
   #streamed = new Set(); // ids of the open stream
+  #ends = new Set(); // ids of tasks whose terminal event a stream has brought
+  #opened = false; // whether a stream ever brought anything
   #unheard = new Set(); // those it has not said a thing about since it was asked
   #asked = 0;
   #lastEventId = "";
@@ -393,12 +408,25 @@ class Hub {
     if (this.#lists.delete(list)) this.#plan();
   }
 
-  /** Forget a bar whose task has ended, or that left the page, if only for another place of it. */
+  /** Forget a bar that left the page, if only for another place of it, or that gave up. */
   unwatch(bar) {
     this.#fresh.delete(bar);
     if (!this.#bars.delete(bar)) return;
     this.#left.add(bar);
     this.#plan();
+  }
+
+  /** A bar's task has ended. The facts that led to it may be still to come. */
+  ended() {
+    this.#plan();
+  }
+
+  /** Whether a stream will still bring facts of a bar's ended task. */
+  #owed(bar) {
+    if (this.#ends.has(bar.taskId)) return false;
+    if (this.#source) return this.#streamed.has(bar.taskId);
+    // Where there are no streams, there is nothing to wait for.
+    return this.#opened || this.#failures < HOPELESS;
   }
 
   /** Ask how a task stands, now. */
@@ -430,6 +458,10 @@ class Hub {
     return [...new Set([...this.#bars].map((bar) => bar.taskId))];
   }
 
+  #unfinished() {
+    return [...new Set([...this.#bars].filter((bar) => !bar.ended).map((bar) => bar.taskId))];
+  }
+
   /** The tasks that one stream can carry: the user's own where it follows those. */
   #carried() {
     if (!this.#lists.size) return this.#ids();
@@ -439,6 +471,11 @@ class Hub {
   #settle() {
     this.#left.clear();
     if (this.#away) return;
+    for (const bar of [...this.#bars])
+      if (bar.ended && !this.#owed(bar)) {
+        this.#bars.delete(bar);
+        this.#fresh.delete(bar);
+      }
     const ids = this.#carried();
     if (this.#bars.size + this.#lists.size === 0) {
       this.#stop();
@@ -478,9 +515,8 @@ class Hub {
     const ids = this.#following ? this.#carried() : this.#ids().slice(0, this.#page.maxTasks);
     const url = new URL(this.#page.streams, document.baseURI);
     if (this.#following) url.searchParams.set("mine", "1");
-    else for (const id of ids) url.searchParams.append("task", id);
-    const since = this.#since();
-    if (since) url.searchParams.set("lastEventId", since);
+    else for (const id of ids) url.searchParams.append("task", shortId(id));
+    for (const since of this.#since()) url.searchParams.append("lastEventId", since);
     this.#streamed = new Set(ids);
     const source = new EventSource(url);
     this.#source = source;
@@ -488,22 +524,23 @@ class Hub {
     for (const type of [...STATES, ...FACTS])
       source.addEventListener(type, (event) => this.#receive(source, event));
     source.addEventListener("keep-alive", () => this.#alive(source));
+    source.addEventListener("stream-end", () => this.#finished(source));
     source.addEventListener("error", () => this.#error(source));
     this.#watchdog();
   }
 
-  /** From where a stream must go on, so that nobody on the page misses a thing. */
+  /** The moments that a stream must go on from, of which the server takes the earliest. */
   #since() {
     const all = [...this.#fresh].map(({ since }) => since);
-    if (this.#lastEventId) all.push(this.#lastEventId);
-    return all.sort((one, other) => factId(one) - factId(other))[0] ?? "";
+    return new Set([this.#lastEventId, ...all].filter(Boolean));
   }
 
   /** Bring a row that has just appeared up to date, in a stream that carries its task already. */
   #join(bar) {
     this.#streamed.add(bar.taskId);
+    // Also those that its rendering includes: an id does not tell, and stale ones change nothing.
     const missed = this.#recent.filter(({ taskId }) => taskId === bar.taskId);
-    for (const { message } of missed) if (message.id > factId(bar.since)) bar.receive(message);
+    for (const { message } of missed) bar.receive(message);
     if (missed.length === 0) this.ask(bar);
   }
 
@@ -531,8 +568,16 @@ class Hub {
     this.#later("watchdog", silence, () => this.#lose());
   }
 
+  /** The stream has told all there was of its tasks. */
+  #finished(source) {
+    if (source !== this.#source) return;
+    for (const bar of this.#bars) if (bar.ended) this.#ends.add(bar.taskId);
+    this.#plan();
+  }
+
   #alive(source) {
     if (source !== this.#source) return;
+    this.#opened = true;
     this.#watchdog();
     this.#failures = 0;
     if (!this.#polling) return;
@@ -577,6 +622,9 @@ class Hub {
     for (const bar of this.#left) if (bar.taskId === taskId) this.#left.delete(bar);
     for (const list of this.#lists) list.receive(taskId, message);
     for (const bar of [...this.#bars]) if (bar.taskId === taskId) bar.receive(message);
+    if (!(message.type in TERMINAL_EVENTS)) return;
+    this.#ends.add(taskId);
+    this.#plan();
   }
 
   #error(source) {
@@ -593,7 +641,8 @@ class Hub {
     this.#never("watchdog");
     this.#mind();
     this.#later("retry", backoff(RETRY, this.#failures++), () => this.#open());
-    if (!this.#polling) this.#fetch(this.#ids());
+    if (!this.#polling) this.#fetch(this.#unfinished());
+    this.#plan();
     // Without a bar nobody else would learn that the viewer was signed out.
     if (this.#bars.size === 0) for (const list of this.#lists) list.look();
   }
@@ -607,7 +656,7 @@ class Hub {
       this.#poll();
       return;
     }
-    const unheard = this.#ids().filter((id) => this.#unheard.has(id));
+    const unheard = this.#unfinished().filter((id) => this.#unheard.has(id));
     if (unheard.length > 0) this.#fetch(unheard);
   }
 
@@ -620,7 +669,7 @@ class Hub {
   /* -- Asking instead -- */
 
   #unstreamed() {
-    return this.#ids().filter((id) => this.#polling || !this.#streamed.has(id));
+    return this.#unfinished().filter((id) => this.#polling || !this.#streamed.has(id));
   }
 
   #pollSoon() {
@@ -637,8 +686,9 @@ class Hub {
     const fetching = new AbortController();
     this.#fetching.add(fetching);
     try {
-      for (let start = 0; start < ids.length; start += this.#page.maxTasks)
-        await this.#fetchSome(ids.slice(start, start + this.#page.maxTasks), fetching.signal);
+      const most = Math.min(this.#page.maxTasks, ASKED_AT_ONCE);
+      for (let start = 0; start < ids.length; start += most)
+        await this.#fetchSome(ids.slice(start, start + most), fetching.signal);
       this.#unreachable = false;
     } catch (error) {
       if (fetching.signal.aborted) return;
@@ -655,7 +705,7 @@ class Hub {
 
   async #fetchSome(ids, signal) {
     const url = new URL(this.#page.statuses, document.baseURI);
-    for (const id of ids) url.searchParams.append("task", id);
+    for (const id of ids) url.searchParams.append("task", shortId(id));
     const { body, ...times } = await fetchJSON(url, { signal });
     const missing = new Set(ids);
     for (const info of body.tasks) {
@@ -673,7 +723,7 @@ class Hub {
       bar.hint(this.#polling ? trouble : polled);
     }
     // One voice is enough for all bars.
-    if (aloud) [...this.#bars][0]?.announce(trouble);
+    if (aloud) [...this.#bars].find((bar) => !bar.ended)?.announce(trouble);
   }
 }
 
@@ -714,6 +764,10 @@ class TaskProgress extends HTMLElement {
     return this.hasAttribute("data-mine");
   }
 
+  get ended() {
+    return this.#state !== null && TERMINAL.has(this.#state.status);
+  }
+
   /** The stream's id of the moment when the server rendered this, where that matters. */
   get since() {
     return this.dataset.since ?? "";
@@ -747,7 +801,7 @@ class TaskProgress extends HTMLElement {
     if (after === before) return;
     this.#state = { ...after, heard: message.received };
     if (TERMINAL.has(after.status)) {
-      hub.unwatch(this);
+      hub.ended();
       this.hint("");
       // Not in the next frame: a hidden page has none, and listeners read what is shown.
       this.#render();
@@ -759,11 +813,15 @@ class TaskProgress extends HTMLElement {
 
   /** Say what is wrong with the connection; empty when nothing is. */
   hint(text) {
-    if (!this.#givenUp) this.#show("hint", text);
+    if (!this.#givenUp) this.#show("hint", this.ended ? "" : text);
   }
 
   /** Stop watching, and say why. */
   giveUp(why) {
+    if (this.ended) {
+      hub.unwatch(this);
+      return;
+    }
     this.hint(why);
     this.announce(why);
     this.#givenUp = true;
