@@ -4,6 +4,7 @@ leave something behind.
 
 from __future__ import annotations
 
+import asyncio
 import decimal
 import itertools
 import logging
@@ -15,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone, translation
 
 from tasks_app.base import BaseTask, ProgressHandle
@@ -57,6 +59,80 @@ class LogsInALoop(BaseTask):
         progress.send_progress_text("logging")
         while True:
             logger.debug("and on and on: %s", "x" * 10)
+
+
+class WaitsInALoop(BaseTask):
+    """Does nothing but wait to be notified."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        progress.send_progress_text("waiting")
+        ready = threading.Event()
+        while not ready.wait(0.05):
+            pass
+
+
+class Awaits(BaseTask):
+    """Awaits something for very long, and cleans up when that is cancelled."""
+
+    def execute(self, progress: ProgressHandle, note: Path, by_asgiref: bool = True) -> None:
+        async def main() -> None:
+            progress.send_progress_text("awaiting")
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(0)
+                note.write_text("cleaned up")
+
+        if by_asgiref:
+            async_to_sync(main)()
+        else:
+            asyncio.run(main())
+
+
+class SpinsAsync(BaseTask):
+    """Computes in a coroutine, which gives way to nobody."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        async def main() -> None:
+            progress.send_progress_text("spinning")
+            while True:
+                pass
+
+        async_to_sync(main)()
+
+
+def query_for_ever() -> None:
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT pg_sleep(1000)")
+        else:
+            cursor.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+                "SELECT count(*) FROM n"
+            )
+            cursor.fetchall()
+
+
+class QueriesForEver(BaseTask):
+    """Waits for a query that never ends, and takes its error for an ordinary one."""
+
+    def execute(self, progress: ProgressHandle, by_asyncio: bool = False) -> None:
+        async def main() -> None:
+            await sync_to_async(query_for_ever)()
+
+        progress.send_progress_text("querying")
+        try:
+            if by_asyncio:
+                asyncio.run(main())
+            else:
+                query_for_ever()
+        except OperationalError as error:
+            raise ValueError("the query failed") from error
+
+
+class CountsUsers(BaseTask):
+    def execute(self, progress: ProgressHandle) -> int:
+        return User.objects.count()
 
 
 class CleansUp(BaseTask):

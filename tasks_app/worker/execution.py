@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from asyncio import CancelledError
 from collections import deque
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from tasks_app.worker.run import Run
 
 logger = logging.getLogger("tasks_app.worker")
 
+#: What a run that is told to stop raises.
+STOPPED = (TaskInterrupted, CancelledError)
 #: Said of a cancelled run whose thread did not stop.
 STUCK = True
 
@@ -58,6 +61,9 @@ def execute(run: Run) -> Outcome:
 def outcome_of(run: Run, error: BaseException) -> Outcome:
     """Return what becomes of a run that an error ended."""
     reason = _interruption(error)
+    if reason is None and run.stretch.interrupted:
+        # Its coroutine or its query was cancelled, which raises errors of other kinds.
+        reason = run.handle.reason
     # What is raised in a thread is a bare class; the handle has the words.
     reason = reason and (run.handle.reason or reason)
     if reason and (rest := _beside(error)):
@@ -155,5 +161,5 @@ def _interruption(error: BaseException) -> TaskInterrupted | None:
 def _beside(error: BaseException) -> BaseException | None:
     """Return the part of an error that is not an interruption itself."""
     if isinstance(error, BaseExceptionGroup):
-        return error.split(TaskInterrupted)[1]
-    return None if isinstance(error, TaskInterrupted) else error
+        return error.split(STOPPED)[1]
+    return None if isinstance(error, STOPPED) else error

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 
 from tasks_app.exceptions import TaskInterrupted
+from tasks_app.worker.asynchronous import outwards, package, working_for
+from tasks_app.worker.queries import Queries
 
 #: Code that holds locks which the whole process needs. An exception between taking one and the
 #: `try` that gives it back would leave it taken for good: of logging's, nobody could log any more.
@@ -28,6 +31,7 @@ class Stretch:
         #: The thread is at it.
         self.entered = False
         self.thread: threading.Thread | None = None
+        self.queries = Queries()
         #: An exception was raised in it.
         self.interrupted = False
         #: Nobody waits for its end any more.
@@ -48,19 +52,27 @@ class Stretch:
             pass
 
     def interrupt(self, kind: type[TaskInterrupted]) -> bool:
-        """Raise an exception in the thread, as soon as it next runs Python's own code.
+        """Cancel the query and the asynchronous code that the thread waits for, or raise in it.
 
-        Returns whether there is nothing left to do: it was raised, or the thread has left. False
-        where the thread is in code that must not be interrupted; then ask again. Code that never
-        comes back from C, such as a socket without a timeout, is not reached.
+        An exception is raised as soon as the thread next runs Python's own code; code that never
+        comes back from C, such as a socket without a timeout, is not reached. Returns whether
+        there is nothing left to do: the thread was interrupted, or has left. False where it is in
+        code that must not be interrupted; then ask again.
         """
         with self._lock:
             if not self.entered or self.interrupted:
                 return True
-            if _is_shielded(self.thread):
+            frames = sys._current_frames()
+            thread, task = working_for(_ident(self.thread), frames)
+            if task is None and _is_shielded(frames.get(thread)):
                 return False
             self.interrupted = True
-            _raise_in(self.thread, kind)
+            if task is None:
+                _raise_in(thread, kind)
+            else:
+                with suppress(RuntimeError):  # The loop was closed just now.
+                    task.get_loop().call_soon_threadsafe(task.cancel)
+            self.queries.cancel()
             return True
 
     def abandon(self) -> bool:
@@ -70,25 +82,33 @@ class Stretch:
             return self.abandoned
 
 
-def _is_shielded(thread: threading.Thread | None) -> bool:
+def _is_shielded(inner: FrameType | None) -> bool:
     # Between this look and the exception the thread can go on only if this one is made to pause
     # just here, once in some milliseconds; so what was seen is where it will be raised.
-    frame: FrameType | None = sys._current_frames().get(_ident(thread))
-    inner = frame
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        # The hand's own frames stand below those of the task, which they only call.
-        if name in SHIELDED and (name != "tasks_app" or frame is inner):
-            return name != "threading" or frame is inner
-        frame = frame.f_back
+    waits = inner is not None and _waits(inner)
+    for frame in outwards(inner):
+        name = package(frame)
+        if name not in SHIELDED or (name in ("queue", "threading") and waits):
+            continue
+        # The worker's own frames stand below those of the task, which they only call.
+        if name == "tasks_app" and frame is not inner:
+            continue
+        return name != "threading" or frame is inner
     return False
 
 
-def _raise_in(thread: threading.Thread | None, kind: type[BaseException]) -> None:
+def _waits(frame: FrameType) -> bool:
+    """Whether a thread waits to be notified, which holds no lock.
+
+    That it may be interrupted there is what the `finally` of Condition.wait is for. It stands
+    behind the assignment that is looked for here.
+    """
+    return frame.f_code is threading.Condition.wait.__code__ and "gotit" in frame.f_locals
+
+
+def _raise_in(thread: int, kind: type[BaseException]) -> None:
     """See PyThreadState_SetAsyncExc in Python's C API."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(_ident(thread)), ctypes.py_object(kind)
-    )
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
 
 
 def _ident(thread: threading.Thread | None) -> int:

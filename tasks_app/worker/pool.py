@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
 from queue import Empty, SimpleQueue
 
 from django.db import close_old_connections, connections
 
 from tasks_app.exceptions import TaskInterrupted
 from tasks_app.states import Verb
+from tasks_app.worker.asynchronous import context_of_run
 from tasks_app.worker.execution import Outcome, execute, failure, outcome_of
 from tasks_app.worker.run import Run
 
@@ -118,7 +118,9 @@ def _interruptibly(run: Run) -> Outcome:
         _sweep()
         run.stretch.enter()
         # What it activates, such as a language or a time zone, is not the next task's.
-        outcome = copy_context().run(execute, run)
+        with context_of_run() as context:
+            context.run(run.stretch.queries.begin)
+            outcome = context.run(execute, run)
         run.stretch.leave()
     except TaskInterrupted as late:
         run.stretch.leave()

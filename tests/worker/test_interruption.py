@@ -22,13 +22,18 @@ from tasks_app.worker.stopping import enforce
 from tests.harness import begins, ends, eventually
 from tests.rows import facts, last_fact, saved
 from tests.stubborn_tasks import (
+    Awaits,
     CleansUp,
+    CountsUsers,
     LogsInALoop,
+    QueriesForEver,
     Spins,
+    SpinsAsync,
     SpinsInTransaction,
     SpinsShielded,
     Surroundings,
     SwallowsAll,
+    WaitsInALoop,
 )
 from tests.tasks import Add
 from tests.worker.conftest import Working
@@ -79,6 +84,37 @@ def test_code_that_never_calls_in_is_interrupted(task: Any, start: Start, log: L
     # Its hand is as good as before.
     again = task_service.start_task(Add, {"a": 40})
     assert ends(again.task_id).result == 42
+    assert working.coordinator.pool.stuck == 0
+
+
+def test_what_waits_for_others_work_is_interrupted(
+    start: Start, tmp_path: Path, settings: Any
+) -> None:
+    """For its event loop, for a query, to be notified: none of that is holding a lock."""
+    settings.TASK_INTERRUPT_GRACE_SECONDS = 2
+    working = start(hands=8)
+    notes = [tmp_path / "by_asgiref", tmp_path / "by_asyncio"]
+    tasks = [
+        task_service.start_task(Awaits, {"note": notes[0]}),
+        task_service.start_task(Awaits, {"note": notes[1], "by_asgiref": False}),
+        task_service.start_task(SpinsAsync),
+        task_service.start_task(WaitsInALoop),
+        task_service.start_task(QueriesForEver),
+        task_service.start_task(QueriesForEver, {"by_asyncio": True}),
+    ]
+    neighbour = task_service.start_task(QueriesForEver)
+    for task in [*tasks, neighbour]:
+        begins(task.task_id)
+    for task in tasks:
+        task_service.cancel_task(task.task_id)
+    ended = [ends(task.task_id) for task in tasks]
+    assert [(task.status, task.stuck) for task in ended] == [(Status.CANCELLED, False)] * 6
+    assert [note.read_text() for note in notes] == ["cleaned up"] * 2
+    # Nobody else's query was cancelled, and the threads are as good as before.
+    assert Task.objects.get(pk=neighbour.task_id).status == Status.RUNNING
+    assert [ends(task_service.start_task(CountsUsers).task_id).result for _ in range(8)] == [0] * 8
+    task_service.cancel_task(neighbour.task_id)
+    assert not ends(neighbour.task_id).stuck
     assert working.coordinator.pool.stuck == 0
 
 

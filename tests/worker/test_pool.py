@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
 
 import pytest
-from django.db import connections
+from asgiref.sync import sync_to_async
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome
@@ -128,6 +131,31 @@ def test_a_hand_closes_its_connection_after_each_task(
     assert connection.connection is None
     pool.close()
     assert pool.join(PATIENCE)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_synchronous_calls_of_asyncio_have_a_thread_for_each_run(
+    pool: Pool, delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a transaction that one leaves open, or a dead connection, is not the next one's."""
+    used: list[tuple[threading.Thread, BaseDatabaseWrapper]] = []
+
+    def leave_open() -> None:
+        transaction.atomic().__enter__()
+        used.append((threading.current_thread(), connections["default"]))
+
+    async def main() -> None:
+        await sync_to_async(leave_open)()
+
+    monkeypatch.setattr(Echo, "run", lambda *_: asyncio.run(main()))
+    for _ in range(2):
+        pool.submit(made(Echo))
+        assert delivered.get(timeout=PATIENCE).verb is Verb.COMPLETE
+    (first, _), (second, _) = used
+    assert first is not second
+    for thread, connection in used:
+        assert not thread.is_alive()
+        assert connection.closed_in_transaction
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,0 +1,94 @@
+"""The database connections that threads of a worker have open, and what is done about them."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Collection
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+logger = logging.getLogger("tasks_app.worker")
+
+#: libpq's PQTRANS_ACTIVE: a command is in progress.
+ACTIVE = 1
+
+
+class Queries:
+    """What one run asks databases, from its own thread or from one that asyncio gave it."""
+
+    def begin(self) -> None:
+        """Take over the connections that this thread has kept. Belongs into the run's context."""
+        _current.set(self)
+        for connection in connections.all(initialized_only=True):
+            _note(connection)
+
+    def cancel(self) -> None:
+        """Cancel the query that the run waits for. It gets an error; others notice nothing.
+
+        Its connections must be closed afterwards, before another run uses them: on PostgreSQL the
+        cancellation may arrive late.
+        """
+        for connection, owner in list(_owners.items()):
+            raw = connection.connection
+            if owner.queries is not self or raw is None:
+                continue
+            with suppress(sqlite3.Error):  # Closed just now.
+                if connection.vendor == "sqlite":
+                    raw.interrupt()
+                elif connection.vendor == "postgresql" and raw.info.transaction_status == ACTIVE:
+                    # It takes a connection of its own, which the coordinator must not wait for.
+                    threading.Thread(target=_cancel, args=[raw], name="cancel", daemon=True).start()
+
+
+class Owner(NamedTuple):
+    thread: threading.Thread
+    queries: Queries | None
+
+
+_current: ContextVar[Queries | None] = ContextVar("queries", default=None)
+_owners: WeakKeyDictionary[BaseDatabaseWrapper, Owner] = WeakKeyDictionary()
+
+
+def _note(connection: BaseDatabaseWrapper, **_kwargs: object) -> None:
+    _owners[connection] = Owner(threading.current_thread(), _current.get())
+
+
+connection_created.connect(_note, dispatch_uid="tasks_app.worker.queries")
+
+
+def end_left_behind(going_on: Collection[Queries]) -> list[str]:
+    """Roll back SQLite transactions that threads of ended tasks hold; return these threads' names.
+
+    Spares runs that go on, whose own limits end them, and the main thread. The connection is
+    closed, so that its thread gets an error instead of believing that it committed.
+    """
+    names = []
+    for connection, owner in list(_owners.items()):
+        raw = connection.connection
+        spared = owner.queries in going_on if owner.queries else False
+        ours = owner.thread in (threading.main_thread(), threading.current_thread())
+        if connection.vendor != "sqlite" or raw is None or spared or ours:
+            continue
+        with suppress(sqlite3.Error):  # Closed just now.
+            if raw.in_transaction:
+                raw.interrupt()
+                raw.rollback()
+                raw.close()
+                names.append(owner.thread.name)
+    return names
+
+
+def _cancel(raw: Any) -> None:
+    try:
+        # psycopg 3.2 and later, else any psycopg.
+        (getattr(raw, "cancel_safe", None) or raw.cancel)()
+    except Exception as error:  # noqa: BLE001 - the server may be gone, or the connection closed
+        logger.warning("A task's query could not be cancelled: %s", str(error).strip())
