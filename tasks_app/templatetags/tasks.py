@@ -13,10 +13,12 @@ from django.contrib.auth.models import AnonymousUser
 from django.db.models import Prefetch, QuerySet, prefetch_related_objects
 from django.http import HttpRequest
 from django.middleware.csrf import get_token
+from django.template import context_processors
 from django.template.context import Context
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.formats import date_format
+from django.utils.html import format_html
 
 from tasks_app import display
 from tasks_app.conf import task_settings
@@ -82,10 +84,26 @@ def resumable() -> str:
     return since if len(since) <= CURSOR_MAX else ""
 
 
+@register.simple_tag(takes_context=True)
+def nonce(context: Context) -> str:
+    """Return the `nonce` attribute of a script or style; empty if the request has none.
+
+    Finds the nonce of Django 6 and of django-csp, whether or not their context processors ran.
+    """
+    request = context.get("request")
+    found = context.get("csp_nonce")
+    if found is None and request:
+        found = getattr(request, "csp_nonce", None)
+    if found is None and request and hasattr(context_processors, "csp"):  # Django 6
+        found = context_processors.csp(request)["csp_nonce"]
+    # Both nonces are false until they are used, so they cannot be tested by truth.
+    return "" if found is None else format_html(' nonce="{}"', found)
+
+
 @register.inclusion_tag("tasks_app/task_progress_assets.html", takes_context=True)
 def task_assets(context: Context) -> dict[str, Any]:
     """Bring the style and the script to a page that shows its first task later."""
-    return {"first": Page.of(context).brings_assets(), **page_assets()}
+    return {"first": Page.of(context).brings_assets(), **page_assets(context)}
 
 
 @register.inclusion_tag("tasks_app/task_progress.html", takes_context=True)
@@ -121,7 +139,7 @@ def task_progress(
     # The same task may be shown twice on a page, and an id may not.
     first = assets and page.brings_assets()
     label_id = f"task-progress-{shown['task_id']}-{page.bars}"
-    return shown | {"first": first, "label_id": label_id} | (page_assets() if first else {})
+    return shown | {"first": first, "label_id": label_id} | (page_assets(context) if first else {})
 
 
 @register.inclusion_tag("tasks_app/task_list.html", takes_context=True)
@@ -146,7 +164,7 @@ def task_list(
     rows = newest(user, tasks, limit, form)
     back = request.get_full_path() if request else ""
     return {
-        **page_assets(),
+        **page_assets(context),
         "first": page.brings_assets(),
         "request": request,
         "form": form,
@@ -279,9 +297,10 @@ def created(task: Task) -> tuple[str, str]:
     return moment.isoformat(), said
 
 
-def page_assets() -> dict[str, Any]:
+def page_assets(context: Context) -> dict[str, Any]:
     """Return what a page tells its script: where to ask, and what to say."""
     return {
+        "nonce": nonce(context),
         "live": _is_live(),
         "streams_url": _url("streams"),
         "statuses_url": _url("statuses"),

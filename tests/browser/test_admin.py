@@ -9,7 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from tasks_app import lifecycle
 from tasks_app.claims import Failure
@@ -33,6 +33,21 @@ EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'>&amp;"
 @pytest.fixture
 def operator(transactional_db: None) -> User:
     return User.objects.create_superuser("grace", password="grace")
+
+
+def enforce_trusted_types(page: Page, url: str) -> None:
+    """Serve a page of the admin with a policy that names ours."""
+
+    def served(route: Route) -> None:
+        if route.request.resource_type != "document":
+            route.fallback()
+            return
+        response = route.fetch()
+        policy = "require-trusted-types-for 'script'; trusted-types tasks_app tasks_app-admin"
+        headers = response.headers | {"content-security-policy": policy}
+        route.fulfill(response=response, headers=headers)
+
+    page.route(url, served)
 
 
 def log_in(context: BrowserContext, web: Web, user: User) -> None:

@@ -16,7 +16,7 @@ from project.airports.tasks import FarthestReachable
 from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tests.browser.test_admin import WITHIN, log_in, operator
+from tests.browser.test_admin import WITHIN, enforce_trusted_types, log_in, operator
 from tests.harness import Process, Web, begins, ends, eventually
 from tests.rows import saved, worker
 from tests.tasks import Steps
@@ -83,8 +83,10 @@ def test_the_overview_follows_what_happens_without_a_reload(
 ) -> None:
     web = start_web()
     log_in(context, web, operator)
+    enforce_trusted_types(page, f"{web.url}{OVERVIEW}")
     page.goto(f"{web.url}{OVERVIEW}")
     expect(state(page)).to_have_text("Live", timeout=WITHIN)
+    expect(page.get_by_role("link", name="Refresh")).to_be_hidden()
     expect(page.get_by_text("No workers yet")).to_be_visible()
     page.evaluate("window.same = true")
     # What one has opened and gone to stays so.

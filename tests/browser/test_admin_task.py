@@ -15,7 +15,7 @@ from tasks_app.claims import Claim
 from tasks_app.models import Task
 from tasks_app.progress import LogLine
 from tests import rows
-from tests.browser.test_admin import WITHIN, log_in, operator
+from tests.browser.test_admin import WITHIN, enforce_trusted_types, log_in, operator
 from tests.harness import Web, eventually
 
 __all__ = ["operator"]
@@ -34,7 +34,9 @@ def show(
     log_in(context, web, operator)
 
     def show(task: Task) -> None:
-        page.goto(f"{web.url}{reverse('admin:tasks_app_task_change', args=[task.pk])}")
+        url = f"{web.url}{reverse('admin:tasks_app_task_change', args=[task.pk])}"
+        enforce_trusted_types(page, url)
+        page.goto(url)
 
     return show
 

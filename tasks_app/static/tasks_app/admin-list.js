@@ -6,7 +6,7 @@
 const root = document.querySelector("[data-task-list]");
 const words = JSON.parse(root.dataset.words);
 // By the address that the page gives, for storages that rename static files.
-const { reduce, describe, duration } = await import(root.dataset.module);
+const { bounded, reduce, describe, duration } = await import(root.dataset.module);
 
 const ENDS = { task_completed: "completed", task_failed: "failed", task_cancelled: "cancelled" };
 const TERMINAL = new Set(Object.values(ENDS));
@@ -477,7 +477,7 @@ class List {
         headers: { Accept: "application/json" },
         cache: "no-store",
         redirect: "manual", // it leads to a log-in page
-        signal: AbortSignal.any([this.#fetching.signal, AbortSignal.timeout(FETCH_TIMEOUT)]),
+        signal: bounded(this.#fetching.signal),
       });
       if (response.type === "opaqueredirect" || [401, 403, 404].includes(response.status)) {
         this.#deny();

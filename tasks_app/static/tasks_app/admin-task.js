@@ -114,8 +114,9 @@ async function refresh() {
     // Where it is refused, asking again would not help.
     answered = response.type === "opaqueredirect" || [401, 403, 404].includes(response.status);
     if (response.ok) {
-      const page = new DOMParser().parseFromString(await response.text(), "text/html");
-      const { grow } = await growing;
+      const html = await response.text();
+      const { grow, parsePage } = await growing;
+      const page = parsePage(html);
       for (const there of page.querySelectorAll("[data-refresh]")) renew(there, grow);
       if ("tail" in log.dataset) catchUp([...page.querySelector("[data-tail]").children]);
       answered = true;

@@ -6,6 +6,15 @@
 const key = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.dataset?.key : undefined);
 const alike = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && key(a) === key(b);
 
+// Trusted Types, where a site enforces them, want a policy wherever text becomes a document.
+const policy = globalThis.trustedTypes?.createPolicy("tasks_app-admin", {
+  createHTML: (text) => text,
+});
+
+/** Parse what the server sent. */
+export const parsePage = (html) =>
+  new DOMParser().parseFromString(policy?.createHTML(html) ?? html, "text/html");
+
 /** Make `here` like `there`, keeping every node that can stay. */
 export function grow(here, there) {
   if (here.nodeType !== Node.ELEMENT_NODE) {

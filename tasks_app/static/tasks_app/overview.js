@@ -28,11 +28,21 @@ const EVENTS = [
 const page = document.querySelector("[data-overview-live]");
 const part = document.querySelector("[data-overview]");
 // By the address that the page gives, for storages that rename static files.
-const { grow } = await import(page.dataset.grow);
+const { grow, parsePage } = await import(page.dataset.grow);
 
 /* ---- The page. ---- */
 
 class DeniedError extends Error {}
+
+/** Return a signal that aborts with another one, or after FETCH_TIMEOUT. */
+function bounded(signal) {
+  // Not AbortSignal.any, which is younger than the browsers that the guide names.
+  const own = new AbortController();
+  if (signal.aborted) own.abort();
+  setTimeout(() => own.abort(), FETCH_TIMEOUT);
+  signal.addEventListener("abort", () => own.abort(), { signal: own.signal });
+  return own.signal;
+}
 
 class Overview {
   #page;
@@ -55,6 +65,7 @@ class Overview {
     this.#words = JSON.parse(page.dataset.words);
     const pause = this.#find("pause");
     pause.hidden = false;
+    this.#find("refresh").hidden = true;
     pause.addEventListener("click", () => this.#pause(!this.#paused));
     document.addEventListener("visibilitychange", () => this.#wake());
     addEventListener("pagehide", () => this.#rest());
@@ -204,7 +215,7 @@ class Overview {
     this.#part.setAttribute("aria-busy", "true");
     try {
       const html = await this.#ask(fetching.signal);
-      const there = new DOMParser().parseFromString(`<div>${html}</div>`, "text/html");
+      const there = parsePage(`<div>${html}</div>`);
       const focused = document.activeElement;
       const wrapped = there.body.firstChild;
       for (const { name, value } of this.#part.attributes) wrapped.setAttribute(name, value);
@@ -232,7 +243,7 @@ class Overview {
       cache: "no-store",
       // A redirect leads to a log-in page.
       redirect: "manual",
-      signal: AbortSignal.any([signal, AbortSignal.timeout(FETCH_TIMEOUT)]),
+      signal: bounded(signal),
     });
     if (response.type === "opaqueredirect" || [401, 403, 404].includes(response.status))
       throw new DeniedError(`${response.status}`);
