@@ -1,11 +1,13 @@
 """What happened to a task, in words."""
 
+from typing import Any
+
 from tasks_app.models import TaskEvent
 from tasks_app.states import EventType
 
 
 def describe(event: TaskEvent) -> str:
-    data = event.data
+    data = event.message().data
     match event.event_type:
         case EventType.QUEUED:
             return f"Queued again: {data['reason']}" if data.get("reason") else "Queued"
@@ -16,14 +18,15 @@ def describe(event: TaskEvent) -> str:
         case EventType.LOG:
             return str(data.get("message", ""))
         case EventType.RETRY_SCHEDULED:
-            return f"Attempt {data.get('attempt')} failed: {_error(event)}. It will be tried again"
+            return f"Attempt {data.get('attempt')} failed: {_error(data)}. It will be tried again"
         case EventType.FAILED:
-            return f"Failed: {_error(event)}"
+            return f"Failed: {_error(data)}"
         case EventType.CANCEL_REQUESTED | EventType.CANCELLED if data.get("by"):
             return f"{EventType(event.event_type).label} by {data['by']}"
         case _:
             return str(EventType(event.event_type).label)
 
 
-def _error(event: TaskEvent) -> str:
-    return str(event.data.get("error", {}).get("message", "unknown")).rstrip(".")
+def _error(data: dict[str, Any]) -> str:
+    """In words for the task's owner."""
+    return str(data["error"]["message"]).rstrip(".")

@@ -56,6 +56,9 @@ class BaseTask:
 
     #: What people read; made from the class name when unset.
     verbose_name: ClassVar[str] = ""
+    #: What the owner reads when a run fails, unless the error has words of its own for them. The
+    #: error's type, message and traceback are for staff.
+    public_error: ClassVar[str] = ""
     queue: ClassVar[str] = "default"
     #: Higher runs first.
     priority: ClassVar[int] = 0
@@ -209,6 +212,7 @@ class BaseTask:
 #: The types that the value of an option has.
 _OPTIONS: dict[str, Any] = {
     "verbose_name": str,
+    "public_error": str,
     "queue": str,
     "priority": int,
     "timeout": (int, float, type(None)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tasks_app.exceptions import WorkerLost
 from tasks_app.models import Task
@@ -32,9 +32,23 @@ class Failure:
     stuck: bool = False
     #: The exception itself, for the log and for what reports errors from there.
     error: BaseException | None = field(default=None, repr=False, compare=False)
+    #: What the task's owner reads; None for the sentence that suits any task.
+    public_error: str | None = None
 
-    def public(self) -> dict[str, str]:
-        return {"type": self.type, "message": self.message}
+    def fields(self) -> dict[str, Any]:
+        """What the row keeps of it."""
+        return {
+            "error_type": self.type,
+            "error_message": self.message,
+            "error_traceback": self.traceback,
+            "public_error": self.public_error,
+            "stuck": self.stuck,
+        }
+
+    def data(self) -> dict[str, Any]:
+        """What the history keeps of it. `TaskEvent.message` says which part of that is whose."""
+        told: dict[str, Any] = {"error": {"type": self.type, "message": self.message}}
+        return told if self.public_error is None else told | {"public_error": self.public_error}
 
 
 #: Up to so many tasks that may start are put in order by themselves.

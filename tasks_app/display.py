@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app.models import Task, aware
-from tasks_app.schemas import clipped
+from tasks_app.schemas import TaskError, clipped
 from tasks_app.states import Status
 
 if TYPE_CHECKING:
@@ -211,4 +211,5 @@ def result(task: Task) -> str:
 
 
 def error(task: Task) -> str:
-    return f"{task.error_type}: {task.error_message}" if task.error_type else ""
+    """Return why a task failed, in words for its owner. Staff read more in the admin."""
+    return TaskError.public(task.public_error).message if task.error_type else ""

@@ -24,6 +24,23 @@ class TaskError(Exception):
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or type(self).__doc__)
 
+    @property
+    def public_error(self) -> str | None:
+        """What the owner of a task reads that fails with this; None for nothing.
+
+        An exception of any class may have one. A task raises TaskError, or a subclass of its own,
+        to fail with words for its owner.
+        """
+        return str(self)
+
+
+class StaffError(TaskError):
+    """Something is wrong that only staff can put right."""
+
+    @property
+    def public_error(self) -> None:
+        return None
+
 
 def by_field(errors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return faults as Pydantic lists them by field, dotted where it is nested.
@@ -39,7 +56,7 @@ def told(faults: Mapping[str, str], whole: str = "") -> str:
     )
 
 
-class UnknownTask(TaskError):
+class UnknownTask(StaffError):
     """There is no task class of this name."""
 
     def __init__(self, name: str, why: str) -> None:
@@ -51,11 +68,11 @@ class UnknownTask(TaskError):
         )
 
 
-class InvalidTask(TaskError):
+class InvalidTask(StaffError):
     """A task class is declared in a way that cannot run."""
 
 
-class InvalidParams(TaskError):
+class InvalidParams(StaffError):
     """The parameters do not fit the task.
 
     `errors` maps each field, dotted where it is nested and empty for all of them, to its fault.
@@ -66,14 +83,14 @@ class InvalidParams(TaskError):
         super().__init__(f"Parameters of {task_name} are wrong: {told(self.errors, 'params: ')}")
 
 
-class InvalidResult(TaskError):
+class InvalidResult(StaffError):
     """A task returned something else than it declared, or something JSON cannot hold."""
 
     def __init__(self, task_name: str, errors: Iterable[Mapping[str, Any]]) -> None:
         super().__init__(f"{task_name} returned a wrong result: {told(by_field(errors))}")
 
 
-class TaskNotFound(TaskError):
+class TaskNotFound(StaffError):
     """There is no such task."""
 
     def __init__(self, task_id: UUID | str) -> None:
@@ -81,7 +98,7 @@ class TaskNotFound(TaskError):
         super().__init__(f"There is no task {task_id}. It may have been removed by clean-up.")
 
 
-class DuplicateTask(TaskError):
+class DuplicateTask(StaffError):
     """An unfinished task has this unique key already.
 
     Which one, `task_id` says, for those who may see it; the words do not. None where a key was
@@ -102,7 +119,7 @@ class DuplicateTask(TaskError):
     )
 
 
-class IdempotencyKeyReused(TaskError):
+class IdempotencyKeyReused(StaffError):
     """The owner started something else by this idempotency key."""
 
     def __init__(self, key: str, task_id: UUID) -> None:
@@ -114,7 +131,7 @@ class IdempotencyKeyReused(TaskError):
         )
 
 
-class IllegalTransition(TaskError):
+class IllegalTransition(StaffError):
     """The task's status does not allow this."""
 
     def __init__(self, task_id: UUID, status: Status, wanted: str) -> None:
@@ -123,7 +140,7 @@ class IllegalTransition(TaskError):
         super().__init__(f"Task {task_id} is {status.value} and cannot be {wanted}.")
 
 
-class TaskProtected(TaskError):
+class TaskProtected(StaffError):
     """Other rows of the site refer to the task, and keep it."""
 
     def __init__(self, task_id: UUID) -> None:
@@ -146,7 +163,7 @@ class AlreadyRetried(IllegalTransition):
         self.args = (f"Task {task_id} was retried already. Retry its repetition instead.",)
 
 
-class Retry(TaskError):
+class Retry(StaffError):
     """Raised by a task: this attempt came to nothing, and the next should come after a while.
 
     `after` is in seconds, or a timedelta; left out, the wait grows with each attempt, as after any
@@ -162,7 +179,7 @@ class Retry(TaskError):
         self.after = None if seconds is None else timedelta(seconds=float(seconds))
 
 
-class WorkerLost(TaskError):
+class WorkerLost(StaffError):
     """The worker that ran this task disappeared."""
 
 
@@ -183,6 +200,10 @@ class TaskCancelled(TaskInterrupted):
 
 class TaskTimedOut(TaskInterrupted):
     """The task ran longer than it may."""
+
+    @property
+    def public_error(self) -> str:
+        return str(self)
 
 
 class LeaseLost(TaskInterrupted):

@@ -205,18 +205,7 @@ def fail(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> l
     """End claimed tasks with the errors that stopped them. Return the void claims."""
     return _finish(
         Verb.FAIL,
-        {
-            claim: _Ending(
-                {
-                    "error_type": failure.type,
-                    "error_message": failure.message,
-                    "error_traceback": failure.traceback,
-                    "stuck": failure.stuck,
-                },
-                {"error": failure.public()},
-            )
-            for claim, failure in failures.items()
-        },
+        {claim: _Ending(failure.fields(), failure.data()) for claim, failure in failures.items()},
         now,
     )
 
@@ -253,7 +242,7 @@ def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> 
             wait = backoff(row.attempt) if failure.retry_after is None else failure.retry_after
             run_after = now + wait
             update([claim], **UNCLAIMED, status=move.target, run_after=run_after)
-            data = {"attempt": row.attempt, "error": failure.public()}
+            data = {"attempt": row.attempt} | failure.data()
             record(move, [(claim.task_id, waiting(run_after) | data)], now)
     return [claim for claim in failures if claim not in held]
 

@@ -113,6 +113,8 @@ class Task(models.Model):
     error_type = models.CharField(_("error type"), max_length=200, blank=True, default="")
     error_message = models.TextField(_("error"), blank=True, default="")
     error_traceback = models.TextField(_("traceback"), blank=True, default="")
+    #: What the owner reads instead. Null, and not empty, so that adding the column is cheap.
+    public_error = models.TextField(_("error for the owner"), null=True)  # noqa: DJ001
 
     stuck = models.BooleanField(
         _("stuck"),
@@ -274,8 +276,11 @@ class Task(models.Model):
             replayed=replayed,
         )
 
-    def info(self) -> schemas.TaskInfo:
-        error = schemas.TaskError(type=self.error_type, message=self.error_message)
+    def info(self, *, for_staff: bool = False) -> schemas.TaskInfo:
+        """A task as it stands, with its error as its owner reads it, or else as staff do."""
+        error = schemas.TaskError.public(self.public_error)
+        if for_staff:
+            error = schemas.TaskError(type=self.error_type, message=self.error_message)
         return schemas.TaskInfo(
             task_id=self.pk,
             name=self.name,
@@ -347,10 +352,18 @@ class TaskEvent(models.Model):
     def __str__(self) -> str:
         return f"{self.event_type} of {self.task_id}"
 
-    def message(self) -> schemas.TaskEvent:
+    def message(self, *, for_staff: bool = False) -> schemas.TaskEvent:
+        """The event as it is sent, with its error as the task's owner reads it, or as staff do.
+
+        A stream is encoded once for all who watch it, so it has what is for owners.
+        """
+        data = dict(self.data)
+        public = data.pop("public_error", None)
+        if "error" in data and not for_staff:
+            data["error"] = schemas.TaskError.public(public).model_dump()
         return schemas.TaskEvent(
             event_type=EventType(self.event_type),
             task_id=self.task_id,
             timestamp=aware(self.timestamp),
-            data=self.data,
+            data=data,
         )

@@ -1,9 +1,12 @@
 """What crosses a boundary: to callers, to browsers, to programs."""
 
+from __future__ import annotations
+
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
+from django.utils.translation import gettext_lazy
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tasks_app.states import EventType, Status
@@ -50,6 +53,9 @@ KEY_MAX = 200
 #: The most attempts that a task may be allowed.
 ATTEMPTS_MAX = 1_000_000
 
+#: What a task's owner reads where neither the error nor the class has words for them.
+NO_WORDS = gettext_lazy("The task failed.")
+
 Text = Annotated[str, AfterValidator(printable)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -76,10 +82,19 @@ class TaskStartResponse(Schema):
 
 
 class TaskError(Schema):
-    """Why a task failed, as far as its owner may know. The traceback is for staff."""
+    """Why a task failed.
 
-    type: str
+    Its owner is told the words that the task has for them. The exception's type and message are for
+    users who may see all tasks, its traceback is for the admin and commands.
+    """
+
+    #: None where the message is the owner's.
+    type: str | None = None
     message: str
+
+    @classmethod
+    def public(cls, text: str | None) -> TaskError:
+        return cls(message=text or str(NO_WORDS))
 
 
 class TaskInfo(Schema):

@@ -286,7 +286,10 @@ def test_info_of_a_failed_task_says_no_more_than_its_owner_may_know() -> None:
         error_traceback="Traceback: secret",
     )
     info = task.info()
-    assert info.error == TaskError(type="KeyError", message="'x'")
+    assert info.error == TaskError(type=None, message="The task failed.")
+    task.public_error = "The key is missing."
+    assert task.info().error == TaskError(type=None, message="The key is missing.")
+    assert task.info(for_staff=True).error == TaskError(type="KeyError", message="'x'")
     assert info.progress == TaskProgressUpdate(text="a quarter", value=0.25)
     assert (info.run_after, info.start_time, info.end_time) == (None, NOW, NOW)
     assert info.cancel_requested
@@ -325,6 +328,17 @@ def test_a_message_of_a_stored_event() -> None:
     assert message.event_type is EventType.LOG
     assert (message.task_id, message.timestamp) == (event.task_id, NOW)
     assert message.data == {"level": "info", "message": "x"}
+
+
+@pytest.mark.parametrize("words", [None, "The file is empty."])
+@pytest.mark.parametrize("kind", [EventType.FAILED, EventType.RETRY_SCHEDULED])
+def test_a_message_of_an_error_has_what_is_for_the_owner(kind: Any, words: str | None) -> None:
+    error = {"type": "KeyError", "message": "'x'"}
+    data: dict[str, Any] = {"error": error} | ({"public_error": words} if words else {})
+    event = TaskEvent(task=row(), event_type=kind, timestamp=NOW, data=data)
+    message = words or "The task failed."
+    assert event.message().data == {"error": {"type": None, "message": message}}
+    assert event.message(for_staff=True).data == {"error": error}
 
 
 @pytest.mark.parametrize(

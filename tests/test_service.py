@@ -244,7 +244,7 @@ def test_the_status_of_a_task() -> None:
     info = task_service.get_task_status(task.pk)
     assert info == task.info()
     assert info.error is not None
-    assert info.error.message == "it broke"
+    assert info.error.message == "The task failed."
 
 
 @pytest.mark.parametrize("call", ["get_task_status", "cancel_task", "remove_completed_task"])

@@ -42,6 +42,8 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 class NotAirportsCSV(ValueError):
     """The file as a whole cannot be read as airports; the message names the remedy."""
 
+    public_error = property(str)
+
 
 class AirportRow(BaseModel):
     """One good row. The descriptions are what a rejected one is told."""

@@ -23,6 +23,7 @@ from project.airports.csvfile import (
 from project.airports.models import Airport
 from project.airports.selection import Selection
 from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.exceptions import TaskError
 
 BUNDLED = "bundled"
 BUNDLED_FILE = Path(airportsdata.__file__).with_name("airports.csv")
@@ -99,9 +100,7 @@ class ImportAirports(SiteTask):
     ) -> ImportSummary:
         path = BUNDLED_FILE if source == BUNDLED else files.find(source)
         if path is None:
-            raise FileNotFoundError(
-                f"The uploaded file {filename!r} is no longer kept. Upload it again."
-            )
+            raise TaskError(f"The uploaded file {filename!r} is no longer kept. Upload it again.")
         progress.send_progress("Checking the file", 0.0)
         try:
             lines = check_file(path)

@@ -32,7 +32,14 @@ from tasks_app.base import BaseTask
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import UnknownTask
 from tasks_app.models import Task
-from tasks_app.permissions import may_cancel, may_remove, may_retry, may_start, may_view
+from tasks_app.permissions import (
+    may_cancel,
+    may_remove,
+    may_retry,
+    may_start,
+    may_view,
+    may_view_all,
+)
 from tasks_app.registry import find, startable_tasks
 from tasks_app.schemas import TaskInfo, TaskStartResponse
 from tasks_app.service import task_service, users_key
@@ -165,7 +172,8 @@ def list_tasks(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
     _only(request, Filters.model_fields)
     user = caller(request)
     visible = Task.objects.visible_to(user)
-    return _json(page_of(visible.filter(owner_id=user.pk) if filters.owner else visible, filters))
+    tasks = visible.filter(owner_id=user.pk) if filters.owner else visible
+    return _json(page_of(tasks, filters, for_staff=may_view_all(user)))
 
 
 @router.get(
@@ -196,7 +204,8 @@ async def stream_many(request: HttpRequest) -> HttpResponseBase:
 )
 def status(request: HttpRequest, task_id: UUID) -> HttpResponse:
     """Show a task as it stands."""
-    return _json(_visible(caller(request), task_id).info())
+    user = caller(request)
+    return _json(_visible(user, task_id).info(for_staff=may_view_all(user)))
 
 
 @router.delete(
@@ -225,7 +234,9 @@ def remove(request: HttpRequest, task_id: UUID) -> HttpResponse:
 def events(request: HttpRequest, task_id: UUID, following: Query[Following]) -> HttpResponse:
     """List a task's history, the oldest event first."""
     _only(request, Following.model_fields)
-    return _json(events_after(_visible(caller(request), task_id), following))
+    user = caller(request)
+    task = _visible(user, task_id)
+    return _json(events_after(task, following, for_staff=may_view_all(user)))
 
 
 @router.post(

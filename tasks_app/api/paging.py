@@ -38,7 +38,7 @@ WINDOW = 20_000
 Place = tuple[datetime, UUID]
 
 
-def page_of(tasks: TaskQuerySet, filters: Filters) -> TaskPage:
+def page_of(tasks: TaskQuerySet, filters: Filters, *, for_staff: bool = False) -> TaskPage:
     """Return a page, the newest task first. Raises Problem for a wrong cursor.
 
     In the order of an index, which knows nothing of what else is asked for: that is looked for in
@@ -63,7 +63,8 @@ def page_of(tasks: TaskQuerySet, filters: Filters) -> TaskPage:
     if len(found) > len(shown):
         end = (shown[-1].created_at, shown[-1].pk)
     return TaskPage(
-        tasks=[listed(task) for task in shown], next=None if end is None else _cursor(*end)
+        tasks=[listed(task, for_staff=for_staff) for task in shown],
+        next=None if end is None else _cursor(*end),
     )
 
 
@@ -90,12 +91,12 @@ def stored(moment: datetime) -> datetime:
     return moment if settings.USE_TZ else timezone.make_naive(moment)
 
 
-def listed(task: Task) -> ListedTask:
+def listed(task: Task, *, for_staff: bool) -> ListedTask:
     task.result = None  # It was left in the database, and is not fetched for each task now.
-    return ListedTask(**dict(task.info()))
+    return ListedTask(**dict(task.info(for_staff=for_staff)))
 
 
-def events_after(task: Task, following: Following) -> EventPage:
+def events_after(task: Task, following: Following, *, for_staff: bool = False) -> EventPage:
     """Return a page of a task's history, the oldest event first.
 
     Within a task ids grow in the order of commits, so that none appears before one that was shown.
@@ -104,7 +105,10 @@ def events_after(task: Task, following: Following) -> EventPage:
     found = list(events[: following.limit + 1])
     shown = found[: following.limit]
     return EventPage(
-        events=[RecordedEvent(id=event.pk, **dict(event.message())) for event in shown],
+        events=[
+            RecordedEvent(id=event.pk, **dict(event.message(for_staff=for_staff)))
+            for event in shown
+        ],
         next=shown[-1].pk if len(found) > len(shown) else None,
     )
 

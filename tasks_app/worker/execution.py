@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tasks_app.base import resolve
+from tasks_app.base import BaseTask, resolve
 from tasks_app.claims import Failure
 from tasks_app.exceptions import (
     InvalidParams,
@@ -78,8 +78,8 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:
     if isinstance(reason, (TaskReleased, LeaseLost)):
         return cut_short(run)
     if _is_retried(run, reason or error):
-        return Outcome(run, Verb.RETRY, failure(reason or error))
-    return Outcome(run, Verb.FAIL, failure(reason or error))
+        return Outcome(run, Verb.RETRY, failure(reason or error, run.cls))
+    return Outcome(run, Verb.FAIL, failure(reason or error, run.cls))
 
 
 def given_up(run: Run) -> Outcome:
@@ -89,7 +89,7 @@ def given_up(run: Run) -> Outcome:
         return Outcome(run, Verb.CANCEL, STUCK)
     if isinstance(reason, TaskTimedOut):
         # Not tried again, whatever its class says: this attempt may still be doing things.
-        return Outcome(run, Verb.FAIL, replace(failure(reason), stuck=True))
+        return Outcome(run, Verb.FAIL, replace(failure(reason, run.cls), stuck=True))
     return cut_short(run)
 
 
@@ -113,10 +113,11 @@ def cut_short(run: Run) -> Outcome:
     if run.cls is None or run.cls.restart_on_shutdown:
         return Outcome(run, Verb.RELEASE)
     message = "The worker was shut down, and this task does not start again by itself."
-    return Outcome(run, Verb.FAIL, Failure(WorkerLost.__name__, message))
+    words = _public(WorkerLost(message), run.cls)
+    return Outcome(run, Verb.FAIL, Failure(WorkerLost.__name__, message, public_error=words))
 
 
-def failure(error: BaseException) -> Failure:
+def failure(error: BaseException, task: type[BaseTask] | None = None) -> Failure:
     """Return what is told of an error, whatever its class does when asked for its words."""
     name = type(error).__name__
     try:
@@ -134,7 +135,17 @@ def failure(error: BaseException) -> Failure:
         traceback=clipped(printable(lines), TRACEBACK_MAX),
         retry_after=error.after if isinstance(error, Retry) else None,
         error=error,
+        public_error=_public(error, task),
     )
+
+
+def _public(error: BaseException, task: type[BaseTask] | None) -> str | None:
+    """Return what the task's owner reads: the error's words for them, or else the class's."""
+    try:
+        text = getattr(error, "public_error", None) or (task and task.public_error)
+        return clipped(printable(str(text)), MESSAGE_MAX) if text else None
+    except Exception:  # noqa: BLE001 - a class of the task's may do anything
+        return None
 
 
 def _interruption(error: BaseException) -> TaskInterrupted | None:

@@ -15,6 +15,7 @@ from django.utils import timezone
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tasks_app import lifecycle
+from tasks_app.claims import Failure
 from tasks_app.states import Status
 from tests import rows
 from tests.browser.pages import look
@@ -147,6 +148,15 @@ def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..
     flat = json.dumps(seen[1])
     for words in ("about 2 h left", "2 h 5 min", "2 of 3", "Cancelling", "starts in", str(here)):
         assert words in flat
+
+
+def test_a_row_that_fails_says_what_is_for_staff(page: Page, show: Callable[..., None]) -> None:
+    """The stream says what is for the task's owner."""
+    task, claim = rows.claimed()
+    show()
+    lifecycle.fail({claim: Failure("OSError", "disk full", public_error="It was not saved.")})
+    shows(page, task.pk, "state", "Failed")
+    shows(page, task.pk, "error", "OSError: disk full")
 
 
 def test_rows_tell_of_waiting_running_and_of_worker_and_thread(

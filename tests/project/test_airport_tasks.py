@@ -8,7 +8,7 @@ import pytest
 from project.airports.csvfile import COLUMNS, NotAirportsCSV
 from project.airports.models import Airport
 from project.airports.tasks import BATCH, ExportAirports, FarthestReachable, ImportAirports
-from tasks_app.exceptions import InvalidParams, TaskCancelled
+from tasks_app.exceptions import InvalidParams, TaskCancelled, TaskError
 from tasks_app.progress import ProgressHandle
 
 pytestmark = pytest.mark.django_db
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_csv_of_airports_is_refused_whole(
 
 
 def test_an_upload_that_is_gone_is_named(run: Any) -> None:
-    with pytest.raises(FileNotFoundError, match=r"'mine\.csv' is no longer kept\. Upload it again"):
+    with pytest.raises(TaskError, match=r"'mine\.csv' is no longer kept\. Upload it again"):
         run(ImportAirports, source="f" * 32 + ".csv", filename="mine.csv")
 
 

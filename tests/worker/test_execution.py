@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from tasks_app.base import BaseTask
 from tasks_app.claims import Failure
 from tasks_app.exceptions import (
+    DuplicateTask,
     InvalidResult,
     LeaseLost,
     Retry,
     TaskCancelled,
+    TaskError,
     TaskInterrupted,
     TaskReleased,
     TaskTimedOut,
@@ -69,7 +72,53 @@ def test_an_exception_fails_it() -> None:
     assert (outcome.value.type, outcome.value.message) == ("ValueError", "it broke")
     assert outcome.value.traceback.startswith("Traceback (most recent call last):")
     assert outcome.value.traceback.endswith("ValueError: it broke\n")
-    assert outcome.value.public() == {"type": "ValueError", "message": "it broke"}
+    assert outcome.value.data() == {"error": {"type": "ValueError", "message": "it broke"}}
+
+
+class Worded(BaseTask):
+    public_error = "The report was not made."
+
+    def execute(self, progress: ProgressHandle, which: str) -> None:
+        raise {
+            "plain": ValueError("secret"),
+            "for the owner": TaskError("The file is empty."),
+            "of its own": Refused(),
+            "of the app": DuplicateTask("secret"),
+            "another attempt": Retry("secret"),
+            "odd": Mute(),
+        }[which]
+
+
+class Refused(TaskError):
+    """The bank refused the card."""
+
+
+class Mute(Exception):
+    """Has words for the owner that cannot be had."""
+
+    @property
+    def public_error(self) -> str:
+        raise RuntimeError("secret")
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ("plain", Worded.public_error),
+        ("for the owner", "The file is empty."),
+        ("of its own", "The bank refused the card."),
+        ("of the app", Worded.public_error),
+        ("another attempt", Worded.public_error),
+        ("odd", None),
+    ],
+)
+def test_what_the_owner_reads_of_an_error(which: str, words: str | None) -> None:
+    value = execute(made(Worded, params={"which": which})).value
+    assert (value.public_error, value.data().get("public_error")) == (words, words)
+    assert execute(made(Fail)).value.public_error is None
+    timed_out = made(Fail)
+    timed_out.handle.stop(TaskTimedOut("The task ran longer than its 3 s."))
+    assert execute(timed_out).value.public_error == "The task ran longer than its 3 s."
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Command(TaskCommand):
             sys.exit(Exit.FAILED)
 
     def _print_json(self, found: list[Task]) -> None:
-        self.stdout.write(as_json([task.info() for task in found]))
+        self.stdout.write(as_json([task.info(for_staff=True) for task in found]))
 
 
 def cancelled(task: Task) -> Task:

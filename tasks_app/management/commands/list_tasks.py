@@ -114,7 +114,7 @@ class Command(TaskCommand):
                 self.stdout.write(line(task))
 
     def _print_json(self, found: list[Task]) -> None:
-        self.stdout.write(as_json([task.info() for task in found]))
+        self.stdout.write(as_json([task.info(for_staff=True) for task in found]))
 
 
 def newest(tasks: TaskQuerySet, wanted: dict[str, Any]) -> tuple[TaskQuerySet, datetime | None]:

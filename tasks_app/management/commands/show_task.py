@@ -62,8 +62,8 @@ class Command(TaskCommand):
             self.stdout.write(indent(escaped(found.error_traceback, keep="\n"), "    "))
 
     def _print_json(self, task: Task, history: list[TaskEvent], with_traceback: bool) -> None:
-        data = task.info().model_dump(mode="json")
-        data["events"] = [event.message() for event in history]
+        data = task.info(for_staff=True).model_dump(mode="json")
+        data["events"] = [event.message(for_staff=True) for event in history]
         if with_traceback:
             data["traceback"] = task.error_traceback
         self.stdout.write(as_json(data))

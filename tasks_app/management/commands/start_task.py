@@ -157,7 +157,7 @@ class Command(TaskCommand):
                 f"No longer waiting. The task goes on; to stop it: cancel_task {task.pk}",
                 returncode=INTERRUPTED,
             ) from None
-        self._tell(task.info() if as_json else ending(task))
+        self._tell(task.info(for_staff=True) if as_json else ending(task))
         if (code := code_of(task)) is not Exit.DONE:
             sys.exit(code)
 

@@ -71,7 +71,9 @@ class Row {
   receive(message) {
     const { type, data, time, received } = message;
     const ended = this.ended;
-    const after = reduce(this.state, message);
+    let after = reduce(this.state, message);
+    // An answer of the list's own has the words for staff, also after the end.
+    if (after.error && data.error?.type) after = { ...after, error: data.error };
     if (type === "task_status" && "worker" in data)
       Object.assign(this, { worker: data.worker, lost: data.lost, stuck: data.stuck });
     else if (type === "task_started") Object.assign(this, { worker: data.worker, lost: false });
@@ -173,6 +175,7 @@ class List {
   #failures = 0;
   #polls = 0;
   #asked = 0;
+  #failed = new Set();
   #timers = new Map();
   #ends = [];
   #newTasks = ""; // the words about them that are yet to be read out
@@ -429,6 +432,18 @@ class List {
       time: Date.parse(message.timestamp),
       asked: this.#asked,
       received: performance.now(),
+    });
+    if (event.type === "task_failed") this.#detailsSoon(row);
+  }
+
+  /** A stream has the words for a task's owner. Those for staff are asked for, of many at once. */
+  #detailsSoon(row) {
+    this.#failed.add(row.id);
+    if (this.#timers.has("details")) return;
+    this.#later("details", NEWS, () => {
+      const ids = [...this.#failed].filter((id) => this.rows.has(id));
+      this.#failed.clear();
+      if (ids.length > 0) this.#ask(ids);
     });
   }
 

@@ -266,7 +266,8 @@ export function describe(state, words, now) {
         ? ""
         : fill(words.attempts, attempts),
     result: status === "completed" ? resultText(state.result) : "",
-    error: state.error ? `${state.error.type}: ${state.error.message}` : "",
+    // Without a type it is for the task's owner; with one, for staff.
+    error: state.error ? [state.error.type, state.error.message].filter(Boolean).join(": ") : "",
   };
 }
 
