@@ -58,6 +58,24 @@ class StartViews(Base):
             *super().get_urls(),
         ]
 
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return super().has_module_permission(request) or bool(startable_by(request.user))
+
+    def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
+        """Offer "Add" on the admin's index to users who may start a task, and to no others.
+
+        Not by `has_add_permission`: forms of the site's own that refer to tasks would offer it too.
+        """
+        return super().get_model_perms(request) | {"add": bool(startable_by(request.user))}
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Lead to the start page: a task is added by starting it."""
+        if not startable_by(request.user):
+            raise PermissionDenied
+        return HttpResponseRedirect(self._start_url())
+
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:

@@ -305,7 +305,9 @@ def test_who_may_not_view_does_nothing(
 def test_nobody_adds_or_changes(admin_client: Client) -> None:
     task = rows.enqueued()
     before = rows.snapshot()
-    assert admin_client.get("/admin/tasks_app/task/add/").status_code == 403
+    # Tasks are started instead.
+    start = reverse("admin:tasks_app_task_start")
+    assert admin_client.post("/admin/tasks_app/task/add/", {"name": "x"})["Location"] == start
     page = reverse("admin:tasks_app_task_change", args=[task.pk])
     assert admin_client.post(page, {"status": "completed"}).status_code == 405
     assert "delete_selected" not in admin_client.get(LIST).content.decode()

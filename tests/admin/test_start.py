@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pytest
 from django.conf import settings
 from django.contrib.admin.models import ADDITION, LogEntry
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.http import HttpResponse
 from django.test import Client, override_settings
 from django.urls import reverse
@@ -165,6 +165,24 @@ def test_a_post_needs_a_token() -> None:
 def test_the_list_of_tasks_leads_there(operator: Client) -> None:
     assert operator.get(LIST).context["start_url"] == OFFERS
     assert logged_in("view_task").get(LIST).context["start_url"] == ""
+
+
+@pytest.mark.parametrize(
+    ("codenames", "offered"),
+    [(["start_task"], True), (["view_task"], False), (["add_airport"], True)],
+)
+def test_the_index_of_the_admin_leads_there(codenames: list[str], offered: bool) -> None:
+    """Also for users who may see neither tasks nor workers."""
+    client = logged_in()
+    user = User.objects.get()
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    add = reverse("admin:tasks_app_task_add")
+    assert (f'href="{add}"' in text(client.get(reverse("admin:index")))) is offered
+    answer = client.get(add)
+    assert answer.status_code == (302 if offered else 403)
+    if offered:
+        assert answer["Location"] == OFFERS
+        assert client.get(OFFERS).status_code == 200
 
 
 # What is offered.
