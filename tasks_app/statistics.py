@@ -18,6 +18,8 @@ from tasks_app.models import Task, Worker, aware
 from tasks_app.states import TERMINAL, Status
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+#: What the overview counts of what ended: stretches of a length, and how many.
+LAST_HOUR, LAST_DAY = (MINUTE, 60), (HOUR, 24)
 #: How many workers are told of, the lost ones first.
 WORKERS = 50
 #: How many queues are, those first in which tasks wait longest.
@@ -129,7 +131,7 @@ def overview() -> Overview:
     some = sorted(queues.values(), key=_longest_waiting_first)
     workers, every = _workers(now), _every_worker(now)
     presences = {presence: every[presence.value] for presence in Presence}
-    last_hour, last_day = _courses(now, [(MINUTE, 60), (HOUR, 24)])
+    last_hour, last_day = _courses(now, [LAST_HOUR, LAST_DAY])
     return Overview(
         now=aware(now),
         queues=some[:QUEUES],
@@ -230,8 +232,8 @@ def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Cou
     starts: list[list[datetime]] = []
     parts = []
     for number, (step, many) in enumerate(wanted):
-        last = _floor(now, step)
-        starts.append([last - step * back for back in reversed(range(many))])
+        first = since(now, (step, many))
+        starts.append([first + step * place for place in range(many)])
         parts += [
             Task.primary.filter(
                 status__in=sorted(TERMINAL), finished_at__gte=start, finished_at__lt=start + step
@@ -254,6 +256,12 @@ def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Cou
         )
         for number, (step, _many) in enumerate(wanted)
     ]
+
+
+def since(now: datetime, course: tuple[timedelta, int]) -> datetime:
+    """Return the moment from which such a course counts what ended."""
+    step, many = course
+    return _floor(now, step) - step * (many - 1)
 
 
 def _floor(moment: datetime, step: timedelta) -> datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.contrib import admin, messages
@@ -24,6 +25,7 @@ from django.http import (
 )
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_protect
@@ -39,7 +41,8 @@ from tasks_app.admin.acts import (
     sentences,
     write_log,
 )
-from tasks_app.admin.stretch import str_of
+from tasks_app.admin.ranges import RetriedFilter
+from tasks_app.admin.stretch import RETRIED, str_of
 from tasks_app.clock import database_now, moment_of
 from tasks_app.exceptions import TaskError, TaskNotFound
 from tasks_app.ledger import alias
@@ -202,6 +205,7 @@ class ActionViews(Base):
         if asked is not None and across:
             selected = act.possible(changelist.everything, asked)[: MOST + 1]
         ids = list(selected.values_list("pk", flat=True))
+        began = database_now(alias())
         summary = bulk.each(
             ids[:MOST],
             lambda task_id: act.do(task_id, request.user),
@@ -210,8 +214,15 @@ class ActionViews(Base):
         if not across and (gone := len(chosen) - len(ids)):
             summary.refused[TaskNotFound, None] += gone
         for good, text in sentences(act, summary, MOST if len(ids) > MOST else None):
+            if good and act is RETRY:
+                text = self._with_link(text, RetriedFilter.between(began, database_now(alias())))
             self.message_user(request, text, messages.SUCCESS if good else messages.WARNING)
         return None
+
+    def _with_link(self, text: str, retried: str) -> str:
+        """Add a link to the tasks that a retry of many has started."""
+        url = f"{self._url('changelist')}?{urlencode({RETRIED: retried})}"
+        return format_html('{} <a href="{}">{}</a>', text, url, _("Show the new tasks"))
 
     def _ask(self, request: HttpRequest, act: Act, context: dict[str, Any]) -> TemplateResponse:
         request.current_app = self.admin_site.name

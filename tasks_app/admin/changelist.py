@@ -14,13 +14,14 @@ from django.http import HttpRequest
 from django.utils.functional import cached_property
 
 from tasks_app import registry
-from tasks_app.admin.filters import AgeFilter, owner_named
+from tasks_app.admin.filters import owner_named
+from tasks_app.admin.ranges import RANGES, RangeFilter
 from tasks_app.admin.rows import Rows, shown
 from tasks_app.admin.stretch import (
-    AGE,
     FROM,
     OLDEST,
     OWNER,
+    RETRIED,
     SINCE,
     STATUS,
     TROUBLE,
@@ -38,6 +39,10 @@ from tasks_app.states import Status
 COUNTED = 1_000
 #: How many of the newest tasks are looked through for those that a list does not know.
 NEWEST = 1_000
+
+
+#: The fewest digits of an ID that are searched for as its beginning, and the most tasks found so.
+PREFIX_MIN, PREFIXED = 6, 100
 
 
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]
@@ -68,8 +73,11 @@ class TaskChangeList(ChangeList):
     now: str
     #: What is asked for, wherever it is: for actions on all of it.
     everything: QuerySet[Task]
+    #: Whether the search is an ID, or the beginning of one that some task has.
+    by_id = False
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Task]:
+        self.by_id = ids_found_by(self.query) is not None
         filtered = super().get_queryset(request, exclude_parameters)
         stretch = self.stretch = Stretch.of(request.GET)
         try:
@@ -80,17 +88,15 @@ class TaskChangeList(ChangeList):
             return self.everything
         carried = stretch.carry(self.root_queryset.order_by(), owner)
         wanted = stretch.carry(filtered, owner)
-        if stretch.is_of_age:
-            age = self.params.get(AGE)
-            carried, wanted = AgeFilter.by_age(carried, age), AgeFilter.by_age(wanted, age)
+        for each in self._ranges(stretch):
+            value = self.params.get(each.parameter_name)
+            carried, wanted = each.within(carried, value), each.within(wanted, value)
         if self.params.get(OWNER) and not stretch.of_owner:
             wanted = unindexed(wanted, "owner_id", **_is(owner))
-        task_id = uuid_of(self.query)
-        if task_id is not None:
-            # Wherever it stands in the order.
-            self.everything = wanted.filter(pk=task_id)
-            return shown(self.everything)
         self.everything = wanted
+        if self.by_id:
+            # Wherever they are in the order.
+            return shown(wanted).order_by("pk")
         if begins := self._begins():
             carried, wanted = stretch.onward(carried, begins), stretch.onward(wanted, begins)
         if self._is_sifted(stretch):
@@ -173,15 +179,17 @@ class TaskChangeList(ChangeList):
             raise IncorrectLookupParameters(f"{text!r} is no moment")
         return moment
 
+    @staticmethod
+    def _ranges(stretch: Stretch) -> list[type[RangeFilter]]:
+        """Return the filters that the list's index serves."""
+        return [each for each in RANGES if each.column == stretch.field]
+
     def _is_sifted(self, stretch: Stretch) -> bool:
         """Whether it is filtered by more than what its index is of."""
         if stretch.status is Status.RUNNING:
             return False
-        own = {FROM, OLDEST, OWNER if stretch.of_owner else STATUS}
-        if stretch.of_stuck:
-            own = {FROM, OLDEST, TROUBLE}
-        if stretch.is_of_age:
-            own.add(AGE)
+        own = {FROM, OLDEST, *(each.parameter_name for each in self._ranges(stretch))} - {RETRIED}
+        own.add(TROUBLE if stretch.of_stuck else OWNER if stretch.of_owner else STATUS)
         return bool(self.query) or any(
             value for name, value in self.get_filters_params().items() if name not in own
         )
@@ -197,6 +205,21 @@ def uuid_of(text: str) -> uuid.UUID | None:
         return uuid.UUID(text.strip()) if len(text.strip()) in (32, 36) else None
     except ValueError:
         return None
+
+
+def ids_found_by(text: str) -> list[uuid.UUID] | None:
+    """Return the ID that a text is, or the first ones that begin with it.
+
+    None if it is no ID and no task's begins with it. Few letters are a word rather than an ID.
+    """
+    if (task_id := uuid_of(text)) is not None:
+        return [task_id]
+    digits = text.strip().replace("-", "").lower()
+    if not PREFIX_MIN <= len(digits) < 32 or not set(digits) <= set("0123456789abcdef"):
+        return None
+    ends = uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+    found = Task.objects.filter(pk__range=ends).order_by("pk").values_list("pk", flat=True)
+    return list(found[:PREFIXED]) or None
 
 
 def found_by(tasks: QuerySet[Task], text: str, owner_id: Any) -> QuerySet[Task]:

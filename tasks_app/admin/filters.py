@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.auth import get_user_model
 from django.db.models import QuerySet
@@ -16,8 +14,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from tasks_app import registry
+from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
+from tasks_app.admin.ranges import AgeFilter, EndedFilter, RetriedFilter, WaitFilter
 from tasks_app.admin.stretch import (
-    AGE,
     FROM,
     LOST,
     OLDEST,
@@ -35,7 +34,6 @@ from tasks_app.states import Status
 
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
-    from django.utils.functional import _StrPromise
 
 #: From how many of the newest tasks names and queues to choose from are taken.
 RECENT = 2_000
@@ -43,21 +41,6 @@ RECENT = 2_000
 CHOICES = 30
 
 ME, NOBODY = "~me", "~nobody"
-
-Choices = Iterable[tuple[str, "str | _StrPromise"]]
-
-
-class TaskFilter(admin.SimpleListFilter):
-    """A filter by one value, which stays among its choices when it is chosen."""
-
-    parameter_name: str
-    template = "admin/tasks_app/task/filter.html"
-
-    def has_output(self) -> bool:
-        return True
-
-    def stretch(self, request: HttpRequest) -> Stretch:
-        return Stretch.of(request.GET)
 
 
 class StatusFilter(TaskFilter):
@@ -197,43 +180,6 @@ class WorkerFilter(TaskFilter):
         return unindexed(queryset, "worker_id", exact=worker_id)
 
 
-class AgeFilter(TaskFilter):
-    title = gettext_lazy("age")
-    parameter_name = AGE
-
-    AGES = {
-        "hour": (timedelta(hours=1), gettext_lazy("Past hour")),
-        "day": (timedelta(days=1), gettext_lazy("Past 24 hours")),
-        "week": (timedelta(days=7), gettext_lazy("Past 7 days")),
-    }
-    OLDER = {"older": (timedelta(days=7), gettext_lazy("Older than 7 days"))}
-
-    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
-        return [(value, label) for value, (_age, label) in (self.AGES | self.OLDER).items()]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        # Where the order is that of age, the list says so itself.
-        if self.stretch(request).is_of_age:
-            return queryset
-        return self.by_age(queryset, self.value(), indexed=False)
-
-    @classmethod
-    def by_age(
-        cls, tasks: QuerySet[Any], value: str | None, *, indexed: bool = True
-    ) -> QuerySet[Any]:
-        if not value:
-            return tasks
-        try:
-            age, _label = (cls.AGES | cls.OLDER)[value]
-        except KeyError:
-            raise IncorrectLookupParameters(f"{value!r} is no age") from None
-        lookup = "lt" if value in cls.OLDER else "gte"
-        moment = database_now(alias()) - age
-        if indexed:
-            return tasks.filter(**{f"created_at__{lookup}": moment})
-        return unindexed(tasks, "created_at", **{lookup: moment})
-
-
 class OrderFilter(TaskFilter):
     """The other end first. Only the orders that an index has are offered."""
 
@@ -253,17 +199,11 @@ class OrderFilter(TaskFilter):
         return queryset
 
 
-class FromFilter(TaskFilter):
-    """Where in the order the list begins: a link leads there, and no choice of its own."""
+class FromFilter(LinkedFilter):
+    """Where in the order the list begins."""
 
     title = gettext_lazy("from")
     parameter_name = FROM
-
-    def has_output(self) -> bool:
-        return False
-
-    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
-        return []
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset
@@ -276,9 +216,12 @@ FILTERS = (
     QueueFilter,
     OwnerFilter,
     WorkerFilter,
+    WaitFilter,
+    EndedFilter,
     AgeFilter,
     OrderFilter,
     FromFilter,
+    RetriedFilter,
 )
 
 

@@ -134,14 +134,17 @@ def attempts(events: Iterable[TaskEvent]) -> list[Attempt]:
             elif how is EventType.QUEUED:
                 label = _("Returned to the queue")
             found[-1] = replace(
-                found[-1], ended=event.timestamp, how=label, error=_error(event.data)
+                found[-1], ended=event.timestamp, how=label, error=error_of(event.data)
             )
     return found
 
 
-def _error(data: dict[str, Any]) -> str:
+def error_of(data: dict[str, Any], most: int | None = None) -> str:
+    """Return the error that an event tells of, with so many characters of its message at most."""
     error = data.get("error")
-    return f"{error.get('type')}: {error.get('message')}" if isinstance(error, dict) else ""
+    if not isinstance(error, dict):
+        return ""
+    return f"{error.get('type')}: {str(error.get('message'))[:most]}"
 
 
 def _after(data: dict[str, Any], now: datetime) -> datetime | None:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import F, QuerySet
+from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Left
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
@@ -17,10 +18,11 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app import display
+from tasks_app.admin.history import error_of
 from tasks_app.display import bar_value, duration, elapsed, moment, percent, time_left
-from tasks_app.models import Task, aware
+from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.permissions import may_cancel, may_retry
-from tasks_app.states import RETRIABLE, Status
+from tasks_app.states import RETRIABLE, EventType, Status
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -75,6 +77,8 @@ class Rows:
         self.site = site
         self.words = {key: str(word) for key, word in WORDS.items()}
         self._labels: dict[str, str] = {}
+        #: Of tasks that wait for their next attempt, why the last one failed.
+        self.last_errors: dict[UUID, str] = {}
 
     @classmethod
     def of(cls, tasks: Iterable[Task], user: User, now: datetime, site: str) -> list[Row]:
@@ -84,6 +88,9 @@ class Rows:
         """
         shared = cls(user, now, site)
         rows = [Row(task, shared) for task in tasks]
+        shared.last_errors = _last_errors(
+            [row.task.pk for row in rows if row.task.status == Status.PENDING and row.task.attempt]
+        )
         for row in rows:
             row.task.row = row  # type: ignore[attr-defined]
         return rows
@@ -118,6 +125,7 @@ class Row:
             "start_time": task.started_at and aware(task.started_at).isoformat(),
             "end_time": task.finished_at and aware(task.finished_at).isoformat(),
             "error": self.error,
+            "last_error": self.last_error,
             "worker": self.worker,
             "lost": self.is_lost,
             "stuck": task.stuck,
@@ -127,6 +135,10 @@ class Row:
     def error(self) -> dict[str, str] | None:
         message = getattr(self.task, "error_start", "")
         return {"type": self.task.error_type, "message": message} if self.task.error_type else None
+
+    @property
+    def last_error(self) -> str:
+        return self.shared.last_errors.get(self.task.pk, "")
 
     @property
     def worker(self) -> str:
@@ -202,6 +214,21 @@ class Row:
         return offered
 
 
+def _last_errors(waiting: list[UUID]) -> dict[UUID, str]:
+    """Return why the last attempt of each task failed, in one query; none if there are no tasks.
+
+    Nothing is logged between attempts, so each is found at the end of its task's history.
+    """
+    if not waiting:
+        return {}
+    failures = TaskEvent.objects.filter(task=OuterRef("pk"), event_type=EventType.RETRY_SCHEDULED)
+    newest = Subquery(failures.order_by("-id").values("data")[:1])
+    found = Task.objects.filter(pk__in=waiting).annotate(failure=newest)
+    return {
+        pk: error_of(data, ERROR_SHOWN) for pk, data in found.values_list("pk", "failure") if data
+    }
+
+
 def _row(task: Task) -> Row:
     row: Row = task.row  # type: ignore[attr-defined]
     return row
@@ -213,7 +240,7 @@ class Columns:
     @admin.display(description=_("task"))
     def task(self, task: Task) -> SafeString:
         row = _row(task)
-        error = f"{task.error_type}: {row.error['message']}" if row.error else ""
+        error = f"{task.error_type}: {row.error['message']}" if row.error else row.last_error
         return format_html(
             '<a class="task-name" href="{}" data-part="label" dir="auto">{}</a>'
             '<span class="task-path">{}</span>'

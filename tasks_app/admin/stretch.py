@@ -24,11 +24,14 @@ from tasks_app.states import Status
 WINDOW = 20_000
 
 #: What the list's URL may say.
-STATUS, OWNER, TROUBLE, AGE, OLDEST, FROM, SINCE = (
+STATUS, OWNER, TROUBLE, WAIT, ENDED, AGE, RETRIED, OLDEST, FROM, SINCE = (
     "status",
     "owner",
     "trouble",
+    "wait",
+    "ended",
     "age",
+    "retried",
     "oldest",
     "from",
     "_since",
@@ -52,6 +55,8 @@ class Stretch:
         descending = OLDEST not in params
         asked = params.get(STATUS, "")
         status = Status(asked) if asked in Status else None
+        if status is None and params.get(WAIT):
+            status = Status.PENDING
         if status is Status.RUNNING or params.get(TROUBLE) == LOST:
             # Never more than there are hands, whoever owns them: sorted as they are read.
             return cls("started_at", descending, Status.RUNNING)
@@ -66,10 +71,6 @@ class Stretch:
             # The one that waits longest first.
             return cls("run_after", not descending, status)
         return cls("finished_at", descending, status)
-
-    @property
-    def is_of_age(self) -> bool:
-        return self.field == "created_at" and self.status is None
 
     @property
     def order(self) -> OrderBy:

@@ -16,7 +16,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app.admin.actions import ActionViews
-from tasks_app.admin.changelist import BoundedPaginator, TaskChangeList, found_by, uuid_of
+from tasks_app.admin.changelist import BoundedPaginator, TaskChangeList, found_by, ids_found_by
 from tasks_app.admin.filters import FILTERS
 from tasks_app.admin.live import LiveViews
 from tasks_app.admin.overview import OverviewViews
@@ -86,9 +86,10 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
         self, request: HttpRequest, queryset: QuerySet[Task], search_term: str
     ) -> tuple[QuerySet[Task], bool]:
         text = search_term.strip()
-        # An id is looked up by the list itself.
-        if not text or uuid_of(text):
+        if not text:
             return queryset, False
+        if (ids := ids_found_by(text)) is not None:
+            return queryset.filter(pk__in=ids), False
         User = get_user_model()  # noqa: N806 - a class
         named = User._default_manager.filter(**{User.USERNAME_FIELD: text})
         return found_by(queryset, text, named.values_list("pk", flat=True).first()), False

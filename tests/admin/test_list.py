@@ -21,9 +21,12 @@ from django.urls import reverse
 from django.utils import timezone
 
 from project.airports.tasks import ExportAirports
+from tasks_app import lifecycle
 from tasks_app.admin import changelist, stretch
 from tasks_app.admin.tasks import TaskAdmin
+from tasks_app.claims import Failure
 from tasks_app.models import Task, aware
+from tasks_app.progress import LogLine
 from tasks_app.states import Status
 from tests import rows
 from tests.test_query_plans import plan
@@ -82,6 +85,22 @@ def test_a_row_says_it_all(admin_client: Client) -> None:
         assert said in text
     [info] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
     assert (info["worker"], info["lost"], info["stuck"]) == ("host7:42", False, False)
+
+
+def test_a_task_that_waits_for_its_next_attempt_says_why(
+    admin_client: Client,
+) -> None:
+    for number in range(3):
+        task, claim = rows.claimed(max_attempts=3)
+        lifecycle.log({claim: [LogLine("info", "line")]})
+        error = Failure("OSError", f"disk {number} " + "x" * 500, "", timedelta(hours=1))
+        lifecycle.retry({claim: error})
+        [info] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
+        assert info["last_error"].startswith(f"OSError: disk {number} x")
+        assert len(info["last_error"]) == len("OSError: ") + 200
+    shown = admin_client.get(LIST).content.decode()
+    found = re.findall(r'data-part="error" dir="auto">OSError: disk (\d)', shown)
+    assert sorted(found) == ["0", "1", "2"]
 
 
 def test_a_bar_is_called_by_its_task(admin_client: Client) -> None:
@@ -230,6 +249,10 @@ def test_filters(admin_client: Client, admin_user: User) -> None:
         "status=odd",
         "trouble=odd",
         "age=odd",
+        "wait=odd",
+        "ended=odd",
+        "retried=odd",
+        "retried=2026-01-01T00:00:00~odd",
         "worker=odd",
         "from=odd",
         "from=0001-01-01T00:00:00%2B14:00",
@@ -275,6 +298,22 @@ def test_search(admin_client: Client) -> None:
     assert listed(admin_client, f"q={owned.pk}&status=failed") == []
     assert listed(admin_client, f"q={uuid.uuid4()}") == []
     assert listed(admin_client, "q=100%25") == []
+
+
+def test_search_by_the_beginning_of_an_id(admin_client: Client) -> None:
+    first = rows.saved(pk=uuid.UUID("beefcafe-0000-4000-8000-000000000001"))
+    second = rows.saved(Status.FAILED, pk=uuid.UUID("beefcafe-0001-4000-8000-000000000002"))
+    named = rows.saved(name="shop.beefcafe00ff")
+    assert listed(admin_client, "q=BEEFCAFE") == [first.pk, second.pk]
+    assert listed(admin_client, "q=beefcafe-00") == [first.pk, second.pk]
+    assert listed(admin_client, "q=beefcafe-0001-4") == [second.pk]
+    assert listed(admin_client, "q=beefcafe&status=failed") == [second.pk]
+    shown = admin_client.get(f"{LIST}?q=beefca").content.decode()
+    assert "ID prefix: <bdi>beefca</bdi>" in shown
+    # If no ID begins with it, it is a word.
+    assert listed(admin_client, "q=beefcafe00ff") == [named.pk]
+    assert "ID prefix" not in admin_client.get(f"{LIST}?q=beefcafe00ff").content.decode()
+    assert listed(admin_client, "q=beef") == [named.pk]
 
 
 def test_search_by_the_name_that_is_shown(admin_client: Client) -> None:
@@ -355,6 +394,12 @@ def test_a_filter_looks_through_a_window_and_offers_the_next(
         ("age=older", "tasks_newest"),
         ("status=failed", "tasks_finished"),
         ("status=completed&name=x&q=y", "tasks_finished"),
+        ("status=pending&wait=scheduled&queue=x", "tasks_due"),
+        ("wait=ready", "tasks_due"),
+        ("wait=ready&owner=~me", "tasks_newest_of_owner"),
+        ("status=failed&ended=day&name=x", "tasks_finished"),
+        ("ended=hour", "tasks_newest"),
+        ("retried=2026-01-01T00:00:00~2026-01-01T00:00:20", "tasks_newest"),
     ],
 )
 def test_the_list_reads_an_index_in_its_order(

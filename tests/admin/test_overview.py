@@ -167,10 +167,28 @@ def test_failures_of_yesterday_are_no_trouble_of_now(
     assert ("data-trouble" in tile) is trouble
 
 
+def test_a_number_leads_to_as_many_tasks(admin_client: Client) -> None:
+    by = worker()
+    now = timezone.now()
+    for status, many in ((Status.RUNNING, 2), (Status.COMPLETED, 3), (Status.CANCELLED, 1)):
+        for _ in range(many):
+            saved(status, queue="a&b", worker=by if status == Status.RUNNING else None)
+    for age in (timedelta(), HOUR, HOUR * 30):
+        saved(Status.FAILED, finished_at=now - age)
+        saved(queue="a&b", age=age)
+    saved(run_after=now + HOUR, queue="a&b")
+    shown = text(admin_client.get(PAGE))
+    numbers = re.findall(rf'href="({LIST}[^"]*)">([\d,]+)(?: in the last hour)?<', shown)
+    assert len(numbers) == 6 + 1 + 3
+    for url, number in numbers:
+        found = admin_client.get(html.unescape(url)).context["cl"].result_count
+        assert found == int(number), url
+
+
 def test_the_links_of_the_numbers_work(admin_client: Client) -> None:
     by = worker()
     saved(Status.RUNNING, worker=by, queue="a&b=c")
-    for url in set(re.findall(rf'href="({LIST}[^"]*)"', text(admin_client.get(PAGE)))):
+    for url in set(re.findall(rf'href="({LIST}[^"]*)"', text(admin_client.get(PART)))):
         assert admin_client.get(html.unescape(url)).status_code == 200
 
 

@@ -87,6 +87,21 @@ def test_an_error_and_its_traceback(admin_client: Client) -> None:
     assert 'data-copy="task-traceback"' in content
 
 
+def test_an_error_is_told_once(admin_client: Client) -> None:
+    task, claim = rows.claimed(max_attempts=2)
+    lifecycle.retry({claim: Failure("OSError", "the first", "", timedelta())})
+    waiting = text(admin_client, task)
+    assert "Last error OSError: the first" in waiting
+    [task] = lifecycle.claim(rows.worker(), 1)
+    assert "Last error" not in text(admin_client, task)
+    lifecycle.fail({claim_of(task): Failure("ValueError", "the second", "Traceback")})
+    said = text(admin_client, task)
+    # The bar has the error too, for its script, and does not show it here.
+    said = said.replace("Failed ValueError: the second", "Failed")
+    assert said.count("the first") == said.count("the second") == waiting.count("the first") == 1
+    assert "Error ValueError : the second" in said
+
+
 def test_every_text_is_escaped(admin_client: Client) -> None:
     user = User.objects.create_user(EVIL)
     task, claim = rows.claimed(

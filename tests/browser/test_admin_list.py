@@ -96,6 +96,8 @@ def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..
     here = rows.worker()
     now = timezone.now()
     long_ago = timedelta(hours=2, minutes=5, seconds=20)
+    _again, claim = rows.claimed(max_attempts=2)
+    lifecycle.retry({claim: Failure("OSError", "disk full", "", long_ago)})
     for status in Status:
         rows.saved(status, age=long_ago, name=f"shop.tasks.{status.label}")
     running = {"age": long_ago, "worker": here, "progress_text": "half of it"}
@@ -146,7 +148,15 @@ def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..
         ]
         raise AssertionError(json.dumps(differing, indent=1)) from None
     flat = json.dumps(seen[1])
-    for words in ("about 2 h left", "2 h 5 min", "2 of 3", "Cancelling", "starts in", str(here)):
+    for words in (
+        "about 2 h left",
+        "2 h 5 min",
+        "2 of 3",
+        "Cancelling",
+        "starts in",
+        str(here),
+        "OSError: disk full",
+    ):
         assert words in flat
 
 

@@ -49,6 +49,7 @@ class Row {
     this.line = marker.closest("tr");
     this.removed = false;
     this.retried = false;
+    this.lastError = ""; // of a task that waits for its next attempt
     this.state = UNKNOWN;
     this.receive({
       type: "task_status",
@@ -79,6 +80,8 @@ class Row {
     else if (type === "task_started") Object.assign(this, { worker: data.worker, lost: false });
     else if (type === "progress_update") this.lost = false;
     else if (type in ENDS && data.stuck) this.stuck = true;
+    if (type === "task_retry_scheduled") this.lastError = `${data.error.type}: ${data.error.message}`;
+    else if ("last_error" in data) this.lastError = data.last_error;
     // When it might begin, by the server's clock and by ours.
     const ready = data.run_after ?? (this.ready === undefined ? data.created_time : null);
     if (ready) {
@@ -131,8 +134,9 @@ class Row {
     say(part(line, "percent"), shown.percent);
     say(part(line, "text"), shown.text);
     say(part(line, "remaining"), this.lost ? "" : (shown.left ?? ""));
-    say(part(line, "error"), shown.error);
-    part(line, "error").hidden = !shown.error;
+    const error = shown.error || (state.status === "pending" ? this.lastError : "");
+    say(part(line, "error"), error);
+    part(line, "error").hidden = !error;
     say(
       part(line, "attempt"),
       state.attempt > 0

@@ -1,0 +1,39 @@
+"""What every filter of the list of tasks is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from tasks_app.admin.stretch import Stretch
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+Choices = Iterable[tuple[str, "str | _StrPromise"]]
+
+
+class TaskFilter(admin.SimpleListFilter):
+    """A filter by one value, which stays among its choices when it is chosen."""
+
+    parameter_name: str
+    template = "admin/tasks_app/task/filter.html"
+
+    def has_output(self) -> bool:
+        return True
+
+    def stretch(self, request: HttpRequest) -> Stretch:
+        return Stretch.of(request.GET)
+
+
+class LinkedFilter(TaskFilter):
+    """What a link asks for, and no choice of its own."""
+
+    def has_output(self) -> bool:
+        return False
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return []

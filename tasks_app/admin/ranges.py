@@ -1,0 +1,154 @@
+"""Filters of the list of tasks by a range of times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
+from tasks_app.admin.stretch import AGE, ENDED, RETRIED, WAIT, str_of, unindexed
+from tasks_app.clock import database_now, moment_of
+from tasks_app.ledger import alias
+from tasks_app.states import Status
+from tasks_app.statistics import LAST_DAY, LAST_HOUR, since
+
+READY, SCHEDULED = "ready", "scheduled"
+
+
+class RangeFilter(TaskFilter):
+    """By a range of times. If the list is in the order of that column, its index serves it."""
+
+    column: str
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        # Where the order is that of the column, the list itself restricts what it reads.
+        if self.stretch(request).field == self.column:
+            return queryset
+        return self.within(queryset, self.value(), indexed=False)
+
+    @classmethod
+    def within(
+        cls, tasks: QuerySet[Any], value: str | None, *, indexed: bool = True
+    ) -> QuerySet[Any]:
+        for lookup, moment in cls.bounds(value).items() if value else ():
+            if indexed:
+                tasks = tasks.filter(**{f"{cls.column}__{lookup}": moment})
+            else:
+                tasks = unindexed(tasks, cls.column, **{lookup: moment})
+        return tasks
+
+    @classmethod
+    def bounds(cls, value: str) -> Mapping[str, datetime]:
+        """Return the bounds that a value names, by their lookups."""
+        raise NotImplementedError
+
+
+class WaitFilter(RangeFilter):
+    """Pending tasks that could start now, or later: as the overview counts them."""
+
+    title = gettext_lazy("waiting")
+    parameter_name = WAIT
+    column = "run_after"
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return [(READY, _("Ready to start")), (SCHEDULED, _("Scheduled"))]
+
+    @classmethod
+    def within(
+        cls, tasks: QuerySet[Any], value: str | None, *, indexed: bool = True
+    ) -> QuerySet[Any]:
+        tasks = super().within(tasks, value, indexed=indexed)
+        if not value or indexed:
+            return tasks
+        return unindexed(tasks, "status", exact=Status.PENDING)
+
+    @classmethod
+    def bounds(cls, value: str) -> Mapping[str, datetime]:
+        try:
+            lookup = {READY: "lte", SCHEDULED: "gt"}[value]
+        except KeyError:
+            raise IncorrectLookupParameters(f"{value!r} is no wait") from None
+        return {lookup: database_now(alias())}
+
+
+class EndedFilter(RangeFilter):
+    """What finished lately: as the overview counts it."""
+
+    title = gettext_lazy("finished")
+    parameter_name = ENDED
+    column = "finished_at"
+
+    COURSES = {
+        "hour": (LAST_HOUR, gettext_lazy("Past hour")),
+        "day": (LAST_DAY, gettext_lazy("Past 24 hours")),
+    }
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return [(value, label) for value, (_course, label) in self.COURSES.items()]
+
+    @classmethod
+    def bounds(cls, value: str) -> Mapping[str, datetime]:
+        try:
+            course, _label = cls.COURSES[value]
+        except KeyError:
+            raise IncorrectLookupParameters(f"{value!r} is no age of an end") from None
+        return {"gte": since(database_now(alias()), course)}
+
+
+class AgeFilter(RangeFilter):
+    title = gettext_lazy("age")
+    parameter_name = AGE
+    column = "created_at"
+
+    AGES = {
+        "hour": (timedelta(hours=1), gettext_lazy("Past hour")),
+        "day": (timedelta(days=1), gettext_lazy("Past 24 hours")),
+        "week": (timedelta(days=7), gettext_lazy("Past 7 days")),
+    }
+    OLDER = {"older": (timedelta(days=7), gettext_lazy("Older than 7 days"))}
+
+    def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
+        return [(value, label) for value, (_age, label) in (self.AGES | self.OLDER).items()]
+
+    @classmethod
+    def bounds(cls, value: str) -> Mapping[str, datetime]:
+        try:
+            age, _label = (cls.AGES | cls.OLDER)[value]
+        except KeyError:
+            raise IncorrectLookupParameters(f"{value!r} is no age") from None
+        return {"lt" if value in cls.OLDER else "gte": database_now(alias()) - age}
+
+
+class RetriedFilter(LinkedFilter, RangeFilter):
+    """The tasks that an action on many started, by when it began and ended."""
+
+    title = gettext_lazy("retried")
+    parameter_name = RETRIED
+    column = "created_at"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        found = super().queryset(request, queryset)
+        return found.filter(retried_from__isnull=False) if self.value() else found
+
+    @classmethod
+    def bounds(cls, value: str) -> Mapping[str, datetime]:
+        first, last = (moment_of(text) for text in [*value.split("~"), "", ""][:2])
+        if first is None or last is None:
+            raise IncorrectLookupParameters(f"{value!r} are no two moments")
+        return {"gte": first, "lte": last}
+
+    @staticmethod
+    def between(first: datetime, last: datetime) -> str:
+        """Return the value that means these."""
+        return f"{str_of(first)}~{str_of(last)}"
+
+
+#: Which the list applies itself, if it is in the order of their columns.
+RANGES: tuple[type[RangeFilter], ...] = (WaitFilter, EndedFilter, AgeFilter, RetriedFilter)
