@@ -170,6 +170,27 @@ class SwallowsAll(BaseTask):
         return "outlived"
 
 
+class LeavesTransaction(BaseTask):
+    """Returns, and leaves a thread behind that is in a transaction."""
+
+    def execute(self, progress: ProgressHandle, note: Path) -> None:
+        holds = threading.Event()
+
+        def hold() -> None:
+            try:
+                with transaction.atomic():
+                    User.objects.create(username="left open")
+                    holds.set()
+                    while not note.exists():
+                        time.sleep(0.01)
+            except Exception as error:
+                note.write_text(type(error).__name__)
+                raise
+
+        threading.Thread(target=hold, name="left-behind", daemon=True).start()
+        holds.wait(20)
+
+
 class StuckInExecutor(BaseTask):
     """Waits for a thread of its own that is no daemon, and comes back from neither."""
 

@@ -9,7 +9,8 @@ from django.db import connections
 
 from tasks_app.database_file import DatabaseFile
 from tasks_app.ledger import LOCK_MILLISECONDS
-from tasks_app.worker.trouble import Trouble, explained
+from tasks_app.worker.run import NEVER
+from tasks_app.worker.trouble import LOCKED, Trouble, explained
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -65,7 +66,10 @@ class Connection:
         `waiting` is how many outcomes cannot be written meanwhile; `begun`, when the try began
         that failed.
         """
-        pause = self.trouble.strike(time.monotonic(), begun)
+        now = time.monotonic()
+        pause = self.trouble.strike(now, begun)
+        locked = LOCKED in str(error)
+        self.trouble.locked_since = min(self.trouble.locked_since, now) if locked else NEVER
         logger.warning(
             "The database does not answer: %s; %d outcomes wait; next try in %g s",
             explained(error),

@@ -34,7 +34,7 @@ from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.runs import Runs
 from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
 from tasks_app.worker.standing import look, next_due
-from tasks_app.worker.stopping import enforce
+from tasks_app.worker.stopping import enforce, free_lock, wants_restart
 from tasks_app.worker.trouble import REFUSED, TROUBLE, explained
 
 logger = logging.getLogger("tasks_app.worker")
@@ -157,9 +157,8 @@ class Coordinator:
 
     @property
     def _can_claim(self) -> bool:
-        if self._leaving or self.preload.holds_up(time.monotonic()):
-            return False
-        return self._limit() > 0
+        claims = not self._leaving and not self.preload.holds_up(time.monotonic())
+        return claims and self._limit() > 0
 
     def _limit(self) -> int:
         known = self.runs.outcomes.values()
@@ -167,13 +166,13 @@ class Coordinator:
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
+        stops = [self.shutdown.next_step, *(run.next_stop for run in self.runs.going_on)]
         if (trouble := self._connection.trouble).started:
-            return max(trouble.retry_at - time.monotonic(), 0.0)
-        moments = [self._beat_at, self.shutdown.next_step, self.preload.deadline]
+            return max(min(trouble.retry_at, *stops) - time.monotonic(), 0.0)
+        moments = [self._beat_at, self.preload.deadline, *stops]
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
         moments += self.runs.next_writes
-        moments += [run.next_stop for run in self.runs.going_on]
         moments.append(self._recall_at(time.monotonic()))
         if self._curious and self.runs:
             moments.append(self._look_at)
@@ -327,17 +326,10 @@ class Coordinator:
             self.runs.conclude(map(cut_short, self.runs.going_on))
 
     def _make_stop(self, moment: float) -> None:
-        """Press on with what is out of time or was told to stop, and does not."""
+        """Take the next steps with what must stop, and with what keeps others from working."""
         self.runs.conclude(enforce(self.runs.going_on, self.pool, moment))
-        if self.exit is Exit.DONE and (stuck := self.pool.stuck) >= task_settings().max_stuck:
-            logger.error(
-                "Worker %s has %d stuck threads: it claims no more, and ends with code %d once "
-                "its %d running tasks have",
-                self.worker,
-                stuck,
-                Exit.RECYCLE,
-                len(self.runs),
-            )
+        free_lock(self._connection.trouble, self.runs.going_on, moment)
+        if self.exit is Exit.DONE and wants_restart(self.worker, self.pool, len(self.runs)):
             self.exit = Exit.RECYCLE
 
     def _recall_unbegun(self, moment: float) -> None:
@@ -387,6 +379,8 @@ class Coordinator:
     def _leave(self) -> None:
         self.pool.close()
         self.hands_left = not self.pool.join() or self.pool.stuck > 0
+        if self.exit is Exit.UNRELEASED:
+            return
         if self.exit is Exit.REPLACED:
             # To end in good order would close the connection, and SQLite then deletes the log of
             # whatever database stands at the path by now.

@@ -7,14 +7,20 @@ from collections.abc import Iterable
 
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import TaskTimedOut
+from tasks_app.models import Worker
 from tasks_app.worker.execution import Outcome, given_up
 from tasks_app.worker.pool import Pool
+from tasks_app.worker.queries import end_left_behind
 from tasks_app.worker.run import NEVER, Run
+from tasks_app.worker.shutdown import Exit
+from tasks_app.worker.trouble import Trouble
 
 logger = logging.getLogger("tasks_app.worker")
 
 #: How soon an interruption is tried again that would have hit code which must not be interrupted.
 AGAIN_SECONDS = 0.01
+#: For how many leases SQLite may be locked before transactions of ended tasks are rolled back.
+LOCKED_LEASES = 2
 
 
 def enforce(runs: Iterable[Run], pool: Pool, moment: float) -> list[Outcome]:
@@ -45,6 +51,38 @@ def enforce(runs: Iterable[Run], pool: Pool, moment: float) -> list[Outcome]:
                 )
                 outcomes.append(given_up(run))
     return outcomes
+
+
+def free_lock(trouble: Trouble, runs: Iterable[Run], moment: float) -> None:
+    """Roll back what threads of ended tasks hold SQLite's lock with, once it was held for long.
+
+    Such a thread keeps the whole site from writing for as long as the process lives.
+    """
+    if moment - trouble.locked_since < LOCKED_LEASES * task_settings().lease_seconds:
+        return
+    trouble.locked_since = moment
+    for thread in end_left_behind({run.stretch.queries for run in runs}):
+        logger.error(
+            "SQLite was locked for %d leases: the transaction was rolled back that thread %s of "
+            "an ended task had left open",
+            LOCKED_LEASES,
+            thread,
+        )
+
+
+def wants_restart(worker: Worker, pool: Pool, running: int) -> bool:
+    """Whether so many threads are stuck that the worker's process should be replaced."""
+    if (stuck := pool.stuck) < task_settings().max_stuck:
+        return False
+    logger.error(
+        "Worker %s has %d stuck threads: it claims no more, and ends with code %d once its %d "
+        "running tasks have",
+        worker,
+        stuck,
+        Exit.RECYCLE,
+        running,
+    )
+    return True
 
 
 def _interrupt(run: Run) -> bool:

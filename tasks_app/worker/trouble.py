@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db import DatabaseError, InterfaceError, InternalError, OperationalError
 
 from tasks_app.conf import task_settings
+from tasks_app.worker.run import NEVER
 
 PAUSE, PAUSE_MAX = 0.1, 5.0
 
@@ -17,9 +18,12 @@ TROUBLE = (OperationalError, InterfaceError, InternalError)
 REFUSED = (DatabaseError, UnicodeError)
 
 
+#: What SQLite says while another transaction holds its one lock for writing.
+LOCKED = "database is locked"
+
 #: What databases say, and what it means where that is not plain.
 MEANS = {
-    "database is locked": (
+    LOCKED: (
         "a transaction holds SQLite's one write lock for long, perhaps that of a task: "
         "progress waits until it ends, and no lease is lost"
     ),
@@ -45,6 +49,8 @@ class Trouble:
         self.pause = 0.0
         #: By the monotonic clock.
         self.retry_at = 0.0
+        #: Since when another transaction has held SQLite's lock, by the same clock.
+        self.locked_since = NEVER
 
     @property
     def started(self) -> bool:

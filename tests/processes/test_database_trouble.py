@@ -21,7 +21,14 @@ from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import Process, Viewer, Web, begins, database_url, ends, eventually
 from tests.rows import facts
-from tests.stubborn_tasks import CopiesDatabase, HoldsLock, LargeLater, StuckInExecutor, SwallowsAll
+from tests.stubborn_tasks import (
+    CopiesDatabase,
+    HoldsLock,
+    LargeLater,
+    LeavesTransaction,
+    StuckInExecutor,
+    SwallowsAll,
+)
 from tests.tasks import Deaf, Noop, Steps
 
 Start = Callable[..., Process]
@@ -71,6 +78,25 @@ def test_a_task_that_holds_the_write_lock_past_its_lease_is_not_taken_from_its_w
     assert viewer.finish().types.count("task_completed") == 1
     assert "was taken back" not in holder.output + other.output
     assert User.objects.filter(username="written early").exists()
+
+
+@pytest.mark.once
+def test_a_thread_that_a_task_left_in_a_transaction_does_not_stop_the_site(
+    start_worker: Start, tmp_path: Path
+) -> None:
+    """SQLite has one lock for writing; the thread would hold it until its process ends."""
+    note = tmp_path / "note"
+    worker = start_worker(**BRIEF)
+    leaves = task_service.start_task(LeavesTransaction, {"note": note})
+    assert ends(leaves.task_id).status == Status.COMPLETED
+    assert "the transaction was rolled back that thread left-behind of an ended" in worker.output
+    assert ends(task_service.start_task(Noop).task_id).status == Status.COMPLETED
+    # The thread does not believe that it committed.
+    note.touch()
+    eventually(lambda: note.read_text() == "ProgrammingError", what="its commit fails")
+    assert not User.objects.exists()
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
 
 
 @pytest.fixture

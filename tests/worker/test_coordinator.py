@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -22,6 +23,7 @@ from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
 from tasks_app.worker import capacity
 from tasks_app.worker.capacity import GROUP_MAX
+from tasks_app.worker.connection import Connection
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.outcomes import WRITERS
 from tasks_app.worker.run import NEVER
@@ -491,3 +493,13 @@ def test_the_life_of_the_worker_is_information(log: Log) -> None:
         ("INFO", f"Worker {record} started: 2 hands, queues mail, reports"),
         ("INFO", f"Worker {record} stopped; 0 tasks ended"),
     ]
+
+
+def test_a_database_that_is_away_delays_no_step_of_a_shutdown() -> None:
+    coordinator = Coordinator(1)
+    coordinator._connection = Connection(coordinator.using)
+    coordinator._connection.trouble.pause = 5.0
+    coordinator._connection.trouble.retry_at = time.monotonic() + 5.0
+    assert coordinator._patience() > 4.0
+    coordinator.shutdown.interrupt_at = time.monotonic() + 1.0
+    assert coordinator._patience() <= 1.0
