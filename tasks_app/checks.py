@@ -204,6 +204,24 @@ def check_commits(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 
 @register(Tags.compatibility)
+def check_driver(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """PostgreSQL is spoken to by psycopg 3, which can wait for notices."""
+    connection = connections[alias()]
+    driver: Any = getattr(connection, "Database", None)
+    if connection.vendor != "postgresql" or driver.__name__ != "psycopg2":
+        return []
+    return [
+        Error(
+            f"Django uses psycopg2 for the database {alias()!r}; workers and streams need "
+            f"psycopg 3.",
+            hint="Install psycopg[binary], version 3.2 or newer. Django uses it where both are "
+            "installed.",
+            id="tasks_app.E007",
+        )
+    ]
+
+
+@register(Tags.compatibility)
 def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     """SQLite lets readers pass beside one writer, and lets writers wait in line."""
     connection = connections[alias()]

@@ -12,7 +12,7 @@ import uuid
 from typing import Annotated, Any
 
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import connection, transaction
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, computed_field
 
 from tasks_app.base import BaseTask, ProgressHandle
@@ -347,3 +347,13 @@ class SaysNaive(BaseTask):
         if how == "error":
             raise ValueError(NAIVE)
         return NAIVE if how == "result" else ""
+
+
+class CountsQueries(BaseTask):
+    """Returns how many queries DEBUG kept of the tasks before it, and makes more."""
+
+    def execute(self, progress: ProgressHandle, make: int) -> int:
+        found = len(connection.queries)
+        for _ in range(make):
+            User.objects.count()
+        return found

@@ -379,6 +379,18 @@ def test_an_encoding_that_lacks_characters_is_a_warning(narrow: None) -> None:
     ]
 
 
+@pytest.mark.once
+def test_psycopg2_is_an_error(tmp_path: Path) -> None:
+    """Django takes it where it is all there is."""
+    hide = "import sys, runpy; sys.modules['psycopg'] = None; sys.argv = ['manage.py', 'check',"
+    hide += " '--tag', 'compatibility']; runpy.run_path('manage.py', run_name='__main__')"
+    check = Process(["-c", hide], tmp_path / "log", DATABASE_URL="postgresql://nobody@/none")
+    with ended([check]):
+        assert check.wait() == 1
+    assert "(tasks_app.E007) Django uses psycopg2 for the database 'default'" in check.output
+    assert "HINT: Install psycopg[binary], version 3.2 or newer." in check.output
+
+
 def test_other_databases_need_none_of_it(configure: Configure) -> None:
     configure("postgresql")
     assert told(check_sqlite) == []

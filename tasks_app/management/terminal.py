@@ -29,7 +29,7 @@ from tasks_app.exceptions import (
 from tasks_app.models import Task
 from tasks_app.schemas import escaped
 from tasks_app.states import Status
-from tasks_app.worker.trouble import TROUBLE
+from tasks_app.worker.trouble import TROUBLE, database_fault, is_unmigrated
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
@@ -47,9 +47,6 @@ ROWS_MAX = 100_000
 UNSHOWN = ("params", "error_traceback")
 #: Of a process that SIGINT ended.
 INTERRUPTED = 130
-#: What PostgreSQL and SQLite say of a table or a column that is not there.
-_MISSING_STATES = frozenset({"42P01", "42703"})
-_MISSING_WORDS = ("no such table", "no such column", "has no column named")
 
 
 class Exit(IntEnum):
@@ -182,20 +179,6 @@ def plain_errors() -> Iterator[None]:
         if isinstance(error, ProgrammingError) and not is_unmigrated(error):
             raise  # A mistake of ours.
         raise CommandError(database_fault(error), returncode=Exit.TEMPFAIL) from error
-
-
-def is_unmigrated(error: Exception) -> bool:
-    """Whether the database lacks a table or a column."""
-    state = getattr(error.__cause__, "sqlstate", None)
-    return state in _MISSING_STATES or any(words in str(error) for words in _MISSING_WORDS)
-
-
-def database_fault(error: Exception) -> str:
-    """Say what is wrong with the database."""
-    said = str(error).strip()
-    if is_unmigrated(error):
-        return f"The database lacks a table or a column: {said}. Run manage.py migrate"
-    return f"The database does not answer: {said}"
 
 
 def each(tasks: Iterable[Task], act: Callable[[Task], T]) -> tuple[list[T], list[CommandError]]:

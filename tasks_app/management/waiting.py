@@ -13,12 +13,12 @@ from tqdm import tqdm
 from tasks_app.changes import watch
 from tasks_app.health import health
 from tasks_app.ledger import alias
-from tasks_app.management.terminal import UNSHOWN, database_fault, reread
+from tasks_app.management.terminal import UNSHOWN, reread
 from tasks_app.models import Task, TaskEvent
 from tasks_app.schemas import escaped
 from tasks_app.states import EventType, Status
 from tasks_app.worker.run import NEVER
-from tasks_app.worker.trouble import TROUBLE, Trouble
+from tasks_app.worker.trouble import TROUBLE, Trouble, database_fault
 
 #: How often it looks at a task, where the database does not say that something happened; and how
 #: long it leaves it alone where others commit all the time.

@@ -17,7 +17,7 @@ from tasks_app.clock import database_now
 from tasks_app.ledger import alias
 from tasks_app.models import Worker
 from tasks_app.worker.rescuer import rescue_from_outside
-from tasks_app.worker.trouble import TROUBLE, Trouble
+from tasks_app.worker.trouble import TROUBLE, Trouble, is_unmigrated
 
 logger = logging.getLogger("tasks_app.cleanup")
 
@@ -91,7 +91,7 @@ class Cleanup:
                 return do()
             except TROUBLE as error:
                 moment = time.monotonic()
-                if self._stopped or moment >= give_up:
+                if self._stopped or moment >= give_up or is_unmigrated(error):
                     raise
                 pause = trouble.strike(moment)
                 logger.warning(

@@ -6,11 +6,12 @@ import logging
 import time
 
 from django.db import connections
+from django.db.transaction import TransactionManagementError
 
 from tasks_app.database_file import DatabaseFile
 from tasks_app.ledger import LOCK_MILLISECONDS
 from tasks_app.worker.run import NEVER
-from tasks_app.worker.trouble import LOCKED, Trouble, explained
+from tasks_app.worker.trouble import LOCKED, Trouble, database_fault
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -37,6 +38,10 @@ class Connection:
         """
         connection = connections[self.using]
         connection.close()
+        if connection.vendor == "sqlite":
+            # Python keeps the last statements with all that was bound to them, such as results.
+            options = {**connection.settings_dict["OPTIONS"], "cached_statements": 0}
+            connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         if connection.settings_dict["OPTIONS"].get("pool"):
             connection = connections[self.using] = connection.copy()
             del connection.settings_dict["OPTIONS"]["pool"]
@@ -48,6 +53,19 @@ class Connection:
 
                 connection.connection.isolation_level = IsolationLevel.READ_COMMITTED
         self._file.opened(connection)
+
+    def refuse_transaction(self) -> None:
+        """Raise TransactionManagementError if the caller is inside a transaction.
+
+        What it wrote is not committed, so no thread would see it; and a worker closes and opens
+        the connection as it needs it.
+        """
+        if connections[self.using].in_atomic_block:
+            raise TransactionManagementError(
+                "A worker cannot run inside of a transaction: its threads would not see what is "
+                "not committed. Call it outside of transaction.atomic(); in a test use "
+                "TransactionTestCase, or pytest.mark.django_db(transaction=True)."
+            )
 
     def reopen(self) -> None:
         """Open a new connection if the last one was given up. Raises as `open` does."""
@@ -71,8 +89,8 @@ class Connection:
         locked = LOCKED in str(error)
         self.trouble.locked_since = min(self.trouble.locked_since, now) if locked else NEVER
         logger.warning(
-            "The database does not answer: %s; %d outcomes wait; next try in %g s",
-            explained(error),
+            "%s; %d outcomes wait; next try in %g s",
+            database_fault(error),
             waiting,
             pause,
         )

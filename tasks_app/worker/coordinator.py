@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from functools import partial
 
-from django.db import transaction
+from django.db import reset_queries, transaction
 
 from tasks_app import lifecycle
 from tasks_app.changes import Changes, watch
@@ -35,7 +35,7 @@ from tasks_app.worker.runs import Runs
 from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
 from tasks_app.worker.standing import look, next_due
 from tasks_app.worker.stopping import enforce, free_lock, wants_restart
-from tasks_app.worker.trouble import REFUSED, TROUBLE, explained
+from tasks_app.worker.trouble import REFUSED, TROUBLE, explained, missing_is_trouble
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -98,6 +98,7 @@ class Coordinator:
 
     def run(self) -> int:
         """Work until stopped, drained or out of allowance. Return how many tasks ended."""
+        self._connection.refuse_transaction()
         with watch(self.using) as changes:
             self._changes = changes
             if not self._register(changes):
@@ -183,6 +184,7 @@ class Coordinator:
     def _cycle(self) -> None:
         """Take in what came, then do what is due in one transaction."""
         moment = time.monotonic()
+        reset_queries()  # DEBUG keeps them until then, with all that was written.
         self._collect()
         self._recall_unbegun(moment)
         self._heed_shutdown(moment)
@@ -248,6 +250,7 @@ class Coordinator:
                 self._settle(alone.outcome)
         return found
 
+    @missing_is_trouble()
     def _commit(
         self, moment: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
     ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from django.db import close_old_connections, connections
+from django.db import close_old_connections, connections, reset_queries
 
 from tasks_app.exceptions import TaskInterrupted
 from tasks_app.states import Verb
@@ -140,3 +140,4 @@ def _sweep(*, interrupted: bool = False) -> None:
             connection.close()
             del connections[connection.alias]
     close_old_connections()
+    reset_queries()  # With DEBUG, Django keeps them.

@@ -10,8 +10,10 @@ from django.db import transaction
 
 from tasks_app.ledger import alias, begin
 from tasks_app.models import Worker
+from tasks_app.worker.trouble import missing_is_trouble
 
 
+@missing_is_trouble()
 def register(hands: int, queues: list[str]) -> Worker:
     """Say that a worker is there. Raises what Django raises where the database does not answer."""
     with transaction.atomic(using=alias()):

@@ -16,6 +16,7 @@ from tasks_app.conf import task_settings
 from tasks_app.ledger import alias
 from tasks_app.models import Worker
 from tasks_app.worker.housekeeping import rescue
+from tasks_app.worker.trouble import missing_is_trouble
 
 logger = logging.getLogger("tasks_app.cleanup")
 
@@ -41,6 +42,7 @@ class Rescuer:
         #: Some leases have run out, and it is too soon to tell whether their workers are lost.
         self.waits = False
 
+    @missing_is_trouble()
     def beat(self, moment: float) -> None:
         """Rescue, if it is safe, just after a heartbeat was written."""
         heartbeat = task_settings().heartbeat_seconds

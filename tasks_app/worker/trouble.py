@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from django.db import DatabaseError, InterfaceError, InternalError, OperationalError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from tasks_app.conf import task_settings
+from tasks_app.ledger import sqlstate
 from tasks_app.worker.run import NEVER
 
 PAUSE, PAUSE_MAX = 0.1, 5.0
@@ -20,6 +30,38 @@ REFUSED = (DatabaseError, UnicodeError)
 
 #: What SQLite says while another transaction holds its one lock for writing.
 LOCKED = "database is locked"
+
+#: What PostgreSQL and SQLite say of a table or a column that is not there.
+MISSING_STATES = frozenset({"42P01", "42703"})
+MISSING_WORDS = ("no such table", "no such column", "has no column named")
+
+
+def is_unmigrated(error: Exception) -> bool:
+    """Whether the database lacks a table or a column."""
+    return sqlstate(error) in MISSING_STATES or any(said in str(error) for said in MISSING_WORDS)
+
+
+@contextmanager
+def missing_is_trouble() -> Iterator[None]:
+    """Raise OperationalError for what a migration would add, as SQLite does by itself.
+
+    PostgreSQL calls it a programming error. A worker waits for `migrate` on both.
+    """
+    try:
+        yield
+    except ProgrammingError as error:
+        if not is_unmigrated(error):
+            raise
+        raise OperationalError(*error.args) from error.__cause__
+
+
+def database_fault(error: Exception) -> str:
+    """Say what is wrong with a database in trouble, and what to do if that is known."""
+    if is_unmigrated(error):
+        said = str(error).strip()
+        return f"The database lacks a table or a column: {said}. Run manage.py migrate"
+    return f"The database does not answer: {explained(error)}"
+
 
 #: What databases say, and what it means where that is not plain.
 MEANS = {

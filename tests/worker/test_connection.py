@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.contrib.auth.models import User
+from django.db import connection, connections, transaction
+from django.db.transaction import TransactionManagementError
 
 from tasks_app.ledger import LOCK_MILLISECONDS
+from tasks_app.models import Task
+from tasks_app.service import task_service
+from tasks_app.states import Status
 from tasks_app.worker.connection import Connection
+from tasks_app.worker.coordinator import Coordinator
+from tests.harness import eventually
+from tests.more_tasks import CountsQueries, Large
+from tests.tasks import Noop
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -52,3 +64,71 @@ def test_a_worker_waits_and_reads_as_it_must() -> None:
             ("sqlite", LOCK_MILLISECONDS),
             ("postgresql", "read committed"),
         ]
+
+
+def test_a_worker_inside_of_a_transaction_is_an_error_at_once() -> None:
+    with transaction.atomic():
+        User.objects.create_user("ada")
+        task_service.start_task(Noop)
+        with pytest.raises(TransactionManagementError, match="use TransactionTestCase"):
+            Coordinator(1, drain=True).run()
+    assert User.objects.filter(username="ada").exists()
+    assert Coordinator(1, drain=True).run() == 1
+
+
+def resident() -> int:
+    """The megabytes that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
+
+
+@pytest.mark.once
+def test_results_are_forgotten_once_they_are_written() -> None:
+    Coordinator(4, drain=True).run()
+    before = resident()
+    task_service.start_many(Large, [{"size": 500_000}] * 80)
+    assert Coordinator(4, drain=True).run() == 80
+    assert resident() - before < 30
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "undo"),
+    [
+        ("tasks_app_worker", "RENAME TO gone", "ALTER TABLE gone RENAME TO tasks_app_worker"),
+        (
+            "tasks_app_task",
+            "RENAME COLUMN progress_text TO gone",
+            "ALTER TABLE tasks_app_task RENAME COLUMN gone TO progress_text",
+        ),
+    ],
+)
+def test_a_worker_waits_for_a_migration(
+    table: str, change: str, undo: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tasks_app")
+    started = task_service.start_task(Noop)
+
+    def work() -> int:
+        try:
+            return Coordinator(1, drain=True).run()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as thread:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {table} {change}")
+        try:
+            working = thread.submit(work)
+            eventually(lambda: "Run manage.py migrate; 0 outcomes wait" in caplog.text)
+        finally:
+            with connection.cursor() as cursor:
+                cursor.execute(undo)
+        assert working.result() == 1
+    assert Task.objects.get(pk=started.task_id).status == Status.COMPLETED
+
+
+def test_what_debug_keeps_of_queries_is_forgotten(settings: Any) -> None:
+    settings.DEBUG = True
+    task_service.start_many(CountsQueries, [{"make": 50}, *[{"make": 0}] * 99])
+    assert Coordinator(1, drain=True).run() == 100
+    assert max(Task.objects.values_list("result", flat=True)) == 0
+    assert len(connection.queries) < 100

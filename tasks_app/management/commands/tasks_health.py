@@ -11,7 +11,8 @@ from django.db import DatabaseError, InterfaceError
 
 from tasks_app.health import Health, Limits, health
 from tasks_app.management.command import TaskCommand
-from tasks_app.management.terminal import Exit, database_fault, duration, given, in_range
+from tasks_app.management.terminal import Exit, duration, given, in_range
+from tasks_app.worker.trouble import database_fault
 
 
 class Command(TaskCommand):
