@@ -1,85 +1,100 @@
-"""The stream endpoint for ASGI: a Channels consumer, which holds no thread."""
+"""The ASGI side of streams: taken over from the site's own application once it has answered."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import logging
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
-from channels.auth import AuthMiddlewareStack
 from channels.generic.http import AsyncHttpConsumer
 from django.conf import settings
-from django.core.exceptions import SuspiciousOperation
-from django.core.handlers.asgi import ASGIRequest
-from django.db import InterfaceError, OperationalError
-from django.http import HttpResponse
-from django.urls import Resolver404, ResolverMatch, resolve
+from django.urls import Resolver404, resolve
 from django.utils import translation
 
-from tasks_app.api.problems import unavailable
-from tasks_app.streaming.endpoint import (
-    API_STREAM,
-    API_STREAMS,
-    AWAY,
-    AWAY_SECONDS,
-    StreamResponse,
-)
-from tasks_app.urls import STREAM_VIEWS
+from tasks_app.streaming.endpoint import MEDIA_TYPE
+from tasks_app.streaming.handoff import KEY, ASGIApp, Handoff, OpenStream
 
-ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+#: What described the empty response that a stream takes the place of.
+_DROPPED = {b"content-length", b"content-encoding"}
 
-logger = logging.getLogger("tasks_app.relay")
+
+def with_task_streams(application: ASGIApp) -> ASGIApp:
+    """Serve the site's own ASGI application, and the streams that its views hand over.
+
+    Every request passes the whole of it, middleware too. When a view hands a stream over and the
+    site answers 200, the request ends there: its thread and its database connection are let go.
+    Then the stream is sent, with the headers of that answer. Any other answer is sent as it is.
+    """
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await _serve(application, scope, _Requests(scope, receive), send)
+        else:
+            await application(scope, receive, send)
+
+    return app
+
+
+async def _serve(application: ASGIApp, scope: Any, requests: _Requests, send: Any) -> None:
+    handoff = Handoff(application)
+    headers: list[tuple[bytes, bytes]] | None = None
+
+    async def site_sends(message: Any) -> None:
+        nonlocal headers
+        if message["type"] == "http.response.start" and _hands_over(handoff, message):
+            headers = message["headers"]
+        elif headers is None:
+            await send(message)
+
+    try:
+        await application({**scope, KEY: handoff}, requests.receive, site_sends)
+        if headers is not None:
+            consumer = TaskStreamConsumer.as_asgi(stream=handoff.stream, headers=headers)
+            await consumer(scope, requests.receive, send)
+    finally:
+        await requests.close()
+        if handoff.stream is not None:
+            await handoff.stream.aclose()
+
+
+def _hands_over(handoff: Handoff, start: Any) -> bool:
+    """Whether a response is the view's own, and not one that middleware put in its place."""
+    if handoff.stream is None or start["status"] != HTTPStatus.OK:
+        return False
+    return any(
+        name.lower() == b"content-type" and value.startswith(MEDIA_TYPE.encode())
+        for name, value in start["headers"]
+    )
 
 
 class TaskStreamConsumer(AsyncHttpConsumer):
-    """Streams tasks' events to one client until they end or it leaves.
+    """Sends an open stream to one client until it ends or the client leaves."""
 
-    A Django view for the same would keep a thread for as long.
-    """
+    #: A stream takes no part in a channel layer: one of Redis would cost each a connection.
+    channel_layer_alias = ""
+
+    def __init__(self, stream: OpenStream, headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self.stream = stream
+        self.headers = [(name, value) for name, value in headers if name.lower() not in _DROPPED]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.receive = receive
-        await super().__call__(scope, receive, send)
+        requests = iter([{"type": "http.request"}])
 
-    async def http_request(self, message: Any) -> None:
-        # Whatever body comes is not read: a stream needs none.
-        await super().http_request({"type": "http.request"})
+        async def request() -> Any:
+            # The site has read the request. What follows is the client's leaving.
+            return next(requests, None) or await asyncio.Future()
+
+        await super().__call__(scope, request, send)
 
     async def handle(self, body: bytes) -> None:
-        request = ASGIRequest(self.scope, io.BytesIO(body))
-        try:
-            request.get_host()
-            await self._answer(request)
-        except SuspiciousOperation:
-            # As Django answers a foreign host, or more query fields than it reads.
-            await self.send_response(400, b"Bad Request (400)")
+        await self.send_headers(headers=self.headers)
+        await self._race(self._pump(), self._left())
 
-    async def _answer(self, request: ASGIRequest) -> None:
-        user = self.scope["user"]
-
-        async def auser() -> Any:
-            return user
-
-        # As Django's middleware has them.
-        request.user, request.auser = user, auser
-        request.session = self.scope["session"]
-        route = self.scope["url_route"]
-        response = await route["view"](request, **route["kwargs"])
-        headers = [(key.encode(), value.encode()) for key, value in response.items()]
-        if not isinstance(response, StreamResponse):
-            await self.send_response(response.status_code, response.content, headers=headers)
-            return
-        await self.send_headers(status=response.status_code, headers=headers)
-        await self._race(self._pump(response.stream), self._left())
-
-    async def _pump(self, stream: Any) -> None:
-        async with aclosing(stream):
-            async for chunk in stream:
-                await self.send_body(chunk, more_body=True)
+    async def _pump(self) -> None:
+        async for chunk in self.stream:
+            await self.send_body(chunk, more_body=True)
         await self.send_body(b"")
 
     async def _left(self) -> None:
@@ -101,77 +116,66 @@ class TaskStreamConsumer(AsyncHttpConsumer):
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _is_stream(match: ResolverMatch) -> bool:
-    ours = match.url_name in STREAM_VIEWS and "tasks_app" in match.app_names
-    return ours or _is_of_api(match)
+class _Requests:
+    """What a client sends, read by the site first and then by the stream.
 
-
-def _is_of_api(match: ResolverMatch) -> bool:
-    return match.url_name in (API_STREAM, API_STREAMS)
-
-
-async def _or_unavailable(
-    application: ASGIApp, match: ResolverMatch, scope: Any, receive: Any, send: Any
-) -> None:
-    """Answer 503 where a stream cannot open because the database does not answer.
-
-    A site's log has one line instead of a traceback for each client. The pages' own script comes
-    back by itself; a plain EventSource gives up at any answer but a stream.
+    Django stops waiting for a disconnect when it has answered. A server's `receive` need not stand
+    that, so what was begun goes on for the next who asks.
     """
-    started = False
 
-    async def sent(message: Any) -> None:
-        nonlocal started
-        started = True
-        await send(message)
+    def __init__(self, scope: Any, receive: Any) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._next: asyncio.Future[Any] | None = None
+        #: Whether the body is dropped as it comes; None until it is known whether there is one.
+        self._drops: bool | None = None
 
-    try:
-        await application(scope, receive, sent)
-    except (OperationalError, InterfaceError) as error:
-        if started:
-            raise
-        response = _unavailable(ASGIRequest(scope, io.BytesIO()), match, error)
-        headers = [(key.lower().encode(), value.encode()) for key, value in response.items()]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": response.content})
+    async def receive(self) -> Any:
+        while True:
+            if self._next is None:
+                self._next = asyncio.ensure_future(self._receive())
+            message = await asyncio.shield(self._next)
+            if message["type"] == "http.disconnect":
+                # Kept, so that whoever asks next is told as well.
+                return message
+            self._next = None
+            if self._drops is None:
+                self._drops = _is_refused_body(self._scope, message)
+                if self._drops:
+                    return {"type": "http.request", "body": b"", "more_body": False}
+            if not self._drops:
+                return message
+
+    async def close(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
 
 
-def _unavailable(request: ASGIRequest, match: ResolverMatch, error: Exception) -> HttpResponse:
-    if _is_of_api(match):
-        return unavailable(request, error)
-    logger.warning("No stream: the database does not answer (%s)", str(error).strip())
-    return HttpResponse(
-        AWAY,
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
-        content_type="text/plain; charset=utf-8",
-        headers={"Retry-After": str(AWAY_SECONDS)},
-    )
+def _is_refused_body(scope: Any, first: Any) -> bool:
+    """Whether a request has a body that our view would refuse by the length it tells, or by none.
+
+    Django would read all of it, into a file where it is long, before any view is asked. Where it
+    is given an empty one instead, the view refuses the request all the same.
+    """
+    if not first.get("body") and not first.get("more_body"):
+        return False
+    most = _body_limit(scope)
+    if most is None:
+        return False
+    lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
+    return not (len(lengths) == 1 and lengths[0].isdigit() and int(lengths[0]) <= most)
 
 
-def _resolved(scope: Any) -> ResolverMatch | None:
-    """Find the view of a request as Django's handler does, and its LocaleMiddleware."""
+def _body_limit(scope: Any) -> int | None:
+    """The longest body that the view of a request reads; None for views that are not ours.
+
+    The view is found as Django's handler and its LocaleMiddleware find it.
+    """
     path = scope["path"].removeprefix(settings.FORCE_SCRIPT_NAME or scope.get("root_path", ""))
     with translation.override(translation.get_language_from_path(path) or settings.LANGUAGE_CODE):
         try:
-            return resolve(path)
+            limit = getattr(resolve(path).func, "body_limit", None)
         except Resolver404:
             return None
-
-
-def with_task_streams(application: ASGIApp) -> ASGIApp:
-    """Serve task streams by their consumer, wherever the URLs of `tasks_app` or of its API are
-    included, and all else by the site's own ASGI application.
-    """
-    consumer = AuthMiddlewareStack(TaskStreamConsumer.as_asgi())
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            match = _resolved(scope)
-            if match is not None and _is_stream(match):
-                route = {"view": match.func, "kwargs": match.kwargs}
-                scope = {**scope, "url_route": route}
-                await _or_unavailable(consumer, match, scope, receive, send)
-                return
-        await application(scope, receive, send)
-
-    return app
+    return None if limit is None else limit()

@@ -4,9 +4,6 @@ from tasks_app import views
 
 app_name = "tasks_app"
 
-#: The names that `routing` serves by its consumer.
-STREAM_VIEWS = {"stream", "streams"}
-
 urlpatterns = [
     path("stream/", views.stream, name="streams"),
     path("status/", views.statuses, name="statuses"),

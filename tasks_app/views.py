@@ -10,7 +10,6 @@ from django.contrib import messages
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.core.handlers.asgi import ASGIRequest
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import (
     Http404,
@@ -38,7 +37,7 @@ from tasks_app.permissions import may_cancel, may_retry, may_view, told_of_confl
 from tasks_app.refusals import sentence
 from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
-from tasks_app.streaming.endpoint import answer, respond
+from tasks_app.streaming.endpoint import answer, respond, stream_view
 
 if TYPE_CHECKING:
     TaskDetailView = DetailView[Task]
@@ -49,9 +48,9 @@ NOT_FOUND = "There is no such task, or not for you."
 
 
 @login_not_required  # A script is told, not redirected; so are those below.
-@transaction.non_atomic_requests
+@stream_view
 async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResponseBase:
-    """Stream from a plain view: for a site without `with_task_streams` in its asgi.py.
+    """Hand a stream over to `with_task_streams`; without that in the site's asgi.py, send it.
 
     Each open stream then keeps a thread for as long as it lasts.
     """
@@ -61,7 +60,7 @@ async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpRespo
             status=HTTPStatus.NOT_IMPLEMENTED,
             content_type="text/plain",
         )
-    return respond(await answer(request, await request.auser(), task_id))
+    return respond(request, await answer(request, request.user, task_id))
 
 
 class TaskPage(LoginRequiredMixin, TaskDetailView):

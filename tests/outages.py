@@ -9,7 +9,7 @@ from django.db import OperationalError
 
 #: What a stream asks of it, in this order, and where.
 ASKED = {
-    "user": "channels.auth._get_user_session_key",
+    "user": "django.contrib.sessions.backends.db.SessionStore.load",
     "rights": "tasks_app.streaming.endpoint.readable",
     "stream": "tasks_app.streaming.relay.Cursor.now",
 }

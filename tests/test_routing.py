@@ -11,13 +11,17 @@ import pytest
 from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from django.core.asgi import get_asgi_application
 from django.db import connections
 from django.test import AsyncClient, Client
 from django.urls import reverse
+from django_eventstream.views import get_listener_manager
 
 from project.asgi import application
 from tasks_app.routing import TaskStreamConsumer, with_task_streams
+from tasks_app.streaming import endpoint
+from tasks_app.streaming.handoff import ASGIApp
 from tests.outages import ASKED, take_away
 from tests.rows import enqueued
 
@@ -104,12 +108,12 @@ def test_a_body_is_not_waited_for(ada: User) -> None:
 def test_the_consumer_refuses_more_fields_than_django_reads(ada: User) -> None:
     asked = communicator(ada, STREAMS, TOO_MANY)
 
-    async def go() -> tuple[int, bytes]:
-        found = await begun(asked, REQUEST)
+    async def go() -> int:
+        status, _ = await begun(asked, REQUEST)
         await asked.wait(10)
-        return found
+        return status
 
-    assert async_to_sync(go)() == (400, b"Bad Request (400)")
+    assert async_to_sync(go)() == 400
 
 
 @pytest.mark.parametrize(
@@ -128,8 +132,8 @@ def test_the_consumer_serves_streams_wherever_they_are(
     asked = ApplicationCommunicator(served, {**asked.scope, "root_path": root_path})
     consumed = []
 
-    async def answer(consumer: Any, request: Any) -> None:
-        consumed.append(request.path)
+    async def handle(consumer: Any, body: bytes) -> None:
+        consumed.append(consumer.scope["path"])
         await consumer.send_response(200, b"")
 
     async def go() -> int:
@@ -138,9 +142,143 @@ def test_the_consumer_serves_streams_wherever_they_are(
         await asked.wait(10)
         return int(head["status"])
 
-    with patch.object(TaskStreamConsumer, "_answer", answer):
+    with patch.object(TaskStreamConsumer, "handle", handle):
         assert async_to_sync(go)() == 200
     assert consumed == [(prefix or root_path) + path]
+
+
+# The site's middleware.
+
+
+def served(settings: Any, *middleware: str, first: bool = False) -> ASGIApp:
+    """The site with more middleware, within its own or before it."""
+    more = [
+        name if name.startswith("django") else f"tests.site_middleware.{name}"
+        for name in middleware
+    ]
+    settings.MIDDLEWARE = [*more, *settings.MIDDLEWARE] if first else [*settings.MIDDLEWARE, *more]
+    return with_task_streams(get_asgi_application())
+
+
+def answered(
+    site: ASGIApp, user: User | None, path: str = STREAMS, query: str = "mine=1", **more: Any
+) -> tuple[int, dict[str, str], bytes]:
+    """Ask for a stream, read its beginning, and leave."""
+    scope = communicator(user, path, query, more.pop("method", "GET")).scope
+    for name, value in more.items():
+        key = name.replace("_", "-").encode()
+        kept = [pair for pair in scope["headers"] if pair[0] != key]
+        scope["headers"] = [*kept, (key, value.encode())]
+    asked = ApplicationCommunicator(site, scope)
+
+    async def go() -> tuple[int, dict[str, str], bytes]:
+        await asked.send_input(REQUEST)
+        head = await asked.receive_output(10)
+        body = (await asked.receive_output(10))["body"]
+        await asked.send_input({"type": "http.disconnect"})
+        await asked.wait(10)
+        headers = {name.decode().lower(): value.decode() for name, value in head["headers"]}
+        return head["status"], headers, body
+
+    return async_to_sync(go)()
+
+
+def test_a_stream_is_that_of_the_user_whom_middleware_names(ada: User, settings: Any) -> None:
+    bob = User.objects.create_user("bob")
+    hers, his = enqueued(owner=ada), enqueued(owner=bob)
+    site = served(settings, "acting")
+    for path in (STREAMS, "/api/tasks/stream"):
+        status, _, body = answered(site, None, path, cookie="acting_as=bob")
+        assert (status, str(his.pk).encode() in body, str(hers.pk).encode() in body) == (
+            200,
+            True,
+            False,
+        )
+
+
+@pytest.mark.parametrize(
+    "middleware",
+    [
+        ["marking"],
+        ["marking", "django.middleware.gzip.GZipMiddleware"],
+        ["marking", "django.middleware.http.ConditionalGetMiddleware"],
+        [
+            "django.middleware.cache.UpdateCacheMiddleware",
+            "marking",
+            "django.middleware.cache.FetchFromCacheMiddleware",
+        ],
+    ],
+    ids=["sync", "gzip", "conditional", "cache"],
+)
+def test_what_middleware_adds_stays(ada: User, settings: Any, middleware: list[str]) -> None:
+    """And what it does to an ordinary response does not harm the stream, however often opened."""
+    enqueued(owner=ada)
+    site = served(settings, *middleware, first=True)
+    for _ in range(2):
+        status, headers, body = answered(site, ada, accept_encoding="gzip")
+        assert (status, headers["content-type"]) == (200, "text/event-stream")
+        assert (headers["x-mark"], headers["set-cookie"]) == ("seen", "mark=seen; Path=/")
+        assert headers.keys().isdisjoint({"content-length", "content-encoding", "etag"})
+        assert b"event: task_status" in body
+
+
+@pytest.mark.parametrize(
+    ("middleware", "expected"),
+    [("closed", (503, b"Back soon.")), ("replacing", (200, b"Read the new terms first."))],
+)
+def test_what_middleware_refuses_is_no_stream(
+    ada: User, settings: Any, middleware: str, expected: tuple[int, bytes]
+) -> None:
+    """Even when the view has opened one: nobody listens then."""
+    status, _, body = answered(served(settings, middleware), ada)
+    assert (status, body) == expected
+    assert not get_listener_manager().listeners_by_channel
+
+
+def test_urls_that_middleware_chooses_are_served(
+    ada: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "StreamResponse", None)
+    status, _, body = answered(served(settings, "elsewhere"), ada, "/plain/stream/")
+    assert (status, b": events of tasks" in body) == (200, True)
+
+
+@pytest.mark.parametrize("door", [STREAMS, "/api/tasks/stream"])
+@pytest.mark.parametrize("case", ["every request", "rotated key", "signed out"])
+def test_a_stream_never_writes_a_session(ada: User, settings: Any, case: str, door: str) -> None:
+    settings.SESSION_SAVE_EVERY_REQUEST = case == "every request"
+    scope = communicator(ada, door, "mine=1").scope
+    [cookie] = [value.decode() for name, value in scope["headers"] if name == b"cookie"]
+    if case == "rotated key":
+        settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+        settings.SECRET_KEY = "another" * 10
+    elif case == "signed out":
+        ada.set_password("another")
+        ada.save()
+    before = list(Session.objects.values())
+    status, headers, _ = answered(served(settings), None, door, cookie=cookie)
+    assert status == (200 if case != "signed out" else 401 if "api" in door else 403)
+    assert list(Session.objects.values()) == before
+    # Neither removed, nor another one.
+    assert cookie.partition("=")[2] in headers.get("set-cookie", cookie)
+
+
+@pytest.mark.parametrize("length", [None, "3000000"])
+def test_a_body_that_the_api_refuses_is_not_read(ada: User, length: str | None) -> None:
+    """Whoever sends it. What of it has come is dropped, and the rest need not come."""
+    scope = communicator(None, "/api/tasks/", method="POST").scope
+    scope["headers"].append((b"content-type", b"application/json"))
+    if length:
+        scope["headers"].append((b"content-length", length.encode()))
+    asked = ApplicationCommunicator(application, scope)
+    request = {"type": "http.request", "body": bytes(100_000), "more_body": True}
+
+    async def go() -> tuple[int, bytes]:
+        found = await begun(asked, request)
+        await asked.wait(10)
+        return found
+
+    assert async_to_sync(go)()[0] == 401
 
 
 # The plain view.
@@ -175,6 +313,24 @@ def test_the_view_streams(ada: User, client: AsyncClient, query: str) -> None:
 
     status, kind, chunk = async_to_sync(go)()
     assert (status, kind) == (200, "text/event-stream")
+    assert b"event: task_status" in chunk
+
+
+def test_the_view_says_that_a_stream_is_not_to_be_changed(
+    ada: User, client: AsyncClient, settings: Any
+) -> None:
+    """Compressed, each chunk would be a file of its own, of which browsers read the first."""
+    settings.MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", *settings.MIDDLEWARE]
+    enqueued(owner=ada)
+
+    async def go() -> tuple[str, str, bytes]:
+        response: Any = await client.get(f"{STREAMS}?mine=1", headers={"Accept-Encoding": "gzip"})
+        async with aclosing(response.stream) as chunks:
+            headers = response.headers
+            return headers["Content-Encoding"], headers["Cache-Control"], await anext(chunks)
+
+    encoding, cache, chunk = async_to_sync(go)()
+    assert (encoding, cache) == ("identity", "no-cache, no-store, no-transform, private")
     assert b"event: task_status" in chunk
 
 

@@ -305,7 +305,7 @@ async def _stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResp
     if found.status >= HTTPStatus.BAD_REQUEST:
         kept = {name: value for name, value in found.headers.items() if name != "Content-Type"}
         raise Problem(found.status, found.text, headers=kept)
-    return respond(found)
+    return respond(request, found)
 
 
 def _startable(user: User, name: str) -> type[BaseTask]:

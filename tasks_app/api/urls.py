@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from django.apps import apps
 from django.contrib.auth.decorators import login_not_required
-from django.db import transaction
 from django.http import HttpRequest, HttpResponseBase, HttpResponseNotAllowed
 from django.urls import URLPattern, re_path
 from django.views.decorators.csrf import csrf_exempt
@@ -18,7 +17,9 @@ from ninja import NinjaAPI
 
 from tasks_app.api.auth import authenticators, challenge
 from tasks_app.api.operations import router
-from tasks_app.api.problems import Problem, answer_all
+from tasks_app.api.problems import Problem, answer_all, unavailable
+from tasks_app.conf import task_settings
+from tasks_app.streaming.endpoint import limit_body, stream_view
 
 View = Callable[..., HttpResponseBase]
 
@@ -62,6 +63,9 @@ def _nothing_here(request: HttpRequest) -> HttpResponseBase:
     return Problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").response(request)
 
 
+limit_body(_nothing_here, lambda: 0)
+
+
 def _guarded(view: View) -> View:
     """Answer what django-ninja answers in plain text with a problem."""
     if iscoroutinefunction(view):
@@ -70,8 +74,7 @@ def _guarded(view: View) -> View:
         async def stream(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
             return _as_problem(request, await cast(Awaitable[Any], view(request, **kwargs)))
 
-        # Django refuses asynchronous views where every request is a transaction.
-        return transaction.non_atomic_requests(stream)  # type: ignore[return-value]
+        return stream_view(stream, unavailable)  # type: ignore[return-value]
 
     @wraps(view)
     def guarded(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
@@ -85,7 +88,7 @@ def _guarded(view: View) -> View:
             request.method = method
         return _as_problem(request, response, head=True)
 
-    return guarded
+    return cast(View, limit_body(guarded, lambda: task_settings().api_max_body_bytes))
 
 
 def _as_problem(

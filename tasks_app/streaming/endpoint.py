@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+import logging
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import wraps
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from channels.db import database_sync_to_async
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django_eventstream.utils import add_default_headers
+from asgiref.sync import sync_to_async
+from django.db import InterfaceError, OperationalError, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.utils.log import log_response
+from django.views.decorators.csrf import csrf_exempt
 
+from tasks_app.streaming import origins
 from tasks_app.streaming.channels import BadRequest, readable, requested
 from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.handoff import Handoff, OpenStream
 from tasks_app.streaming.relay import relay
+from tasks_app.streaming.sessions import read_only
 from tasks_app.streaming.stream import open_stream
 from tasks_app.streaming.viewer import Viewer
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
+
+logger = logging.getLogger("tasks_app.relay")
 
 #: The names of the API's URLs of streams, in whatever namespace a site has put them.
 API_STREAM, API_STREAMS = "tasks_app_stream", "tasks_app_streams"
@@ -31,30 +41,112 @@ AWAY, AWAY_SECONDS = "The database does not answer. Ask again later.", 5
 #: moments: of three hundred it is as long as the header that proxies let pass.
 CURSOR_MAX = 7_500
 
+MEDIA_TYPE = "text/event-stream"
+#: Nobody may keep a stream, nor change it on the way. The site's own caches heed `private`.
+HEADERS = {
+    "Cache-Control": "no-cache, no-store, no-transform, private",
+    "X-Accel-Buffering": "no",
+}
+
+StreamView = Callable[..., Coroutine[Any, Any, HttpResponseBase]]
+Unavailable = Callable[[HttpRequest, Exception], HttpResponse]
+
 
 @dataclass
 class Answer:
-    """An HTTP response: a stream of bytes, or a line of text."""
+    """An HTTP response: a stream, the channels it would carry, or a line of text."""
 
     status: HTTPStatus
     text: str = ""
-    stream: AsyncIterator[bytes] | None = None
+    stream: OpenStream | None = None
     headers: dict[str, str] = field(default_factory=dict)
     #: What of the request is wrong, where that is why.
     fields: Collection[str] = ()
+    #: The channels that the user may read of those asked for, where only that is asked.
+    allowed: Collection[str] = ()
+
+
+def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
+    """Answer 503 where a stream cannot open because the database does not answer.
+
+    A site's log has one line instead of a traceback for each client. The pages' own script comes
+    back by itself; a plain EventSource gives up at any answer but a stream.
+    """
+    headers = {**HEADERS, "Retry-After": str(AWAY_SECONDS)}
+    response = HttpResponse(
+        AWAY,
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        content_type="text/plain; charset=utf-8",
+        headers=headers,
+    )
+    log_response(
+        "No stream: the database does not answer (%s)",
+        str(error).strip(),
+        request=request,
+        response=response,
+        logger=logger,
+        level="warning",
+    )
+    return response
+
+
+def stream_view(view: StreamView, unavailable: Unavailable = unavailable) -> StreamView:
+    """Make a view one that serves streams: pages' and the API's differ only in their errors.
+
+    The site's middleware has run. The session is read and not written from here on, and the user
+    is the one that middleware put into the request.
+    """
+
+    @wraps(view)
+    async def streaming(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+        if request.method == "OPTIONS":
+            headers = {**HEADERS, "Allow": "GET, OPTIONS"}
+            response: HttpResponseBase = HttpResponse(status=HTTPStatus.NO_CONTENT, headers=headers)
+        else:
+            read_only(request)
+            try:
+                await sync_to_async(_resolve_user)(request)
+                response = await view(request, **kwargs)
+            except (OperationalError, InterfaceError) as error:
+                response = unavailable(request, error)
+            if handoff := Handoff.of(request):
+                handoff.unavailable = response.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+        origins.allow(request, response)
+        return response
+
+    # Nothing is changed by asking for a stream, so POST is told 405 like any other method.
+    exempt = csrf_exempt(transaction.non_atomic_requests(streaming))
+    return cast(StreamView, limit_body(exempt, lambda: 0))
+
+
+def limit_body(view: Any, limit: Callable[[], int]) -> Any:
+    """Have `with_task_streams` drop the bodies of requests to a view that are longer than this."""
+    view.body_limit = limit
+    return view
+
+
+def _resolve_user(request: HttpRequest) -> None:
+    """Read the lazy user of Django's middleware, which must not be done in an event loop."""
+    if (user := getattr(request, "user", None)) is not None:
+        _ = user.is_authenticated
 
 
 class StreamResponse(StreamingHttpResponse):
-    """A stream as a view returns it."""
+    """A stream as a view returns it where nobody takes it over."""
 
-    def __init__(self, stream: AsyncIterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(stream, headers=headers)
+    def __init__(self, stream: OpenStream, headers: dict[str, str]) -> None:
+        # GZipMiddleware would compress each chunk by itself, and browsers read only the first.
+        super().__init__(stream, headers={**headers, "Content-Encoding": "identity"})
         #: As it was given: who reads it must close it, and Django's own wrapper does not.
         self.stream = stream
 
 
-def respond(found: Answer) -> HttpResponse | StreamResponse:
-    if found.stream is not None:
+def respond(request: HttpRequest, found: Answer) -> HttpResponseBase:
+    """Return an answer as a response; a stream as an empty one if it can be handed over."""
+    handoff = Handoff.of(request)
+    if handoff is not None:
+        handoff.stream, handoff.allowed = found.stream, set(found.allowed)
+    elif found.stream is not None:
         return StreamResponse(found.stream, found.headers)
     return HttpResponse(found.text, status=found.status, headers=found.headers)
 
@@ -66,18 +158,16 @@ async def answer(request: HttpRequest, user: User, task_id: UUID | None = None) 
     204, at which browsers stop to reconnect, to a client that resumes and has had everything.
     """
     found = await _answer(request, user, task_id)
-    is_stream = found.stream is not None
-    found.headers["Content-Type"] = (
-        "text/event-stream" if is_stream else "text/plain; charset=utf-8"
-    )
-    add_default_headers(found.headers, request)
+    is_stream = found.status == HTTPStatus.OK
+    content_type = MEDIA_TYPE if is_stream else "text/plain; charset=utf-8"
+    found.headers |= {**HEADERS, "Content-Type": content_type}
     return found
 
 
 async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Answer:
     if request.method != "GET":
         return Answer(
-            HTTPStatus.METHOD_NOT_ALLOWED, "Streams are read by GET.", None, {"Allow": "GET"}
+            HTTPStatus.METHOD_NOT_ALLOWED, "Streams are read by GET.", headers={"Allow": "GET"}
         )
     if not user.is_authenticated:
         return Answer(HTTPStatus.FORBIDDEN, "Log in to watch tasks.")
@@ -86,14 +176,28 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
         resumed = _resumed(request)
     except BadRequest as error:
         return Answer(HTTPStatus.BAD_REQUEST, str(error), fields=error.fields)
-    allowed = await database_sync_to_async(readable)(user, channels)
+    allowed = await sync_to_async(readable)(user, channels)
     if not allowed:
         return Answer(HTTPStatus.NOT_FOUND, "There is no such task, or not for you.")
-    viewer = await database_sync_to_async(Viewer.of)(request, user)
-    stream = await open_stream(relay, viewer, allowed, resumed)
+    handoff = Handoff.of(request)
+    if handoff is not None and handoff.asking:
+        return Answer(HTTPStatus.OK, allowed=allowed)
+    stream = await OpenStream.of(_opened(Viewer.of(request, user), allowed, resumed))
     if stream is None:
         return Answer(HTTPStatus.NO_CONTENT)
     return Answer(HTTPStatus.OK, stream=stream)
+
+
+async def _opened(
+    viewer: Viewer, channels: Collection[str], resumed: Cursor | None
+) -> AsyncGenerator[bytes]:
+    """Open a stream and read it; nothing if the viewer has had everything."""
+    stream = await open_stream(relay, viewer, channels, resumed)
+    if stream is None:
+        return
+    async with aclosing(cast(AsyncGenerator[bytes], stream)):
+        async for chunk in stream:
+            yield chunk
 
 
 def _resumed(request: HttpRequest) -> Cursor | None:

@@ -312,7 +312,7 @@ async def _events(
                 recheck_at = time.monotonic() + RECHECK_SECONDS
                 # Where the database is away, there is nothing to be read either.
                 with suppress(*AWAY):
-                    allowed = await database_sync_to_async(viewer.still_reads)(view.channels)
+                    allowed = await viewer.still_reads(view.channels)
                     if not allowed:
                         break
                     view.narrow(allowed)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
+from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
+from django.core.asgi import get_asgi_application
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
-from django.test import Client, RequestFactory, override_settings
+from django.test import AsyncRequestFactory, Client, RequestFactory, override_settings
 from django.urls import include, path
 from ninja import NinjaAPI
 from ninja.security import HttpBearer
@@ -20,6 +24,8 @@ from tasks_app.api import Problem, SessionAuth, answer_all, answer_problem, rout
 from tasks_app.api import urls as api_urls
 from tasks_app.api.auth import authenticator, authenticators, challenge
 from tasks_app.models import Task
+from tasks_app.routing import with_task_streams
+from tasks_app.streaming import stream
 from tests.api.asking import API, GREET, client_of, problem, someone, start
 from tests.rows import enqueued
 
@@ -204,6 +210,36 @@ def test_what_could_not_be_had_at_first_is_asked_for_again(ada: User) -> None:
         asked = RequestFactory().get("/", **bearing(ada))
         assert late(asked) == ada
         assert late(RequestFactory().get("/")) is None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("tokens")
+def test_a_stream_ends_with_the_token_that_opened_it(
+    ada: User, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """The site is asked again by the same request, and refuses it."""
+    monkeypatch.setattr(stream, "RECHECK_SECONDS", 0.05)
+    settings.TASK_STREAM_KEEPALIVE_SECONDS = 0.02
+    scope = AsyncRequestFactory()._base_scope(path="/api/tasks/stream", query_string="mine=1")
+    bearer = f"Bearer {ada.username}".encode()
+    scope["headers"] = [(b"host", b"testserver"), (b"authorization", bearer)]
+    asked = ApplicationCommunicator(with_task_streams(get_asgi_application()), scope)
+
+    async def said(text: bytes) -> None:
+        async with asyncio.timeout(20):
+            while text not in (await asked.receive_output(20)).get("body", b""):
+                pass
+
+    async def go() -> None:
+        await asked.send_input({"type": "http.request"})
+        assert (await asked.receive_output(20))["status"] == 200
+        for _ in range(10):  # signs of life, and looks between them
+            await said(b"keep-alive")
+        await User.objects.filter(pk=ada.pk).aupdate(username="another")
+        await said(b"stream-end")
+        await asked.wait(10)
+
+    async_to_sync(go)()
 
 
 # In an API of the site's own.

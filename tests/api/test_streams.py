@@ -13,13 +13,13 @@ import pytest
 from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
-from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 from django.test import AsyncClient, Client
 from django_eventstream.views import get_listener_manager
 
 from project.asgi import application
 from tasks_app.states import Status
+from tasks_app.streaming import endpoint
 from tests.api.asking import API, client_of, problem, someone
 from tests.outages import ASKED, take_away
 from tests.rows import ended, enqueued
@@ -82,16 +82,16 @@ def first(scope: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
 
 
 @pytest.fixture
-def no_django(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not served by the consumer fails: there the view would keep a thread."""
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that its view sends itself fails: it would keep a thread."""
 
-    async def refuse(*_: Any) -> None:
-        raise AssertionError("this request came to Django's own handler")
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the view sends the stream itself")
 
-    monkeypatch.setattr(ASGIHandler, "__call__", refuse)
+    monkeypatch.setattr(endpoint, "StreamResponse", refuse)
 
 
-@pytest.mark.usefixtures("no_django")
+@pytest.mark.usefixtures("handed_over")
 @pytest.mark.parametrize("query", ["one", "task=", "mine=1"])
 def test_the_consumer_serves_it(ada: User, query: str) -> None:
     task = enqueued(owner=ada)
@@ -104,7 +104,7 @@ def test_the_consumer_serves_it(ada: User, query: str) -> None:
     assert str(task.pk).encode() in body
 
 
-@pytest.mark.usefixtures("no_django")
+@pytest.mark.usefixtures("handed_over")
 def test_a_stream_is_closed_when_its_client_leaves(ada: User) -> None:
     enqueued(owner=ada)
     manager = get_listener_manager()
@@ -118,7 +118,7 @@ def test_a_stream_is_closed_when_its_client_leaves(ada: User) -> None:
     assert sum(map(len, manager.listeners_by_channel.values())) == 0
 
 
-@pytest.mark.usefixtures("no_django")
+@pytest.mark.usefixtures("handed_over")
 def test_open_streams_cost_no_thread(ada: User) -> None:
     enqueued(owner=ada)
 
@@ -141,7 +141,7 @@ def told(found: tuple[int, dict[str, str], bytes], status: int) -> str:
     return str(body["detail"])
 
 
-@pytest.mark.usefixtures("no_django")
+@pytest.mark.usefixtures("handed_over")
 def test_what_is_wrong_is_a_problem(ada: User) -> None:
     task = enqueued(owner=someone())
     for path in (f"{task.pk}/stream", f"{uuid.uuid4()}/stream"):
@@ -154,7 +154,7 @@ def test_what_is_wrong_is_a_problem(ada: User) -> None:
     assert found[1]["allow"] == "GET"
 
 
-@pytest.mark.usefixtures("no_django")
+@pytest.mark.usefixtures("handed_over")
 @pytest.mark.parametrize(
     ("query", "headers", "fields", "detail"),
     [
@@ -176,7 +176,7 @@ def test_nonsense_is_named_by_field(
     assert all(error.startswith(detail) for error in errors.values())
 
 
-@pytest.mark.usefixtures("no_django")
+@pytest.mark.usefixtures("handed_over")
 @pytest.mark.parametrize("at", ASKED)
 def test_a_database_that_is_away_is_a_problem(
     at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -192,7 +192,7 @@ def test_a_database_that_is_away_is_a_problem(
     assert "the database does not answer (connection refused): /api/" in record.getMessage()
 
 
-@pytest.mark.usefixtures("no_django")
+@pytest.mark.usefixtures("handed_over")
 def test_who_has_had_everything_is_told_to_stop(ada: User) -> None:
     task = ended(Status.COMPLETED, owner=ada)
     last = task.events.last().pk

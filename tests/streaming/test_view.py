@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import uuid
 from datetime import timedelta
@@ -14,10 +15,11 @@ from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
 from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import Permission, User
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.db import OperationalError
 from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.test import Client, RequestFactory
+from django.test import AsyncRequestFactory, Client
 from django.utils import timezone
 from django_eventstream.views import get_listener_manager
 
@@ -29,14 +31,15 @@ from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import EventType
 from tasks_app.streaming import pages as pages_module
 from tasks_app.streaming import stream as stream_module
-from tasks_app.streaming import viewer as viewer_module
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, owner_channel, task_channel
 from tasks_app.streaming.cursor import Cursor, Snapshot
+from tasks_app.streaming.handoff import KEY, Handoff
 from tasks_app.streaming.pages import PAGE_BYTES
 from tasks_app.streaming.stream import View
 from tasks_app.streaming.viewer import Viewer
 from tests.rows import claimed, enqueued, saved, worker
+from tests.streaming import watching as watching_module
 from tests.streaming.watching import Watching, opening_of, parsed
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -271,13 +274,16 @@ def test_a_stream_of_ones_own_ends_with_the_account(ada: User) -> None:
     assert finish(ada, owner_channel(ada.pk), leave) == ["task_status"]
 
 
-def signed_in(user: User, path: str = "/") -> HttpRequest:
-    """A request of somebody who has a session."""
+def signed_in(user: User, path: str, query: str = "") -> tuple[SessionBase, Viewer]:
+    """The session of a user, and the viewer who opened a stream by it, at this path."""
     client = Client()
     client.force_login(user)
-    request = RequestFactory().get(path)
-    request.session = client.session
-    return request
+    scope = AsyncRequestFactory()._base_scope(path=path, query_string=query)
+    cookie = f"sessionid={client.session.session_key}"
+    scope["headers"] = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
+    # Made here, so that it goes by the settings of the test.
+    scope[KEY] = Handoff(ASGIHandler())
+    return client.session, Viewer.of(ASGIRequest(scope, io.BytesIO()), user)
 
 
 @pytest.mark.usefixtures("often")
@@ -288,8 +294,7 @@ def test_a_stream_ends_with_the_session_it_was_opened_by(
 ) -> None:
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
     settings.SESSION_FILE_PATH = tmp_path
-    request = signed_in(ada)
-    session = request.session
+    session, viewer = signed_in(ada, "/tasks/stream/", "mine=1")
 
     def sign_in_as_another() -> None:
         session[SESSION_KEY] = str(User.objects.create_user("bob").pk)
@@ -310,23 +315,7 @@ def test_a_stream_ends_with_the_session_it_was_opened_by(
         "password": change_password,
         "another user": sign_in_as_another,
     }
-    viewer = Viewer.of(request, ada)
     assert finish(viewer, owner_channel(ada.pk), changes[change]) == []
-
-
-@pytest.mark.usefixtures("often")
-def test_a_token_needs_no_session(ada: User) -> None:
-    """Whoever it came with, and whatever becomes of it."""
-    task, claim = claimed(owner=ada)
-    request = signed_in(User.objects.create_user("bob"))
-    for viewer in (Viewer.of(RequestFactory().get("/"), ada), Viewer.of(request, ada)):
-        assert viewer.session_key is None
-
-    def go_on() -> None:
-        request.session.flush()
-        lifecycle.complete({claim: 7})
-
-    assert finish(viewer, task_channel(task.pk), go_on) == ["task_status", "task_completed"]
 
 
 @pytest.mark.usefixtures("often")
@@ -354,8 +343,8 @@ def test_a_stream_ends_when_its_task_is_anothers(ada: User) -> None:
 @pytest.mark.parametrize("by_session", [True, False])
 def test_who_still_may_reads_on(ada: User, by_session: bool) -> None:
     task, claim = claimed(owner=ada)
-    viewer = Viewer.of(signed_in(ada), ada) if by_session else Viewer(ada)
-    assert (viewer.session_key is not None) is by_session
+    path = f"/tasks/{task.pk}/stream/"
+    viewer = signed_in(ada, path)[1] if by_session else ada
 
     async def watch() -> list[str]:
         async with Watching(viewer, {task_channel(task.pk)}) as watching:
@@ -381,7 +370,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
     """Neither when it asks who may read, nor when it tells a slow viewer what it missed."""
     task, claim = claimed(owner=ada)
     away = 3
-    real_readable, real_replay = viewer_module.readable, View._replay
+    real_readable, real_replay = watching_module.readable, View._replay
 
     def ask(do: Any) -> Any:
         def asked(*args: Any) -> Any:
@@ -396,7 +385,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
     async def watch() -> list[str]:
         nonlocal away
         async with Watching(ada, {task_channel(task.pk)}) as watching:
-            monkeypatch.setattr(viewer_module, "readable", ask(real_readable))
+            monkeypatch.setattr(watching_module, "readable", ask(real_readable))
             while away >= 0:
                 await watching.next()
             monkeypatch.setattr(stream_module, "TROUBLE_SECONDS", 0.01)

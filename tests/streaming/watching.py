@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from channels.db import database_sync_to_async
 from django.contrib.auth.models import User
 
+from tasks_app.streaming.channels import readable
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import relay
 from tasks_app.streaming.stream import View, open_stream
@@ -46,6 +48,16 @@ def opening_of(view: View, resumed: Cursor | None, until: Cursor) -> bytes | Non
     return b"".join(view.catch_up(until)) if view.begin(resumed, until) else None
 
 
+def viewer_of(user: User, channels: Iterable[str]) -> Viewer:
+    """A viewer whom no session and no middleware knows, only the database."""
+
+    def ask() -> set[str]:
+        now = User.objects.filter(pk=user.pk).first()
+        return readable(now, set(channels)) if now else set()
+
+    return Viewer(user, database_sync_to_async(ask))
+
+
 class Watching:
     """One open stream; use it as an asynchronous context."""
 
@@ -53,7 +65,7 @@ class Watching:
         self, viewer: User | Viewer, channels: Iterable[str], resumed: Cursor | None = None
     ) -> None:
         self.seen: list[Seen] = []
-        viewer = viewer if isinstance(viewer, Viewer) else Viewer(viewer)
+        viewer = viewer if isinstance(viewer, Viewer) else viewer_of(viewer, channels)
         self._asked = (viewer, channels, resumed)
         self._stream: AsyncIterator[bytes]
 
