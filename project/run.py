@@ -188,7 +188,8 @@ def web(port: int) -> Child:
 
 
 def worker() -> Child:
-    return Child("worker", [sys.executable, str(settings.BASE_DIR / "manage.py"), "run_tasks"])
+    manage = str(settings.BASE_DIR / "manage.py")
+    return Child("worker", [sys.executable, manage, "run_tasks", "--verbosity", "0"])
 
 
 def wait_until(ready: Callable[[], bool], name: str, children: list[Child], stop: Stop) -> None:

@@ -49,7 +49,7 @@ def execute(run: Run) -> Outcome:
     try:
         # It may have been cancelled while it waited for this hand.
         run.handle.check_cancelled()
-        run.cls = resolve(run.task.name)
+        run.cls = _class_of(run.task.name)
         result = run.cls().run(run.handle, run.task.params)
     except BaseException as error:  # noqa: BLE001 - SystemExit of a task must not end its hand
         return outcome_of(run, error)
@@ -174,3 +174,14 @@ def _beside(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
         return error.split(STOPPED)[1]
     return None if isinstance(error, STOPPED) else error
+
+
+def _class_of(name: str) -> type[BaseTask]:
+    """Import a task class. Raises UnknownTask, saying what else may be wrong in a worker."""
+    try:
+        return resolve(name)
+    except UnknownTask as error:
+        why = (
+            f"{error.why}. A worker runs the code it started with: if it is new, restart the worker"
+        )
+        raise UnknownTask(name, why) from error.__cause__

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import signal
+from importlib import metadata
+from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 
 from tasks_app.management.commands import run_tasks
 from tasks_app.models import Task, Worker
@@ -111,16 +116,69 @@ def test_what_is_no_number_is_refused(option: str) -> None:
         call_command("run_tasks", option, "many")
 
 
-def test_signals_are_the_commands_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_signals_are_the_commands_while_it_runs(
+    nohup: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[Any] = []
 
     def run(coordinator: Coordinator) -> int:
-        heard.extend(signal.getsignal(number) for number in numbers)
+        heard.extend(signal.getsignal(number) for number in NUMBERS)
         return 0
 
     monkeypatch.setattr(Coordinator, "run", run)
-    call_command("run_tasks", "--drain")
-    assert [handler.__module__ for handler in heard] == [run_tasks.__name__] * 2
-    assert [signal.getsignal(number) for number in numbers] == before
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        before = [signal.getsignal(number) for number in NUMBERS]
+        call_command("run_tasks", "--drain")
+        assert [signal.getsignal(number) for number in NUMBERS] == before
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+    changed = [new is not old for new, old in zip(heard, before, strict=True)]
+    assert changed == [True, True, not nohup, True]
+
+
+# What it says.
+
+
+def said(*options: str) -> str:
+    out = StringIO()
+    call_command("run_tasks", "--drain", *options, stdout=out)
+    return out.getvalue()
+
+
+def test_it_says_what_it_is_and_what_it_did() -> None:
+    task_service.start_many(Noop, [{}] * 2)
+    first, database, threads, how, ending = said("--max-workers", "3").splitlines()
+    worker = Worker.objects.get()
+    assert first == f"Worker {worker} of django-tasks-app {metadata.version('django-tasks-app')}"
+    name = str(connection.settings_dict["NAME"])
+    assert database.startswith(f"Database: {connection.display_name} {name}")
+    assert database.endswith("('default')")
+    assert threads == "Threads: 3. Queues: all."
+    assert how == "Runs what is ready, then stops."
+    assert re.fullmatch(r"Worker stopped after \S+ s and 2 tasks\.", ending)
+    assert "Queues: mail, reports." in said("--queues", "mail,reports")
+
+
+@pytest.mark.parametrize(("verbosity", "records"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_how_much_it_says(verbosity: int, records: int) -> None:
+    started = task_service.start_task(Noop)
+    logger = logging.getLogger("tasks_app")
+    before = logger.level, list(logger.handlers)
+    text = said("-v", str(verbosity))
+    assert bool(text) is (verbosity > 0)
+    assert (f"{started.task_id} (tests.tasks.Noop) completed" in text) is (records >= 1)
+    assert ("claimed 1 tasks" in text) is (records >= 2)
+    assert (logger.level, logger.handlers) == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (0.9, "1 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7200, "2 h")],
+)
+def test_times_are_spoken(seconds: float, text: str) -> None:
+    assert run_tasks.spoken(seconds) == text

@@ -70,6 +70,14 @@ def test_a_worker_has_the_time_to_end_in_good_order() -> None:
     assert float(grace) > LONGEST
 
 
+def test_the_processes_that_tasks_leave_behind_are_collected() -> None:
+    """By the first process of a container, which a worker must not be."""
+    assert COMPOSE["services"]["worker"]["init"] is True
+    told = (ROOT / "docs" / "operations.md").read_text()
+    pod = yaml.safe_load(told.partition("### Kubernetes")[2].split("```")[1].removeprefix("yaml"))
+    assert pod["shareProcessNamespace"] is True
+
+
 def test_the_application_exists() -> None:
     for text in (
         unit(DEPLOY / "systemd" / "tasks-web.service")["Service"]["ExecStart"],

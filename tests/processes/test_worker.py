@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import pty
+import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +18,7 @@ import pytest
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tests.harness import Process, begins, ends, eventually
+from tests.harness import PATIENCE, ROOT, Process, begins, database_url, ends, eventually
 from tests.stubborn_tasks import EndsAProcess
 from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
 
@@ -76,7 +83,7 @@ def test_nonsense_is_refused(start_worker: StartWorker, option: str) -> None:
     assert "Traceback" not in worker.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_the_first_signal_lets_running_tasks_finish(
     start_worker: StartWorker, reins: Path, number: signal.Signals
 ) -> None:
@@ -91,6 +98,111 @@ def test_the_first_signal_lets_running_tasks_finish(
     assert task_service.get_task_status(running.task_id).status == Status.COMPLETED
     assert task_service.get_task_status(late.task_id).status == Status.PENDING
     assert Worker.objects.get(pid=worker.pid).stopped_at is not None
+
+
+#: Makes the terminal at its standard input that of its session, and becomes a worker.
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "manage.py", "run_tasks"])
+"""
+
+
+@pytest.mark.once
+def test_a_worker_whose_terminal_closes_ends_in_good_order(reins: Path) -> None:
+    """It hears SIGHUP, and nobody reads what it says from then on."""
+    own, terminal = pty.openpty()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": database_url(), "TASK_SHUTDOWN_GRACE_SECONDS": "60"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    try:
+        assert os.read(own, 100).startswith(b"Worker ")
+        running = task_service.start_task(Steps, {"reins": reins})
+        begins(running.task_id)
+        os.close(own)
+        reins.write_text("10")
+        assert worker.wait(PATIENCE) == 0
+    finally:
+        worker.kill()
+        worker.wait()
+    assert task_service.get_task_status(running.task_id).status == Status.COMPLETED
+
+
+@pytest.mark.once
+def test_a_worker_says_what_it_waits_for_and_what_it_did(
+    start_worker: StartWorker, reins: Path
+) -> None:
+    worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="60")
+    running = task_service.start_task(Steps, {"reins": reins})
+    begins(running.task_id)
+    worker.send(signal.SIGINT)
+    worker.says("Stopping: 1 running task has up to 60 s to finish. Press Ctrl-C again")
+    worker.send(signal.SIGINT)
+    worker.says("Stopping at once.")
+    assert worker.wait() == 0
+    assert re.search(r"^Worker stopped after \S+ s and 0 tasks\.$", worker.output, re.M)
+
+
+RELOADED = """
+from tasks_app.base import BaseTask
+
+class Reloaded(BaseTask):
+    def execute(self, progress):
+        return {number}
+"""
+
+
+@pytest.mark.once
+def test_a_worker_starts_anew_when_its_code_changes(
+    processes: list[Process],
+    reins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = tmp_path / "reloaded_tasks.py"
+    module.write_text(RELOADED.format(number=1))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    worker = Process(
+        ["manage.py", "run_tasks", "--reload"],
+        tmp_path / "log",
+        PYTHONPATH=path,
+        TASK_SHUTDOWN_GRACE_SECONDS="0.2",
+    )
+    processes.append(worker)
+    saved = itertools.count(1)
+
+    def is_told_of_a_change() -> bool:
+        """Save again, for a file that was just imported is not watched yet."""
+        module.write_text(RELOADED.format(number=2))
+        moment = time.time() + next(saved)
+        os.utime(module, (moment, moment))
+        return "reloaded_tasks.py changed. Restarting: 1 running task has up to" in worker.output
+
+    try:
+        first = task_service.start_task("reloaded_tasks.Reloaded")
+        assert ends(first.task_id).result == 1
+        running = task_service.start_task(Steps, {"reins": reins})
+        begins(running.task_id)
+        eventually(is_told_of_a_change)
+        second = task_service.start_task("reloaded_tasks.Reloaded")
+        assert ends(second.task_id).result == 2
+        # What ran was released, and the new process runs it.
+        reins.write_text("10")
+        assert ends(running.task_id).status == Status.COMPLETED
+        assert facts(running.task_id).count("task_queued") == 2
+    finally:
+        # Its child would go on without it.
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert worker.output.count("Worker stopped after") == 2
 
 
 def test_after_the_grace_tasks_are_released(start_worker: StartWorker, reins: Path) -> None:

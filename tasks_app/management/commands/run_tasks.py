@@ -5,20 +5,37 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
+import socket
 import sys
-import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
+from django.db import connections
 
 from tasks_app.conf import task_settings
+from tasks_app.ledger import alias
 from tasks_app.management.command import CHECKS
+from tasks_app.management.reloading import CHANGED, is_child, keep_running, work_until_changed
+from tasks_app.management.signals import end_at_once, heard, write_at_once
 from tasks_app.management.terminal import in_range, utf8
 from tasks_app.worker.coordinator import Coordinator
+from tasks_app.worker.run import NEVER
+from tasks_app.worker.shutdown import Exit
+
+#: What the records of this app are at -v 2 and -v 3.
+LEVELS = {2: logging.INFO, 3: logging.DEBUG}
+#: Why a worker ended, where it was not told to.
+REASONS = {
+    Exit.REPLACED: "the database file was replaced",
+    Exit.UNRELEASED: "the database did not take back its tasks",
+    Exit.RECYCLE: "too many threads are stuck",
+}
 
 
 def queue_names(text: str) -> list[str]:
@@ -32,10 +49,13 @@ def queue_names(text: str) -> list[str]:
 class Command(BaseCommand):
     requires_system_checks = CHECKS
     help = (
-        "Runs background tasks until it is stopped. SIGTERM or SIGINT: claims no more and ends "
-        "when the running tasks have, or have been released after TASK_SHUTDOWN_GRACE_SECONDS; "
-        "a second signal ends at once. Exits with 0 in good order, 2 on wrong input, 74 where the "
-        "database did not take the release of its tasks, 75 where too many threads are stuck."
+        "Runs background tasks until it is stopped. SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGQUIT: "
+        "claims no more and ends when the running tasks have, or have been released after "
+        "TASK_SHUTDOWN_GRACE_SECONDS; a second signal ends at once. -v 0 says nothing of its own, "
+        "-v 1 that it starts and ends, -v 2 also what becomes of each task, -v 3 all that its log "
+        "has. Exits with 0 in good order, 2 on wrong input, 72 where the database file was "
+        "replaced, 74 where the database did not take the release of its tasks, 75 where too many "
+        "threads are stuck."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -51,6 +71,12 @@ class Command(BaseCommand):
             "--drain", action="store_true", help="Run what is ready, then exit with 0."
         )
         parser.add_argument("--max-tasks", type=int, help="Exit after so many tasks.")
+        parser.add_argument(
+            "--reload",
+            action="store_true",
+            help="For development: start anew when code changes, after the running tasks have "
+            "ended or been released.",
+        )
 
     def handle(
         self,
@@ -59,79 +85,135 @@ class Command(BaseCommand):
         queues: list[str] | None,
         drain: bool,
         max_tasks: int | None,
+        reload: bool,
+        verbosity: int,
         **_options: Any,
     ) -> None:
         for option, value in (("--max-workers", max_workers), ("--max-tasks", max_tasks)):
             if value is not None:
                 in_range(option, value, 1)
-        coordinator = Coordinator(
+        self.verbosity = verbosity
+        if reload and not is_child():
+            sys.exit(keep_running(self.say))
+        self.coordinator = coordinator = Coordinator(
             task_settings().max_workers if max_workers is None else max_workers,
             queues or [],
             drain=drain,
             max_tasks=max_tasks,
         )
+        self.begun = time.monotonic()
+        self.say(banner(coordinator))
+        changed = False
         try:
-            with stopped_by_signals(coordinator):
-                coordinator.run()
+            with heard(self.stop), logged(self.stdout, verbosity):
+                if reload:
+                    changed = work_until_changed(coordinator.run, self.restart)  # type: ignore[arg-type]
+                else:
+                    coordinator.run()
         except Exception:
             if not coordinator.hands_left:
                 raise
             # Python would say so after it has waited for them.
             traceback.print_exc()
             end_at_once(1)
+        self.say(self.ending())
+        code = CHANGED if changed else coordinator.exit
         if coordinator.hands_left:
-            end_at_once(coordinator.exit)
-        if coordinator.exit:
-            sys.exit(coordinator.exit)
+            end_at_once(code)
+        if code:
+            sys.exit(code)
+
+    def say(self, text: str) -> None:
+        """Write to stdout, whatever LOGGING says; unless asked not to, or nobody reads it."""
+        if not self.verbosity:
+            return
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except OSError:
+            # Its terminal was closed. What is in the buffer must go somewhere, or Python complains
+            # at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def stop(self, _number: int) -> None:
+        """Hear a signal: the first lets running tasks end."""
+        first = not self.coordinator.shutdown.requested
+        self.coordinator.stop()
+        if self.verbosity:
+            text = self.stopping() if first else "Stopping at once."
+            write_at_once(self.stdout, f"\n{text}\n")
+
+    def stopping(self) -> str:
+        running = sum(run.began != NEVER for run in list(self.coordinator.runs.values()))
+        if not running:
+            return "Stopping."
+        grace = task_settings().shutdown_grace_seconds
+        tasks = "1 running task has" if running == 1 else f"{running} running tasks have"
+        return (
+            f"Stopping: {tasks} up to {grace:g} s to finish. "
+            f"Press Ctrl-C again, or send another signal, to stop at once."
+        )
+
+    def restart(self, path: Path) -> None:
+        self.say(f"{path} changed. {self.stopping().replace('Stopping', 'Restarting')}")
+        self.coordinator.stop()
+
+    def ending(self) -> str:
+        ended = self.coordinator.ended
+        reason = REASONS.get(self.coordinator.exit)
+        tasks = "1 task" if ended == 1 else f"{ended} tasks"
+        seconds = time.monotonic() - self.begun
+        why = f", with code {self.coordinator.exit}: {reason}" if reason else ""
+        return f"Worker stopped after {spoken(seconds)} and {tasks}{why}."
 
 
-def end_at_once(code: int) -> NoReturn:
-    """End the process although hands are still at it, whatever would wait for them.
-
-    Hands are daemons, but at its exit Python waits for the threads of every ThreadPoolExecutor, in
-    which a task may be stuck; and a worker that has signed off must make room for the next.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-#: What a process that is forked from this one calls first.
-_in_forks: list[Callable[[], None]] = []
-
-
-def _after_fork() -> None:
-    for restore in _in_forks:
-        restore()
+def banner(coordinator: Coordinator) -> str:
+    """Say what a worker is, what it does, and how to stop it."""
+    connection = connections[coordinator.using]
+    settings = connection.settings_dict
+    host = f" on {settings['HOST']}" if settings["HOST"] else ""
+    queues = ", ".join(coordinator.queues) if coordinator.queues else "all"
+    return "\n".join(
+        [
+            f"Worker {socket.gethostname()}:{os.getpid()} of django-tasks-app {version()}",
+            f"Database: {connection.display_name} {settings['NAME']}{host} ({alias()!r})",
+            f"Threads: {coordinator.hands}. Queues: {queues}.",
+            "Runs what is ready, then stops."
+            if coordinator.drain
+            else "Stop it with Ctrl-C: running tasks may finish. -v 2 shows each task.",
+        ]
+    )
 
 
-os.register_at_fork(after_in_child=_after_fork)
+def version() -> str:
+    try:
+        return metadata.version("django-tasks-app")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"  # Its folder lies within the site.
+
+
+def spoken(seconds: float) -> str:
+    """Return a time as people say it, such as 3 min 20 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or f"{seconds:.1f} s"
 
 
 @contextmanager
-def stopped_by_signals(coordinator: Coordinator) -> Iterator[None]:
-    """Let SIGTERM and SIGINT stop the worker, and end a process that a task forks as usual.
-
-    Python runs signal handlers in the main thread, so elsewhere this does nothing.
-    """
-    hears = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT) if hears else ()
-
-    def hear(_number: int, _frame: object) -> None:
-        coordinator.stop()
-
-    before: dict[int, Any] = {number: signal.signal(number, hear) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    # A forked process restores them at once. It may hang on a lock that another thread held at the
-    # fork, and then only a signal that needs no Python code ends it.
-    _in_forks.append(restore)
+def logged(stream: Any, verbosity: int) -> Iterator[None]:
+    """Write the records of this app to a stream, from the level that the verbosity asks for."""
+    if (level := LEVELS.get(verbosity)) is None:
+        yield
+        return
+    logger = logging.getLogger(__name__.partition(".")[0])
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("{asctime} {levelname:7} {message}", style="{"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level, logger.getEffectiveLevel()))
     try:
         yield
     finally:
-        _in_forks.remove(restore)
-        restore()
+        logger.removeHandler(handler)
+        logger.setLevel(before)

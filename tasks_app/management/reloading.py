@@ -1,0 +1,106 @@
+"""Starting a worker anew when code changes, by Django's autoreloader."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from django.db import connections
+from django.utils import autoreload
+
+from tasks_app.management.signals import heard
+from tasks_app.worker.shutdown import Exit
+
+#: What a process exits with that wants to be started anew: Django's own code for that.
+CHANGED = 3
+
+
+def is_child() -> bool:
+    """Whether this process is the one that works, and not the one that starts it again."""
+    return os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
+
+
+class _Watch(autoreload.StatReloader):
+    """Calls back for files that nothing else takes care of, as templates are."""
+
+    def __init__(self, changed: Callable[[Path], None]) -> None:
+        super().__init__()
+        self._changed = changed
+
+    def notify_file_changed(self, path: str | os.PathLike[str]) -> None:
+        answers = autoreload.file_changed.send(sender=self, file_path=path)
+        if not any(answer for _, answer in answers):
+            self._changed(Path(path))
+
+
+def keep_running(say: Callable[[str], None]) -> int:
+    """Run this command in a child process, and again after each change of its code.
+
+    Returns the child's exit code once it ends for another reason. The child is in a process group
+    of its own: signals that a terminal sends to all reach it once, from here.
+    """
+    environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+    child: subprocess.Popen[bytes] | None = None
+    told: list[int] = []
+
+    def hear(number: int) -> None:
+        told.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    with heard(hear):
+        while not told:
+            child = subprocess.Popen(  # noqa: S603 - this very command
+                autoreload.get_child_arguments(), env=environment, process_group=0
+            )
+            code = child.wait()
+            if told or code == Exit.DONE:
+                return code
+            if code not in (CHANGED, Exit.RECYCLE):
+                say(f"The worker ended with code {code}. It starts again when its code changes.")
+                _wait_for_change(told)
+    return 128 + told[0]
+
+
+def _wait_for_change(told: list[int]) -> None:
+    """Wait until a file of the site changes, or a signal comes."""
+    changed: list[Path] = []
+    for _ in _Watch(changed.append).tick():
+        if changed or told:
+            return
+
+
+def work_until_changed(work: Callable[[], None], stop: Callable[[Path], None]) -> bool:
+    """Work in a thread until that ends; return whether it was to end since the code changed.
+
+    `stop` tells the worker to end in good order. Signals are heard meanwhile.
+    """
+    ended = threading.Event()
+    failed: list[BaseException] = []
+    changed: list[Path] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+            failed.append(error)
+        finally:
+            connections.close_all()
+            ended.set()
+            watch.stop()
+
+    def end(path: Path) -> None:
+        if not changed:
+            changed.append(path)
+            stop(path)
+        ended.wait()
+
+    watch = _Watch(end)
+    autoreload.start_django(watch, run)
+    ended.wait()
+    if failed:
+        raise failed[0]
+    return bool(changed)
