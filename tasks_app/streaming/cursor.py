@@ -3,20 +3,45 @@
 Where transactions commit one after another, as on SQLite, ids grow in the order of commits and the
 last id says it all. On PostgreSQL a transaction may draw an id and commit minutes later, after
 greater ids were sent. There a cursor also carries snapshots: PostgreSQL's own account of which
-transactions were visible at a moment.
+transactions were visible at a moment. After a failover to a server that was behind, the numbers of
+lost transactions are given out again; so it also carries the server's timeline.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
+from zlib import crc32
 
-from django.db import connections
+from django.db import InternalError, NotSupportedError, ProgrammingError, connections, transaction
 from django.db.models import Max, Q, QuerySet
 
 from tasks_app.models import TaskEvent
 from tasks_app.streaming.pages import pages
+
+#: The most transactions in progress that a snapshot names, so that ids stay short. Where there are
+#: more, the relay passes on what began after them when some of them have ended.
+IN_PROGRESS_MAX = 100
+
+#: A promoted standby goes on in a new timeline, and a restored dump in another system. Every role
+#: may call these functions. A standby has no position to write at.
+TIMELINE = """
+    (SELECT system_identifier FROM pg_control_system()) || '/' || CASE
+        WHEN pg_is_in_recovery() THEN ''
+        ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
+    END
+"""
+#: Databases that tell their timeline, and those that do not, such as some that only speak
+#: PostgreSQL's protocol; known after the first question.
+_spoken: set[str] = set()
+_silent: set[str] = set()
+
+#: An id as versions before the timeline gave it.
+_FORMER = re.compile(r"\d+(@\d+:\d+:[\d,]*){2}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +55,32 @@ class Snapshot:
     in_progress: frozenset[int]
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def read(cls, text: str) -> Self:
+        """Read a snapshot as PostgreSQL writes it, as of before what is too much to name."""
         _xmin, xmax, listed = text.split(":")
-        return cls(_number(xmax), frozenset(_number(xid) for xid in listed.split(",") if xid))
+        xids = sorted(int(xid) for xid in listed.split(",") if xid)
+        if len(xids) > IN_PROGRESS_MAX:
+            return cls(xids[IN_PROGRESS_MAX], frozenset(xids[:IN_PROGRESS_MAX]))
+        return cls(int(xmax), frozenset(xids))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a part of a stream's id. Raises ValueError."""
+        xmax, *steps = (_number(part, 16) for part in text.split("."))
+        if len(steps) > IN_PROGRESS_MAX:
+            raise ValueError(f"{len(steps)} transactions in progress are too many")
+        in_progress, xid = set(), xmax
+        for step in steps:
+            xid -= step
+            in_progress.add(xid)
+        if xid < 0:
+            raise ValueError(f"{xid} is no transaction")
+        return cls(xmax, frozenset(in_progress))
 
     def __str__(self) -> str:
-        listed = sorted(self.in_progress)
-        xmin = listed[0] if listed else self.xmax
-        return f"{xmin}:{self.xmax}:{','.join(map(str, listed))}"
+        xids = [self.xmax, *sorted(self.in_progress, reverse=True)]
+        steps = (high - low for high, low in pairwise(xids))
+        return ".".join(f"{number:x}" for number in (self.xmax, *steps))
 
     def age(self) -> tuple[int, int]:
         """What orders the snapshots of one database: each sees all that an earlier one did."""
@@ -65,26 +108,31 @@ class Cursor:
     id: int
     before: Snapshot | None = None
     batch: Snapshot | None = None
+    #: Of which history of the database this is; empty where the database does not tell.
+    timeline: str = ""
 
     @classmethod
     def now(cls, using: str) -> Self:
         """Everything committed by now."""
-        connection = connections[using]
-        snapshot = None
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_current_snapshot()::text")
-                snapshot = Snapshot.parse(cursor.fetchone()[0])
+        snapshot, timeline = None, ""
+        if connections[using].vendor == "postgresql":
+            snapshot, timeline = _present(using)
         newest = TaskEvent.primary.aggregate(newest=Max("id"))["newest"]
-        return cls(newest or 0, snapshot, snapshot)
+        return cls(newest or 0, snapshot, snapshot, timeline)
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a stream's id. Raises ValueError."""
-        number, *snapshots = text.split("@")
-        if len(snapshots) not in (0, 2):
+        number, *rest = text.split("@")
+        if not rest:
+            return cls(_number(number))
+        if _FORMER.fullmatch(text):
+            return cls(0, _NOTHING, _NOTHING, "former")
+        if len(rest) != 3:
             raise ValueError(f"{text!r} is no id of a task stream")
-        return cls(_number(number), *(Snapshot.parse(snapshot) for snapshot in snapshots))
+        before, batch, timeline = rest
+        first = Snapshot.parse(before)
+        return cls(_number(number), first, Snapshot.parse(batch) if batch else first, timeline)
 
     @classmethod
     def earliest(cls, cursors: Sequence[Self]) -> Self:
@@ -94,12 +142,27 @@ class Cursor:
         number = min(cursor.id for cursor in cursors)
         if len(batch) < len(cursors):
             return cls(number)
-        return cls(number, min(before, key=Snapshot.age), min(batch, key=Snapshot.age))
+        timelines = {cursor.timeline for cursor in cursors}
+        timeline = timelines.pop() if len(timelines) == 1 else "several"
+        first, last = min(before, key=Snapshot.age), min(batch, key=Snapshot.age)
+        return cls(number, first, last, timeline)
 
     def __str__(self) -> str:
         if self.before is None or self.batch is None:
             return str(self.id)
-        return f"{self.id}@{self.before}@{self.batch}"
+        batch = "" if self.batch == self.before else self.batch
+        return f"{self.id}@{self.before}@{batch}@{self.timeline}"
+
+    def continues(self, earlier: Cursor) -> bool:
+        """Whether this cursor of the present is of the same history as an earlier one.
+
+        A copy that was put in the server's place keeps its timeline; but it knows of fewer
+        transactions.
+        """
+        if self.before is None or earlier.before is None or earlier.batch is None:
+            return True
+        newest = max(earlier.before.xmax, earlier.batch.xmax)
+        return self.timeline == earlier.timeline and newest <= self.before.xmax
 
     def covers(self, event_id: int, transaction: int | None) -> bool:
         if self.before is None or self.batch is None or transaction is None:
@@ -127,7 +190,7 @@ class Cursor:
         """
         parts = [(self, until)]
         if self.batch not in (None, self.before):
-            whole = Cursor(self.id, self.batch, self.batch)
+            whole = Cursor(self.id, self.batch, self.batch, self.timeline)
             parts = [(self, whole), (whole, until)]
         for had, batch in parts:
             for rows in pages(had.rest(events, batch)):
@@ -135,17 +198,43 @@ class Cursor:
 
     def beginning(self) -> Cursor:
         """The cursor, of this one's kind, of a viewer who had nothing."""
-        nothing = None if self.before is None else Snapshot(0, frozenset())
-        return Cursor(0, nothing, nothing)
+        nothing = None if self.before is None else _NOTHING
+        return Cursor(0, nothing, nothing, self.timeline)
 
     def at(self, event_id: int, batch: Cursor) -> Cursor:
         """The cursor of a viewer who had all of this one, and of the next batch up to an id."""
-        return Cursor(event_id, self.before, batch.before)
+        return Cursor(event_id, self.before, batch.before, batch.timeline)
 
 
-def _number(text: str) -> int:
+_NOTHING = Snapshot(0, frozenset())
+
+
+def _present(using: str) -> tuple[Snapshot, str]:
+    """Return the present snapshot and timeline, in one statement."""
+    snapshot = "pg_current_snapshot()::text"
+    if using not in _silent:
+        try:
+            # In a savepoint, for the sake of the transaction that this may be part of.
+            with _guarded(using), connections[using].cursor() as cursor:
+                cursor.execute(f"SELECT {snapshot}, {TIMELINE}")
+                text, timeline = cursor.fetchone()
+        except (ProgrammingError, NotSupportedError, InternalError):
+            _silent.add(using)
+        else:
+            _spoken.add(using)
+            return Snapshot.read(text), f"{crc32(timeline.encode()):08x}"
+    with connections[using].cursor() as cursor:
+        cursor.execute(f"SELECT {snapshot}")
+        return Snapshot.read(cursor.fetchone()[0]), ""
+
+
+def _guarded(using: str) -> AbstractContextManager[object]:
+    return nullcontext() if using in _spoken else transaction.atomic(using=using)
+
+
+def _number(text: str, base: int = 10) -> int:
     """Read what a database's bigint holds. Raises ValueError."""
-    number = int(text)
+    number = int(text, base)
     if not 0 <= number < 2**63:
         raise ValueError(f"{number} is no id")
     return number

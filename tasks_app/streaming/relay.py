@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
+from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ NEWS_MAX = 5_000
 
 _COLUMNS = ("pk", "task_id", "event_type", "task__owner_id")
 _News = tuple[int, UUID, str, object]
+_Running = list[tuple[wire.Progress, object]]
 
 
 class Relay:
@@ -55,6 +57,12 @@ class Relay:
         if self._feed is None:
             raise RuntimeError("Nobody is attached to the relay, so it follows nothing.")
         return self._feed.cursor
+
+    async def caught_up(self) -> None:
+        """Wait until the cursor covers everything that was committed before this was called."""
+        if self._feed is None:
+            raise RuntimeError("Nobody is attached to the relay, so it follows nothing.")
+        await asyncio.wrap_future(self._feed.next_pass())
 
     @asynccontextmanager
     async def attached(self, listener: Listener) -> AsyncIterator[None]:
@@ -88,6 +96,10 @@ class _Feed(threading.Thread):
         super().__init__(name="tasks-relay", daemon=True)
         self.ready: Future[None] = Future()
         self._stopping = False
+        #: Held while something is sent, so that nothing is once `stop` has returned.
+        self._sending = threading.Lock()
+        #: Those that wait for a pass to begin and move the cursor.
+        self._waiting: deque[Future[None]] = deque()
         self.cursor: Cursor
         self._behind = False
         self._changes: Changes | None = None
@@ -97,9 +109,22 @@ class _Feed(threading.Thread):
         self._sent: dict[UUID, wire.Progress] = {}
 
     def stop(self) -> None:
-        self._stopping = True
+        """End soon, and send nothing from now on: who listens next has another feed.
+
+        Else two feeds would bring the same facts, by cursors that do not know of each other.
+        """
+        with self._sending:
+            self._stopping = True
         if self._changes is not None:
             self._changes.wake()
+
+    def next_pass(self) -> Future[None]:
+        """What is done when a pass that begins from now on has moved the cursor."""
+        done: Future[None] = Future()
+        self._waiting.append(done)
+        if self._changes is not None:
+            self._changes.wake()
+        return done
 
     def run(self) -> None:
         try:
@@ -120,7 +145,7 @@ class _Feed(threading.Thread):
     def _follow(self, changes: Changes) -> None:
         """Wait for a commit and pass on what it brought. Trouble is waited out."""
         try:
-            if self._behind or changes.wait(IDLE_SECONDS):
+            if self._behind or self._waiting or changes.wait(IDLE_SECONDS) or self._waiting:
                 self._behind = True
                 self._behind = self._pass()
                 changes.pause(PASS_SECONDS)
@@ -144,12 +169,27 @@ class _Feed(threading.Thread):
         its attempt began; and where the facts say that the attempt ended since, it is left out,
         and the next pass has what is true then.
         """
-        running = self._running()
-        until = Cursor.now(self._using)
-        rest = self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS)
-        news = list(rest[: NEWS_MAX + 1])
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        try:
+            running, until, news = self._read()
+        except Exception as error:
+            for done in waiting:
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(error)
+            raise
         # Before asking who listens: who attaches from here on reads the news from the database.
         before, self.cursor = self.cursor, until
+        for done in waiting:
+            if done.set_running_or_notify_cancel():
+                done.set_result(None)
+        if not until.continues(before):
+            logger.warning(
+                "The database is not the one it was, or lost its newest transactions; "
+                "every stream opens anew"
+            )
+            self._sent.clear()
+            self._overflow()
+            return True
         if len(news) > NEWS_MAX:
             # A transaction started very many tasks, perhaps. Each viewer reads its own part of it.
             self._sent.clear()
@@ -174,7 +214,13 @@ class _Feed(threading.Thread):
                     self._send(channels, wire.report(progress))
         return stale
 
-    def _running(self) -> list[tuple[wire.Progress, object]]:
+    def _read(self) -> tuple[_Running, Cursor, list[_News]]:
+        running = self._running()
+        until = Cursor.now(self._using)
+        rest = self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS)
+        return running, until, list(rest[: NEWS_MAX + 1])
+
+    def _running(self) -> _Running:
         rows = (
             Task.primary.running()
             .order_by()
@@ -208,19 +254,22 @@ class _Feed(threading.Thread):
             else:
                 self._send(heard[pk], fact)
 
-    @staticmethod
-    def _overflow() -> None:
+    def _overflow(self) -> None:
         """Have every listener read what it has not had, as if it had been too slow."""
         manager = get_listener_manager()
-        with manager.lock:
+        with self._sending, manager.lock:
+            if self._stopping:
+                return
             for listener in set().union(*manager.listeners_by_channel.values()):
                 listener.overflow = True
                 listener.wake_threadsafe()
 
     def _send(self, channels: list[str], event: wire.Fact | wire.Report) -> None:
         event.order = next(self._numbers)
-        for channel in channels:
-            get_listener_manager().add_to_queues(channel, event)
+        with self._sending:
+            if not self._stopping:
+                for channel in channels:
+                    get_listener_manager().add_to_queues(channel, event)
 
 
 relay = Relay()

@@ -102,8 +102,15 @@ class View:
         """Send the states that `begin` named, then all facts up to `until`; a page at each step.
 
         With `progress`, what is running is told too, where it is news. May be begun anew where it
-        broke off: what was returned is taken for sent.
+        broke off: what was returned is taken for sent. Where the database was replaced, all that
+        the viewer had is of another history, and its stream opens anew.
         """
+        if not until.continues(self.had):
+            if self.open_tasks is not None:
+                self._watched = set(self.open_tasks)
+            self._progress.clear()
+            self._ahead.clear()
+            self.begin(None, until)
         while self._states:
             told = list(self._tell_states(self._states[0], until))
             self._states.popleft()
@@ -262,6 +269,9 @@ async def open_stream(
     stack = AsyncExitStack()
     try:
         await stack.enter_async_context(relay.attached(listener))
+        if resumed is not None:
+            # Another process may have sent this viewer what the relay of this one has yet to read.
+            await relay.caught_up()
         # Drop queued events: the opening covers them.
         _take(listener)
         opening = await database_sync_to_async(_open)(view, resumed, relay.cursor)
@@ -278,6 +288,8 @@ def _open(
     view: View, resumed: Cursor | None, until: Cursor
 ) -> tuple[bytes, Iterator[bytes]] | None:
     """Return the first piece of an opening, and what gives the others."""
+    if resumed is not None and not until.continues(resumed):
+        resumed = None
     if not view.begin(resumed, until):
         return None
     opening = view.catch_up(until)

@@ -28,7 +28,6 @@ from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, EventType
 from tasks_app.streaming.cursor import Cursor
-from tasks_app.streaming.endpoint import CURSOR_MAX
 
 register = template.Library()
 
@@ -76,12 +75,11 @@ class Page:
 
 
 def resumable() -> str:
-    """Return the id by which a stream opens with what is committed from now on; empty if too long.
+    """Return the id by which a stream opens with what is committed from now on.
 
     What is read after this may be in that stream again, and nothing is missing between them.
     """
-    since = str(Cursor.now(alias()))
-    return since if len(since) <= CURSOR_MAX else ""
+    return str(Cursor.now(alias()))
 
 
 @register.simple_tag(takes_context=True)

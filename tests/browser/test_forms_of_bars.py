@@ -143,6 +143,22 @@ def test_facts_that_follow_the_end_are_told_too(page: Page, serve: Serve) -> Non
     ]  # fmt: skip
 
 
+def test_after_a_failover_facts_have_new_numbers(page: Page, serve: Serve) -> None:
+    """And a task may stand where it stood before."""
+    row = task(max_attempts=2)
+    site = cards(serve, row)
+    page.goto(f"{site.url}/page/")
+    stream = site.stream()
+    stream.send("task_started", row, "49@a@@old", attempt=2, max_attempts=2)
+    stream.send("task_log", row, "50@a@@old", level="info", message="lost")
+    expect(log(page, row)).to_have_text(["lost"])
+    shows(page, row, "Running, attempt 2 of 2")
+    stream.send("task_status", row, "45@9@@new", **row.info().model_dump(mode="json"))
+    stream.send("task_log", row, "46@9@@new", level="info", message="said anew")
+    expect(log(page, row)).to_have_text(["lost", "said anew"])
+    shows(page, row, "Running")
+
+
 def test_without_streams_nothing_waits_for_the_facts_of_an_end(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 
 import pytest
 from django.db import connection, connections, transaction
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from tasks_app.models import TaskEvent
 from tasks_app.states import EventType
-from tasks_app.streaming.cursor import Cursor, Snapshot
+from tasks_app.streaming import cursor as cursor_module
+from tasks_app.streaming.cursor import IN_PROGRESS_MAX, Cursor, Snapshot
 from tests.rows import enqueued, saved
 
 
@@ -27,7 +29,7 @@ snapshots = st.builds(
     st.sets(st.integers(1, 1000), max_size=4),
 )
 cursors = st.builds(Cursor, st.integers(0, 2**63 - 1)) | st.builds(
-    Cursor, st.integers(0, 2**63 - 1), snapshots, snapshots
+    Cursor, st.integers(0, 2**63 - 1), snapshots, snapshots, st.sampled_from(["", "0a1b2c3d"])
 )
 
 
@@ -42,9 +44,20 @@ cursors = st.builds(Cursor, st.integers(0, 2**63 - 1)) | st.builds(
         ("7:8:7", snapshot(8, 7)),
     ],
 )
-def test_a_snapshot_is_written_as_postgresql_writes_it(text: str, found: Snapshot) -> None:
-    assert Snapshot.parse(text) == found
-    assert str(found) == text
+def test_a_snapshot_is_read_as_postgresql_writes_it(text: str, found: Snapshot) -> None:
+    assert Snapshot.read(text) == found
+    assert Snapshot.parse(str(found)) == found
+
+
+def test_of_very_many_transactions_in_progress_some_are_left_for_later() -> None:
+    """So that ids stay short. What is seen is less than there is, and never more."""
+    listed = list(range(1_000, 9_000, 20))
+    found = Snapshot.read(f"1000:2000000000:{','.join(map(str, listed))}")
+    assert len(found.in_progress) == IN_PROGRESS_MAX
+    assert found.xmax == listed[IN_PROGRESS_MAX]
+    assert found.sees(1_001)
+    assert not any(found.sees(xid) for xid in listed)
+    assert len(str(Cursor(2**62, found, found, "0a1b2c3d"))) < 400
 
 
 @pytest.mark.parametrize(
@@ -66,7 +79,8 @@ def test_a_cursor_is_its_text(cursor: Cursor) -> None:
     ("cursor", "text"),
     [
         (Cursor(7), "7"),
-        (Cursor(7, snapshot(20), snapshot(30, 21)), "7@20:20:@21:30:21"),
+        (Cursor(7, snapshot(20), snapshot(30, 21), "ab"), "7@14@1e.9@ab"),
+        (Cursor(7, snapshot(30, 21, 20), snapshot(30, 21, 20), "ab"), "7@1e.9.1@@ab"),
     ],
 )
 def test_the_text_of_a_cursor(cursor: Cursor, text: str) -> None:
@@ -75,11 +89,32 @@ def test_the_text_of_a_cursor(cursor: Cursor, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "7@", "7@20:20:", "7@20:20:@", "7@a:b:@c:d:", "7@1:2@3:4", "7@1:2:@1:2:@1:2:"]
+    "text", ["", "x", "7@", "7@1", "7@1@", "7@a:b:@c:d:", "7@1.2@@", "7@x@@", "7@1@1@@", "7@-1@@"]
 )
 def test_what_is_no_cursor(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the endpoint words it
         Cursor.parse(text)
+
+
+@pytest.mark.parametrize("text", ["7@20:20:@21:30:21", "7@1:30:4,9@1:30:4,9"])
+def test_an_id_of_an_earlier_version_is_of_another_history(text: str) -> None:
+    """It resumes nothing, and is no error: a page may be open while a site is deployed."""
+    assert not Cursor(9, snapshot(50), snapshot(50)).continues(Cursor.parse(text))
+
+
+# Of which history.
+
+
+def test_what_continues_a_history() -> None:
+    then = Cursor(7, snapshot(20), snapshot(30, 21), "ab")
+    now = Cursor(9, snapshot(30), snapshot(30), "ab")
+    assert now.continues(then)
+    assert now.continues(then.beginning())
+    assert not replace(now, timeline="cd").continues(then)
+    behind = Cursor(7, snapshot(29), snapshot(29), "ab")
+    assert not behind.continues(then)
+    assert Cursor(3).continues(Cursor(7))
+    assert now.continues(Cursor(0))
 
 
 # What a cursor covers.
@@ -185,6 +220,26 @@ def test_now_is_what_is_committed() -> None:
     assert now.id == 0
     assert (now.before is None) is (connection.vendor != "postgresql")
     assert now.before == now.batch
+    assert bool(now.timeline) is (connection.vendor == "postgresql")
+
+
+@pytest.mark.django_db
+def test_a_database_that_tells_no_timeline_has_cursors_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also within a transaction, which the refusal must not spoil."""
+    for known in ("_spoken", "_silent"):
+        monkeypatch.setattr(cursor_module, known, set())
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+            cursor.execute(
+                "CREATE ROLE ordinary; GRANT ALL ON ALL TABLES IN SCHEMA public TO ordinary"
+            )
+            cursor.execute("SET LOCAL ROLE ordinary")
+    for _ in range(2):
+        assert (connection.vendor == "postgresql") is (Cursor.now("default").before is not None)
+    assert Cursor.now("default").timeline == ""
 
 
 @pytest.mark.django_db(transaction=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,6 +168,74 @@ def test_an_error_while_sending_loses_nothing(
     assert lines == ["first", "second", "third"]
 
 
+@pytest.mark.parametrize("lost", [{"timeline": "lost"}, {"ahead": 300}])
+def test_streams_open_anew_after_a_failover(
+    ada: User, lost: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a promoted standby, or to a copy that knows of fewer transactions."""
+    task, claim = claimed(owner=ada)
+    real = Cursor.now
+
+    def before(using: str) -> Cursor:
+        """As the lost server had it. SQLite has no such thing."""
+        now = real(using)
+        if now.before is None:
+            return now
+        snapshot = replace(now.before, xmax=now.before.xmax + lost.get("ahead", 0))
+        return Cursor(now.id, snapshot, snapshot, lost.get("timeline", now.timeline))
+
+    async def watch() -> tuple[Watching, Watching]:
+        monkeypatch.setattr(Cursor, "now", before)
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            had = relay.cursor
+            monkeypatch.setattr(Cursor, "now", real)
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+        async with Watching(ada, {task_channel(task.pk)}, had) as again:
+            await again.finish()
+        return watching, again
+
+    watching, again = async_to_sync(watch)()
+    anew = ["task_status"] if connection.vendor == "postgresql" else []
+    assert watching.types == ["task_status", *anew, "task_completed"]
+    assert again.types == ["task_status", "task_completed"]
+    resumable = Cursor.parse(watching.seen[-1].id)
+    assert real("default").continues(resumable)
+
+
+def test_who_resumes_where_the_relay_has_not_been_waits_for_it(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process sent the event already; the relay of this one must not send it again."""
+    task, claim = claimed(owner=ada)
+    reads, go_on = threading.Event(), threading.Event()
+    real = _Feed._read
+
+    def read(feed: _Feed) -> Any:
+        reads.set()
+        assert go_on.wait(20)
+        return real(feed)
+
+    async def watch() -> Watching:
+        async with Watching(ada, {ALL_TASKS}):
+            monkeypatch.setattr(_Feed, "_read", read)
+            await database_sync_to_async(lifecycle.log)({claim: [LogLine("info", "had")]})
+            assert await asyncio.to_thread(reads.wait, 20)
+            had = await database_sync_to_async(Cursor.now)("default")
+            second = Watching(ada, {task_channel(task.pk)}, had)
+            opening = asyncio.create_task(second.__aenter__())
+            async with asyncio.timeout(20):
+                while not relay._feed or not relay._feed._waiting:
+                    await asyncio.sleep(0.01)
+            go_on.set()
+            await opening
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await second.finish()
+            return second
+
+    assert async_to_sync(watch)().types == ["task_status", "task_completed"]
+
+
 def test_it_ends_with_the_last_stream(ada: User) -> None:
     task = enqueued(owner=ada)
 
@@ -212,6 +282,20 @@ def reads_data(queries: CaptureQueriesContext) -> list[str]:
         for query in queries.captured_queries
         if '"tasks_app_taskevent"."data"' in query["sql"]
     ]
+
+
+@pytest.mark.parametrize("most", [5_000, 0])
+def test_a_feed_that_was_stopped_sends_nothing_beside_its_successor(
+    feed: _Feed, ada: User, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """It may be in the middle of a pass when the next listener comes."""
+    monkeypatch.setattr(relay_module, "NEWS_MAX", most)
+    claimed(owner=ada)
+    feed.stop()
+    with listening(ALL_TASKS) as listener:
+        feed._pass()
+    assert got(listener) == []
+    assert not listener.overflow
 
 
 def test_what_nobody_listens_to_is_not_read(feed: _Feed) -> None:

@@ -21,7 +21,7 @@ from tasks_app.progress import LogLine
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tasks_app.streaming.cursor import Cursor
-from tasks_app.templatetags.tasks import FORMS, LIST_LENGTH, LOG_LINES, resumable
+from tasks_app.templatetags.tasks import FORMS, LIST_LENGTH, LOG_LINES
 from tests.rows import claimed, ended, enqueued, saved
 from tests.templatetags.test_tasks import ENGLISH, NOW, XSS, Parsed, part, render, request_of, task
 
@@ -150,11 +150,6 @@ class TestCard:
         since = {tag["data-since"] for tag in Parsed(html).all("task-progress")}
         assert len(since) == 1
         assert follow(since.pop()) == ["later"]
-
-    def test_an_id_too_long_for_a_stream_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tasks_app.templatetags.tasks.CURSOR_MAX", 0)
-        assert resumable() == ""
-        assert "data-since" not in Parsed(card(saved()))["task-progress"]
 
     def test_what_is_left_and_which_attempt(self) -> None:
         started = timezone.now() - timedelta(hours=4)

@@ -314,6 +314,9 @@ const backoff = ({ least, most, growth }, tries) =>
  */
 const factId = (id) => Number.parseInt(id, 10) || 0;
 
+/** Of which history of the database an id is: after a failover, numbers may be given again. */
+const historyOf = (id) => id.split("@")[3] ?? "";
+
 /** A task's id in 22 characters: a server may refuse a request line of more than 4,094. */
 const shortId = (id) => {
   const bytes = id.replaceAll("-", "").match(/../g) ?? [];
@@ -606,6 +609,8 @@ class Hub {
       return; // not one of ours
     }
     if (event.lastEventId) {
+      if (this.#lastEventId && historyOf(this.#lastEventId) !== historyOf(event.lastEventId))
+        this.#beginAnew();
       this.#lastEventId = event.lastEventId;
       for (const one of this.#fresh)
         if (!one.taskId || this.#streamed.has(one.taskId)) this.#fresh.delete(one);
@@ -622,6 +627,14 @@ class Hub {
       asked: this.#asked,
       received: performance.now(),
     });
+  }
+
+  /** The database was replaced: what was heard before is no newer than what is told from now on. */
+  #beginAnew() {
+    this.#asked = performance.now();
+    this.#recent = [];
+    this.#ends.clear();
+    for (const bar of this.#bars) bar.forgetFacts();
   }
 
   #deliver(taskId, message) {
@@ -819,6 +832,12 @@ class TaskProgress extends HTMLElement {
     } else if (this.#frame === 0) {
       this.#frame = requestAnimationFrame(() => this.#render());
     }
+  }
+
+  /** The ids of facts are given anew. */
+  forgetFacts() {
+    this.#fact = 0;
+    for (const line of this.#part("log")?.children ?? []) line.dataset.id = 0;
   }
 
   /** Say what is wrong with the connection; empty when nothing is. */
