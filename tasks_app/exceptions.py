@@ -76,10 +76,15 @@ class InvalidParams(StaffError):
     """The parameters do not fit the task.
 
     `errors` maps each field, dotted where it is nested and empty for all of them, to its fault.
+    `faults` are the same as Pydantic lists them, without what stood in the fields.
     """
 
     def __init__(self, task_name: str, errors: Iterable[Mapping[str, Any]]) -> None:
-        self.errors = by_field(errors)
+        self.faults = [
+            {key: error[key] for key in ("type", "loc", "msg", "ctx") if key in error}
+            for error in errors
+        ]
+        self.errors = by_field(self.faults)
         super().__init__(f"Parameters of {task_name} are wrong: {told(self.errors, 'params: ')}")
 
 

@@ -13,6 +13,7 @@ from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.html import escape, format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -23,6 +24,7 @@ from tasks_app import registry
 from tasks_app.base import BaseTask
 from tasks_app.exceptions import DuplicateTask, InvalidParams, InvalidTask, UnknownTask
 from tasks_app.forms import TaskForm, fields_of, form_for, given
+from tasks_app.forms.faults import plain
 from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.permissions import may_start
@@ -228,6 +230,9 @@ class OptionsForm(forms.Form):
         for name, help_text in self.HELP.items():
             field = self.fields[name] = fields[name]
             own = getattr(task, name, None)
+            if name == "run_after":
+                zone = timezone.get_current_timezone_name()
+                field.label = _("Earliest start (%(zone)s)") % {"zone": zone}
             field.help_text = str(help_text) % {"default": escape(own)}
             # None is required here: the class has an answer.
             field.required = False
@@ -241,14 +246,15 @@ class OptionsForm(forms.Form):
         except ValidationError as error:
             for fault in error.errors():
                 name = str(fault["loc"][0])
-                self.add_error(name if name in self.fields else None, fault["msg"])
+                self.add_error(name if name in self.fields else None, plain(fault))
         return self.cleaned_data
 
 
 def _focus(*given: forms.Form | None) -> None:
     """Have the browser go to the first field that has a fault."""
-    for form in given:
-        for name in form.errors if form else ():
-            if form and name in form.fields:
-                form.fields[name].widget.attrs["autofocus"] = True
+    for form in filter(None, given):
+        # In the order of the page: `errors` begins with those that were found before the model's.
+        for name, field in form.fields.items():
+            if name in form.errors:
+                field.widget.attrs["autofocus"] = True
                 return

@@ -12,6 +12,8 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.forms.utils import pretty_name, to_current_timezone
+from django.utils import timezone
+from django.utils.functional import lazy
 from django.utils.html import escape
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
@@ -22,6 +24,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from tasks_app.base import UNSET
 from tasks_app.forms.reading import READ, from_json, moment, read
 from tasks_app.forms.schema import Schema, holds_secret, reduced, walk
+from tasks_app.forms.shape import Shape, shape_of
 
 #: A text that may be longer than this gets room for lines.
 LONG = 300
@@ -41,9 +44,18 @@ INPUTS = {
 class ParamField(forms.Field):
     """Turns text into what a model takes. Judges nothing."""
 
-    def __init__(self, *, read: Callable[[Any], Any], empty: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        read: Callable[[Any], Any],
+        empty: Any,
+        shape: Shape | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.read = read
+        #: What JSON it takes, if it takes JSON.
+        self.shape = shape
         #: What it means that it was left empty; UNSET: nothing, so the model's default holds.
         self.empty = empty
 
@@ -70,7 +82,7 @@ class Parameter:
     def __init__(
         self, name: str, info: FieldInfo, schema: Schema, whole: Schema, strict: bool
     ) -> None:
-        self.name, self.info, self.strict = name, info, strict
+        self.name, self.info, self.whole, self.strict = name, info, whole, strict
         self.schema, self.nullable = reduced(schema, whole)
         self.kind = self._kind()
         self.is_secret = holds_secret(info.annotation) or any(
@@ -79,7 +91,7 @@ class Parameter:
 
     def field(self) -> forms.Field:
         options: dict[str, Any] = {
-            "label": self.info.title or pretty_name(self.name),
+            "label": self._label(),
             "help_text": self._help(),
             "initial": self._initial(),
         }
@@ -91,6 +103,7 @@ class Parameter:
             read=self._reader(),
             empty=self._empty(),
             widget=self._widget(),
+            shape=shape_of(self.schema, self.whole) if self.kind == "json" else None,
             **options,
         )
 
@@ -105,12 +118,19 @@ class Parameter:
 
     # What is shown.
 
+    def _label(self) -> Any:
+        label = self.info.title or pretty_name(self.name)
+        if self.kind != "date-time" or self._zone() == "naive":
+            return label
+        # Read when it is shown: each request may have a zone of its own.
+        return format_lazy("{} ({})", label, lazy(timezone.get_current_timezone_name, str)())
+
     def _help(self) -> Any:
         # Django takes a help text for HTML; here it is somebody's plain words.
         said = escape(self.info.description or self.schema.get("description", ""))
         if self.kind != "json":
             return said
-        return format_lazy("{} {}", said, _("Written as JSON.")) if said else _("Written as JSON.")
+        return format_lazy("{} ({})", said, _("JSON")) if said else _("JSON")
 
     def _default(self) -> Any:
         if self.info.is_required() or self.info.default_factory_takes_validated_data:

@@ -31,7 +31,7 @@ READ: dict[str, type] = {
     "directory-path": Path,
 }
 #: What is said of a fault in JSON, by the text's own rules.
-NOT_JSON = _("This is not JSON: %(fault)s, in line %(line)s at column %(column)s.")
+NOT_JSON = _("Invalid JSON at line %(line)s, column %(column)s: %(fault)s.")
 
 
 def read(kind: type, text: str) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
+import re
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from django.conf import settings
@@ -17,7 +19,7 @@ from django.http import HttpResponse
 from django.test import Client, override_settings
 from django.urls import reverse
 from django.utils import timezone
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import BaseModel, Field, NaiveDatetime, SecretStr, model_validator
 
 from project.airports.tasks import ExportAirports, FarthestReachable, ImportAirports
 from tasks_app.base import BaseTask, ProgressHandle
@@ -96,6 +98,33 @@ class Guarded(BaseTask):
     start_permission = "airports.add_airport"
 
     def execute(self, progress: ProgressHandle) -> None: ...
+
+
+class Parcel(BaseModel):
+    size: Literal["small", "large"]
+    weight: float = 1.5
+    inner: Parcel | None = None
+
+
+class Address(BaseModel):
+    name: Annotated[str, Field(description="Whom it is for", examples=["Ada"])]
+    parcels: list[Parcel]
+    key: SecretStr
+    since: date | None = None
+
+
+class Nested(BaseTask):
+    startable = True
+
+    def execute(self, progress: ProgressHandle, to: Address) -> None: ...
+
+
+class Timed(BaseTask):
+    startable = True
+
+    def execute(
+        self, progress: ProgressHandle, due: datetime, on_the_wall: NaiveDatetime
+    ) -> None: ...
 
 
 class Misdeclared(BaseTask):
@@ -349,13 +378,55 @@ def test_a_wrong_parameter_is_told_at_its_field_and_what_was_typed_stays(operato
         )
     )
     assert "Not started." in shown
-    assert "Input should be greater than or equal to 1" in shown
+    assert "Must be at least 1." in shown
     assert 'value="0"' in shown
     assert 'aria-invalid="true"' in shown
     assert 'id="id_params-count_error"' in shown
     assert "autofocus" in shown
     assert 'value="keep me"' in shown
     assert "typed-p4ss" not in shown
+
+
+def test_the_first_field_with_a_fault_has_the_focus(operator: Client) -> None:
+    """Also if JSON further down could not be read, which is found first."""
+    data = {"params-count": "0", "params-lines": "[1,", "options-priority": "high"}
+    shown = refused(operator.post(form_of(Ship), data))
+    assert re.findall(
+        r"<(?:input|textarea|select)[^>]*name=\"([^\"]+)\"[^>]* autofocus", shown
+    ) == ["params-count"]
+    assert "Invalid JSON at line 1, column 4" in shown
+
+
+def test_what_json_a_parameter_takes_is_shown(operator: Client) -> None:
+    shown = html.unescape(text(operator.get(form_of(Nested))))
+    [example] = re.findall(r"<pre[^>]*>(.*?)</pre>", shown, re.S)
+    assert Nested.validate_params({"to": json.loads(example)})
+    assert json.loads(example) == {
+        "name": "Ada",
+        "parcels": [{"size": "small", "weight": 1.5, "inner": None}],
+        "key": "…",
+        "since": "2026-01-31",
+    }
+    rows = re.findall(
+        r"<tr><th[^>]*><code>([^<]*)</code></th><td>([^<]*)</td><td[^>]*>([^<]*)</td></tr>", shown
+    )
+    assert rows[:5] == [
+        ("name", "text", "Whom it is for"),
+        ("parcels", "list of: object", ""),
+        ("parcels[].size", "small, large", ""),
+        ("parcels[].weight", "number, optional", ""),
+        ("parcels[].inner", "object or null, optional", ""),
+    ]
+    # Simple values need none.
+    assert "start-shape" not in text(operator.get(form_of(Loud)))
+
+
+@override_settings(TIME_ZONE="Europe/Berlin")
+def test_times_name_their_zone(operator: Client) -> None:
+    shown = text(operator.get(form_of(Timed)))
+    assert "Earliest start (Europe/Berlin):" in shown
+    assert "Due (Europe/Berlin):" in shown
+    assert "On the wall:" in shown
 
 
 def test_a_wrong_combination_is_told_above(operator: Client) -> None:
@@ -367,9 +438,9 @@ def test_a_wrong_combination_is_told_above(operator: Client) -> None:
     ("option", "value", "said"),
     [
         ("queue", "x" * 101, "at most 100 characters"),
-        ("priority", "101", "less than or equal to 100"),
-        ("priority", "high", "valid integer"),
-        ("run_after", "tomorrow", "valid datetime"),
+        ("priority", "101", "at most 100"),
+        ("priority", "high", "whole number"),
+        ("run_after", "tomorrow", "a date and a time"),
         ("unique_key", "x" * 201, "at most 200 characters"),
     ],
 )
@@ -419,7 +490,7 @@ def test_rules_that_change_between_look_and_start_are_told(
 
     monkeypatch.setattr(Ship, "validate_params", later)
     shown = refused(operator.post(form_of(Ship), {"params-count": "3"}))
-    assert "Input should be greater than or equal to 1" in shown
+    assert "Must be at least 1." in shown
 
 
 def test_form_and_offers_cost_a_constant_number_of_queries(

@@ -1,0 +1,70 @@
+"""What Pydantic finds wrong with a value, in plain words that can be translated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from django.utils.translation import gettext_lazy as _
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+#: By the types of Pydantic's errors, or by how the types of a family begin. What they name in
+#: braces comes from the error's context. Anything else is said as Pydantic says it.
+PLAIN: Mapping[str, _StrPromise] = {
+    "missing": _("Required."),
+    "extra_forbidden": _("There is no such field."),
+    "int_": _("Must be a whole number."),
+    "float_": _("Must be a number."),
+    "decimal_parsing": _("Must be a number."),
+    "decimal_type": _("Must be a number."),
+    "finite_number": _("Must be a finite number."),
+    "bool_": _("Must be true or false."),
+    "string_type": _("Must be text."),
+    "string_too_short": _("Must have at least {min_length} characters."),
+    "string_too_long": _("Must have at most {max_length} characters."),
+    "string_pattern_mismatch": _("Must match the pattern {pattern}."),
+    "greater_than_equal": _("Must be at least {ge}."),
+    "greater_than": _("Must be more than {gt}."),
+    "less_than_equal": _("Must be at most {le}."),
+    "less_than": _("Must be less than {lt}."),
+    "multiple_of": _("Must be a multiple of {multiple_of}."),
+    "list_type": _("Must be a JSON list, such as [1, 2]."),
+    "tuple_type": _("Must be a JSON list, such as [1, 2]."),
+    "set_type": _("Must be a JSON list, such as [1, 2]."),
+    "dict_type": _("Must be a JSON object, such as {{}}."),
+    "mapping_type": _("Must be a JSON object, such as {{}}."),
+    "model_type": _("Must be a JSON object, such as {{}}."),
+    "model_attributes_type": _("Must be a JSON object, such as {{}}."),
+    "too_short": _("Must have at least {min_length} items."),
+    "too_long": _("Must have at most {max_length} items."),
+    "literal_error": _("Must be one of these: {expected}."),
+    "enum": _("Must be one of these: {expected}."),
+    "date_parsing": _("Must be a date, such as 2026-01-31."),
+    "date_from_datetime_parsing": _("Must be a date, such as 2026-01-31."),
+    "date_type": _("Must be a date, such as 2026-01-31."),
+    "datetime_parsing": _("Must be a date and a time, such as 2026-01-31T14:30."),
+    "datetime_from_date_parsing": _("Must be a date and a time, such as 2026-01-31T14:30."),
+    "datetime_type": _("Must be a date and a time, such as 2026-01-31T14:30."),
+    "time_parsing": _("Must be a time, such as 14:30."),
+    "time_type": _("Must be a time, such as 14:30."),
+    "time_delta_parsing": _("Must be a length of time, such as 01:30:00."),
+    "time_delta_type": _("Must be a length of time, such as 01:30:00."),
+    "uuid_": _("Must be a UUID."),
+    "url_": _("Must be a URL, such as https://example.com/."),
+}
+
+
+def plain(fault: Mapping[str, Any]) -> str:
+    """Return what an error of Pydantic's says, without its input, which may be secret."""
+    kind, context = str(fault.get("type", "")), fault.get("ctx") or {}
+    if kind in ("value_error", "assertion_error") and "error" in context:
+        return str(context["error"]) or str(fault["msg"])
+    words = PLAIN.get(kind) or PLAIN.get(f"{kind.partition('_')[0]}_")
+    if words is None:
+        return str(fault["msg"])
+    try:
+        return str(words).format(**context)
+    except KeyError:
+        return str(fault["msg"])
