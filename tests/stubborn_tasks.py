@@ -5,6 +5,7 @@ leave something behind.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import decimal
 import itertools
 import logging
@@ -189,6 +190,16 @@ class LeavesTransaction(BaseTask):
 
         threading.Thread(target=hold, name="left-behind", daemon=True).start()
         holds.wait(20)
+
+
+class HoldsInterpreter(BaseTask):
+    """Is in C code that keeps the interpreter's lock, as a regular expression may be for ever."""
+
+    def execute(self, progress: ProgressHandle, hold: Path) -> None:
+        progress.send_progress_text("ready")
+        while not hold.exists():
+            time.sleep(0.01)
+        ctypes.PyDLL(None).sleep(1000)
 
 
 class StuckInExecutor(BaseTask):

@@ -383,6 +383,8 @@ class Coordinator:
         self.pool.close()
         self.hands_left = not self.pool.join() or self.pool.stuck > 0
         if self.exit is Exit.UNRELEASED:
+            # A thread that keeps the database from it may also keep Python from ending.
+            self.hands_left = True
             return
         if self.exit is Exit.REPLACED:
             # To end in good order would close the connection, and SQLite then deletes the log of

@@ -19,7 +19,7 @@ from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import PATIENCE, ROOT, Process, begins, database_url, ends, eventually
-from tests.stubborn_tasks import EndsAProcess
+from tests.stubborn_tasks import EndsAProcess, HoldsInterpreter
 from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
 
 StartWorker = Callable[..., Process]
@@ -237,6 +237,24 @@ def test_a_process_that_a_task_forked_can_be_told_to_end(start_worker: StartWork
     task = task_service.start_task(EndsAProcess)
     assert ends(task.task_id).result == -signal.SIGTERM
     assert "is stopping" not in worker.output
+
+
+@pytest.mark.once
+def test_code_that_holds_the_interpreters_lock_ends_the_worker(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """No timeout can be enforced then, and no signal heard."""
+    worker = start_worker()
+    hold = tmp_path / "hold"
+    task = task_service.start_task(HoldsInterpreter, {"hold": hold}, timeout=0.5)
+    begins(task.task_id)
+    hold.touch()
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == -signal.SIGABRT
+    assert "some code holds the interpreter's lock" in worker.output
+    assert "Fatal Python error: Aborted" in worker.output
+    assert 'stubborn_tasks.py", line' in worker.output
+    assert "coordinator.py" in worker.output
 
 
 def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, reins: Path) -> None:

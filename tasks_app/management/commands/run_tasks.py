@@ -27,6 +27,7 @@ from tasks_app.management.terminal import in_range, utf8
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.shutdown import Exit
+from tasks_app.worker.watchdog import Watchdog
 
 #: What the records of this app are at -v 2 and -v 3.
 LEVELS = {2: logging.INFO, 3: logging.DEBUG}
@@ -105,7 +106,7 @@ class Command(BaseCommand):
         self.say(banner(coordinator))
         changed = False
         try:
-            with heard(self.stop), logged(self.stdout, verbosity):
+            with heard(self.stop), logged(self.stdout, verbosity), Watchdog():
                 if reload:
                     changed = work_until_changed(coordinator.run, self.restart)  # type: ignore[arg-type]
                 else:

@@ -1,0 +1,85 @@
+"""End this process once code holds the interpreter's lock for longer than a lease."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from tasks_app.conf import task_settings
+from tasks_app.worker import monitor
+
+logger = logging.getLogger("tasks_app.worker")
+
+#: The least silence after which a worker is ended, however short its leases are.
+LEAST_SECONDS = 5.0
+
+
+class Watchdog:
+    """A small process that watches this one; see `monitor`.
+
+    While some code holds the interpreter's lock, no timeout can be enforced, no lease renewed and
+    no signal heard, so only another process can end this one. It watches the lock and nothing
+    else: a thread of its own gives the signs of life, also while the coordinator waits for a
+    database. Linux only, because elsewhere a stopped process cannot be told from a hanging one.
+    """
+
+    def __init__(self) -> None:
+        self._limit = max(task_settings().lease_seconds, LEAST_SECONDS)
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Watchdog:
+        if sys.platform != "linux":
+            return self
+        signs, self._signs = os.pipe()
+        # A monitor that is itself stopped must not hold up the thread.
+        os.set_blocking(self._signs, False)
+        command = [sys.executable, "-I", "-S", str(Path(monitor.__file__))]
+        try:
+            faulthandler.enable()
+            self._process = subprocess.Popen(  # noqa: S603 - a file of this package
+                [*command, str(os.getpid()), str(self._limit)],
+                stdin=signs,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            os.close(self._signs)
+            logger.warning("Nothing watches this worker, which may hang for ever: %s", error)
+        else:
+            self._thread = threading.Thread(target=self._live, name="watchdog", daemon=True)
+            self._thread.start()
+        finally:
+            os.close(signs)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._thread is None:
+            return
+        self._over.set()
+        self._thread.join()
+        # A process that a task forked may hold the other end open, so the pipe's end is not enough.
+        self._process.kill()
+        self._process.wait()
+        os.close(self._signs)
+
+    def _live(self) -> None:
+        while not self._over.wait(monitor.TICK):
+            try:
+                os.write(self._signs, b".")
+            except BlockingIOError:
+                continue
+            except OSError:
+                logger.warning("Nothing watches this worker any more: its watchdog has ended")
+                return
