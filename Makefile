@@ -62,16 +62,29 @@ clean: ## Remove what was installed and built; keep data/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.13")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# $(call install,EXTRA)
+define install
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	    echo "$(VENV) is incomplete: it has no pip. Remove it, and run make again: rm -r $(VENV)" >&2; \
+	    exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]' 2>$(VENV)/pip.log || { \
+	    if grep -qE 'NewConnectionError|NameResolution|ConnectTimeout|ProxyError|from versions: none' $(VENV)/pip.log; then \
+	        echo "The package index cannot be reached, and the first run needs it. Go online and run" \
+	            "make again; pip's own words are in $(VENV)/pip.log." >&2; \
+	    else cat $(VENV)/pip.log >&2; fi; \
+	    exit 1; }
+endef
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV). The first time takes a minute."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(call install,demo)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV). The first time takes some minutes."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(call install,dev)
 	@touch $@ $(VENV)/.demo
 
 # One end of the range: the newest Python PY found on the PATH or in pyenv, with Django DJANGO.
