@@ -6,12 +6,15 @@ The page's script says the same of a task that moves; tests hold the two togethe
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
+from time import monotonic
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.urls import NoReverseMatch
 from django.utils import timezone
 from django.utils.formats import date_format
@@ -19,12 +22,16 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
+from tasks_app.health import unserved
 from tasks_app.models import Task, aware
+from tasks_app.permissions import may_view_all
 from tasks_app.schemas import TaskError, clipped
 from tasks_app.states import Status
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
+
+    from tasks_app.permissions import User
 
 #: Every word the script may show, so that they are translated here and nowhere else.
 WORDS: Mapping[str, str | _StrPromise] = {
@@ -66,6 +73,14 @@ RESULT_SHOWN = 2_000
 #: An estimate of what is left needs so many seconds, and such a part done, to be worth a word.
 ESTIMATE_AFTER = 2.0
 ESTIMATE_FROM = 0.01
+#: A task that could start is claimed in a moment, unless no worker takes its queue; in seconds.
+STALLED_AFTER = 10.0
+#: For how long the log does not say again that there is no worker, in seconds.
+TELL_AGAIN_AFTER = 60.0
+#: When it said so last.
+_told: dict[str, float] = {}
+
+logger = logging.getLogger("tasks_app.pages")
 
 
 def page_url(task: Task, back: str = "") -> str:
@@ -129,6 +144,33 @@ def wait(task: Task, now: datetime) -> float:
     # A web host whose clock is behind the database's must not make a new task wait.
     now = max(aware(now), aware(task.created_at))
     return max(0.0, (aware(task.run_after) - now).total_seconds())
+
+
+def is_stalled(task: Task, now: datetime) -> bool:
+    """Whether a task could have started so long ago that it is worth asking for a worker."""
+    if task.status != Status.PENDING or task._state.adding:  # not stored, so no worker sees it
+        return False
+    return (aware(now) - aware(task.run_after)).total_seconds() > STALLED_AFTER
+
+
+def no_worker(queues: Collection[str], user: User) -> dict[str, str]:
+    """Say, of each of the queues that no live worker takes, what a viewer reads of its tasks.
+
+    Users who may see all tasks read what to do. With DEBUG the server's log says it too, once a
+    minute, for whoever forgot to start a worker looks there.
+    """
+    found = unserved(queues)
+    if not found:
+        return {}
+    now = monotonic()
+    if settings.DEBUG and now - _told.get("at", -math.inf) > TELL_AGAIN_AFTER:
+        _told["at"] = now
+        names = ", ".join(sorted(found))
+        logger.warning("No worker runs tasks of queue %s. Start one: manage.py run_tasks", names)
+    said = _("Waiting for a worker")
+    if may_view_all(user):
+        said = _("Waiting for a worker. Start one: manage.py run_tasks")
+    return dict.fromkeys(found, str(said))
 
 
 def elapsed(task: Task, now: datetime) -> float | None:

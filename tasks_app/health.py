@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from django.db.models import Min, Sum
@@ -56,6 +57,18 @@ class Health(Schema):
         if self.overdue > limits.max_stuck:
             found.append(f"{self.overdue} tasks wait for a worker to take them back")
         return found
+
+
+def unserved(queues: Collection[str]) -> set[str]:
+    """Return those of the queues that no live worker takes."""
+    left = set(queues)
+    if not left:
+        return left
+    alive = Worker.primary.beating(database_now(alias()))
+    # Which queues a worker takes is a list in JSON, which SQLite and PostgreSQL search differently.
+    for taken in alive.values_list("queues", flat=True):
+        left = left.difference(taken) if taken else set()
+    return left
 
 
 def health(queue: str | None = None, hostname: str | None = None) -> Health:

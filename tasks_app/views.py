@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -20,11 +21,13 @@ from django.http import (
     JsonResponse,
 )
 from django.urls import get_script_prefix
+from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 from django.views.generic import DetailView
 
+from tasks_app.display import is_stalled, no_worker
 from tasks_app.exceptions import (
     AlreadyRetried,
     DuplicateTask,
@@ -91,7 +94,7 @@ def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
     task = Task.primary.visible_to(request.user).filter(pk=task_id).first()
     if task is None:
         return JsonResponse({"detail": NOT_FOUND}, status=404)
-    return JsonResponse(task.info().model_dump(mode="json"))
+    return JsonResponse(_as_it_stands([task], request)[0])
 
 
 @login_not_required
@@ -110,7 +113,22 @@ def statuses(request: HttpRequest) -> JsonResponse:
     except BadRequest as error:
         return JsonResponse({"detail": str(error)}, status=400)
     tasks = Task.primary.visible_to(request.user).filter(pk__in=ids)
-    return JsonResponse({"tasks": [task.info().model_dump(mode="json") for task in tasks]})
+    return JsonResponse({"tasks": _as_it_stands(tasks, request)})
+
+
+def _as_it_stands(tasks: Iterable[Task], request: HttpRequest) -> list[dict[str, Any]]:
+    """Return a TaskInfo of each task.
+
+    Of one that waits for long it has `no_worker`: what to say where no worker takes its queue.
+    """
+    now, tasks = timezone.now(), list(tasks)
+    queues = {task.queue for task in tasks if is_stalled(task, now)}
+    said = dict.fromkeys(queues, "") | no_worker(queues, request.user)
+    return [
+        task.info().model_dump(mode="json")
+        | ({"no_worker": said[task.queue]} if is_stalled(task, now) else {})
+        for task in tasks
+    ]
 
 
 @require_POST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from django.test import Client
 from django.test.utils import override_script_prefix
 from django.urls import reverse
 
+from tasks_app import display
 from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import TERMINAL, Status
-from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot
+from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot, worker
 
 pytestmark = pytest.mark.django_db
 
@@ -119,6 +121,41 @@ def test_statuses_leave_out_what_is_not_yours(ada: User) -> None:
     assert "no-store" in response.headers["Cache-Control"]
     found = {info["task_id"]: info for info in response.json()["tasks"]}
     assert found == {str(task.pk): task.info().model_dump(mode="json") for task in (mine, third)}
+
+
+def test_a_task_that_waits_for_long_says_whether_a_worker_takes_it(
+    ada: User,
+    settings: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the price of two queries, however many such tasks there are."""
+    settings.DEBUG = True
+    monkeypatch.setattr(display, "_told", {})
+    old = timedelta(seconds=11)
+    mails = [saved(owner=ada, queue="mails", age=old) for _ in range(9)]
+    others = [saved(owner=ada, age=old), saved(owner=ada), saved(Status.FAILED, owner=ada, age=old)]
+    query = {"task": [str(task.pk) for task in mails + others]}
+
+    def said(user: User) -> list[Any]:
+        tasks = client_of(user).get(reverse("tasks_app:statuses"), query).json()["tasks"]
+        found = {info["task_id"]: info.get("no_worker") for info in tasks}
+        return [found[str(task.pk)] for task in [mails[0], *others]]
+
+    nobody = "Waiting for a worker"
+    assert said(ada) == [nobody, nobody, None, None]
+    command = "Waiting for a worker. Start one: manage.py run_tasks"
+    assert said(permitted("view_task")) == [command, command, None, None]
+    warning = "No worker runs tasks of queue default, mails. Start one: manage.py run_tasks"
+    assert [record.getMessage() for record in caplog.records] == [warning]  # and not each time
+    page = client_of(ada).get(mails[0].get_absolute_url()).content.decode()
+    assert f'data-no-worker="{nobody}"' in page
+    assert f'<span data-part="state">{nobody}</span>' in page
+    worker(queues=["mails"])
+    assert said(ada) == ["", nobody, None, None]
+    worker()
+    assert said(ada) == ["", "", None, None]
+    assert "data-no-worker" not in client_of(ada).get(mails[0].get_absolute_url()).content.decode()
 
 
 def test_statuses_for_nobody(ada: User) -> None:

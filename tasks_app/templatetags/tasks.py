@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
 
@@ -52,6 +52,8 @@ class Page:
     has_assets: bool = False
     #: What had been committed when it was first asked for, which the page's stream goes on from.
     since: str | None = None
+    #: What is said of tasks of a queue that no worker takes; empty of one that is taken.
+    unserved: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: Context) -> Page:
@@ -67,6 +69,15 @@ class Page:
         """Whether this is the first on the page that needs them."""
         first, self.has_assets = not self.has_assets, True
         return first
+
+    def no_worker(self, task: Task, user: Any) -> str:
+        """Return what is said of a task that no worker takes; asked once for each queue."""
+        if not display.is_stalled(task, timezone.now()):
+            return ""
+        if task.queue not in self.unserved:
+            found = display.no_worker([task.queue], user)
+            self.unserved[task.queue] = found.get(task.queue, "")
+        return self.unserved[task.queue]
 
     def moment(self) -> str:
         if self.since is None:
@@ -133,6 +144,7 @@ def task_progress(
         may_offer_cancel=form != "compact" if cancel is None else cancel,
         # Before the log is read.
         since=page.moment() if form == "card" else "",
+        no_worker=page.no_worker,
     )
     # The same task may be shown twice on a page, and an id may not.
     first = assets and page.brings_assets()
@@ -209,6 +221,7 @@ def progress_bar(
     url: str = "",
     may_offer_cancel: bool = True,
     since: str = "",
+    no_worker: Callable[[Task, Any], str] | None = None,
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """Return what the template shows of a task. Without a request nobody is known, who may cancel.
@@ -225,6 +238,7 @@ def progress_bar(
     now = now or timezone.now()
     words = {key: str(word) for key, word in WORDS.items()}
     user = getattr(request, "user", AnonymousUser())
+    stalled = no_worker(task, user) if no_worker else ""
     ended = task.is_terminal
     cancelling = task.cancel_requested_at is not None and not ended
     cancel_url = csrf_token = None
@@ -244,7 +258,8 @@ def progress_bar(
         "url": url,
         # In a table's cell the name stands in another, and is for screen readers.
         "quiet": form == "compact" and not (label or url),
-        "state": display.describe(task, words, now),
+        "state": stalled or display.describe(task, words, now),
+        "no_worker": stalled,
         "value": display.bar_value(task),
         "percent": display.percent(task, words),
         "text": display.text(task),

@@ -218,7 +218,11 @@ class Handler(BaseHTTPRequestHandler):
             self.stream(request)
         elif part == "status":
             shown = [site.rows[pk] for pk in request.task_ids if pk in site.rows]
-            self.answer(200, {"tasks": [row.info().model_dump(mode="json") for row in shown]})
+            # What the site's own view finds out from its workers.
+            workers = [{k: v for k, v in vars(row).items() if k == "no_worker"} for row in shown]
+            told = [row.info().model_dump(mode="json") for row in shown]
+            both = zip(told, workers, strict=True)
+            self.answer(200, {"tasks": [info | worker for info, worker in both]})
         elif part == "page":
             html = (
                 f'<!doctype html><html lang="{site.language}"><title>Bars</title>{site.head}'

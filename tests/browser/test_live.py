@@ -247,8 +247,22 @@ def test_a_wait_that_is_over_says_so(page: Page, serve: Serve) -> None:
     row.run_after = datetime.now(UTC) + timedelta(seconds=30)
     site.stream().status(row)
     expect(part(page, row, "state")).to_contain_text("Waiting until")
+    row.run_after = datetime.now(UTC)  # The server's time has gone on, too.
     page.clock.fast_forward(30_000)
     shows(page, row, "Waiting to start")
+
+
+def test_a_task_that_no_worker_takes_says_so(page: Page, serve: Serve) -> None:
+    """Asked for while it waits, since no stream tells; and no longer once there is a worker."""
+    row = task(status="pending")
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    site.stream().status(row)
+    for said in ("Waiting for a worker", ""):
+        row.no_worker = said  # type: ignore[attr-defined]
+        page.clock.fast_forward(10_000)
+        shows(page, row, said or "Waiting to start")
 
 
 def test_time_goes_on(page: Page, serve: Serve) -> None:

@@ -152,13 +152,13 @@ def test_all_ended_while_away(page: Page, serve: Serve) -> None:
     stream = site.stream()
     stream.progress(row, 0.6)
     shows(page, row, "Running", "0.6")
-    ended = task(pk=row.pk, status="failed", error_type="OSError", error_message="disk full")
+    ended = task(pk=row.pk, status="failed", error_type="OSError", public_error="disk full")
     site.rows[str(row.pk)] = ended
     # What a server says to one who comes back to a finished stream.
     site.answers["stream"] = (204, b"")
     stream.drop()
     shows(page, row, "Failed")
-    expect(part(page, row, "error")).to_have_text("OSError: disk full")
+    expect(part(page, row, "error")).to_have_text("disk full")
     expect(part(page, row, "hint")).to_be_hidden()
 
 

@@ -38,6 +38,7 @@ const FETCH_TIMEOUT = 10_000;
 const ANNOUNCE = 5_000; // between two progress announcements of a page
 const KEEPALIVES = 2.5; // a stream that misses two keep-alives is dead, whatever it says
 const NEW_ROWS = 250; // tasks started together appear together
+const WAITING = 10_000; // between two looks for a worker, while a task waits
 const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
 
 // How many tasks one request asks of: a request line has its limits.
@@ -110,6 +111,8 @@ function fromInfo(info, message) {
     began: start ? sinceThen(start, message) : null,
     took: start && end ? Math.max(0, Date.parse(end) - Date.parse(start)) : null,
     due: untilThen(info.run_after, { ...message, time }),
+    // Undefined in a stream, which does not look for workers.
+    noWorker: info.no_worker,
   };
 }
 
@@ -128,7 +131,8 @@ function snapshot(state, message) {
   const behind = (next.value ?? 0) < (state.value ?? 0) || (older && next.value === state.value);
   const { value, text } = behind ? state : next;
   const cancelling = next.cancelling || state.cancelling;
-  return { ...next, value, text, cancelling, began: state.began };
+  const noWorker = next.noWorker ?? state.noWorker;
+  return { ...next, value, text, cancelling, noWorker, began: state.began };
 }
 
 /**
@@ -239,7 +243,7 @@ export function describe(state, words, now) {
   if (ended) said = words[status];
   else if (state.cancelling) said = words.cancelling;
   else if (running) said = fill(words[attempt > 1 ? "running_again" : "running"], attempts);
-  else if (state.due <= now) said = words.waiting;
+  else if (state.due <= now) said = state.noWorker || words.waiting;
   else {
     const time = moment(new Date(Date.now() + state.due - now));
     said = fill(words[attempt ? "retry_at" : "waiting_until"], { time, ...attempts });
@@ -505,6 +509,15 @@ class Hub {
     if (reopen && (ids.length > 0 || this.#lists.size > 0)) this.#open();
     this.#hint();
     if (this.#unstreamed().length > 0 && !this.#timers.has("poll")) this.#pollSoon();
+    if (!this.#timers.has("waiting")) this.#later("waiting", WAITING, () => this.#askForWorkers());
+  }
+
+  /** No stream tells that a task waits for want of a worker. */
+  #askForWorkers() {
+    const ids = [...this.#bars].filter((bar) => bar.waits).map((bar) => bar.taskId);
+    if (ids.length > 0 && !this.#polling && !document.hidden) this.#fetch([...new Set(ids)]);
+    if (this.#unfinished().length > 0)
+      this.#later("waiting", WAITING, () => this.#askForWorkers());
   }
 
   #stop() {
@@ -787,6 +800,12 @@ class TaskProgress extends HTMLElement {
     return this.hasAttribute("data-mine");
   }
 
+  /** Whether it could have been started by now. */
+  get waits() {
+    const { status, due, cancelling } = this.#state;
+    return status === "pending" && due <= performance.now() && !cancelling;
+  }
+
   get ended() {
     return this.#state !== null && TERMINAL.has(this.#state.status);
   }
@@ -893,7 +912,7 @@ class TaskProgress extends HTMLElement {
 
   /** Read the state that the server rendered. */
   #read() {
-    const { attempt, maxAttempts, started, elapsed, wait, cancelling } = this.dataset;
+    const { attempt, maxAttempts, started, elapsed, wait, cancelling, noWorker } = this.dataset;
     const bar = this.#part("bar");
     const now = performance.now();
     return {
@@ -903,6 +922,7 @@ class TaskProgress extends HTMLElement {
       value: bar?.hasAttribute("value") ? bar.value : null,
       text: this.#part("text")?.textContent ?? "",
       cancelling: cancelling !== undefined,
+      noWorker,
       error: null,
       result: null,
       started: started ? Date.parse(started) : null,
