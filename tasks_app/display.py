@@ -18,6 +18,7 @@ from django.conf import settings
 from django.urls import NoReverseMatch
 from django.utils import timezone
 from django.utils.formats import date_format
+from django.utils.functional import lazy
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
@@ -187,6 +188,14 @@ def time_taken(task: Task, words: Mapping[str, str], now: datetime) -> str:
         return ""
     time = duration(seconds, words)
     return time if task.status == Status.RUNNING else words["took"].format(duration=time)
+
+
+def _zoned(word: _StrPromise) -> str:
+    return f"{word} ({timezone.get_current_timezone_name()})"
+
+
+#: A word for times, with the zone that they are shown in: read each time, for it may be a user's.
+zoned = lazy(_zoned, str)
 
 
 def moment(time: datetime) -> SafeString:

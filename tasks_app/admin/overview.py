@@ -73,16 +73,29 @@ class OverviewViews(Base):
             and request.user.has_perm("tasks_app.view_worker"),
         }
         if part == "page":
-            words = {key: str(word) for key, word in WORDS.items()}
             context |= {
                 **self.admin_site.each_context(request),
                 "title": _("Overview"),
                 "may_start": bool(startable_by(request.user)),
-                "stream_url": _stream_url(),
-                "keepalive": task_settings().stream_keepalive_seconds,
-                "words": json.dumps(words),
+                "live": live(
+                    reverse("admin:tasks_app_task_overview_part", current_app=self.admin_site.name),
+                    stream_url=_stream_url(),
+                ),
             }
         return TemplateResponse(request, f"admin/tasks_app/overview/{part}.html", context)
+
+
+def live(part_url: str, stream_url: str = "") -> dict[str, Any]:
+    """Return what the script needs to keep a page up to date, which it asks for at `part_url`.
+
+    Without a stream it asks every few seconds.
+    """
+    return {
+        "part_url": part_url,
+        "stream_url": stream_url,
+        "keepalive": task_settings().stream_keepalive_seconds,
+        "words": json.dumps({key: str(word) for key, word in WORDS.items()}),
+    }
 
 
 def shown(found: statistics.Overview) -> dict[str, Any]:

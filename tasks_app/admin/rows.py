@@ -304,7 +304,7 @@ class Columns:
             _("Worker"), row.worker, "worker"
         )
 
-    @admin.display(description=_("time"))
+    @admin.display(description=display.zoned(_("time")))
     def times(self, task: Task) -> SafeString:
         row = _row(task)
         return (

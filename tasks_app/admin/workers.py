@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from tasks_app import display, statistics
-from tasks_app.admin.overview import PRESENCES
+from tasks_app.admin.overview import PRESENCES, live
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
 from tasks_app.models import Task, Worker
@@ -89,6 +89,22 @@ class WorkerAdmin(Base):
     def has_delete_permission(self, request: HttpRequest, obj: Worker | None = None) -> bool:
         return False
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        shown = {"live": live(request.get_full_path()), **(extra_context or {})}
+        return super().changelist_view(request, shown)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        shown = {"live": live(request.get_full_path()), **(extra_context or {})}
+        return super().change_view(request, object_id, form_url, shown)
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return WorkerChangeList
 
@@ -138,15 +154,15 @@ class WorkerAdmin(Base):
         words = {key: str(word) for key, word in display.WORDS.items()}
         return _("%(time)s ago") % {"time": display.duration(_of(worker).silence, words)}
 
-    @admin.display(description=gettext_lazy("started"))
+    @admin.display(description=display.zoned(gettext_lazy("started")))
     def started(self, worker: Worker) -> SafeString:
         return display.moment(worker.started_at)
 
-    @admin.display(description=gettext_lazy("last heartbeat at"))
+    @admin.display(description=display.zoned(gettext_lazy("last heartbeat at")))
     def heartbeat(self, worker: Worker) -> SafeString:
         return display.moment(worker.heartbeat_at)
 
-    @admin.display(description=gettext_lazy("stopped"), empty_value="-")
+    @admin.display(description=display.zoned(gettext_lazy("stopped")), empty_value="-")
     def stopped(self, worker: Worker) -> SafeString | None:
         return display.moment(worker.stopped_at) if worker.stopped_at else None
 

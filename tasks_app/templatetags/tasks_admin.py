@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 from django import template
@@ -26,7 +27,8 @@ def lasting(seconds: float) -> str:
     """A length of time; a short one to the tenth, for a timeout may be less than a second."""
     words = {key: str(word) for key, word in display.WORDS.items()}
     if seconds < SHORT:
-        return words["seconds"].format(seconds=floatformat(seconds))
+        # Rounded first, so that 1.04 s is "1 s", as it is elsewhere on the page.
+        return words["seconds"].format(seconds=floatformat(math.floor(seconds * 10 + 0.5) / 10))
     return display.duration(seconds, words)
 
 

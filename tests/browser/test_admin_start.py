@@ -175,6 +175,10 @@ def test_a_screen_holds_the_list_of_workers(
         held = "element => element.scrollWidth <= element.clientWidth"
         assert page.locator("#changelist .results").evaluate(held)
         expect(page.locator(".field-state")).to_have_text("Heartbeat lost")
+        # It follows what happens.
+        worker(hostname="another-host")
+        state = page.locator(".field-state")
+        expect(state).to_have_text(["Alive", "Heartbeat lost"], timeout=WITHIN)
         expect(page.get_by_role("link", name="Heartbeat lost")).to_be_visible()
 
 

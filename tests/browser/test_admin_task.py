@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.urls import reverse
-from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
+from django.utils import timezone
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from tasks_app import lifecycle
 from tasks_app.claims import Claim
@@ -196,6 +199,23 @@ def test_an_answer_that_never_comes_is_not_waited_for(
     eventually(lambda: page.evaluate("true") and hung, what="the page looks at itself")
     lifecycle.claim(rows.worker(), 1)
     told(page, 2)
+
+
+def test_the_bar_tells_times_in_the_zone_of_the_page(
+    browser: Browser, operator: User, start_web: Callable[..., Web]
+) -> None:
+    """It is the site's, as everywhere in the admin, and not the viewer's."""
+    task = rows.saved(run_after=timezone.now() + timedelta(hours=2))
+    web = start_web()
+    with browser.new_context(timezone_id="America/New_York", locale="en-US") as context:
+        log_in(context, web, operator)
+        page = context.new_page()
+        page.goto(f"{web.url}{reverse('admin:tasks_app_task_change', args=[task.pk])}")
+        there = re.compile(rf"\b{task.run_after:%-I:%M}\s{task.run_after:%p}")
+        expect(page.locator('task-progress [data-part="state"]')).to_have_text(
+            there, timeout=WITHIN
+        )
+        expect(page.get_by_text("Times are in UTC.")).to_be_visible()
 
 
 def test_a_time_zone_that_the_browser_does_not_know(

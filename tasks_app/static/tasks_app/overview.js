@@ -1,5 +1,6 @@
 /**
- * The admin's overview, kept up to date: the page asks the server for itself again when the stream
+ * The admin's overview, and its pages of workers, kept up to date: a page asks the server for itself
+ * again when the stream
  * of all tasks says that one was queued, began or ended; now and then for the sake of heartbeats;
  * and every few seconds while there is no stream.
  *
@@ -217,9 +218,10 @@ class Overview {
       const html = await this.#ask(fetching.signal);
       const there = parsePage(`<div>${html}</div>`);
       const focused = document.activeElement;
-      const wrapped = there.body.firstChild;
-      for (const { name, value } of this.#part.attributes) wrapped.setAttribute(name, value);
-      grow(this.#part, wrapped);
+      // Where the server has no answer of its own for the part, it is in that of the whole page.
+      const wanted = there.querySelector("[data-overview]") ?? there.body.firstChild;
+      for (const { name, value } of this.#part.attributes) wanted.setAttribute(name, value);
+      grow(this.#part, wanted);
       if (focused?.isConnected && focused !== document.activeElement) focused.focus();
       this.#unreachable = false;
     } catch (error) {

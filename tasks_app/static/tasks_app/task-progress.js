@@ -226,10 +226,22 @@ function pageLanguage() {
   }
 }
 
-/** Say when, in the viewer's own time zone. */
+/** The time zone that the admin's page of a task names; elsewhere none, which is the viewer's own. */
+function pageZone() {
+  const timeZone = document.querySelector("[data-task-page][data-zone]")?.dataset.zone;
+  try {
+    return new Intl.DateTimeFormat("en", { timeZone }).resolvedOptions().timeZone;
+  } catch {
+    return undefined; // one that Python knows and the browser does not
+  }
+}
+
+/** Say when, in the time zone of the page. */
 function moment(date) {
-  const today = date.toDateString() === new Date().toDateString();
-  const style = today ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" };
+  const timeZone = pageZone();
+  const day = new Intl.DateTimeFormat("en", { dateStyle: "short", timeZone });
+  const style = { timeStyle: "short", timeZone };
+  if (day.format(date) !== day.format(new Date())) style.dateStyle = "medium";
   return new Intl.DateTimeFormat(pageLanguage(), style).format(date);
 }
 
