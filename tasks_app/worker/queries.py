@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -36,7 +36,7 @@ class Queries:
         Its connections must be closed afterwards, before another run uses them: on PostgreSQL the
         cancellation may arrive late.
         """
-        for connection, owner in list(_owners.items()):
+        for connection, owner in _opened():
             raw = connection.connection
             if owner.queries is not self or raw is None:
                 continue
@@ -54,11 +54,23 @@ class Owner(NamedTuple):
 
 
 _current: ContextVar[Queries | None] = ContextVar("queries", default=None)
-_owners: WeakKeyDictionary[BaseDatabaseWrapper, Owner] = WeakKeyDictionary()
+#: Not a WeakKeyDictionary: while one thread goes through that, no other may open a connection.
+_owners: dict[ref[BaseDatabaseWrapper], Owner] = {}
 
 
 def _note(connection: BaseDatabaseWrapper, **_kwargs: object) -> None:
-    _owners[connection] = Owner(threading.current_thread(), _current.get())
+    _owners[ref(connection, _forget)] = Owner(threading.current_thread(), _current.get())
+
+
+def _forget(dead: ref[BaseDatabaseWrapper]) -> None:
+    _owners.pop(dead, None)
+
+
+def _opened() -> Iterator[tuple[BaseDatabaseWrapper, Owner]]:
+    """Yield the connections that are alive, with who opened them or uses them now."""
+    for reference, owner in list(_owners.items()):
+        if (connection := reference()) is not None:
+            yield connection, owner
 
 
 connection_created.connect(_note, dispatch_uid="tasks_app.worker.queries")
@@ -71,7 +83,7 @@ def end_left_behind(going_on: Collection[Queries]) -> list[str]:
     closed, so that its thread gets an error instead of believing that it committed.
     """
     names = []
-    for connection, owner in list(_owners.items()):
+    for connection, owner in _opened():
         raw = connection.connection
         spared = owner.queries in going_on if owner.queries else False
         ours = owner.thread in (threading.main_thread(), threading.current_thread())
