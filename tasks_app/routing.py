@@ -13,6 +13,7 @@ from django.utils import translation
 
 from tasks_app.streaming.endpoint import MEDIA_TYPE
 from tasks_app.streaming.handoff import KEY, ASGIApp, Handoff, OpenStream
+from tasks_app.streaming.serving import server
 
 #: What described the empty response that a stream takes the place of.
 _DROPPED = {b"content-length", b"content-encoding"}
@@ -28,6 +29,7 @@ def with_task_streams(application: ASGIApp) -> ASGIApp:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            server.notice(scope)
             await _serve(application, scope, _Requests(scope, receive), send)
         else:
             await application(scope, receive, send)
@@ -90,7 +92,7 @@ class TaskStreamConsumer(AsyncHttpConsumer):
 
     async def handle(self, body: bytes) -> None:
         await self.send_headers(headers=self.headers)
-        await self._race(self._pump(), self._left())
+        await self._race(self._pump(), self._left(), server.gone())
 
     async def _pump(self) -> None:
         async for chunk in self.stream:

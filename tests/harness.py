@@ -129,13 +129,17 @@ def free_port() -> int:
 class Web(Process):
     """The site on uvicorn, at a port that stays the same when it is started again."""
 
-    def __init__(self, log: Path, port: int | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        log: Path,
+        port: int | None = None,
+        application: str = "project.asgi:application",
+        **environment: str,
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         options = ["--host", "127.0.0.1", "--port", str(self.port)]
-        super().__init__(
-            ["-m", "uvicorn", "project.asgi:application", *options], log, **environment
-        )
+        super().__init__(["-m", "uvicorn", application, *options], log, **environment)
         eventually(self._answers, what="the web server answers")
 
     def _answers(self) -> bool:

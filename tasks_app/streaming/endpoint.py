@@ -22,6 +22,7 @@ from tasks_app.streaming.channels import BadRequest, readable, requested
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.handoff import Handoff, OpenStream
 from tasks_app.streaming.relay import relay
+from tasks_app.streaming.serving import server
 from tasks_app.streaming.sessions import read_only
 from tasks_app.streaming.stream import open_stream
 from tasks_app.streaming.viewer import Viewer
@@ -36,6 +37,7 @@ API_STREAM, API_STREAMS = "tasks_app_stream", "tasks_app_streams"
 
 #: What is answered where the database does not, and how long to wait before asking again.
 AWAY, AWAY_SECONDS = "The database does not answer. Ask again later.", 5
+CLOSING = "This server is shutting down. Ask again later."
 
 #: The longest id that is read. One that a stream gives names at most 200 transactions, by their
 #: distance from each other: as a rule it has less than 100 characters, and never more than this.
@@ -182,6 +184,10 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
     handoff = Handoff.of(request)
     if handoff is not None and handoff.asking:
         return Answer(HTTPStatus.OK, allowed=allowed)
+    server.notice(getattr(request, "scope", {}))
+    if server.is_closing:
+        headers = {"Retry-After": str(AWAY_SECONDS)}
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, CLOSING, headers=headers)
     stream = await OpenStream.of(_opened(Viewer.of(request, user), allowed, resumed))
     if stream is None:
         return Answer(HTTPStatus.NO_CONTENT)
@@ -196,8 +202,9 @@ async def _opened(
     if stream is None:
         return
     async with aclosing(cast(AsyncGenerator[bytes], stream)):
-        async for chunk in stream:
-            yield chunk
+        with server.watched():
+            async for chunk in stream:
+                yield chunk
 
 
 def _resumed(request: HttpRequest) -> Cursor | None:

@@ -26,6 +26,7 @@ from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, Wanted, task_o
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.pages import SIZE, in_pages, pieces
 from tasks_app.streaming.relay import TROUBLE_SECONDS, Relay
+from tasks_app.streaming.serving import server
 from tasks_app.streaming.storage import facts_of
 from tasks_app.streaming.viewer import Viewer
 
@@ -319,7 +320,7 @@ async def _events(
         #: What the database has to tell, before what the relay brings.
         missed: Iterator[bytes] | None = opening
         recheck_at = time.monotonic() + RECHECK_SECONDS
-        while missed is not None or not view.ended:
+        while (missed is not None or not view.ended) and not server.is_closing:
             if time.monotonic() >= recheck_at:
                 recheck_at = time.monotonic() + RECHECK_SECONDS
                 # Where the database is away, there is nothing to be read either.
@@ -359,7 +360,9 @@ async def _events(
                 continue
             for piece in pieces(view.wire_of(event) for event in events if view.admit(event)):
                 yield piece
-        yield wire.STREAM_END
+        # The clients of a server that shuts down come back to the next one.
+        if not server.is_closing:
+            yield wire.STREAM_END
 
 
 def _take(listener: Listener) -> tuple[list[wire.Fact | wire.Report], bool, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
@@ -341,6 +342,29 @@ def test_many_streams_need_few_threads(
     for viewer in viewers:
         assert viewer.finish().facts == ["task_cancelled"]
     eventually(lambda: len(list(Path(f"/proc/{web.pid}/task").iterdir())) < threads)
+
+
+@pytest.mark.parametrize("why", ["signal", "limit"])
+@pytest.mark.parametrize("application", ["project.asgi:application", "project.asgi:site"])
+def test_a_server_that_shuts_down_is_not_held_up_by_streams(
+    start_web: Callable[..., Web], watch: Watch, owner: User, application: str, why: str
+) -> None:
+    """Whatever made it stop, by the README's own command, and also without the wrapper."""
+    limits = {"UVICORN_LIMIT_MAX_REQUESTS": "8"} if why == "limit" else {}
+    web = start_web(application=application, **limits)
+    task = task_service.start_task(Noop, owner=owner)
+    viewers = [watch(stream(web, task.task_id)) for _ in range(3)]
+    for viewer in viewers:
+        viewer.sees("task_status")
+    if why == "signal":
+        web.send(signal.SIGTERM)
+    else:
+        with contextlib.suppress(httpx.TransportError):
+            for _ in range(8):
+                httpx.get(f"{web.url}/login/", timeout=PATIENCE)
+    web.wait()
+    for viewer in viewers:
+        assert viewer.finish().types == ["task_status"]
 
 
 def test_the_last_viewer_that_leaves_ends_the_relay(
