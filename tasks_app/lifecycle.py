@@ -302,10 +302,15 @@ def rescue(limit: int = 100, *, now: datetime | None = None, silent: bool = Fals
 
 
 def overdue(now: datetime) -> TaskQuerySet:
-    """Running tasks of workers that are gone, whose leases ran out more than a heartbeat ago."""
+    """Running tasks of workers that are gone, whose leases ran out more than a heartbeat ago.
+
+    A worker is not gone that beats, or renews the leases of other tasks: its own row may be held.
+    """
     late = now - timedelta(seconds=task_settings().heartbeat_seconds)
     beating = Worker.primary.beating(now).filter(pk=OuterRef("worker"))
-    return Task.primary.running().filter(~Exists(beating), lease_expires_at__lt=late)
+    renewed = Task.primary.running().filter(worker=OuterRef("worker"), lease_expires_at__gte=now)
+    lost = Task.primary.running().filter(lease_expires_at__lt=late)
+    return lost.filter(~Exists(beating), ~Exists(renewed))
 
 
 def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:

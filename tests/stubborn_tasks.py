@@ -10,6 +10,7 @@ import decimal
 import itertools
 import logging
 import multiprocessing
+import resource
 import shutil
 import threading
 import time
@@ -215,6 +216,13 @@ class StuckInExecutor(BaseTask):
         progress.send_progress_text("waiting")
         with ThreadPoolExecutor(1) as pool:
             pool.submit(wait).result()
+
+
+class SpoilsProcess(BaseTask):
+    """Leaves its process without the means to open another file."""
+
+    def execute(self, progress: ProgressHandle) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4096))
 
 
 class CopiesDatabase(BaseTask):

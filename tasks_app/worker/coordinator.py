@@ -15,7 +15,7 @@ from tasks_app.changes import Changes, watch
 from tasks_app.claims import claim_of
 from tasks_app.conf import task_settings
 from tasks_app.database_file import DatabaseReplaced
-from tasks_app.exceptions import LeaseLost, TaskReleased
+from tasks_app.exceptions import TaskReleased
 from tasks_app.ledger import alias, begin, reserve
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
@@ -24,8 +24,9 @@ from tasks_app.worker import presence
 from tasks_app.worker.capacity import recall_at, room
 from tasks_app.worker.connection import Connection
 from tasks_app.worker.execution import Outcome, cut_short
+from tasks_app.worker.fitness import Fitness
 from tasks_app.worker.housekeeping import Pruner
-from tasks_app.worker.outcomes import tell, tell_unwritten, write
+from tasks_app.worker.outcomes import forsake, tell, write
 from tasks_app.worker.pool import Pool
 from tasks_app.worker.preload import Preload
 from tasks_app.worker.refused import write_alone
@@ -35,7 +36,7 @@ from tasks_app.worker.runs import Runs
 from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
 from tasks_app.worker.standing import look, next_due
 from tasks_app.worker.stopping import enforce, free_lock, wants_restart
-from tasks_app.worker.trouble import REFUSED, TROUBLE, explained, missing_is_trouble
+from tasks_app.worker.trouble import REFUSED, TROUBLE, missing_is_trouble
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -74,6 +75,7 @@ class Coordinator:
         #: Whether hands were still at it when it ended.
         self.hands_left = False
         self.runs = Runs()
+        self.heart = presence.Heart()
         self._connection = Connection(self.using)
         self._changes: Changes | None = None
         self._inbox: deque[Outcome | Run] = deque()
@@ -106,6 +108,7 @@ class Coordinator:
             self.rescuer = Rescuer(time.monotonic())
             self.pruner = Pruner(time.monotonic())
             self.pool = Pool(self.hands, self._deliver)
+            self.fitness = Fitness()
             self.preload = Preload(changes.wake)
             logger.info(
                 "Worker %s started: %d hands, %s",
@@ -158,8 +161,8 @@ class Coordinator:
 
     @property
     def _can_claim(self) -> bool:
-        claims = not self._leaving and not self.preload.holds_up(time.monotonic())
-        return claims and self._limit() > 0
+        unfit = self._leaving or self.heart.held or self.fitness.fault
+        return not unfit and not self.preload.holds_up(time.monotonic()) and self._limit() > 0
 
     def _limit(self) -> int:
         known = self.runs.outcomes.values()
@@ -197,8 +200,9 @@ class Coordinator:
         looking = beating or (self._curious and bool(self.runs) and moment >= self._look_at)
         writing = self.runs.due(moment)
         ending = writing & self.runs.outcomes.keys()
-        claiming = self._can_claim and self._hungry
-        claiming = claiming and (bool(ending) or moment >= self._look_at)
+        claiming = self._can_claim and self._hungry and (bool(ending) or moment >= self._look_at)
+        if beating or claiming:
+            claiming = self.fitness.look(moment, thorough=beating) and claiming
         try:
             self._connection.reopen()
             if writing or beating or looking or claiming:
@@ -222,10 +226,7 @@ class Coordinator:
     def _do_chores(self, moment: float, beating: bool) -> None:
         """Look after others' tasks and old ones; what hinders that must not hinder our own."""
         if beating:
-            try:
-                self.rescuer.beat(time.monotonic())
-            except TROUBLE as error:
-                logger.warning("Lost tasks could not be taken back: %s", explained(error))
+            self.rescuer.beat(time.monotonic())
         if moment >= self.pruner.next_step and not self.shutdown.requested:
             self.pruner.step(moment)
 
@@ -259,7 +260,7 @@ class Coordinator:
             run.take()
         known = self.runs.outcomes
         tasks: list[Task] = []
-        limit = 0
+        limit = self._limit()
         with transaction.atomic(using=self.using):
             now = begin(self.using)
             concerned = {*writing, *(self.runs.values() if beating else ())}
@@ -269,13 +270,13 @@ class Coordinator:
             ending = {outcome.run.claim for outcome in outcomes}
             void = set(write(kept, outcomes, now))
             if beating:
-                presence.beat(self.worker, now, busy=len(self.runs), stuck=self.pool.stuck)
+                busy, stuck = len(self.runs), self.pool.stuck
+                claiming &= self.heart.beat(self.worker, now, busy=busy, stuck=stuck)
                 going_on = {run.claim for run in self.runs.values() if not run.lost}
                 void.update(lifecycle.renew(going_on - ending - held, now=now))
             if looking:
                 void.update(look(self.worker, self.runs, now) - ending)
             if claiming:
-                limit = self._limit()
                 tasks = lifecycle.claim(self.worker, limit, now=now)
                 claim_at = NEVER if tasks else next_due(now, moment)
         # Had it committed to a file that nobody else has, none of what follows would be true.
@@ -290,7 +291,7 @@ class Coordinator:
         for run in written & known.keys():
             self._settle(known[run])
         if beating:
-            self._beat_at = moment + task_settings().heartbeat_seconds
+            self._beat_at = moment + self.heart.pause
         if looking:
             self._curious = self._unsure = False
         if claiming:
@@ -332,12 +333,14 @@ class Coordinator:
         """Take the next steps with what must stop, and with what keeps others from working."""
         self.runs.conclude(enforce(self.runs.going_on, self.pool, moment))
         free_lock(self._connection.trouble, self.runs.going_on, moment)
-        if self.exit is Exit.DONE and wants_restart(self.worker, self.pool, len(self.runs)):
+        if self.exit is Exit.DONE and (
+            self.fitness.spoilt or wants_restart(self.worker, self.pool, len(self.runs))
+        ):
             self.exit = Exit.RECYCLE
 
     def _recall_unbegun(self, moment: float) -> None:
         """Hand back what waits here while every hand is busy: another worker may be free."""
-        if self._leaving or moment >= self._recall_at(moment):
+        if self._leaving or self.fitness.fault or moment >= self._recall_at(moment):
             self.runs.conclude(Outcome(run, Verb.RELEASE) for run in self.pool.recall())
 
     def _recall_at(self, moment: float) -> float:
@@ -375,9 +378,7 @@ class Coordinator:
         logger.critical("Worker %s ends at once with code %d: %s", self.worker, self.exit, error)
         self.pool.recall()
         self._collect()
-        for run in self.runs.going_on:
-            run.stop(LeaseLost(), STOP_SECONDS / 2)
-        tell_unwritten(self.runs)
+        forsake(self.runs)
 
     def _leave(self) -> None:
         self.pool.close()

@@ -10,11 +10,13 @@ from typing import Any
 
 from tasks_app import lifecycle
 from tasks_app.claims import Claim, Failure
+from tasks_app.exceptions import LeaseLost
 from tasks_app.schemas import escaped
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome
 from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.runs import Runs
+from tasks_app.worker.shutdown import STOP_SECONDS
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -80,9 +82,10 @@ def _failed(run: Run, verb: Verb, value: Failure) -> logging.LogRecord:
     return record
 
 
-def tell_unwritten(runs: Runs) -> None:
-    """Log what a worker knows of its tasks and can no longer write."""
+def forsake(runs: Runs) -> None:
+    """Stop tasks that a worker can no longer write, and log what it knows of them."""
     for run in runs.values():
+        run.stop(LeaseLost(), STOP_SECONDS / 2)
         outcome = runs.outcomes.get(run)
         if outcome:
             what = f"ended after {run.seconds:.3f} s ({outcome.verb.value})"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from datetime import datetime
 
-from django.db import transaction
+from django.db import connections, transaction
 
+from tasks_app.conf import task_settings
 from tasks_app.ledger import alias, begin
 from tasks_app.models import Worker
 from tasks_app.worker.trouble import missing_is_trouble
+
+logger = logging.getLogger("tasks_app.worker")
+
+#: How soon a worker whose row another session holds tries to beat again.
+HELD_SECONDS = 1.0
 
 
 @missing_is_trouble()
@@ -28,13 +35,49 @@ def register(hands: int, queues: list[str]) -> Worker:
         )
 
 
-def beat(worker: Worker, now: datetime, *, busy: int = 0, stuck: int = 0) -> None:
-    """Say that the worker lives and what it does, also where somebody has deleted its row."""
+class Heart:
+    """Beats for a worker, and remembers whether another session holds the worker's row."""
+
+    def __init__(self) -> None:
+        self.held = False
+
+    def beat(self, worker: Worker, now: datetime, *, busy: int, stuck: int) -> bool:
+        """Say that the worker lives; return whether it may claim tasks."""
+        before, self.held = self.held, not beat(worker, now, busy=busy, stuck=stuck)
+        if self.held and not before:
+            logger.warning(
+                "Another session holds the row of worker %s, so it claims nothing and seems "
+                "silent; its tasks go on. pg_stat_activity tells which",
+                worker,
+            )
+        elif before and not self.held:
+            logger.info("The row of worker %s is free again", worker)
+        return not self.held
+
+    @property
+    def pause(self) -> float:
+        """The seconds until it should beat again."""
+        seconds = task_settings().heartbeat_seconds
+        return min(seconds, HELD_SECONDS) if self.held else seconds
+
+
+def beat(worker: Worker, now: datetime, *, busy: int = 0, stuck: int = 0) -> bool:
+    """Say that the worker lives and what it does, also where somebody has deleted its row.
+
+    Returns False if another session holds the row. It is left alone then: the leases of the
+    worker's tasks are renewed without it. New tasks would refer to the row, so they must wait.
+    """
+    row = Worker.primary.filter(pk=worker.pk)
+    if connections[alias()].features.has_select_for_update_skip_locked:
+        mine = row.select_for_update(skip_locked=True, no_key=True).values_list("pk")
+        if not list(mine) and row.exists():
+            return False
     said = {"heartbeat_at": now, "busy": busy, "stuck": stuck}
     for field, value in said.items():
         setattr(worker, field, value)
-    if not Worker.objects.filter(pk=worker.pk).update(**said):
+    if not row.update(**said):
         worker.save(force_insert=True)
+    return True
 
 
 def leave(worker: Worker, now: datetime, *, stuck: int = 0) -> None:

@@ -16,7 +16,7 @@ from tasks_app.conf import task_settings
 from tasks_app.ledger import alias
 from tasks_app.models import Worker
 from tasks_app.worker.housekeeping import rescue
-from tasks_app.worker.trouble import missing_is_trouble
+from tasks_app.worker.trouble import TROUBLE, explained, missing_is_trouble
 
 logger = logging.getLogger("tasks_app.cleanup")
 
@@ -42,9 +42,15 @@ class Rescuer:
         #: Some leases have run out, and it is too soon to tell whether their workers are lost.
         self.waits = False
 
-    @missing_is_trouble()
     def beat(self, moment: float) -> None:
-        """Rescue, if it is safe, just after a heartbeat was written."""
+        """Rescue, if it is safe, just after a heartbeat was written. Trouble is logged."""
+        try:
+            with missing_is_trouble():
+                self._beat(moment)
+        except TROUBLE as error:
+            logger.warning("Lost tasks could not be taken back: %s", explained(error))
+
+    def _beat(self, moment: float) -> None:
         heartbeat = task_settings().heartbeat_seconds
         # Less than half a heartbeat late harms nobody: a lease is two heartbeats long at least.
         if moment - self._beat_at > 1.5 * heartbeat:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from django.db import connection
 from django.utils import timezone
 
-from tasks_app.models import Worker
+from tasks_app import lifecycle
+from tasks_app.models import Task, Worker
+from tasks_app.service import task_service
+from tasks_app.states import Status
 from tasks_app.worker import presence
+from tasks_app.worker.rescuer import rescue_all
+from tests.harness import begins, database_url, ends, eventually
+from tests.rows import claimed, facts, lapse
+from tests.tasks import Noop, Steps
+from tests.worker.conftest import Working
 
 pytestmark = pytest.mark.django_db
 
@@ -36,3 +51,49 @@ def test_its_heart_beats_until_it_leaves() -> None:
     assert worker.heartbeat_at == worker.stopped_at == now + timedelta(seconds=1)
     other.refresh_from_db()
     assert (other.heartbeat_at, other.stopped_at) == (other.started_at, None)
+
+
+@contextmanager
+def held_row(worker: Worker) -> Iterator[None]:
+    """Another session holds a worker's row, where rows can be held."""
+    if connection.vendor == "sqlite":
+        yield
+        return
+    with psycopg.connect(database_url()) as session:
+        session.execute("SELECT FROM tasks_app_worker WHERE id = %s FOR UPDATE", [worker.pk])
+        yield
+        session.rollback()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_whose_row_is_held_keeps_its_tasks(
+    start: Callable[..., Working], reins: Path, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tasks_app")
+    settings.TASK_HEARTBEAT_SECONDS, settings.TASK_LEASE_SECONDS = 0.3, 1.5
+    started = task_service.start_task(Steps, {"reins": reins})
+    working = start(2)
+    begins(started.task_id)
+    with held_row(working.worker):
+        if connection.vendor == "postgresql":
+            eventually(lambda: Worker.objects.lost(timezone.now()).exists(), what="it is silent")
+            assert f"Another session holds the row of worker {working.worker}" in caplog.text
+        assert rescue_all() == 0
+        reins.write_text("5")
+        eventually(lambda: Task.objects.filter(pk=started.task_id, progress=0.5).exists())
+        later = task_service.start_task(Noop)
+    assert ends(later.task_id).status == Status.COMPLETED
+    reins.write_text("10")
+    task = ends(started.task_id)
+    assert (task.result, facts(task)[1:]) == ("done", ["task_started", "task_completed"])
+
+
+def test_who_renews_the_lease_of_one_task_is_not_lost() -> None:
+    """Though it is silent, and another of its tasks is overdue: sessions hold both rows."""
+    worker = presence.register(2, [])
+    held, _ = claimed(worker)
+    renewed, _ = claimed(worker)
+    lapse(held, timedelta(days=1))
+    assert not lifecycle.overdue(timezone.now()).exists()
+    lapse(renewed, timedelta(days=1))
+    assert lifecycle.overdue(timezone.now()).count() == 2

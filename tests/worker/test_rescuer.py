@@ -77,7 +77,7 @@ def test_without_lapsed_leases_nobody_waits(settings: Any) -> None:
 
 def test_a_lapsed_lease_has_two_heartbeats_time_to_be_renewed(lost: Task, settings: Any) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 1
-    renewed = saved(Status.RUNNING, worker=lost.worker)
+    renewed = saved(Status.RUNNING, worker=worker())
     lapse(renewed, timedelta(hours=1))
 
     def renew() -> None:
