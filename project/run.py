@@ -121,6 +121,7 @@ class Stop:
 
 
 def main() -> int:
+    os.umask(0o077)  # The database and all other files are its user's alone.
     stop = Stop()
     stop.listen()
     children: list[Child] = []

@@ -1,16 +1,39 @@
 """The demonstration site. Everything the app needs is marked `tasks_app`."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from django.core.management.utils import get_random_secret_key
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("DATA_DIR", BASE_DIR / "data"))
 
 DEBUG = os.environ.get("DEBUG") == "1"
-# A demonstration key. A site that others reach sets its own.
-SECRET_KEY = os.environ.get("SECRET_KEY", "demonstration-only-" + "0123456789abcdef" * 3)
+
+
+def kept_key() -> str:
+    """Return the secret key in DATA_DIR, which is made by whoever first needs it.
+
+    No key is published with the code: whoever knew it could sign in as anybody.
+    """
+    path = DATA_DIR / "secret_key"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=DATA_DIR) as draft:  # Nobody else may read it.
+            draft.write(get_random_secret_key())
+            draft.flush()
+            # Of several processes that start at once, one makes the key, and all read it.
+            with suppress(FileExistsError):
+                os.link(draft.name, path)
+    return path.read_text()
+
+
+# Hosts of one site share a key: set it where there are several.
+SECRET_KEY = os.environ.get("SECRET_KEY") or kept_key()
 ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1],testserver").split(",")
 
 INSTALLED_APPS = [

@@ -43,7 +43,7 @@ def new_result() -> Iterator[Result]:
     path = folder / name
     draft = path.with_suffix(_UNFINISHED)
     try:
-        with draft.open("x", encoding="utf-8", newline="") as text:
+        with open(draft, "x", encoding="utf-8", newline="", opener=_private) as text:
             yield Result(text, name)
         os.replace(draft, path)
     finally:
@@ -55,7 +55,7 @@ def keep_upload(upload: UploadedFile[bytes]) -> str:
     folder = _folder()
     _sweep(folder)
     name = _new_name()
-    with (folder / name).open("xb") as file:
+    with open(folder / name, "xb", opener=_private) as file:
         for chunk in upload.chunks():
             file.write(chunk)
     return name
@@ -77,6 +77,11 @@ def find(name: object) -> Path | None:
 
 def _new_name() -> str:
     return f"{uuid.uuid4().hex}.csv"
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only this site's own user may read, whatever its umask is."""
+    return os.open(path, flags, 0o600)
 
 
 def _folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -112,12 +113,21 @@ class ImportAirports(SiteTask):
         known = set(Airport.objects.values_list("icao", flat=True))
         rows = added = 0
         batch: list[Airport] = []
-        rejected: list[RejectedRow] = []
-        with path.open(encoding="utf-8-sig") as text:
+        rejected = 0
+        rejections: list[Rejection] = []
+        with ExitStack() as report, path.open(encoding="utf-8-sig") as text:
             for line, row in read_rows(text):
                 rows += 1
                 if isinstance(row, RejectedRow):
-                    rejected.append(row)
+                    # Written at once: a file of 50 MB may have 25 million of them.
+                    if not rejected:
+                        result = report.enter_context(files.new_result())
+                        writer = csv.writer(result.text)
+                        writer.writerow(["line", "reason", "row"])
+                    rejected += 1
+                    writer.writerow([row.line, harmless(row.reason), harmless(row.text)])
+                    if rejected <= SHOWN:
+                        rejections.append(Rejection(line=row.line, reason=row.reason[:500]))
                 else:
                     added += row.icao not in known
                     batch.append(Airport(**row.model_dump()))
@@ -132,26 +142,16 @@ class ImportAirports(SiteTask):
                     break
             _upsert(batch)
 
-        report = None
         if rejected:
-            progress.send_progress_text("Writing the report of rejected rows")
-            progress.log(f"{len(rejected):,} rows were rejected", "warning")
-            with files.new_result() as result:
-                writer = csv.writer(result.text)
-                writer.writerow(["line", "reason", "row"])
-                for row in rejected:
-                    writer.writerow([row.line, harmless(row.reason), harmless(row.text)])
-            report = result.name
-        progress.send_progress(f"{rows:,} rows read, {len(rejected):,} rejected", 1.0)
+            progress.log(f"{rejected:,} rows were rejected", "warning")
+        progress.send_progress(f"{rows:,} rows read, {rejected:,} rejected", 1.0)
         return ImportSummary(
             rows=rows,
             added=added,
-            updated=rows - added - len(rejected),
-            rejected=len(rejected),
-            rejections=[
-                Rejection(line=row.line, reason=row.reason[:500]) for row in rejected[:SHOWN]
-            ],
-            file=report,
+            updated=rows - added - rejected,
+            rejected=rejected,
+            rejections=rejections,
+            file=result.name if rejected else None,
         )
 
 

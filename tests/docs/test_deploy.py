@@ -70,6 +70,14 @@ def test_a_worker_has_the_time_to_end_in_good_order() -> None:
     assert float(grace) > LONGEST
 
 
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_do_not_start_without_their_secrets(path: Path) -> None:
+    service = unit(path)["Service"]
+    # With a hyphen before it, a missing file would be ignored.
+    assert service["EnvironmentFile"] == "/etc/site.env"
+    assert service["UMask"] == "0077"
+
+
 def test_the_processes_that_tasks_leave_behind_are_collected() -> None:
     """By the first process of a container, which a worker must not be."""
     assert COMPOSE["services"]["worker"]["init"] is True

@@ -1,5 +1,6 @@
 import csv
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,17 @@ def test_wrong_parameters_are_refused(
     with pytest.raises(InvalidParams) as invalid:
         run(task, **params)
     assert list(invalid.value.errors) == [field]
+
+
+def test_rejected_rows_are_not_kept_in_memory(run: Any, upload: Any, media: Path) -> None:
+    """Two bytes make one, and an upload may have millions of them."""
+    name = upload(f"{HEADER}\n" + "x\n" * 20_000)
+    tracemalloc.start()
+    try:
+        summary, _ = run(ImportAirports, source=name)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (summary["rejected"], len(summary["rejections"])) == (20_000, 10)
+    assert len(rows(media / summary["file"])) == 20_001
+    assert peak < 2_000_000

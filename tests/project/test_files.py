@@ -20,6 +20,17 @@ def test_a_result_appears_when_all_of_it_is_written(media: Path) -> None:
     assert list(media.iterdir()) == [found]
 
 
+def test_files_are_their_users_alone(media: Path) -> None:
+    before = os.umask(0)
+    try:
+        files.keep_upload(SimpleUploadedFile("x.csv", b"data"))
+        with files.new_result():
+            pass
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in media.iterdir()] == [0o600, 0o600]
+
+
 def test_a_result_that_fails_leaves_nothing(media: Path) -> None:
     with pytest.raises(UnicodeEncodeError), files.new_result() as result:
         result.text.write("half \ud800")

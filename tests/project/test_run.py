@@ -70,6 +70,10 @@ def test_it_says_when_it_is_ready_and_stops_cleanly(tmp_path: Path) -> None:
     assert site.lines[-1] == "Stopped."
     assert sum(bool(re.search("Worker .* is stopping", line)) for line in site.lines) == 1
     assert not is_alive(worker)
+    # The database and the key are its user's alone.
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"db.sqlite3", "secret_key"}
+    assert not [path for path in files if path.stat().st_mode & 0o077]
 
 
 def test_a_second_start_keeps_the_data(tmp_path: Path) -> None:
