@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
@@ -20,6 +21,7 @@ from tasks_app.admin.charts import HEIGHT, WIDTH, chart
 from tasks_app.admin.start import startable_by
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, Worker, aware
+from tasks_app.states import EventType
 from tasks_app.statistics import Presence
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class OverviewViews(Base):
                 "may_start": bool(startable_by(request.user)),
                 "live": live(
                     reverse("admin:tasks_app_task_overview_part", current_app=self.admin_site.name),
-                    stream_url=_stream_url(),
+                    stream_url=stream_url(EventType.STATUS, EventType.PROGRESS, EventType.LOG),
                 ),
             }
         return TemplateResponse(request, f"admin/tasks_app/overview/{part}.html", context)
@@ -123,9 +125,14 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
     }
 
 
-def _stream_url() -> str:
-    """Where all tasks are streamed; empty where the site does not include `tasks_app.urls`."""
+def stream_url(*unused: EventType) -> str:
+    """Return where all tasks are streamed, without results and without `unused` events.
+
+    Empty if the site does not include `tasks_app.urls`.
+    """
+    events = ",".join(event for event in EventType.values if event not in unused)
+    query = urlencode({"all": 1, "events": events, "results": 0}, safe=",")
     try:
-        return f"{reverse('tasks_app:streams')}?all=1"
+        return f"{reverse('tasks_app:streams')}?{query}"
     except NoReverseMatch:
         return ""

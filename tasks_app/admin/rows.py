@@ -175,9 +175,15 @@ class Row:
         until = (task.finished_at or self.now) if task.status == Status.PENDING else task.started_at
         until = until or task.finished_at or self.now
         seconds = (until - task.run_after).total_seconds()
-        if task.status == Status.PENDING and seconds < -1:
+        if self.is_scheduled:
             return self._said("starts_in", -seconds)
         return duration(max(0.0, seconds), self.shared.words)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether it may not start yet, by more than a second."""
+        seconds = (self.task.run_after - self.now).total_seconds()
+        return self.task.status == Status.PENDING and seconds > 1
 
     @property
     def ran(self) -> str:
@@ -309,7 +315,7 @@ class Columns:
         row = _row(task)
         return (
             _fact(_("Created"), moment(task.created_at))
-            + _fact(_("Waited"), row.waited, "waited")
+            + _fact(_("Waited"), row.waited, "waited", unnamed=row.is_scheduled)
             + _fact(_("Run time"), row.ran, "ran")
         )
 
@@ -342,10 +348,14 @@ def _hidden(hidden: bool) -> SafeString:
     return SafeString(" hidden" if hidden else "")
 
 
-def _fact(name: Any, value: str, part: str = "") -> SafeString:
-    """One of several things that a cell says, with its name: a phone shows no head of the table."""
+def _fact(name: Any, value: str, part: str = "", *, unnamed: bool = False) -> SafeString:
+    """One of several things that a cell says, with its name: a phone shows no head of the table.
+
+    `unnamed` is what says by itself what it is.
+    """
     return format_html(
-        '<span class="task-fact"><span class="task-fact-name">{}</span> <bdi{}>{}</bdi></span>',
+        '<span class="task-fact"{}><span class="task-fact-name">{}</span> <bdi{}>{}</bdi></span>',
+        SafeString(" data-unnamed" if unnamed else ""),
         name,
         format_html(' data-part="{}"', part) if part else "",
         value,

@@ -12,20 +12,21 @@ from django.core.exceptions import BadRequest, ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app.admin.actions import ActionViews
 from tasks_app.admin.changelist import BoundedPaginator, TaskChangeList, found_by, ids_found_by
 from tasks_app.admin.filters import FILTERS
 from tasks_app.admin.live import LiveViews
-from tasks_app.admin.overview import OverviewViews
+from tasks_app.admin.overview import OverviewViews, stream_url
 from tasks_app.admin.page import PageViews
 from tasks_app.admin.rows import WORDS, Columns
 from tasks_app.admin.start import StartViews
 from tasks_app.conf import task_settings
 from tasks_app.models import Task
 from tasks_app.permissions import may_view_all
+from tasks_app.states import EventType
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Task]
@@ -102,7 +103,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
         words = {key: str(word) for key, word in WORDS.items()}
         live = {
             "live_url": reverse("admin:tasks_app_task_live", current_app=self.admin_site.name),
-            "stream_url": _stream_url(),
+            "stream_url": stream_url(EventType.LOG),
             "keepalive": task_settings().stream_keepalive_seconds,
             "words": json.dumps(words),
         }
@@ -112,11 +113,3 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
             )
         except ValidationError as error:
             raise BadRequest("A selected id is no task's id.") from error
-
-
-def _stream_url() -> str:
-    """Where all tasks are streamed; empty where the site does not include `tasks_app.urls`."""
-    try:
-        return f"{reverse('tasks_app:streams')}?all=1"
-    except NoReverseMatch:
-        return ""

@@ -286,6 +286,10 @@ def test_a_filter_imports_nothing_that_the_url_names(
 
 
 def test_search(admin_client: Client) -> None:
+    box = re.search(r'<input type="search"[^>]*>', admin_client.get(LIST).content.decode())
+    assert box
+    assert box[0].count('="Search by ID, user, task name or error"') == 2
+    assert ' aria-label="' in box[0]
     ada = User.objects.create_user("ada")
     failed = rows.saved(Status.FAILED, error_message="disk is full", error_type="OSError")
     owned = rows.saved(Status.COMPLETED, owner=ada, name="shop.tasks.Export")
@@ -534,4 +538,5 @@ def test_without_our_urls_the_list_is_polled(admin_client: Client) -> None:
 
 def test_with_them_it_is_streamed(admin_client: Client) -> None:
     page = admin_client.get(LIST).content.decode()
-    assert 'data-stream-url="/tasks/stream/?all=1"' in page
+    assert 'data-stream-url="/tasks/stream/?all=1&amp;events=task_status,' in page
+    assert "task_log" not in page

@@ -87,6 +87,18 @@ def test_an_error_and_its_traceback(admin_client: Client) -> None:
     assert 'data-copy="task-traceback"' in content
 
 
+def test_texts_keep_their_order_in_any_direction(admin_client: Client) -> None:
+    task, claim = rows.claimed()
+    lifecycle.log({claim: [LogLine("info", "العربية 3")]})
+    lifecycle.fail({claim: rows.BROKEN})
+    page = admin_client.get(url(task)).content.decode()
+    assert '<span dir="auto">العربية 3</span>' in page
+    assert re.search(r"<dt>Run time</dt><dd><bdi>[^<]+</bdi>", page)
+    listed = admin_client.get(reverse("admin:tasks_app_task_changelist")).content.decode()
+    for part in ("text", "remaining", "waited", "ran"):
+        assert re.search(rf'<bdi[^>]* data-part="{part}"', listed), part
+
+
 def test_an_error_is_told_once(admin_client: Client) -> None:
     task, claim = rows.claimed(max_attempts=2)
     lifecycle.retry({claim: Failure("OSError", "the first", "", timedelta())})

@@ -311,3 +311,12 @@ def test_no_page_is_wider_than_its_window(
             ),
             what=f"{url} fits into {width}",
         )
+        # And so does each menu of the list's.
+        assert page.evaluate(
+            """() => [...document.querySelectorAll(".task-filter")].map((filter) => {
+              filter.open = true;
+              const { left, right } = filter.querySelector("ul").getBoundingClientRect();
+              filter.open = false;
+              return left >= 0 && right <= innerWidth;
+            }).every(Boolean)"""
+        )

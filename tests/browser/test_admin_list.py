@@ -275,6 +275,38 @@ def test_each_of_two_alike_is_read_out(page: Page, show: Callable[..., None]) ->
     eventually(lambda: page.evaluate("said").count("Noop: Cancelled.") == 2, what="both are said")
 
 
+def test_what_comes_again_and_again_is_read_out_seldom(
+    page: Page, show: Callable[..., None]
+) -> None:
+    rows.enqueued()
+    page.clock.install()
+    show()
+    page.evaluate(
+        """() => {
+          window.said = [];
+          const announcer = document.querySelector('[data-part="announcer"]');
+          new MutationObserver(() => said.push(announcer.textContent))
+            .observe(announcer, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+    begun = page.evaluate("performance.now()")
+    link = page.locator('[data-part="new"]')
+
+    def reads(locator_text: Callable[[], Any], wanted: str) -> None:
+        def look() -> bool:
+            page.clock.run_for(500)
+            return bool(wanted in locator_text())
+
+        eventually(look, what=wanted)
+
+    for wanted in ("Show 1 new task", "Show 2 new tasks", "Show 3 new tasks"):
+        rows.enqueued()
+        reads(link.text_content, wanted)
+    reads(lambda: page.evaluate("said.at(-1) ?? ''"), "Show 3 new tasks")
+    elapsed = page.evaluate("performance.now()") - begun
+    assert len(page.evaluate("said")) <= 1 + elapsed / 15_000
+
+
 def test_a_refusal_is_told_as_what_it_is(
     page: Page, show: Callable[..., None], banner: Locator
 ) -> None:

@@ -98,11 +98,15 @@ class Row {
     this.removed = true;
   }
 
+  #isScheduled(now) {
+    return this.state.status === "pending" && this.readyHere - now > 1000;
+  }
+
   #waited(now) {
     const { status, started } = this.state;
     if (status === "pending") {
       const until = this.readyHere - now;
-      if (until > 1000) return fill(words.starts_in, { duration: duration(until, words) });
+      if (this.#isScheduled(now)) return fill(words.starts_in, { duration: duration(until, words) });
       return duration(-until, words);
     }
     const until = started ?? this.endedAt;
@@ -143,7 +147,9 @@ class Row {
         ? fill(words.attempt_of, { attempt: state.attempt, max_attempts: state.maxAttempts })
         : "",
     );
-    say(part(line, "waited"), this.#waited(now));
+    const waited = part(line, "waited");
+    say(waited, this.#waited(now));
+    waited.parentNode.toggleAttribute("data-unnamed", this.#isScheduled(now));
     say(part(line, "ran"), this.#ran(now));
     say(part(line, "worker"), this.worker ?? "");
     this.#offer("cancel", !this.ended && !cancelling);

@@ -138,8 +138,6 @@ class Overview {
     const alive = () => source === this.#source && this.#alive();
     source.addEventListener("open", alive);
     source.addEventListener("keep-alive", alive);
-    for (const type of ["task_status", "progress_update", "task_log"])
-      source.addEventListener(type, alive);
     for (const type of EVENTS)
       source.addEventListener(type, () => {
         if (!alive() && source !== this.#source) return;
