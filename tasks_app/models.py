@@ -12,6 +12,7 @@ from django.db.models import F, Q
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from tasks_app import schemas
 from tasks_app.base import resolve
@@ -75,7 +76,9 @@ class Task(models.Model):
     """One unit of work, with its parameters, status, progress and result."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    name = models.CharField(_("name"), max_length=200, help_text=_("Dotted path of its class"))
+    name = models.CharField(
+        pgettext_lazy("tasks_app", "name"), max_length=200, help_text=_("Dotted path of its class")
+    )
     params = models.JSONField(_("parameters"), default=dict)
     owner = models.ForeignKey(
         settings.AUTH_USER_MODEL,

@@ -14,7 +14,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db.models import QuerySet
 from django.utils import translation
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, gettext_noop, ngettext
+from django.utils.translation import gettext_lazy, gettext_noop, ngettext, pgettext_lazy
 
 from tasks_app.admin.stretch import unindexed
 from tasks_app.bulk import SECONDS, Done, Summary
@@ -124,7 +124,7 @@ RETRY = Act(
 
 REMOVE = Act(
     name="remove",
-    label=gettext_lazy("Delete"),
+    label=pgettext_lazy("tasks_app", "Delete"),
     of_many=gettext_lazy("Delete selected tasks"),
     past=lambda count: ngettext(
         "%(count)s task was deleted with its history.",

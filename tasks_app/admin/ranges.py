@@ -10,7 +10,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
 from tasks_app.admin.stretch import AGE, ENDED, RETRIED, WAIT, str_of, unindexed
@@ -110,7 +110,7 @@ class AgeFilter(RangeFilter):
     AGES = {
         "hour": (timedelta(hours=1), gettext_lazy("Past hour")),
         "day": (timedelta(days=1), gettext_lazy("Past 24 hours")),
-        "week": (timedelta(days=7), gettext_lazy("Past 7 days")),
+        "week": (timedelta(days=7), pgettext_lazy("tasks_app", "Past 7 days")),
     }
     OLDER = {"older": (timedelta(days=7), gettext_lazy("Older than 7 days"))}
 
