@@ -286,7 +286,9 @@ def test_a_filter_imports_nothing_that_the_url_names(
 
 
 def test_search(admin_client: Client) -> None:
-    box = re.search(r'<input type="search"[^>]*>', admin_client.get(LIST).content.decode())
+    box = re.search(
+        r'<input type="search" class="task-input"[^>]*>', admin_client.get(LIST).content.decode()
+    )
     assert box
     assert box[0].count('="Search by ID, user, task name or error"') == 2
     assert ' aria-label="' in box[0]
