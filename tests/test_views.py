@@ -150,7 +150,7 @@ def test_a_task_that_waits_for_long_says_whether_a_worker_takes_it(
     assert [record.getMessage() for record in caplog.records] == [warning]  # and not each time
     page = client_of(ada).get(mails[0].get_absolute_url()).content.decode()
     assert f'data-no-worker="{nobody}"' in page
-    assert f'<span data-part="state">{nobody}</span>' in page
+    assert f'<span data-part="state" dir="auto">{nobody}</span>' in page
     worker(queues=["mails"])
     assert said(ada) == ["", nobody, None, None]
     worker()

@@ -92,6 +92,47 @@ def test_any_language_of_the_page_will_do(page: Page, serve: Serve, language: st
     expect(part(page, row, "state")).to_contain_text("Waiting until")
 
 
+def test_right_to_left(browser: Browser, serve: Serve) -> None:
+    """Numbers stand before their units, and what a task says goes by its own direction."""
+    row = task(progress=0.5, progress_text="3 rows, done.")
+    site = serve(row)
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{site.url}/page/")
+        page.evaluate("document.documentElement.dir = 'rtl'")
+        site.stream().send("task_log", row, level="info", message="a line.")
+        for name in ("time", "text"):
+            # Where the first and the last character are, from left to right.
+            ends = part(page, row, name).evaluate(
+                """part => {
+                  const at = (index) => {
+                    const range = document.createRange();
+                    range.setStart(part.firstChild, index);
+                    range.setEnd(part.firstChild, index + 1);
+                    return range.getBoundingClientRect().left;
+                  };
+                  return [at(0), at(part.textContent.length - 1)];
+                }"""
+            )
+            assert ends[0] < ends[1], name
+
+
+def test_one_line_wraps_where_a_screen_is_narrow(browser: Browser, serve: Serve) -> None:
+    row = task(name="A task whose name is far too long for one line of a phone", progress=0.5)
+    site = serve(row)
+    site.template = "{% task_progress tasks.0 form='compact' url='/elsewhere/' cancel=True %}"
+    with browser.new_context(viewport={"width": 320, "height": 600}) as context:
+        page = context.new_page()
+        page.goto(f"{site.url}/page/")
+        cut = part(page, row, "label").evaluate(
+            "part => part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight"
+        )
+        assert not cut
+        assert page.evaluate("document.documentElement.scrollWidth") == 320
+        page.emulate_media(media="print")
+        expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+
+
 def test_a_narrow_screen_holds_it(browser: Browser, serve: Serve) -> None:
     site = serve(*every_state())
     with browser.new_context(viewport={"width": 320, "height": 600}) as context:

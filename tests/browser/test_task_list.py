@@ -120,6 +120,21 @@ def test_many_that_start_together_appear_together_and_in_order(page: Page, serve
     assert len(site.asked("page")) <= 3
 
 
+def test_new_tasks_are_announced_now_and_then(page: Page, serve: Serve) -> None:
+    site = listed(serve, task(name="old"))
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    announcer = page.locator("task-list > [data-part=announcer]")
+    for number, said in enumerate(["0", "0", "0"]):
+        starts(site, task(name=f"new {number}", status="pending"))
+        pass_time(page, site, lambda number=number: len(site.asked("page")) > number + 1, most=5)
+        expect(labels(page).first).to_have_text(f"new {number}")
+        expect(announcer).to_have_text(f"New task: new {said}")
+    page.clock.run_for(10_000)
+    expect(announcer).to_have_text("New task: new 1, new 2")
+
+
 def test_the_first_task_replaces_the_empty_list(page: Page, serve: Serve) -> None:
     site = listed(serve)
     page.goto(f"{site.url}/page/")

@@ -191,7 +191,7 @@ class TestStates:
 
     @pytest.mark.parametrize("status", ["pending", "running", "completed", "cancelled"])
     def test_no_failure_no_error(self, status: str) -> None:
-        assert '<div data-part="error" hidden></div>' in bar(task(status=status))
+        assert '<div data-part="error" dir="auto" hidden></div>' in bar(task(status=status))
 
     def test_time(self) -> None:
         later = NOW + timedelta(minutes=2, seconds=5)

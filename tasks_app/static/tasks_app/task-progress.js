@@ -37,6 +37,7 @@ const HOPELESS = 3; // failures in a row, where no stream has ever opened
 const FETCH_TIMEOUT = 10_000;
 const ANNOUNCE = 5_000; // between two progress announcements of a page
 const KEEPALIVES = 2.5; // a stream that misses two keep-alives is dead, whatever it says
+const NEW_TASKS = 10_000; // between two announcements of a list's new tasks
 const NEW_ROWS = 250; // tasks started together appear together
 const WAITING = 10_000; // between two looks for a worker, while a task waits
 const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
@@ -998,6 +999,7 @@ class TaskProgress extends HTMLElement {
     const log = this.#part("log");
     if (!log || (id && id <= Number(log.lastElementChild?.dataset.id ?? 0))) return;
     const line = document.createElement("li");
+    line.dir = "auto";
     line.dataset.id = id;
     line.dataset.level = data.level;
     line.textContent = data.message;
@@ -1066,6 +1068,8 @@ function parsePage(html) {
 
 class TaskList extends HTMLElement {
   #timer = 0;
+  #announcement = 0;
+  #unannounced = []; // labels of tasks that appeared since the last announcement
   #told = false; // of a new task, and not yet seen it
 
   get since() {
@@ -1079,6 +1083,8 @@ class TaskList extends HTMLElement {
   disconnectedCallback() {
     hub.unfollow(this);
     clearTimeout(this.#timer);
+    clearTimeout(this.#announcement);
+    this.#announcement = 0;
   }
 
   /** Take a message about any task of the user. */
@@ -1161,9 +1167,20 @@ class TaskList extends HTMLElement {
     }
     list.prepend(...news.map((row) => document.importNode(row, true)));
     this.#part("empty").hidden = true;
-    const labels = news.map((row) => row.querySelector("[data-part=label]").textContent.trim());
-    this.#part("announcer").textContent = fill(hub.words.new_task, { label: labels.join(", ") });
+    // The newest last, as those that are announced later.
+    for (const row of [...news].reverse())
+      this.#unannounced.push(row.querySelector("[data-part=label]").textContent.trim());
+    if (this.#announcement === 0) this.#announceNew();
     this.#trim(list);
+  }
+
+  /** Announce what is new at once, and what follows soon after it together. */
+  #announceNew() {
+    this.#announcement = 0;
+    const labels = this.#unannounced.splice(0);
+    if (labels.length === 0) return;
+    this.#part("announcer").textContent = fill(hub.words.new_task, { label: labels.join(", ") });
+    this.#announcement = setTimeout(() => this.#announceNew(), NEW_TASKS);
   }
 
   /** Let go of the oldest rows past the list's length, of tasks that have ended. */
