@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 
 class DatabaseReplaced(Exception):
     """The file of an open SQLite database was deleted or replaced."""
+
+    def __init__(self, path: str, found: FileId | None, *, is_log: bool) -> None:
+        what = "was replaced by another file" if found else "was deleted"
+        super().__init__(f"{path} {what} while it was open")
+        #: Only the write-ahead log is another one.
+        self.is_log = is_log
+
+
+#: Connections to files that were replaced, which are never closed: see `leave_open`.
+_left_open: list[Any] = []
+
+
+def leave_open(connection: Any) -> None:
+    """Keep a connection to a file that was replaced open for as long as the process lives.
+
+    Whoever closes the last one to a file has SQLite delete the log at its path, and by now that is
+    the log of another database, which others use.
+    """
+    _left_open.append(connection)
 
 
 class FileId(NamedTuple):
@@ -80,7 +99,8 @@ class DatabaseFile:
 
         Costs two system calls. What cannot be looked at, as on a network that is away, is no proof.
         """
-        for path, noted in ((self._path, self._main), (self._log_path, self._log)):
+        files = (self._path, self._main, False), (self._log_path, self._log, True)
+        for path, noted, is_log in files:
             if noted is None:
                 continue
             try:
@@ -88,5 +108,4 @@ class DatabaseFile:
             except OSError:
                 continue
             if found != noted:
-                what = "was replaced by another file" if found else "was deleted"
-                raise DatabaseReplaced(f"{path} {what} while it was open")
+                raise DatabaseReplaced(path, found, is_log=is_log)

@@ -9,13 +9,14 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 from django.db import DatabaseError, InterfaceError, connections
 from django_eventstream.views import Listener, get_listener_manager
 
 from tasks_app.changes import Changes, watch
+from tasks_app.database_file import DatabaseFile, DatabaseReplaced, leave_open
 from tasks_app.ledger import alias
 from tasks_app.models import Task, TaskEvent
 from tasks_app.states import ATTEMPT_ENDS
@@ -28,7 +29,8 @@ logger = logging.getLogger("tasks_app.relay")
 #: The soonest the next change is looked into: what comes meanwhile goes out together.
 PASS_SECONDS = 0.005
 TROUBLE_SECONDS = 1.0
-IDLE_SECONDS = 60.0
+#: How long it waits for a commit before it looks whether the database is still the same file.
+IDLE_SECONDS = 2.0
 #: The most facts of one pass that are sent one by one.
 NEWS_MAX = 5_000
 
@@ -104,6 +106,7 @@ class _Feed(threading.Thread):
         self._behind = False
         self._changes: Changes | None = None
         self._using = alias()
+        self._file: DatabaseFile
         self._numbers = itertools.count(1)
         #: The last progress sent of each running task.
         self._sent: dict[UUID, wire.Progress] = {}
@@ -128,27 +131,52 @@ class _Feed(threading.Thread):
 
     def run(self) -> None:
         try:
-            with watch(self._using) as self._changes:
-                self.cursor = Cursor.now(self._using)
-                logger.debug("The relay follows from event %s", self.cursor)
-                self.ready.set_result(None)
-                while not self._stopping:
-                    self._follow(self._changes)
+            self._changes = self._open()
+            self.cursor = Cursor.now(self._using)
+            logger.debug("The relay follows from event %s", self.cursor)
+            self.ready.set_result(None)
+            while not self._stopping:
+                self._follow(self._changes)
         except BaseException as error:
             if self.ready.done():
                 raise
             self.ready.set_exception(error)
         finally:
+            if self._changes is not None:
+                self._changes.close()
             connections.close_all()
             logger.debug("The relay ends: nobody listens")
+
+    def _open(self) -> Changes:
+        """Open what the relay reads from, and note which file that is, where it is a file."""
+        changes = watch(self._using)
+        self._file = DatabaseFile(connections[self._using])
+        with suppress(DatabaseError, InterfaceError):  # Else the first pass waits for it.
+            self._file.opened(connections[self._using])
+        return changes
+
+    def _open_anew(self, error: DatabaseReplaced, changes: Changes) -> None:
+        """Go on in the file that others have by now. Its streams open anew if it is another."""
+        logger.error("%s; streams go on in what is there now. Restart this server", error)
+        if error.is_log:
+            changes.close()
+            connections.close_all()
+        else:
+            leave_open((changes, connections[self._using]))
+            connections[self._using] = connections[self._using].copy()
+        self._changes = self._open()
+        self._behind = True
 
     def _follow(self, changes: Changes) -> None:
         """Wait for a commit and pass on what it brought. Trouble is waited out."""
         try:
+            self._file.verify()
             if self._behind or self._waiting or changes.wait(IDLE_SECONDS) or self._waiting:
                 self._behind = True
                 self._behind = self._pass()
                 changes.pause(PASS_SECONDS)
+        except DatabaseReplaced as error:
+            self._open_anew(error, changes)
         except (DatabaseError, InterfaceError) as error:
             logger.warning(
                 "Streams wait: the database does not answer (%s); next try in %g s",
@@ -156,6 +184,7 @@ class _Feed(threading.Thread):
                 TROUBLE_SECONDS,
             )
             connections.close_all()
+            self._file.closed()
             changes.pause(TROUBLE_SECONDS)
         except Exception:
             # Whatever it is, it must not silence every stream of this process for good.

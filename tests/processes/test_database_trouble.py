@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import time
@@ -20,7 +21,7 @@ from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import Process, Viewer, Web, begins, database_url, ends, eventually
-from tests.rows import facts
+from tests.rows import facts, saved
 from tests.stubborn_tasks import (
     CopiesDatabase,
     HoldsLock,
@@ -277,6 +278,11 @@ def test_too_many_stuck_threads_exit_with_their_code(
     assert Worker.objects.get(pid=worker.pid).stuck == 1
 
 
+def back_up(database: str | Path, to: Path) -> None:
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(to)) as copy:
+        source.backup(copy)
+
+
 STATUSES = "SELECT status FROM tasks_app_task ORDER BY priority"
 
 
@@ -294,9 +300,7 @@ def test_a_worker_ends_whose_database_nobody_else_has(
         with closing(sqlite3.connect(path, isolation_level=None)) as database:
             return database.execute(query).fetchall()
 
-    name = connection.settings_dict["NAME"]
-    with closing(sqlite3.connect(name)) as source, closing(sqlite3.connect(path)) as own:
-        source.backup(own)
+    back_up(connection.settings_dict["NAME"], path)
     worker = Process(
         ["manage.py", "run_tasks", "--max-workers", "1"],
         tmp_path / "log",
@@ -311,3 +315,27 @@ def test_a_worker_ends_whose_database_nobody_else_has(
     # What the others see.
     assert ask(STATUSES)[1:] == [("running",), ("completed",)]
     assert f"Task {waiting.task_id} (tests.tasks.Noop) completed" not in worker.output
+
+
+@pytest.mark.once
+def test_streams_go_on_in_a_file_that_was_restored(
+    start_web: Callable[..., Web],
+    watch: Callable[..., Viewer],
+    owner: User,
+    cookie: str,
+    tmp_path: Path,
+) -> None:
+    task = saved(Status.RUNNING, owner=owner, progress_text="before")
+    path, backup = tmp_path / "own.sqlite3", tmp_path / "backup.sqlite3"
+    back_up(connection.settings_dict["NAME"], path)
+    back_up(path, backup)
+    with closing(sqlite3.connect(backup)) as database, database:
+        database.execute("UPDATE tasks_app_task SET progress_text = 'restored', progress = 0.5")
+    web = start_web(DATABASE_URL=f"sqlite:///{path}")
+    viewer = watch(f"{web.url}/tasks/{task.pk}/stream/")
+    assert viewer.sees("task_status")["data"]["progress"]["text"] == "before"
+    for file in (f"{path}-wal", f"{path}-shm"):
+        Path(file).unlink()
+    os.replace(backup, path)
+    eventually(lambda: viewer.values(task.pk)[-1:] == [0.5], what="it is told what is there now")
+    web.says("own.sqlite3 was replaced by another file while it was open; streams go on")
