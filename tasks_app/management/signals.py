@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 #: container images send.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
+#: How long threads that tasks left behind may delay the end of the process.
+END_SECONDS = 2.0
+
 
 def end_at_once(code: int) -> NoReturn:
     """End the process although threads still run tasks, whatever would wait for them.
@@ -27,6 +30,32 @@ def end_at_once(code: int) -> NoReturn:
         with suppress(OSError):  # Its terminal was closed; the code still tells how it ended.
             stream.flush()
     os._exit(code)
+
+
+@contextmanager
+def ended_soon() -> Iterator[None]:
+    """End the process soon after this block, whatever threads that began within it still do.
+
+    At its exit Python waits for the threads of every ThreadPoolExecutor, in one of which a task may
+    have left something that does not end. What ends by itself, and what is registered with atexit,
+    has END_SECONDS. Meant for what a process does last.
+    """
+    known = threading.enumerate()
+    code = 1
+
+    def end() -> None:
+        threading.Event().wait(END_SECONDS)
+        end_at_once(code)
+
+    try:
+        yield
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+    finally:
+        if any(thread not in known for thread in threading.enumerate()):
+            threading.Thread(target=end, name="end", daemon=True).start()
 
 
 def write_at_once(stream: Any, text: str) -> None:

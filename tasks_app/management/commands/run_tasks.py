@@ -22,7 +22,7 @@ from tasks_app.conf import task_settings
 from tasks_app.ledger import alias
 from tasks_app.management.command import CHECKS
 from tasks_app.management.reloading import CHANGED, is_child, keep_running, work_until_changed
-from tasks_app.management.signals import end_at_once, heard, write_at_once
+from tasks_app.management.signals import end_at_once, ended_soon, heard, write_at_once
 from tasks_app.management.terminal import in_range, utf8
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.run import NEVER
@@ -56,8 +56,12 @@ class Command(BaseCommand):
         "-v 1 that it starts and ends, -v 2 also what becomes of each task, -v 3 all that its log "
         "has. Exits with 0 in good order, 2 on wrong input, 72 where the database file was "
         "replaced, 74 where the database did not take the release of its tasks, 75 where too many "
-        "threads are stuck."
+        "threads are stuck, 134 (SIGABRT) where code held the interpreter's lock for a lease."
     )
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        with ended_soon():
+            super().run_from_argv(argv)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
