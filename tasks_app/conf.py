@@ -67,6 +67,8 @@ class TaskSettings(BaseModel):
     stream_keepalive_seconds: PositiveSeconds = 15.0
     #: The most tasks one stream may watch.
     stream_max_tasks: PositiveInt = 100
+    #: The most streams that one user may have open in one web process.
+    stream_max_per_user: PositiveInt | None = 100
 
     #: How the API learns who asks: dotted paths of django-ninja's authenticators, asked in order.
     api_auth: list[str] = Field(["tasks_app.api.SessionAuth"], min_length=1)

@@ -32,6 +32,7 @@ DEFAULTS = {
     "service": "tasks_app.service.TaskService",
     "stream_keepalive_seconds": 15.0,
     "stream_max_tasks": 100,
+    "stream_max_per_user": 100,
     "api_auth": ["tasks_app.api.SessionAuth"],
     "api_max_body_bytes": 2097152,
     "api_max_unfinished": 1000,
@@ -59,6 +60,7 @@ def test_the_defaults_fit_together() -> None:
         ("RETENTION_SECONDS", None, None),
         ("FAILED_RETENTION_SECONDS", None, None),
         ("API_MAX_UNFINISHED", None, None),
+        ("STREAM_MAX_PER_USER", None, None),
     ],
 )
 def test_a_site_sets_them(name: str, value: Any, kept: Any) -> None:
@@ -107,6 +109,7 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ("SERVICE", 5, "Input should be a valid string"),
     ("STREAM_KEEPALIVE_SECONDS", 0, "Input should be greater than 0"),
     ("STREAM_MAX_TASKS", 0, "Input should be greater than 0"),
+    ("STREAM_MAX_PER_USER", 0, "Input should be greater than 0"),
     ("API_AUTH", [], "List should have at least 1 item after validation, not 0"),
     ("API_AUTH", "shop.auth.Token", "Input should be a valid list"),
     ("API_MAX_BODY_BYTES", 0, "Input should be greater than 0"),

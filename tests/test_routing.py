@@ -263,6 +263,37 @@ def test_a_stream_never_writes_a_session(ada: User, settings: Any, case: str, do
     assert cookie.partition("=")[2] in headers.get("set-cookie", cookie)
 
 
+def test_the_streams_of_a_user_are_bounded(ada: User, settings: Any) -> None:
+    """A client that leaves makes room, and other users are not affected."""
+    settings.TASK_STREAM_MAX_PER_USER = 2
+    bob = User.objects.create_user("bob")
+    first, second = (communicator(ada, STREAMS, "mine=1") for _ in range(2))
+
+    async def opened(asked: ApplicationCommunicator) -> int:
+        return (await begun(asked, REQUEST))[0]
+
+    async def left(asked: ApplicationCommunicator) -> None:
+        await asked.send_input({"type": "http.disconnect"})
+        await asked.wait(10)
+
+    async def go() -> list[int]:
+        statuses = [await opened(first), await opened(second)]
+        for asked in more[:3]:
+            statuses.append(await opened(asked))
+            await left(asked)
+        await left(first)
+        statuses.append(await opened(more[3]))
+        await left(more[3])
+        await left(second)
+        return statuses
+
+    api = "/api/tasks/stream"
+    more = [communicator(*asked, "mine=1") for asked in ((ada, STREAMS), (ada, api), (bob, api))]
+    more.append(communicator(ada, STREAMS, "mine=1"))
+    assert async_to_sync(go)() == [200, 200, 429, 429, 200, 200]
+    assert not endpoint._open
+
+
 @pytest.mark.parametrize("length", [None, "3000000"])
 def test_a_body_that_the_api_refuses_is_not_read(ada: User, length: str | None) -> None:
     """Whoever sends it. What of it has come is dropped, and the rest need not come."""

@@ -181,7 +181,7 @@ def list_tasks(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
     operation_id="stream_tasks",
     response={200: None, 204: None},
     url_name=API_STREAMS,
-    openapi_extra=told(404, 422, 501, **_streamed(_MANY)),
+    openapi_extra=told(404, 422, 429, 501, **_streamed(_MANY)),
 )
 async def stream_many(request: HttpRequest) -> HttpResponseBase:
     """Stream the events of many tasks, of all your own, or of all."""
@@ -283,7 +283,7 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
     operation_id="stream_task",
     response={200: None, 204: None},
     url_name=API_STREAM,
-    openapi_extra=told(404, 422, 501, **_streamed()),
+    openapi_extra=told(404, 422, 429, 501, **_streamed()),
 )
 async def stream(request: HttpRequest, task_id: UUID) -> HttpResponseBase:
     """Stream a task's events until it ends."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHt
 from django.utils.log import log_response
 from django.views.decorators.csrf import csrf_exempt
 
+from tasks_app.conf import task_settings
 from tasks_app.streaming import origins
 from tasks_app.streaming.channels import BadRequest, readable, requested
 from tasks_app.streaming.cursor import Cursor
@@ -42,6 +44,9 @@ CLOSING = "This server is shutting down. Ask again later."
 #: The longest id that is read. One that a stream gives names at most 200 transactions, by their
 #: distance from each other: as a rule it has less than 100 characters, and never more than this.
 CURSOR_MAX = 2_000
+
+#: How many streams each user has open in this process.
+_open: Counter[Any] = Counter()
 
 MEDIA_TYPE = "text/event-stream"
 #: Nobody may keep a stream, nor change it on the way. The site's own caches heed `private`.
@@ -188,21 +193,39 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
     if server.is_closing:
         headers = {"Retry-After": str(AWAY_SECONDS)}
         return Answer(HTTPStatus.SERVICE_UNAVAILABLE, CLOSING, headers=headers)
+    most = task_settings().stream_max_per_user
+    if most is not None and _open[user.pk] >= most:
+        return Answer(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"You have {most} streams open, and that is the most. Close some.",
+            headers={"Retry-After": str(AWAY_SECONDS)},
+        )
     stream = await OpenStream.of(_opened(Viewer.of(request, user), allowed, resumed))
     if stream is None:
         return Answer(HTTPStatus.NO_CONTENT)
     return Answer(HTTPStatus.OK, stream=stream)
 
 
+@contextmanager
+def _counted(user: User) -> Iterator[None]:
+    _open[user.pk] += 1
+    try:
+        yield
+    finally:
+        _open[user.pk] -= 1
+        if not _open[user.pk]:
+            del _open[user.pk]
+
+
 async def _opened(
     viewer: Viewer, channels: Collection[str], resumed: Cursor | None
 ) -> AsyncGenerator[bytes]:
     """Open a stream and read it; nothing if the viewer has had everything."""
-    stream = await open_stream(relay, viewer, channels, resumed)
-    if stream is None:
-        return
-    async with aclosing(cast(AsyncGenerator[bytes], stream)):
-        with server.watched():
+    with _counted(viewer.user), server.watched():
+        stream = await open_stream(relay, viewer, channels, resumed)
+        if stream is None:
+            return
+        async with aclosing(cast(AsyncGenerator[bytes], stream)):
             async for chunk in stream:
                 yield chunk
 
