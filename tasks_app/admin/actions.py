@@ -168,8 +168,8 @@ class ActionViews(Base):
             self.message_user(request, sentence(error), messages.ERROR)
             return HttpResponseRedirect(_way_back(request, self._url("change", task.pk)))
         if not request.accepts("text/html"):
-            return JsonResponse({"detail": act.told(outcome)})
-        self.message_user(request, f"{task.label}: {act.told(outcome)}", messages.SUCCESS)
+            return JsonResponse({"detail": act.said(outcome)})
+        self.message_user(request, f"{task.label}: {act.said(outcome)}", messages.SUCCESS)
         if act is REMOVE:
             return HttpResponseRedirect(self._url("changelist"))
         if act is RETRY:

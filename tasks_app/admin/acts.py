@@ -46,8 +46,10 @@ class Act:
     sources: frozenset[Status]
     allowed: Callable[[User, Task], bool]
     do: Callable[[UUID, User], Any]
-    #: What became of it, from what `do` returned; one of TOLD.
+    #: What became of it, from what `do` returned: for the admin's log, one of TOLD.
     told: Callable[[Any], str]
+    #: The same for whoever did it.
+    said: Callable[[Any], str]
     flag: int = CHANGE
     #: Whether to ask before it is done to tasks that somebody selected one by one.
     asks: bool = True
@@ -99,6 +101,7 @@ CANCEL = Act(
     allowed=may_cancel,
     do=lambda task_id, user: task_service.cancel_task(task_id, by=user),
     told=_told_of_cancel,
+    said=lambda info: _("Stopping…") if info.status == Status.RUNNING else _(CANCELLED),
 )
 
 RETRY = Act(
@@ -118,6 +121,7 @@ RETRY = Act(
     allowed=may_retry,
     do=lambda task_id, user: task_service.retry_task(task_id, by=user),
     told=_told_of_retry,
+    said=lambda _started: _("Retried."),
     # A retry harms nothing, and its result is another task.
     asks=False,
 )
@@ -141,6 +145,7 @@ REMOVE = Act(
     allowed=may_remove,
     do=lambda task_id, _user: task_service.remove_completed_task(task_id),
     told=lambda _nothing: _(REMOVED),
+    said=lambda _nothing: _(REMOVED),
     flag=DELETION,
 )
 

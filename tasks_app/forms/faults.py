@@ -65,6 +65,11 @@ def plain(fault: Mapping[str, Any]) -> str:
     if words is None:
         return str(fault["msg"])
     try:
-        return str(words).format(**context)
+        return str(words).format(**{name: _bare(value) for name, value in context.items()})
     except KeyError:
         return str(fault["msg"])
+
+
+def _bare(value: Any) -> Any:
+    """Return a bound as people write it: 10 for 10.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -253,7 +253,7 @@ def test_the_page_of_a_task_lives(
     begins(task_id)
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("button", name="Yes, cancel").click()
-    expect(page.locator(".messagelist")).to_contain_text("Asked to stop.")
+    expect(page.locator(".messagelist")).to_contain_text("Stopping…")
     # A keyboard goes on where the buttons are.
     expect(page.get_by_role("group", name="Actions")).to_be_focused()
     expect(page.locator(".task-facts .task-status")).to_have_text("Cancelled", timeout=WITHIN)
