@@ -61,6 +61,7 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "polled": _("This task is checked every few seconds."),
     "gone": _("No more updates: the task was removed, or you were signed out. Reload the page."),
     "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
+    "cancel_sure": _("Cancel this task?"),
     "cancel_refused": _(
         "You may not cancel this task. If you should, reload the page and try again."
     ),

@@ -13,6 +13,32 @@ def button(page: Page) -> Locator:
     return page.get_by_role("button", name="Cancel", exact=True)
 
 
+def press(page: Page) -> None:
+    """Press Cancel, and again as the answer to its question."""
+    button(page).click()
+    page.get_by_role("button", name="Cancel this task?").click()
+
+
+def test_it_asks_first(page: Page, serve: Serve) -> None:
+    row = task()
+    site = serve(row)
+    page.clock.install()
+    page.goto(f"{site.url}/page/")
+    site.stream()
+    button(page).focus()
+    # Twice, as who double-clicks everything.
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    sure = page.get_by_role("button", name="Cancel this task?")
+    expect(sure).to_be_focused()
+    expect(part(page, row, "announcer")).to_contain_text("Cancel this task?")
+    # Who does not answer has not cancelled.
+    page.clock.run_for(10_000)
+    expect(button(page)).to_be_focused()
+    shows(page, row, "Running")
+    assert site.asked("cancel") == []
+
+
 def test_cancel(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
@@ -27,6 +53,8 @@ def test_cancel(page: Page, serve: Serve) -> None:
     page.goto(f"{site.url}/page/")
     site.stream()
     button(page).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Cancel this task?")).to_be_enabled()
     page.keyboard.press("Enter")
     shows(page, row, "Cancelling…")
     expect(bar(page, row).locator("button")).to_be_disabled()
@@ -55,7 +83,7 @@ def test_cancel_what_has_finished(page: Page, serve: Serve) -> None:
     site.stream()
     site.rows[str(row.pk)] = task(pk=row.pk, status="completed", progress=1.0)
     site.answers["cancel"] = (409, {"detail": "already finished"})
-    button(page).click()
+    press(page)
     shows(page, row, "Completed", "1")
     expect(part(page, row, "notice")).to_be_hidden()
 
@@ -74,8 +102,7 @@ def test_cancel_refused(page: Page, serve: Serve, status: int, notice: str) -> N
     site.answers["cancel"] = (status, {})
     page.goto(f"{site.url}/page/")
     site.stream()
-    button(page).focus()
-    page.keyboard.press("Enter")
+    press(page)
     expect(part(page, row, "notice")).to_have_text(notice)
     shows(page, row, "Running")
     expect(button(page)).to_be_enabled()
@@ -83,7 +110,7 @@ def test_cancel_refused(page: Page, serve: Serve, status: int, notice: str) -> N
     # It can be tried again.
     row.cancel_requested_at = row.started_at
     site.answers["cancel"] = (200, row.info().model_dump(mode="json"))
-    button(page).click()
+    press(page)
     shows(page, row, "Cancelling…")
     expect(part(page, row, "notice")).to_be_hidden()
 
@@ -94,7 +121,7 @@ def test_cancel_without_a_network(page: Page, serve: Serve) -> None:
     page.goto(f"{site.url}/page/")
     site.stream()
     page.route("**/cancel/", lambda route: route.abort())
-    button(page).click()
+    press(page)
     expect(part(page, row, "notice")).to_have_text("The task could not be cancelled. Try again.")
 
 

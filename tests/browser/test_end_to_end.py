@@ -159,6 +159,7 @@ def test_a_cancel_shows_in_this_page_and_in_another(
     other.goto(visitor.url)
     expect(other.locator("task-progress")).to_have_attribute("status", "running")
     visitor.get_by_role("button", name="Cancel").click()
+    visitor.get_by_role("button", name="Cancel this task?").click()
     for page in (visitor, other):
         expect(page.locator("task-progress")).to_have_attribute("status", "cancelled")
         expect(page.locator("task-progress")).to_contain_text("Cancelled")
@@ -178,6 +179,7 @@ def test_the_page_goes_on_when_the_web_server_was_killed(
     expect(visitor.locator("task-progress")).to_have_attribute("status", "running")
     assert site.child("uvicorn") != web
     visitor.get_by_role("button", name="Cancel").click()
+    visitor.get_by_role("button", name="Cancel this task?").click()
     expect(visitor.locator("task-progress")).to_have_attribute("status", "cancelled")
     events = site.query(
         f"SELECT event_type FROM tasks_app_taskevent WHERE task_id = '{task_id.hex}' ORDER BY id"
@@ -212,4 +214,5 @@ def test_a_task_whose_worker_was_killed_is_tried_again_where_it_may(
     expect(bar).to_contain_text("attempt 2 of 3", timeout=RESCUED)
     expect(bar).to_have_attribute("status", "running", timeout=RESCUED)
     visitor.get_by_role("button", name="Cancel").click()
+    visitor.get_by_role("button", name="Cancel this task?").click()
     expect(bar).to_have_attribute("status", "cancelled")

@@ -419,6 +419,7 @@ def test_one_line_may_have_a_button(page: Page, serve: Serve) -> None:
     site.stream()
     expect(page.get_by_text("Mine")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel this task?").click()
     shows(page, row, "Cancelling…")
 
 

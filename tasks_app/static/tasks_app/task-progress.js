@@ -37,6 +37,7 @@ const HOPELESS = 3; // failures in a row, where no stream has ever opened
 const FETCH_TIMEOUT = 10_000;
 const ANNOUNCE = 5_000; // between two progress announcements of a page
 const KEEPALIVES = 2.5; // a stream that misses two keep-alives is dead, whatever it says
+const SURE = { from: 400, until: 10_000 }; // when the second press of Cancel counts
 const NEW_TASKS = 10_000; // between two announcements of a list's new tasks
 const NEW_ROWS = 250; // tasks started together appear together
 const WAITING = 10_000; // between two looks for a worker, while a task waits
@@ -838,6 +839,7 @@ class TaskProgress extends HTMLElement {
     clearTimeout(this.#tick);
     clearTimeout(this.#announcement);
     this.#frame = this.#announcement = 0;
+    this.#unask?.();
     this.removeEventListener("submit", this.#cancel);
   }
 
@@ -1024,12 +1026,39 @@ class TaskProgress extends HTMLElement {
     this.focus({ preventScroll: true });
   }
 
+  #unask = null; // while Cancel asks whether to, takes the question back
+
+  /** Ask by the button itself, which keeps the focus: a second press within some time cancels. */
+  #ask(button) {
+    const offered = button.textContent;
+    button.textContent = hub.words.cancel_sure;
+    button.ariaDisabled = "true";
+    this.announce(hub.words.cancel_sure);
+    const open = setTimeout(() => {
+      button.ariaDisabled = null;
+    }, SURE.from);
+    const over = setTimeout(() => this.#unask?.(), SURE.until);
+    this.#unask = () => {
+      clearTimeout(open);
+      clearTimeout(over);
+      button.ariaDisabled = this.#unask = null;
+      button.textContent = offered;
+    };
+  }
+
   #cancel = async (event) => {
     const form = event.target;
     if (form !== this.#part("cancel")) return;
     event.preventDefault();
     if (this.#cancelling) return;
     const button = form.querySelector("button");
+    if (!this.#unask) {
+      this.#ask(button);
+      return;
+    }
+    // Too soon after the first press: a double click is no answer.
+    if (button.ariaDisabled === "true") return;
+    this.#unask();
     const body = new FormData(form);
     this.#cancelling = true;
     this.#show("notice", "");
