@@ -20,7 +20,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from tasks_app.conf import task_settings
 from tasks_app.streaming import origins
-from tasks_app.streaming.channels import BadRequest, readable, requested
+from tasks_app.streaming.channels import BadRequest, Wanted, readable, requested
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.handoff import Handoff, OpenStream
 from tasks_app.streaming.relay import relay
@@ -181,6 +181,7 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
     try:
         channels = requested(request, user, task_id)
         resumed = _resumed(request)
+        wanted = Wanted.of(request)
     except BadRequest as error:
         return Answer(HTTPStatus.BAD_REQUEST, str(error), fields=error.fields)
     allowed = await sync_to_async(readable)(user, channels)
@@ -200,7 +201,7 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
             f"You have {most} streams open, and that is the most. Close some.",
             headers={"Retry-After": str(AWAY_SECONDS)},
         )
-    stream = await OpenStream.of(_opened(Viewer.of(request, user), allowed, resumed))
+    stream = await OpenStream.of(_opened(Viewer.of(request, user), allowed, resumed, wanted))
     if stream is None:
         return Answer(HTTPStatus.NO_CONTENT)
     return Answer(HTTPStatus.OK, stream=stream)
@@ -218,11 +219,11 @@ def _counted(user: User) -> Iterator[None]:
 
 
 async def _opened(
-    viewer: Viewer, channels: Collection[str], resumed: Cursor | None
+    viewer: Viewer, channels: Collection[str], resumed: Cursor | None, wanted: Wanted
 ) -> AsyncGenerator[bytes]:
     """Open a stream and read it; nothing if the viewer has had everything."""
     with _counted(viewer.user), server.watched():
-        stream = await open_stream(relay, viewer, channels, resumed)
+        stream = await open_stream(relay, viewer, channels, resumed, wanted)
         if stream is None:
             return
         async with aclosing(cast(AsyncGenerator[bytes], stream)):

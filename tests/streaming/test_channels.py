@@ -10,10 +10,12 @@ import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.test import RequestFactory
 
+from tasks_app.states import EventType
 from tasks_app.streaming.channels import (
     ALL_TASKS,
     BadRequest,
     TaskChannelManager,
+    Wanted,
     channels_of,
     id_of,
     is_ours,
@@ -33,6 +35,34 @@ def asked(query: Any = None, user: Any = None, task_id: uuid.UUID | None = None)
     request = RequestFactory().get("/tasks/stream/", query)
     request.user = user or AnonymousUser()
     return requested(request, request.user, task_id)
+
+
+# What a stream carries.
+
+
+def wanted(query: Any) -> Wanted:
+    return Wanted.of(RequestFactory().get("/tasks/stream/", query))
+
+
+def test_a_stream_carries_what_is_asked_for() -> None:
+    assert wanted({}) == Wanted(frozenset(EventType.values), results=True)
+    asked = wanted({"events": "task_completed,task_failed", "results": "0"})
+    assert asked == Wanted(frozenset({"task_completed", "task_failed"}), results=False)
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "message"),
+    [
+        ({"events": "task_log,task_done"}, "events", "'task_done' is no event. Name some of task_"),
+        ({"events": ""}, "events", "'' is no event."),
+        ({"results": "no"}, "results", "results is 1, or 0 to leave results out."),
+    ],
+)
+def test_what_no_stream_carries_is_refused(query: Any, field: str, message: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        wanted(query)
+    assert str(caught.value).startswith(message)
+    assert caught.value.fields == [field]
 
 
 # Names.

@@ -32,7 +32,7 @@ from tasks_app.states import EventType
 from tasks_app.streaming import pages as pages_module
 from tasks_app.streaming import stream as stream_module
 from tasks_app.streaming import wire
-from tasks_app.streaming.channels import ALL_TASKS, owner_channel, task_channel
+from tasks_app.streaming.channels import ALL_TASKS, Wanted, owner_channel, task_channel
 from tasks_app.streaming.cursor import Cursor, Snapshot
 from tasks_app.streaming.handoff import KEY, Handoff
 from tasks_app.streaming.pages import PAGE_BYTES
@@ -181,6 +181,42 @@ def test_what_came_late_follows_the_batch_that_was_cut() -> None:
     for position, (_, cursor) in enumerate(found, start=1):
         rest = replayed(cursor, TaskEvent.objects.all(), until)
         assert [row.pk for row, _ in rest] == [12, 10][position:]
+
+
+# What is wanted.
+
+
+def test_a_stream_carries_no_more_than_is_wanted(ada: User) -> None:
+    """Of what it opens with, of what the relay brings, and of what it reads afterwards."""
+    wanted = Wanted(frozenset({"task_status", "task_completed", "progress_update"}), results=False)
+    (running, claim), (done, ended) = claimed(owner=ada), claimed(owner=ada)
+    lifecycle.complete({ended: "y" * 1_000})
+    channels = [task_channel(running.pk), task_channel(done.pk)]
+    start = now()
+
+    async def watch() -> Watching:
+        async with Watching(ada, channels, start.beginning(), wanted) as watching:
+            await watching.sees("task_completed")
+            lines = {claim: [LogLine("info", str(number)) for number in range(30)]}
+            await database_sync_to_async(lifecycle.log)(lines)
+            await database_sync_to_async(lifecycle.complete)({claim: "y" * 1_000})
+            await watching.finish()
+            return watching
+
+    watching = async_to_sync(watch)()
+    assert watching.types == ["task_status"] * 2 + ["task_completed"] * 2
+    assert not any("result" in event.data for event in watching.seen)
+
+
+def test_a_view_ends_though_no_end_is_wanted(ada: User) -> None:
+    task, claim = claimed(owner=ada)
+    view = View([task_channel(task.pk)], Wanted(frozenset({"task_log"})))
+    assert opened(view) == []
+    lifecycle.log({claim: [LogLine("info", "said")]})
+    lifecycle.complete({claim: None})
+    told = [event.type for event in parsed(b"".join(view.catch_up(now(), progress=True)))]
+    assert told == ["task_log"]
+    assert view.ended
 
 
 # Narrowing.

@@ -11,10 +11,10 @@ from typing import Any
 from channels.db import database_sync_to_async
 from django.contrib.auth.models import User
 
-from tasks_app.streaming.channels import readable
+from tasks_app.streaming.channels import Wanted, readable
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import relay
-from tasks_app.streaming.stream import View, open_stream
+from tasks_app.streaming.stream import ALL_EVENTS, View, open_stream
 from tasks_app.streaming.viewer import Viewer
 
 PATIENCE = 20.0
@@ -62,11 +62,15 @@ class Watching:
     """One open stream; use it as an asynchronous context."""
 
     def __init__(
-        self, viewer: User | Viewer, channels: Iterable[str], resumed: Cursor | None = None
+        self,
+        viewer: User | Viewer,
+        channels: Iterable[str],
+        resumed: Cursor | None = None,
+        wanted: Wanted = ALL_EVENTS,
     ) -> None:
         self.seen: list[Seen] = []
         viewer = viewer if isinstance(viewer, Viewer) else viewer_of(viewer, channels)
-        self._asked = (viewer, channels, resumed)
+        self._asked = (viewer, channels, resumed, wanted)
         self._stream: AsyncIterator[bytes]
 
     async def __aenter__(self) -> Watching:

@@ -217,7 +217,7 @@ class List {
     this.#tell();
   }
 
-  /** Rest a while after the last look; at the next one go on from where the stream was left. */
+  /** Rest a while after the last look; at the next one ask how all rows stand. */
   #looked() {
     if (this.#stopped) return;
     if (document.hidden) {
@@ -236,6 +236,8 @@ class List {
 
   #rest() {
     this.#resting = true;
+    // A list of all tasks may have missed very much, and asks for its rows anyway.
+    this.#lastEventId = "";
     this.#silence();
   }
 
@@ -363,6 +365,8 @@ class List {
     this.#source?.close();
     this.#never("retry");
     const url = new URL(root.dataset.streamUrl, document.baseURI);
+    url.searchParams.set("events", EVENTS.join(","));
+    url.searchParams.set("results", "0");
     if (this.#lastEventId) url.searchParams.set("lastEventId", this.#lastEventId);
     const source = new EventSource(url);
     this.#source = source;

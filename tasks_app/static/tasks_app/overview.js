@@ -131,8 +131,10 @@ class Overview {
   /* -- The stream -- */
 
   #open() {
-    const url = this.#page.dataset.streamUrl;
-    if (!url) return;
+    if (!this.#page.dataset.streamUrl) return;
+    const url = new URL(this.#page.dataset.streamUrl, document.baseURI);
+    url.searchParams.set("events", EVENTS.join(","));
+    url.searchParams.set("results", "0");
     const source = new EventSource(url);
     this.#source = source;
     const alive = () => source === this.#source && this.#alive();
