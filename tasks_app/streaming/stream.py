@@ -24,7 +24,7 @@ from tasks_app.states import ATTEMPT_ENDS, FACTS, TERMINAL_EVENTS, EventType, St
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, OWNER_PREFIX, Wanted, task_of
 from tasks_app.streaming.cursor import Cursor
-from tasks_app.streaming.pages import SIZE, in_pages, pieces
+from tasks_app.streaming.pages import PAGE_BYTES, SIZE, in_pages, pieces
 from tasks_app.streaming.relay import TROUBLE_SECONDS, Relay
 from tasks_app.streaming.serving import server
 from tasks_app.streaming.storage import facts_of
@@ -287,14 +287,19 @@ async def open_stream(
 
 def _open(
     view: View, resumed: Cursor | None, until: Cursor
-) -> tuple[bytes, Iterator[bytes]] | None:
-    """Return the first piece of an opening, and what gives the others."""
+) -> tuple[bytes, Iterator[bytes] | None] | None:
+    """Return the first pieces of an opening, about a page, and what gives the others, if any."""
     if resumed is not None and not until.continues(resumed):
         resumed = None
     if not view.begin(resumed, until):
         return None
     opening = view.catch_up(until)
-    return next(opening, b""), opening
+    first = b""
+    for piece in opening:
+        first += piece
+        if len(first) > PAGE_BYTES:
+            return first, opening
+    return first, None
 
 
 def _newest(column: str, *kinds: EventType) -> Subquery:
@@ -312,13 +317,13 @@ async def _events(
     viewer: Viewer,
     view: View,
     first: bytes,
-    opening: Iterator[bytes],
+    opening: Iterator[bytes] | None,
 ) -> AsyncIterator[bytes]:
     """Send piece after piece, and read none before the last one was taken."""
     async with stack:
         yield wire.BEGINNING + first
         #: What the database has to tell, before what the relay brings.
-        missed: Iterator[bytes] | None = opening
+        missed = opening
         recheck_at = time.monotonic() + RECHECK_SECONDS
         while (missed is not None or not view.ended) and not server.is_closing:
             if time.monotonic() >= recheck_at:

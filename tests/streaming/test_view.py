@@ -196,7 +196,6 @@ def test_a_stream_carries_no_more_than_is_wanted(ada: User) -> None:
 
     async def watch() -> Watching:
         async with Watching(ada, channels, start.beginning(), wanted) as watching:
-            await watching.sees("task_completed")
             lines = {claim: [LogLine("info", str(number)) for number in range(30)]}
             await database_sync_to_async(lifecycle.log)(lines)
             await database_sync_to_async(lifecycle.complete)({claim: "y" * 1_000})
