@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from tasks_app.schemas import escaped
+
 logger = logging.getLogger("tasks_app.changes")
 
 #: Between two tries: doubles with each that fails.
@@ -51,7 +53,7 @@ class Outage:
                 logger.warning(
                     "%s does not answer (%s); %s",
                     self._service,
-                    str(error).strip() or type(error).__name__,
+                    escaped(str(error).strip()) or type(error).__name__,
                     self._meanwhile,
                 )
 

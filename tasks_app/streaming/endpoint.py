@@ -31,6 +31,7 @@ from tasks_app.streaming.viewer import Viewer
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
+from tasks_app.schemas import escaped
 
 logger = logging.getLogger("tasks_app.relay")
 
@@ -88,7 +89,7 @@ def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
     )
     log_response(
         "No stream: the database does not answer (%s)",
-        str(error).strip(),
+        escaped(str(error).strip()),
         request=request,
         response=response,
         logger=logger,

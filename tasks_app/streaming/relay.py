@@ -19,6 +19,7 @@ from tasks_app.changes import Changes, watch
 from tasks_app.database_file import DatabaseFile, DatabaseReplaced, leave_open
 from tasks_app.ledger import alias
 from tasks_app.models import Task, TaskEvent
+from tasks_app.schemas import escaped
 from tasks_app.states import ATTEMPT_ENDS
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import channels_of
@@ -180,7 +181,7 @@ class _Feed(threading.Thread):
         except (DatabaseError, InterfaceError) as error:
             logger.warning(
                 "Streams wait: the database does not answer (%s); next try in %g s",
-                str(error).strip(),
+                escaped(str(error).strip()),
                 TROUBLE_SECONDS,
             )
             connections.close_all()

@@ -16,6 +16,7 @@ from tasks_app import retention
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
 from tasks_app.models import Worker
+from tasks_app.schemas import escaped
 from tasks_app.worker.rescuer import rescue_from_outside
 from tasks_app.worker.trouble import TROUBLE, Trouble, is_unmigrated
 
@@ -96,7 +97,7 @@ class Cleanup:
                 pause = trouble.strike(moment)
                 logger.warning(
                     "The database does not answer (%s); next try in %g s",
-                    str(error).strip(),
+                    escaped(str(error).strip()),
                     pause,
                 )
                 connections[alias()].close()

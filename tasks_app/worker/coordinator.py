@@ -36,7 +36,7 @@ from tasks_app.worker.runs import Runs
 from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
 from tasks_app.worker.standing import look, next_due
 from tasks_app.worker.stopping import enforce, free_lock, wants_restart
-from tasks_app.worker.trouble import REFUSED, TROUBLE, missing_is_trouble
+from tasks_app.worker.trouble import REFUSED, TROUBLE, explained, missing_is_trouble
 
 logger = logging.getLogger("tasks_app.worker")
 
@@ -397,4 +397,4 @@ class Coordinator:
             with transaction.atomic(using=self.using):
                 presence.leave(self.worker, begin(self.using), stuck=self.pool.stuck)
         except TROUBLE as error:
-            logger.warning("The worker could not sign off: %s", str(error).strip())
+            logger.warning("The worker could not sign off: %s", explained(error))

@@ -11,7 +11,7 @@ from tasks_app import lifecycle, retention
 from tasks_app.conf import task_settings
 from tasks_app.ledger import alias, begin
 from tasks_app.models import Task
-from tasks_app.schemas import ascii_only
+from tasks_app.schemas import ascii_only, escaped
 from tasks_app.worker.trouble import REFUSED, TROUBLE, Trouble, explained
 
 logger = logging.getLogger("tasks_app.cleanup")
@@ -49,7 +49,9 @@ def _rescue(now: datetime | None) -> list[Task]:
         except TROUBLE:
             raise
         except REFUSED as error:
-            logger.warning("The database refuses what a lost task said: %s", ascii_only(str(error)))
+            logger.warning(
+                "The database refuses what a lost task said: %s", ascii_only(escaped(str(error)))
+            )
     with transaction.atomic(using=alias()):
         begin(alias())
         return lifecycle.rescue(1, now=now, silent=True)

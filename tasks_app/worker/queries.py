@@ -15,6 +15,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from tasks_app.schemas import escaped
+
 logger = logging.getLogger("tasks_app.worker")
 
 #: libpq's PQTRANS_ACTIVE: a command is in progress.
@@ -103,4 +105,4 @@ def _cancel(raw: Any) -> None:
         # psycopg 3.2 and later, else any psycopg.
         (getattr(raw, "cancel_safe", None) or raw.cancel)()
     except Exception as error:  # noqa: BLE001 - the server may be gone, or the connection closed
-        logger.warning("A task's query could not be cancelled: %s", str(error).strip())
+        logger.warning("A task's query could not be cancelled: %s", escaped(str(error).strip()))

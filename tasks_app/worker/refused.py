@@ -11,7 +11,7 @@ from django.db import transaction
 
 from tasks_app.claims import Claim, Failure
 from tasks_app.ledger import begin
-from tasks_app.schemas import TaskProgressUpdate, ascii_only
+from tasks_app.schemas import TaskProgressUpdate, ascii_only, escaped
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome
 from tasks_app.worker.outcomes import write
@@ -89,7 +89,7 @@ def _wordings(run: Run, outcome: Outcome | None, refusal: Exception) -> Iterator
 
 def _reason(refusal: Exception) -> str:
     """Return what the database said, without the lines in which it quotes what it refused."""
-    return ascii_only(str(refusal).strip().partition("\n")[0])
+    return ascii_only(escaped(str(refusal).strip().partition("\n")[0]))
 
 
 def _in_ascii(failure: Failure) -> Failure:

@@ -15,6 +15,7 @@ from django.db import (
 
 from tasks_app.conf import task_settings
 from tasks_app.ledger import sqlstate
+from tasks_app.schemas import escaped
 from tasks_app.worker.run import NEVER
 
 PAUSE, PAUSE_MAX = 0.1, 5.0
@@ -79,7 +80,7 @@ MEANS = {
 
 def explained(error: Exception) -> str:
     """Return what a database said, with what it means where that is not plain."""
-    said = str(error).strip()
+    said = escaped(str(error).strip())
     meaning = next((meaning for words, meaning in MEANS.items() if words in said), "")
     return f"{said} ({meaning})" if meaning else said
 

@@ -42,6 +42,8 @@ def test_what_sqlite_means_is_said() -> None:
     said = explained(OperationalError("database is locked\n"))
     assert said.startswith("database is locked (a transaction holds SQLite's one write lock")
     assert explained(OperationalError("the server went away")) == "the server went away"
+    # It may quote what a task said, and is part of one line.
+    assert explained(OperationalError("no:\r\nx\x1b[2J")) == r"no:\r\nx\x1b[2J"
 
 
 def test_the_next_try_is_a_pause_after_the_last() -> None:
