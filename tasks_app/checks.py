@@ -27,7 +27,11 @@ from tasks_app.forms import form_for
 from tasks_app.ledger import alias
 from tasks_app.service import StartOptions, TaskService
 from tasks_app.streaming.channels import TaskChannelManager
+from tasks_app.streaming.origins import allowed_origins
 from tasks_app.streaming.storage import TaskEventStorage
+
+#: What django-cors-headers tells sites to put into MIDDLEWARE.
+CORS_MIDDLEWARE = "corsheaders.middleware.CorsMiddleware"
 
 Apps = Sequence[AppConfig] | None
 
@@ -183,6 +187,33 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
                 hint="Serve the site by uvicorn or daphne; wrap its application in "
                 "tasks_app.routing.with_task_streams.",
                 id="tasks_app.W002",
+            )
+        )
+    return found
+
+
+@register(Tags.security)
+def check_origins(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
+    """One place decides which other origins read streams, and browsers accept what it says."""
+    origins = set(allowed_origins())
+    found: list[CheckMessage] = []
+    if origins and CORS_MIDDLEWARE in settings.MIDDLEWARE:
+        found.append(
+            checks.Warning(
+                "EVENTSTREAM_ALLOW_ORIGIN and django-cors-headers both say which origins may read "
+                "streams: whoever either allows may.",
+                hint="Remove the settings EVENTSTREAM_ALLOW_…, and name the origins in "
+                "CORS_ALLOWED_ORIGINS.",
+                id="tasks_app.W012",
+            )
+        )
+    if "*" in origins and getattr(settings, "EVENTSTREAM_ALLOW_CREDENTIALS", False):
+        found.append(
+            checks.Warning(
+                "EVENTSTREAM_ALLOW_CREDENTIALS is on and any origin is allowed: browsers refuse "
+                "that.",
+                hint="Name the origins in EVENTSTREAM_ALLOW_ORIGINS.",
+                id="tasks_app.W013",
             )
         )
     return found

@@ -19,8 +19,10 @@ from django_eventstream.storage import StorageBase
 from ninja.security import HttpBearer  # noqa: F401 - named by its path
 
 from tasks_app.checks import (
+    CORS_MIDDLEWARE,
     check_commits,
     check_encoding,
+    check_origins,
     check_settings,
     check_sqlite,
     check_streams,
@@ -256,6 +258,26 @@ def test_a_site_without_asgi_is_warned() -> None:
             "tasks_app.routing.with_task_streams.",
         )
     ]
+
+
+@override_settings(EVENTSTREAM_ALLOW_ORIGIN="https://app.example", MIDDLEWARE=[CORS_MIDDLEWARE])
+def test_origins_named_in_two_places_are_a_warning() -> None:
+    assert told(check_origins) == [
+        (
+            "tasks_app.W012",
+            "EVENTSTREAM_ALLOW_ORIGIN and django-cors-headers both say which origins may read "
+            "streams: whoever either allows may.",
+            "Remove the settings EVENTSTREAM_ALLOW_…, and name the origins in "
+            "CORS_ALLOWED_ORIGINS.",
+        )
+    ]
+
+
+@pytest.mark.parametrize("origin", ["*", "https://app.example"])
+def test_credentials_of_any_origin_are_a_warning(origin: str) -> None:
+    with override_settings(EVENTSTREAM_ALLOW_ORIGINS=[origin], EVENTSTREAM_ALLOW_CREDENTIALS=True):
+        found = told(check_origins)
+    assert [kind for kind, _, _ in found] == (["tasks_app.W013"] if origin == "*" else [])
 
 
 # SQLite.
