@@ -16,6 +16,7 @@ from django.db import connection, transaction
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, computed_field
 
 from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.exceptions import TaskError
 from tests.tasks import Steps
 
 
@@ -346,6 +347,8 @@ class SaysNaive(BaseTask):
             progress.log(f"{NAIVE}, again")
         if how == "error":
             raise ValueError(NAIVE)
+        if how == "public":
+            raise TaskError(NAIVE)
         return NAIVE if how == "result" else ""
 
 

@@ -35,8 +35,11 @@ from tasks_app.streaming.storage import facts_of
 from tasks_app.streaming.stream import View
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.execution import execute
+from tasks_app.worker.fitness import Fitness
 from tasks_app.worker.housekeeping import Pruner
-from tests.harness import begins, ends
+from tasks_app.worker.preload import Preload
+from tasks_app.worker.run import NEVER
+from tests.harness import begins, ends, eventually
 from tests.more_tasks import (
     ODD_ERRORS,
     Echo,
@@ -231,6 +234,8 @@ def test_a_due_prune_does_not_keep_a_stopping_worker_awake() -> None:
     run.began = time.monotonic()
     coordinator.runs[run.claim] = run
     coordinator.pruner = Pruner(time.monotonic() - 1)
+    coordinator.preload, coordinator.fitness = Preload(lambda: None), Fitness()
+    eventually(lambda: coordinator.preload.deadline == NEVER, what="task classes are imported")
     coordinator._beat_at = time.monotonic() + 100
     coordinator._hungry = coordinator._curious = False
     assert coordinator._patience() == 0.0

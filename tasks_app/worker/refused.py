@@ -98,4 +98,5 @@ def _in_ascii(failure: Failure) -> Failure:
         type=ascii_only(failure.type),
         message=ascii_only(failure.message),
         traceback=ascii_only(failure.traceback),
+        public_error=failure.public_error and ascii_only(failure.public_error),
     )

@@ -61,7 +61,7 @@ def test_it_costs_neither_neighbours_nor_the_worker(
         begins(neighbour.task_id)
         said = {
             how: task_service.start_task(SaysNaive, {"how": how})
-            for how in ("progress", "log", "result", "error")
+            for how in ("progress", "log", "result", "error", "public")
         }
         ended = {how: ends(started.task_id) for how, started in said.items()}
         assert {how: task.status for how, task in ended.items()} == {
@@ -69,7 +69,9 @@ def test_it_costs_neither_neighbours_nor_the_worker(
             "log": Status.COMPLETED,
             "result": Status.FAILED,
             "error": Status.FAILED,
+            "public": Status.FAILED,
         }
+        assert ended["public"].public_error == r"na\xefve \u2192"
         assert ended["progress"].progress_text == r"na\xefve \u2192"
         lines = [
             event.data["message"]
@@ -85,7 +87,7 @@ def test_it_costs_neither_neighbours_nor_the_worker(
         )
         reins.write_text("10")
         assert ends(neighbour.task_id).result == "done"
-        assert working.end() == 5
+        assert working.end() == 6
 
 
 def test_what_the_database_says_of_it_may_be_refused_as_well(
