@@ -64,7 +64,7 @@ class TaskSettings(BaseModel):
     service: str = "tasks_app.service.TaskService"
 
     #: How often a silent stream says that it is alive.
-    stream_keepalive_seconds: PositiveSeconds = 15.0
+    stream_keepalive_seconds: PositiveSeconds = 4.0
     #: The most tasks one stream may watch.
     stream_max_tasks: PositiveInt = 100
     #: The most streams that one user may have open in one web process.

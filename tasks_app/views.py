@@ -35,7 +35,7 @@ from tasks_app.exceptions import (
     TaskNotFound,
     UnknownTask,
 )
-from tasks_app.models import Task
+from tasks_app.models import Task, aware
 from tasks_app.permissions import may_cancel, may_retry, may_view, told_of_conflict
 from tasks_app.refusals import sentence
 from tasks_app.service import task_service
@@ -94,7 +94,7 @@ def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
     task = Task.primary.visible_to(request.user).filter(pk=task_id).first()
     if task is None:
         return JsonResponse({"detail": NOT_FOUND}, status=404)
-    return JsonResponse(_as_it_stands([task], request)[0])
+    return _dated(_as_it_stands([task], request)[0])
 
 
 @login_not_required
@@ -113,7 +113,7 @@ def statuses(request: HttpRequest) -> JsonResponse:
     except BadRequest as error:
         return JsonResponse({"detail": str(error)}, status=400)
     tasks = Task.primary.visible_to(request.user).filter(pk__in=ids)
-    return JsonResponse({"tasks": _as_it_stands(tasks, request)})
+    return _dated({"tasks": _as_it_stands(tasks, request)})
 
 
 def _as_it_stands(tasks: Iterable[Task], request: HttpRequest) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
         return HttpResponseRedirect(_way_back(request))
     # To cancel is not to see: what it was given and what came of it is for those who may.
     told = None if may_view(user, task) else {"task_id", "status", "cancel_requested"}
-    return JsonResponse(info.model_dump(mode="json", include=told), status=code)
+    return _dated(info.model_dump(mode="json", include=told), status=code)
 
 
 @require_POST
@@ -175,6 +175,11 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
     if request.accepts("text/html"):
         return _to_task(request, started.task_id)
     return JsonResponse(started.model_dump(mode="json"), status=HTTPStatus.ACCEPTED)
+
+
+def _dated(data: dict[str, Any], status: int = HTTPStatus.OK) -> JsonResponse:
+    """Answer with the server's time beside the data: not every server sends a Date header."""
+    return JsonResponse({**data, "time": aware(timezone.now()).isoformat()}, status=status)
 
 
 def _not_retried(

@@ -30,7 +30,7 @@ DEFAULTS = {
     "retention_seconds": 604800.0,
     "failed_retention_seconds": 2592000.0,
     "service": "tasks_app.service.TaskService",
-    "stream_keepalive_seconds": 15.0,
+    "stream_keepalive_seconds": 4.0,
     "stream_max_tasks": 100,
     "stream_max_per_user": 100,
     "api_auth": ["tasks_app.api.SessionAuth"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 from django import template
 from django.contrib.auth.models import AnonymousUser
+from django.core.handlers.wsgi import WSGIRequest
 from django.db.models import Prefetch, QuerySet, prefetch_related_objects
 from django.http import HttpRequest
 from django.middleware.csrf import get_token
@@ -48,7 +50,8 @@ class Page:
     """What one page has so far."""
 
     bars: int = 0
-    lists: int = 0
+    #: Part of the ids in it: a piece that is rendered by itself may join any page.
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
     has_assets: bool = False
     #: What had been committed when it was first asked for, which the page's stream goes on from.
     since: str | None = None
@@ -146,9 +149,8 @@ def task_progress(
         since=page.moment() if form == "card" else "",
         no_worker=page.no_worker,
     )
-    # The same task may be shown twice on a page, and an id may not.
     first = assets and page.brings_assets()
-    label_id = f"task-progress-{shown['task_id']}-{page.bars}"
+    label_id = f"task-{page.token}-{page.bars}"
     return shown | {"first": first, "label_id": label_id} | (page_assets(context) if first else {})
 
 
@@ -167,7 +169,6 @@ def task_list(
     the tasks are the user's own newest.
     """
     page, request = Page.of(context), context.get("request")
-    page.lists += 1
     user = getattr(request, "user", AnonymousUser())
     follows = user.is_authenticated and (tasks is None if follow is None else follow)
     since = page.moment() if follows else ""
@@ -179,7 +180,6 @@ def task_list(
         "request": request,
         "form": form,
         "rows": [(row, display.page_url(row, back), created(row)) for row in rows],
-        "list_id": f"task-list-{page.lists}",
         "follow": follows,
         "since": since,
         # A page that is open for days must not grow for ever by what joins it.
@@ -312,10 +312,12 @@ def created(task: Task) -> tuple[str, str]:
 
 def page_assets(context: Context) -> dict[str, Any]:
     """Return what a page tells its script: where to ask, and what to say."""
+    request = context.get("request")
     return {
         "nonce": nonce(context),
         "live": _is_live(),
-        "streams_url": _url("streams"),
+        # Under WSGI there are none, and the script asks for the status instead.
+        "streams_url": "" if isinstance(request, WSGIRequest) else _url("streams"),
         "statuses_url": _url("statuses"),
         "max_tasks": task_settings().stream_max_tasks,
         "keepalive": task_settings().stream_keepalive_seconds,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from pytest_django import Settings
 
 from tasks_app.models import Task
 from tests.chromium import CHROMIUM, SHELL
@@ -76,7 +77,9 @@ def page(context: BrowserContext) -> Iterator[Page]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(settings: Settings) -> Iterator[Serve]:
+    # Tests move their page's clock by half a minute: a silent stream is not taken for a lost one.
+    settings.TASK_STREAM_KEEPALIVE_SECONDS = 15
     sites: list[Site] = []
 
     def start(*rows: Task) -> Site:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from django.contrib.auth.models import User
 from django.template import RequestContext, Template
-from django.test import RequestFactory
+from django.test import AsyncRequestFactory
 
 import tasks_app
 from project.middleware import POLICY
@@ -103,8 +103,8 @@ class Stream:
         identity = f"id: {event_id}\n" if event_id else ""
         return f"event: {event_type}\n{identity}data: {json.dumps(message)}\n\n"
 
-    def status(self, row: Task) -> None:
-        self.send("task_status", row, **row.info().model_dump(mode="json"))
+    def status(self, row: Task, at: datetime | None = None) -> None:
+        self.send("task_status", row, at=at, **row.info().model_dump(mode="json"))
 
     def progress(self, row: Task, value: float | None, text: str = "", attempt: int = 1) -> None:
         row.progress, row.progress_text = value, text
@@ -129,6 +129,7 @@ class Site(ThreadingHTTPServer):
         self.template = "{% for task in tasks %}{% task_progress task %}{% endfor %}"
         self.head = '<meta name="color-scheme" content="light dark">'
         self.language = "en"
+        self.rendering = threading.Lock()
         self.policy = POLICY
         #: What the site's scripts and styles bear where the policy is by nonces.
         self.nonce = ""
@@ -166,12 +167,13 @@ class Site(ThreadingHTTPServer):
         return [request for request in self.requests if part in request.path.split("/")]
 
     def render(self, template: str | None = None) -> str:
-        request = RequestFactory().get("/page/")
+        request = AsyncRequestFactory().get("/page/")
         request.user = OWNER
         if self.nonce:
             request.csp_nonce = self.nonce  # type: ignore[attr-defined]
         context = RequestContext(request, {"tasks": list(self.rows.values())})
-        with patch("tasks_app.templatetags.tasks.resumable", lambda: self.since):
+        # One at a time: a patch that ends takes another's away.
+        with self.rendering, patch("tasks_app.templatetags.tasks.resumable", lambda: self.since):
             return Template("{% load tasks %}" + (template or self.template)).render(context)
 
     def handle_error(self, *_args: object) -> None:
@@ -218,11 +220,12 @@ class Handler(BaseHTTPRequestHandler):
             self.stream(request)
         elif part == "status":
             shown = [site.rows[pk] for pk in request.task_ids if pk in site.rows]
+            now = datetime.now(UTC).isoformat()
             # What the site's own view finds out from its workers.
             workers = [{k: v for k, v in vars(row).items() if k == "no_worker"} for row in shown]
             told = [row.info().model_dump(mode="json") for row in shown]
             both = zip(told, workers, strict=True)
-            self.answer(200, {"tasks": [info | worker for info, worker in both]})
+            self.answer(200, {"tasks": [info | worker for info, worker in both], "time": now})
         elif part == "page":
             html = (
                 f'<!doctype html><html lang="{site.language}"><title>Bars</title>{site.head}'
@@ -236,7 +239,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: Any, content_type: str = "application/json") -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
+        self.send_response_only(status)  # without a Date, as daphne does
         if 300 <= status < 400:
             self.send_header("Location", "/elsewhere/")
         self.send_header("Content-Type", content_type)

@@ -230,7 +230,10 @@ def test_server_and_script_guess_alike(page: Page, serve: Serve) -> None:
     script = page.evaluate(
         """async ([cases, words]) => {
           const { timeLeft } = await import("/static/tasks_app/task-progress.js");
-          return cases.map(([ran, value]) => timeLeft({ value, began: 0 }, words, ran * 1000));
+          return cases.map(([ran, value]) => {
+            const now = ran * 1000;
+            return timeLeft({ value, began: 0, moved: now }, words, now);
+          });
         }""",
         [cases, words],
     )

@@ -265,12 +265,14 @@ def test_a_task_that_no_worker_takes_says_so(page: Page, serve: Serve) -> None:
         shows(page, row, said or "Waiting to start")
 
 
-def test_time_goes_on(page: Page, serve: Serve) -> None:
+def test_time_goes_on(page: Page, serve: Serve, settings: Settings) -> None:
     row = task()
     site = serve(row)
+    settings.TASK_STREAM_KEEPALIVE_SECONDS = 86_400
     page.clock.install()
     page.goto(f"{site.url}/page/")
-    site.stream()
+    site.stream().progress(row, 0.5)
+    shows(page, row, "Running", "0.5")
     page.clock.fast_forward(3 * 3600_000 + 5 * 60_000)
     expect(part(page, row, "time")).to_have_text("3 h 5 min")
 
@@ -419,7 +421,7 @@ def test_more_bars_than_a_stream_takes(page: Page, serve: Serve, settings: Setti
     page.goto(f"{site.url}/page/")
     stream = site.stream()
     assert stream.task_ids == [str(row.pk) for row in rows[:2]]
-    expect(part(page, rows[2], "hint")).to_contain_text("checked every few seconds")
+    expect(part(page, rows[2], "hint")).to_have_text("Updates every few seconds.")
     expect(part(page, rows[0], "hint")).to_be_hidden()
     rows[2].progress = 0.4
     page.clock.run_for(3_500)

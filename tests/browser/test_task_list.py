@@ -186,7 +186,7 @@ def test_tasks_of_others_on_the_page_are_asked_for(page: Page, serve: Serve) -> 
     page.clock.install()
     page.goto(f"{site.url}/page/")
     site.stream()
-    expect(part(page, other, "hint")).to_have_text("This task is checked every few seconds.")
+    expect(part(page, other, "hint")).to_have_text("Updates every few seconds.")
     expect(part(page, mine, "hint")).to_be_hidden()
     other.progress = 0.75
     page.clock.run_for(4_000)

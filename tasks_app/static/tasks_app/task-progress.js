@@ -41,6 +41,8 @@ const SURE = { from: 400, until: 10_000 }; // when the second press of Cancel co
 const NEW_TASKS = 10_000; // between two announcements of a list's new tasks
 const NEW_ROWS = 250; // tasks started together appear together
 const WAITING = 10_000; // between two looks for a worker, while a task waits
+const DRIFT = 2_000; // what a message may be under way before its times count more than ours
+const STALLED = { least: 10_000, most: 60_000, part: 0.25 }; // of the time before the last report
 const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
 
 // How many tasks one request asks of: a request line has its limits.
@@ -73,6 +75,7 @@ const begin = (state, message) => ({
   text: "",
   started: message.time,
   began: message.received,
+  moved: message.received,
   due: 0,
 });
 
@@ -111,6 +114,7 @@ function fromInfo(info, message) {
     result: info.result ?? null,
     started: start ? Date.parse(start) : null,
     began: start ? sinceThen(start, message) : null,
+    moved: message.received,
     took: start && end ? Math.max(0, Date.parse(end) - Date.parse(start)) : null,
     due: untilThen(info.run_after, { ...message, time }),
     // Undefined in a stream, which does not look for workers.
@@ -134,7 +138,10 @@ function snapshot(state, message) {
   const { value, text } = behind ? state : next;
   const cancelling = next.cancelling || state.cancelling;
   const noWorker = next.noWorker ?? state.noWorker;
-  return { ...next, value, text, cancelling, noWorker, began: state.began };
+  // A page may be older than it seems: restored by Back or htmx, or asleep. The message knows.
+  const began = Math.abs(next.began - state.began) > DRIFT ? next.began : state.began;
+  const moved = next.value > state.value ? next.moved : state.moved;
+  return { ...next, value, text, cancelling, noWorker, began, moved };
 }
 
 /**
@@ -157,7 +164,8 @@ export function reduce(state, message) {
       if (data.attempt === state.attempt && !running) return state;
       const now = data.attempt > state.attempt ? begin(state, message) : state;
       if (data.value !== null && data.value < now.value) return state;
-      return { ...now, text: data.text, value: data.value ?? now.value };
+      const moved = data.value > now.value || data.text !== now.text ? message.received : now.moved;
+      return { ...now, text: data.text, value: data.value ?? now.value, moved };
     }
     case "task_started": {
       // Handed back and taken again, the attempt has the number it had.
@@ -195,11 +203,18 @@ export function duration(milliseconds, words) {
   });
 }
 
-/** Guess how long a running task runs yet, and say it as coarsely as a guess is. */
-export function timeLeft({ value, began }, words, now) {
-  const ran = began === null ? 0 : now - began;
-  if (value === null || value < ESTIMATE.from || value >= 1 || ran < ESTIMATE.after) return "";
-  const seconds = (ran * (1 - value)) / value / 1000;
+/** Estimate how much longer a running task runs, or say for how long it has not moved. */
+export function timeLeft({ value, began, moved }, words, now) {
+  if (began === null) return "";
+  const silent = now - moved;
+  const before = moved - began;
+  const patience = Math.min(Math.max(before * STALLED.part, STALLED.least), STALLED.most);
+  if (silent >= patience) return fill(words.stalled, { duration: duration(silent, words) });
+  if (value === null || value < ESTIMATE.from || value >= 1 || now - began < ESTIMATE.after)
+    return "";
+  // By its pace up to the last report, so that the estimate falls while nothing is reported.
+  const pace = Math.max(before, ESTIMATE.after);
+  const seconds = Math.max(0, (pace * (1 - value)) / value - silent) / 1000;
   const unit = LEFT.find(([, , least]) => seconds >= least);
   return unit
     ? fill(words[unit[0]], { count: Math.floor(seconds / unit[1] + 0.5) })
@@ -303,6 +318,21 @@ export function bounded(signal) {
   return own.signal;
 }
 
+/**
+ * Parse JSON of the server's. What results hold keeps its digits, of which a number of JavaScript
+ * has 16, in browsers that can tell them (JSON.rawJSON).
+ */
+function parseMessage(text) {
+  const message = JSON.parse(text);
+  if (!JSON.rawJSON || !text.includes('"result":')) return message;
+  const exact = JSON.parse(text, (_, value, { source }) =>
+    typeof value === "number" && String(value) !== source ? JSON.rawJSON(source) : value,
+  );
+  if (message.data) message.data.result = exact.data.result;
+  message.tasks?.forEach((task, index) => (task.result = exact.tasks[index].result));
+  return "result" in message ? { ...message, result: exact.result } : message;
+}
+
 /** Fetch JSON. Raises DeniedError where asking again would not help. */
 async function fetchJSON(url, { signal, ...options } = {}) {
   const asked = performance.now();
@@ -317,9 +347,8 @@ async function fetchJSON(url, { signal, ...options } = {}) {
   if (response.type === "opaqueredirect" || [401, 403, 404, 410].includes(response.status))
     throw new DeniedError(`${response.status}`);
   if (!response.ok) throw new Error(`${response.status}`);
-  const body = await response.json();
-  const time = Date.parse(response.headers.get("Date")) || Date.now();
-  return { body, time, asked, received: performance.now() };
+  const body = parseMessage(await response.text());
+  return { body, time: Date.parse(body.time) || Date.now(), asked, received: performance.now() };
 }
 
 /** The wait before try number `tries` (from 0): it grows, and no two pages' are alike. */
@@ -342,6 +371,9 @@ const shortId = (id) => {
   return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
 };
 
+/** What lies between the clock that may be set and the one that may stand still. */
+const clockOffset = () => Date.now() - performance.now();
+
 class Hub {
   #page = null; // the <template> with the addresses and the words
   #bars = new Set(); // connected, unfinished, or ended and not yet told all that led to it
@@ -362,7 +394,8 @@ class Hub {
   #polling = false; // instead of the stream
   #unreachable = false;
   #fetching = new Set();
-  #away = false;
+  #away = document.hidden; // a tab that nobody has looked at yet needs no stream
+  #offset = 0; // between the two clocks, when the stream was asked for
   #timers = new Map();
 
   constructor() {
@@ -454,7 +487,7 @@ class Hub {
 
   /** Whether a stream will still bring facts of a bar's ended task. */
   #owed(bar) {
-    if (this.#ends.has(bar.taskId)) return false;
+    if (this.#ends.has(bar.taskId) || !this.#page.streams) return false;
     if (this.#source) return this.#streamed.has(bar.taskId);
     // Where there are no streams, there is nothing to wait for.
     return this.#opened || this.#failures < HOPELESS;
@@ -520,9 +553,9 @@ class Hub {
       (this.#following || missing.length <= room || room >= this.#page.maxTasks / 2);
     const other = this.#following !== this.#lists.size > 0;
     const reopen = this.#source ? wanted || other : !this.#timers.has("retry");
-    if (reopen && (ids.length > 0 || this.#lists.size > 0)) this.#open();
+    if (this.#page.streams && reopen && (ids.length > 0 || this.#lists.size > 0)) this.#open();
     this.#hint();
-    if (this.#unstreamed().length > 0 && !this.#timers.has("poll")) this.#pollSoon();
+    if (this.#mustPoll() && !this.#timers.has("poll")) this.#pollSoon();
     if (!this.#timers.has("waiting")) this.#later("waiting", WAITING, () => this.#askForWorkers());
   }
 
@@ -593,6 +626,7 @@ class Hub {
 
   /** The stream is asked for, by us or by the browser on its own: each task's state comes first. */
   #expect() {
+    this.#offset = clockOffset();
     this.#asked = performance.now();
     this.#unheard = new Set(this.#streamed);
     this.#mind();
@@ -620,6 +654,8 @@ class Hub {
     this.#opened = true;
     this.#watchdog();
     this.#failures = 0;
+    // The machine slept, and performance.now() with it: have the stream say anew when tasks began.
+    if (Math.abs(clockOffset() - this.#offset) > DRIFT) this.#open();
     if (!this.#polling) return;
     this.#polling = this.#unreachable = false;
     this.#polls = 0;
@@ -631,7 +667,7 @@ class Hub {
     if (source !== this.#source) return;
     let message;
     try {
-      message = JSON.parse(event.data);
+      message = parseMessage(event.data);
     } catch {
       return; // not one of ours
     }
@@ -722,6 +758,11 @@ class Hub {
     return this.#unfinished().filter((id) => this.#polling || !this.#streamed.has(id));
   }
 
+  /** Whether somebody here learns what is new by asking only. */
+  #mustPoll() {
+    return this.#unstreamed().length > 0 || (!this.#page.streams && this.#lists.size > 0);
+  }
+
   #pollSoon() {
     this.#later("poll", backoff(POLL, this.#polls++), () => this.#poll());
   }
@@ -729,7 +770,8 @@ class Hub {
   async #poll() {
     this.#never("poll");
     await this.#fetch(this.#unstreamed());
-    if (!this.#away && this.#unstreamed().length > 0) this.#pollSoon();
+    if (!this.#page.streams) for (const list of this.#lists) list.look();
+    if (!this.#away && this.#mustPoll()) this.#pollSoon();
   }
 
   async #fetch(ids) {
@@ -769,8 +811,9 @@ class Hub {
   #hint({ aloud = false } = {}) {
     const trouble = this.#unreachable ? this.words.lost : this.words.interrupted;
     for (const bar of this.#bars) {
-      const polled = this.#streamed.has(bar.taskId) ? "" : this.words.polled;
-      bar.hint(this.#polling ? trouble : polled);
+      const asks = this.#unreachable ? this.words.lost : this.words.polled;
+      const streams = this.#streamed.has(bar.taskId);
+      bar.hint(this.#polling ? trouble : streams ? "" : asks);
     }
     // One voice is enough for all bars.
     if (aloud) [...this.#bars].find((bar) => !bar.ended)?.announce(trouble);
@@ -942,6 +985,7 @@ class TaskProgress extends HTMLElement {
       result: null,
       started: started ? Date.parse(started) : null,
       began: elapsed ? now - Number(elapsed) * 1000 : null,
+      moved: now,
       took: null,
       due: wait ? now + Number(wait) * 1000 : 0,
       // The page is older than anything that is yet to be asked for.
@@ -1166,7 +1210,7 @@ class TaskList extends HTMLElement {
       }
       if (!response.ok) throw new Error(`${response.status}`);
       const page = parsePage(await response.text());
-      const { dataset, children } = page.getElementById(this.id);
+      const { dataset, children } = this.#counterpart(page);
       const rows = [...children].find((part) => part.dataset.part === "list").children;
       this.#told = false;
       if (this.isConnected) this.#take([...rows], dataset.since);
@@ -1174,6 +1218,13 @@ class TaskList extends HTMLElement {
       console.debug(error);
       if (this.#told) this.#say(hub.words.new_tasks);
     }
+  }
+
+  /** Find this list in a fresh copy of its page: the same one of its form. */
+  #counterpart(page) {
+    const selector = `task-list[data-form="${this.dataset.form}"]`;
+    const index = [...document.querySelectorAll(selector)].indexOf(this);
+    return page.querySelectorAll(selector)[index];
   }
 
   #say(text) {
