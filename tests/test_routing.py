@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
@@ -261,6 +263,36 @@ def test_a_stream_never_writes_a_session(ada: User, settings: Any, case: str, do
     assert list(Session.objects.values()) == before
     # Neither removed, nor another one.
     assert cookie.partition("=")[2] in headers.get("set-cookie", cookie)
+
+
+def test_only_some_streams_open_at_a_time(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all who come back after a deploy would take a database connection each."""
+    lock, now, most = threading.Lock(), 0, 0
+
+    def readable(user: Any, channels: Any) -> Any:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        threading.Event().wait(0.02)
+        with lock:
+            now -= 1
+        return real(user, channels)
+
+    real = endpoint.readable
+    monkeypatch.setattr(endpoint, "readable", readable)
+    monkeypatch.setattr(endpoint, "OPENINGS", 2)
+    asked = [communicator(ada, STREAMS, "mine=1") for _ in range(8)]
+
+    async def go() -> list[int]:
+        found = await asyncio.gather(*(begun(one, REQUEST) for one in asked))
+        for one in asked:
+            await one.send_input({"type": "http.disconnect"})
+            await one.wait(10)
+        return [status for status, _ in found]
+
+    assert async_to_sync(go)() == [200] * 8
+    assert most == 2
 
 
 def test_the_streams_of_a_user_are_bounded(ada: User, settings: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator
@@ -11,9 +12,11 @@ from functools import wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
-from django.db import InterfaceError, OperationalError, transaction
+from django.core.handlers.asgi import ASGIRequest
+from django.db import InterfaceError, OperationalError, close_old_connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.utils.log import log_response
 from django.views.decorators.csrf import csrf_exempt
@@ -45,6 +48,11 @@ CLOSING = "This server is shutting down. Ask again later."
 #: The longest id that is read. One that a stream gives names at most 200 transactions, by their
 #: distance from each other: as a rule it has less than 100 characters, and never more than this.
 CURSOR_MAX = 2_000
+
+#: How many streams open at a time. After a deploy all viewers come back at once, and under ASGI
+#: each request has a database connection of its own.
+OPENINGS = 10
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 #: How many streams each user has open in this process.
 _open: Counter[Any] = Counter()
@@ -112,11 +120,15 @@ def stream_view(view: StreamView, unavailable: Unavailable = unavailable) -> Str
             response: HttpResponseBase = HttpResponse(status=HTTPStatus.NO_CONTENT, headers=headers)
         else:
             read_only(request)
-            try:
-                await sync_to_async(_resolve_user)(request)
-                response = await view(request, **kwargs)
-            except (OperationalError, InterfaceError) as error:
-                response = unavailable(request, error)
+            async with _turn():
+                try:
+                    await sync_to_async(_resolve_user)(request)
+                    response = await view(request, **kwargs)
+                except (OperationalError, InterfaceError) as error:
+                    response = unavailable(request, error)
+                if isinstance(request, ASGIRequest):
+                    # Not only when the request ends: the next one opens a connection of its own.
+                    await sync_to_async(close_old_connections)()
             if handoff := Handoff.of(request):
                 handoff.unavailable = response.status_code == HTTPStatus.SERVICE_UNAVAILABLE
         origins.allow(request, response)
@@ -131,6 +143,11 @@ def limit_body(view: Any, limit: Callable[[], int]) -> Any:
     """Have `with_task_streams` drop the bodies of requests to a view that are longer than this."""
     view.body_limit = limit
     return view
+
+
+def _turn() -> asyncio.Semaphore:
+    """Let only so many requests ask the database at a time, for each event loop."""
+    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(OPENINGS))
 
 
 def _resolve_user(request: HttpRequest) -> None:
