@@ -238,6 +238,8 @@ def sent(door: str, method: str, name: str, task: Task) -> dict[str, Any]:
         return {"data": json.dumps({"task": Ping.name()}), "content_type": "application/json"}
     if method in ACTIONS:
         return {"data": {"action": method, "_selected_action": str(task.pk)}}
+    if (door, method) == ("admin", "POST") and name in ("cancel", "remove"):
+        return {"data": {"confirmed": "yes"}}  # It has been asked.
     if door in ("admin", "worker"):
         return {"data": {"_ids": str(task.pk)} if name == "live" else {}}
     data = {"task": str(task.pk)} if name == "statuses" else {}
