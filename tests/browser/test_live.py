@@ -34,6 +34,15 @@ def test_twelve_bars_share_one_stream(page: Page, serve: Serve) -> None:
     assert site.asked("status") == []
 
 
+def test_a_hundred_bars_fit_into_a_request_line(page: Page, serve: Serve) -> None:
+    """Of 4,094 characters, which is what gunicorn takes as it comes."""
+    site = serve(*[task() for _ in range(100)])
+    with page.expect_request("**/stream/?*") as asked:
+        page.goto(f"{site.url}/page/")
+    assert len(site.stream().task_ids) == 100
+    assert len(asked.value.url.removeprefix(site.url)) < 4_094 - 500
+
+
 def test_a_bar_moves_and_ends(page: Page, serve: Serve) -> None:
     row = task(status="pending")
     site = serve(row)
