@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+PARALLEL = --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 PAGES = $(shell find templates tasks_app/templates -name '*.html')
 

@@ -160,7 +160,6 @@ Lookalike.__module__ = "django.tasks.base"
         (Add.execute, "Write a class with a method execute(self, progress, …) that calls it."),
         (None, "Give a subclass of BaseTask, or its dotted path."),
     ],
-    ids=str,
 )
 def test_anything_else_is_answered_with_what_to_give(given: Any, remedy: str) -> None:
     with pytest.raises(InvalidTask) as caught:

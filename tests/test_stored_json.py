@@ -141,7 +141,6 @@ def refused(params: type[BaseModel], given: Any) -> dict[str, str]:
         (Any, Text("x")),
         (dict[str, str], {State.OPEN: "x"}),
     ],
-    ids=str,
 )
 def test_an_accepted_value_arrives(kind: Any, value: Any) -> None:
     assert arrives(kind, value) == create_model("Given", value=(kind, ...))(value=value).value
@@ -213,7 +212,6 @@ ANNOTATE = "annotate the type of the value, of its items and of its keys"
         (Annotated[int, AfterValidator(lambda number: number + 1)], 1, [ALTERED]),
         (Annotated[list[str], BeforeValidator(str.split)], "a b", [REFUSED, "TypeError"]),
     ],
-    ids=str,
 )
 def test_a_value_that_would_arrive_changed_is_refused(
     kind: Any, value: Any, faults: list[str]
