@@ -189,7 +189,8 @@ class BaseTask:
         try:
             data = dump(model)
             text = check_json(data)
-        except (PydanticSerializationError, ValueError) as error:
+        except (PydanticSerializationError, TypeError, ValueError) as error:
+            # Pydantic raises TypeError for a set of models, which it would dump as a set of dicts.
             raise InvalidParams(cls.__name__, [{"loc": (), "msg": str(error)}]) from error
         if faults := read_back(model, schema, text):
             raise InvalidParams(cls.__name__, faults)

@@ -299,3 +299,11 @@ def test_a_models_instance_is_validated_as_it_is_now() -> None:
 def test_an_instance_keeps_what_its_dump_leaves_out() -> None:
     params = field_of(int, 10, exclude=True)
     assert "remove exclude=True" in refused(params, params(name=3))["name"]
+
+
+def test_a_set_of_models_is_refused_in_words() -> None:
+    class Point(BaseModel, frozen=True):
+        x: int
+
+    errors = refused(create_model("Made", value=(frozenset[Point], ...)), {"value": [{"x": 1}]})
+    assert "unhashable" in errors[""]

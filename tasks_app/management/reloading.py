@@ -45,10 +45,13 @@ def keep_running(say: Callable[[str], None]) -> int:
     environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
     child: subprocess.Popen[bytes] | None = None
     told: list[int] = []
+    unsent: list[int] = []
 
     def hear(number: int) -> None:
         told.append(number)
-        if child is not None:
+        if child is None or child.poll() is not None:
+            unsent.append(number)
+        else:
             child.send_signal(number)
 
     with heard(hear):
@@ -56,6 +59,9 @@ def keep_running(say: Callable[[str], None]) -> int:
             child = subprocess.Popen(  # noqa: S603 - this very command
                 autoreload.get_child_arguments(), env=environment, process_group=0
             )
+            # A signal that came just before there was a child to hear it.
+            while unsent:
+                child.send_signal(unsent.pop(0))
             code = child.wait()
             if told or code == Exit.DONE:
                 return code

@@ -15,6 +15,8 @@ from typing import Any
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.db import connections
 
+from tasks_app.worker.queries import discard
+
 #: What a thread is in while it only waits for an event loop, or for what the loop waits for.
 WAITING = frozenset({"asgiref", "asyncio", "concurrent", "queue", "selectors", "threading"})
 #: The functions that run an event loop until one task of it is done, and where they keep that.
@@ -39,6 +41,7 @@ def context_of_run() -> Iterator[Context]:
     finally:
         executor = SyncToAsync.context_to_thread_executor.pop(sensitive, None)
         if executor is not None:
+            executor.submit(discard).result()
             executor.submit(connections.close_all).result()
             executor.shutdown()
 

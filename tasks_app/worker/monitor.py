@@ -6,10 +6,12 @@ byte of its worker's from stdin once in a while, and learns of its end by the en
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import sys
+import threading
 
 #: How often the worker gives a sign of life, and this process looks, in seconds.
 TICK = 1.0
@@ -41,7 +43,7 @@ def is_stopped(pid: int) -> bool:
         with open(f"/proc/{pid}/stat", "rb") as file:
             state = file.read().rpartition(b")")[2].split()[0]
     except OSError:
-        return False  # It has just ended.
+        return True  # Nothing can be told: it has ended, which `watch` sees, or /proc is missing.
     return state in (b"T", b"t")
 
 
@@ -58,13 +60,19 @@ def watch(worker: int, limit: float, signs: int) -> None:
             return
 
 
+def tell(worker: int, limit: float) -> None:
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        sys.stderr.write(
+            f"Worker {worker}: no Python code has run for {limit:g} s, so some code holds the "
+            f"interpreter's lock. It is ended by SIGABRT, which prints the stacks of its threads.\n"
+        )
+        sys.stderr.flush()
+
+
 def end(worker: int, limit: float, signs: int) -> None:
     """End a worker by SIGABRT, on which its faulthandler tells the stacks; then by SIGKILL."""
-    sys.stderr.write(
-        f"Worker {worker}: no Python code has run for {limit:g} s, so some code holds the "
-        f"interpreter's lock. It is ended by SIGABRT; the stacks of its threads follow.\n"
-    )
-    sys.stderr.flush()
+    # In a thread: nobody may read stderr any more, and the worker is to end all the same.
+    threading.Thread(target=tell, args=[worker, limit], daemon=True).start()
     for tick in range(KILL_TICKS + 1):
         if os.getppid() != worker:
             return

@@ -15,6 +15,7 @@ from tasks_app.exceptions import TaskInterrupted
 from tasks_app.states import Verb
 from tasks_app.worker.asynchronous import context_of_run
 from tasks_app.worker.execution import Outcome, execute, failure, outcome_of
+from tasks_app.worker.queries import discard
 from tasks_app.worker.run import Run
 
 
@@ -133,6 +134,8 @@ def _interruptibly(run: Run) -> Outcome:
 
 def _sweep(*, interrupted: bool = False) -> None:
     """Leave no connection to the next task that is dead, stale or in the middle of something."""
+    if interrupted:
+        discard()
     for connection in connections.all(initialized_only=True):
         if connection.in_atomic_block or interrupted:
             # Once closed in a transaction, a wrapper stays broken: the next task gets a new one.

@@ -81,13 +81,14 @@ connection_created.connect(_note, dispatch_uid="tasks_app.worker.queries")
 def end_left_behind(going_on: Collection[Queries]) -> list[str]:
     """Roll back SQLite transactions that threads of ended tasks hold; return these threads' names.
 
-    Spares runs that go on, whose own limits end them, and the main thread. The connection is
-    closed, so that its thread gets an error instead of believing that it committed.
+    Spares runs that go on, whose own limits end them, and the main thread. A thread that a task
+    started by itself belongs to no run, so it is spared for as long as any run goes on. The
+    connection is closed, so that its thread gets an error instead of believing that it committed.
     """
     names = []
     for connection, owner in _opened():
         raw = connection.connection
-        spared = owner.queries in going_on if owner.queries else False
+        spared = owner.queries in going_on if owner.queries else bool(going_on)
         ours = owner.thread in (threading.main_thread(), threading.current_thread())
         if connection.vendor != "sqlite" or raw is None or spared or ours:
             continue
@@ -98,6 +99,16 @@ def end_left_behind(going_on: Collection[Queries]) -> list[str]:
                 raw.close()
                 names.append(owner.thread.name)
     return names
+
+
+def discard() -> None:
+    """Close this thread's connections to PostgreSQL, and not only hand them back to a pool.
+
+    A pool would lend them to another thread, whose query a late cancellation could hit.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.vendor == "postgresql" and connection.connection is not None:
+            connection.connection.close()
 
 
 def _cancel(raw: Any) -> None:

@@ -35,7 +35,7 @@ LEVELS = {2: logging.INFO, 3: logging.DEBUG}
 REASONS = {
     Exit.REPLACED: "the database file was replaced",
     Exit.UNRELEASED: "the database did not take back its tasks",
-    Exit.RECYCLE: "too many threads are stuck",
+    Exit.RECYCLE: "its process needs to be replaced",
 }
 
 
