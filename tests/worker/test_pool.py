@@ -162,10 +162,11 @@ def test_synchronous_calls_of_asyncio_have_a_thread_for_each_run(
 def test_a_hand_keeps_its_connection_as_long_as_the_site_says(
     delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connections["default"].settings_dict, "CONN_MAX_AGE", None)
     used = []
 
     def use(*_: object) -> None:
+        # Not in the test's own thread, whose connection may be a copy that a worker has made.
+        monkeypatch.setitem(connections["default"].settings_dict, "CONN_MAX_AGE", None)
         connections["default"].ensure_connection()
         used.append(connections["default"])
 
