@@ -101,7 +101,7 @@ def test_who_is_slow_is_sent_what_it_missed_and_no_state_again(ada: User) -> Non
     assert opened(view) == ["task_status"] * 2
     lifecycle.log({first: [LogLine("info", "said")]})
     lifecycle.report({first: TaskProgressUpdate(text="", value=0.5)})
-    assert view.had == until
+    assert view.had.id == until.id  # Others of this cluster may have committed meanwhile.
     missed = parsed(b"".join(view.catch_up(now(), progress=True)))
     assert [event.type for event in missed] == ["task_log", "progress_update"]
     assert not any(view.catch_up(now(), progress=True))
