@@ -143,6 +143,8 @@ def test_sentry_gets_exceptions_and_can_tell_them_apart(sentry: Kept) -> None:
 def test_mails_to_admins_have_frames_and_one_subject_for_each_error(settings: Any) -> None:
     ada = "ada@example.com"
     settings.ADMINS = [ada if django.VERSION >= (6,) else ("Ada", ada)]
+    # Django 6.1 warns where its setting for mail is missing.
+    settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
     handler = configured("AdminEmailHandler")["TaskMails"]()
     handler.setLevel(logging.ERROR)
     logger = logging.getLogger("tasks_app")
