@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
@@ -23,6 +23,7 @@ from tasks_app.conf import task_settings
 from tasks_app.models import Task, Worker, aware
 from tasks_app.states import EventType
 from tasks_app.statistics import Presence
+from tasks_app.templatetags.tasks import streams_url
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -81,7 +82,9 @@ class OverviewViews(Base):
                 "may_start": bool(startable_by(request.user)),
                 "live": live(
                     reverse("admin:tasks_app_task_overview_part", current_app=self.admin_site.name),
-                    stream_url=stream_url(EventType.STATUS, EventType.PROGRESS, EventType.LOG),
+                    stream_url=stream_url(
+                        request, EventType.STATUS, EventType.PROGRESS, EventType.LOG
+                    ),
                 ),
             }
         return TemplateResponse(request, f"admin/tasks_app/overview/{part}.html", context)
@@ -125,14 +128,12 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
     }
 
 
-def stream_url(*unused: EventType) -> str:
+def stream_url(request: HttpRequest, *unused: EventType) -> str:
     """Return where all tasks are streamed, without results and without `unused` events.
 
-    Empty if the site does not include `tasks_app.urls`.
+    Empty where a page has no stream to open.
     """
+    address = streams_url(request)
     events = ",".join(event for event in EventType.values if event not in unused)
     query = urlencode({"all": 1, "events": events, "results": 0}, safe=",")
-    try:
-        return f"{reverse('tasks_app:streams')}?{query}"
-    except NoReverseMatch:
-        return ""
+    return f"{address}?{query}" if address else ""

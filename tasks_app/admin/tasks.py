@@ -103,7 +103,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Co
         words = {key: str(word) for key, word in WORDS.items()}
         live = {
             "live_url": reverse("admin:tasks_app_task_live", current_app=self.admin_site.name),
-            "stream_url": stream_url(EventType.LOG),
+            "stream_url": stream_url(request, EventType.LOG),
             "keepalive": task_settings().stream_keepalive_seconds,
             "words": json.dumps(words),
         }

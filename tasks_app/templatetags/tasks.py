@@ -316,13 +316,20 @@ def page_assets(context: Context) -> dict[str, Any]:
     return {
         "nonce": nonce(context),
         "live": _is_live(),
-        # Under WSGI there are none, and the script asks for the status instead.
-        "streams_url": "" if isinstance(request, WSGIRequest) else _url("streams"),
+        "streams_url": streams_url(request),
         "statuses_url": _url("statuses"),
         "max_tasks": task_settings().stream_max_tasks,
         "keepalive": task_settings().stream_keepalive_seconds,
         "words": json.dumps({key: str(word) for key, word in WORDS.items()}),
     }
+
+
+def streams_url(request: HttpRequest | None) -> str:
+    """Return where a page opens its stream.
+
+    Empty if there are none, so that the page polls: under WSGI, and without `tasks_app.urls`.
+    """
+    return "" if isinstance(request, WSGIRequest) else _url("streams") or ""
 
 
 def _is_live() -> bool:

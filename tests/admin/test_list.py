@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.db import connection
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
@@ -36,6 +37,7 @@ from .conftest import Login
 pytestmark = pytest.mark.django_db
 
 LIST = reverse("admin:tasks_app_task_changelist")
+OVERVIEW = reverse("admin:tasks_app_task_overview")
 LIVE = reverse("admin:tasks_app_task_live")
 EVIL = "<script>alert(1)</script>"
 
@@ -538,7 +540,16 @@ def test_without_our_urls_the_list_is_polled(admin_client: Client) -> None:
     assert 'data-stream-url=""' in page
 
 
-def test_with_them_it_is_streamed(admin_client: Client) -> None:
-    page = admin_client.get(LIST).content.decode()
-    assert 'data-stream-url="/tasks/stream/?all=1&amp;events=task_status,' in page
-    assert "task_log" not in page
+@pytest.mark.parametrize(
+    ("url", "first"), [(LIST, "task_status"), (OVERVIEW, "task_queued")], ids=["list", "overview"]
+)
+def test_it_is_streamed_by_asgi_and_polled_by_wsgi(
+    admin_client: Client, admin_user: User, url: str, first: str
+) -> None:
+    """Under WSGI each try would be a 501, and a line in the terminal."""
+    client = AsyncClient()
+    client.force_login(admin_user)
+    streamed = async_to_sync(client.get)(url).content.decode()
+    assert f'data-stream-url="/tasks/stream/?all=1&amp;events={first},' in streamed
+    assert "task_log" not in streamed
+    assert 'data-stream-url=""' in admin_client.get(url).content.decode()
