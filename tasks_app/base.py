@@ -18,6 +18,7 @@ from tasks_app.declaration import (
     check_errors,
     check_execute,
     check_names,
+    check_values,
     hints_of,
     model_from_signature,
 )
@@ -117,7 +118,9 @@ class BaseTask:
         super().__init_subclass__(**kwargs)
         declared = cls.__dict__
         names = {"execute": FunctionType} if cls.execute is BaseTask.execute else {}
-        check_names(cls.__name__, declared, _OPTIONS | names)
+        for base in filter(cls._is_own, cls.__mro__):
+            check_names(cls.__name__, vars(base), _OPTIONS | names)
+            check_values(cls.__name__, vars(base), _OPTIONS)
         for option in _OF_ERRORS & declared.keys():
             check_errors(cls.__name__, option, declared[option])
         if "execute" in declared:
@@ -125,6 +128,12 @@ class BaseTask:
         # Of its own name: what a parent is called, its children are not.
         if "verbose_name" not in declared:
             cls.verbose_name = camel_case_to_spaces(cls.__name__).capitalize()
+
+    @classmethod
+    def _is_own(cls, base: type) -> bool:
+        """Whether it is the class itself or a mixin of the same package, which can be renamed."""
+        package = base.__module__.partition(".")[0] == cls.__module__.partition(".")[0]
+        return base is cls or (package and not issubclass(base, BaseTask))
 
     @classmethod
     def name(cls) -> str:

@@ -36,6 +36,17 @@ def check_names(owner: str, namespace: Mapping[str, Any], options: Mapping[str, 
                 )
 
 
+def check_values(owner: str, namespace: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise InvalidTask for a value that would silently mean something else, such as "no"."""
+    for name in options.keys() & namespace.keys():
+        value = namespace[name]
+        if options[name] is bool and not isinstance(value, bool):
+            raise InvalidTask(f"{owner}.{name} must be True or False, not {value!r}.")
+    model = namespace.get("Params")
+    if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise InvalidTask(f"{owner}.Params must be a Pydantic model, not {model!r}.")
+
+
 def check_errors(owner: str, option: str, kinds: Any) -> None:
     """Raise InvalidTask unless these are exception classes."""
     alone = kinds if isinstance(kinds, tuple) else (kinds,)
@@ -52,6 +63,10 @@ def check_execute(owner: str, execute: Any) -> None:
         raise InvalidTask(
             f"{owner}.execute must be a plain method: execute(self, progress, …), "
             f"not a {type(execute).__name__}."
+        )
+    if not (callable(execute) or hasattr(execute, "__get__")):
+        raise InvalidTask(
+            f"{owner}.execute must be a method: execute(self, progress, …), not {execute!r}."
         )
     if inspect.iscoroutinefunction(execute):
         raise InvalidTask(

@@ -48,6 +48,30 @@ def test_a_misspelled_option_is_refused(name: str, value: Any, meant: str) -> No
     )
 
 
+def test_a_misspelled_option_of_a_mixin_is_refused() -> None:
+    class Patient:
+        max_attempt = 3
+
+    with pytest.raises(InvalidTask, match="Made has no option 'max_attempt'"):
+        type("Made", (Patient, BaseTask), {})
+    Patient.__module__ = "somebody_elses"
+    type("Made", (Patient, BaseTask), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("startable", "no", "True or False"),
+        ("interruptible", None, "True or False"),
+        ("restart_on_shutdown", 0, "True or False"),
+        ("Params", dict, "a Pydantic model"),
+        ("execute", 5, "a method: execute(self, progress, …)"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(name: str, value: Any, rule: str) -> None:
+    assert refused(**{name: value}) == f"Made.{name} must be {rule}, not {value!r}."
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
