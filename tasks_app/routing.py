@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
 from typing import Any
 
 from channels.generic.http import AsyncHttpConsumer
@@ -11,8 +10,7 @@ from django.conf import settings
 from django.urls import Resolver404, resolve
 from django.utils import translation
 
-from tasks_app.streaming.endpoint import MEDIA_TYPE
-from tasks_app.streaming.handoff import KEY, ASGIApp, Handoff, OpenStream
+from tasks_app.streaming.handoff import KEY, ASGIApp, Handoff, OpenStream, is_stream
 from tasks_app.streaming.serving import server
 
 #: What described the empty response that a stream takes the place of.
@@ -43,7 +41,8 @@ async def _serve(application: ASGIApp, scope: Any, requests: _Requests, send: An
 
     async def site_sends(message: Any) -> None:
         nonlocal headers
-        if message["type"] == "http.response.start" and _hands_over(handoff, message):
+        begins = message["type"] == "http.response.start"
+        if begins and handoff.stream is not None and is_stream(message):
             headers = message["headers"]
         elif headers is None:
             await send(message)
@@ -57,16 +56,6 @@ async def _serve(application: ASGIApp, scope: Any, requests: _Requests, send: An
         await requests.close()
         if handoff.stream is not None:
             await handoff.stream.aclose()
-
-
-def _hands_over(handoff: Handoff, start: Any) -> bool:
-    """Whether a response is the view's own, and not one that middleware put in its place."""
-    if handoff.stream is None or start["status"] != HTTPStatus.OK:
-        return False
-    return any(
-        name.lower() == b"content-type" and value.startswith(MEDIA_TYPE.encode())
-        for name, value in start["headers"]
-    )
 
 
 class TaskStreamConsumer(AsyncHttpConsumer):

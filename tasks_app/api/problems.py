@@ -41,7 +41,7 @@ from tasks_app.models import Task
 from tasks_app.permissions import told_of_conflict
 from tasks_app.schemas import printable
 from tasks_app.states import Status
-from tasks_app.streaming.endpoint import AWAY, AWAY_SECONDS
+from tasks_app.streaming.endpoint import AWAY, AWAY_SECONDS, note_away
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
@@ -135,15 +135,8 @@ def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
     response = Problem(
         HTTPStatus.SERVICE_UNAVAILABLE, AWAY, headers={"Retry-After": str(AWAY_SECONDS)}
     ).response(request)
-    # In place of Django's own line, which would not say why.
-    log_response(
-        "No answer: the database does not answer (%s): %s",
-        str(error).strip(),
-        request.path,
-        response=response,
-        request=request,
-        level="warning",
-    )
+    message = "No answer: the database does not answer (%s): %s"
+    note_away(request, response, message, str(error), request.path, logger=logger)
     return response
 
 

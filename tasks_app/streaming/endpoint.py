@@ -25,7 +25,7 @@ from tasks_app.conf import task_settings
 from tasks_app.streaming import origins
 from tasks_app.streaming.channels import BadRequest, Wanted, readable, requested
 from tasks_app.streaming.cursor import Cursor
-from tasks_app.streaming.handoff import Handoff, OpenStream
+from tasks_app.streaming.handoff import MEDIA_TYPE, Handoff, OpenStream
 from tasks_app.streaming.relay import relay
 from tasks_app.streaming.serving import server
 from tasks_app.streaming.sessions import read_only
@@ -34,7 +34,6 @@ from tasks_app.streaming.viewer import Viewer
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User
-from tasks_app.schemas import escaped
 
 logger = logging.getLogger("tasks_app.relay")
 
@@ -57,7 +56,6 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 #: How many streams each user has open in this process.
 _open: Counter[Any] = Counter()
 
-MEDIA_TYPE = "text/event-stream"
 #: Nobody may keep a stream, nor change it on the way. The site's own caches heed `private`.
 HEADERS = {
     "Cache-Control": "no-cache, no-store, no-transform, private",
@@ -95,15 +93,32 @@ def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
         content_type="text/plain; charset=utf-8",
         headers=headers,
     )
+    note_away(request, response, "No stream: the database does not answer (%s)", str(error))
+    return response
+
+
+def note_away(
+    request: HttpRequest,
+    response: HttpResponse,
+    message: str,
+    *args: str,
+    logger: logging.Logger = logger,
+) -> None:
+    """Note that the database did not answer: for `ask_again`, and in the log, in place of Django's.
+
+    A re-check is no line of the log: each open stream repeats it for as long as the trouble lasts.
+    """
+    handoff = Handoff.of(request)
+    if handoff is not None:
+        handoff.database_away = True
     log_response(
-        "No stream: the database does not answer (%s)",
-        escaped(str(error).strip()),
+        message,
+        *map(str.strip, args),
         request=request,
         response=response,
         logger=logger,
-        level="warning",
+        level="debug" if handoff is not None and handoff.asking else "warning",
     )
-    return response
 
 
 def stream_view(view: StreamView, unavailable: Unavailable = unavailable) -> StreamView:
@@ -129,8 +144,6 @@ def stream_view(view: StreamView, unavailable: Unavailable = unavailable) -> Str
                 if isinstance(request, ASGIRequest):
                     # Not only when the request ends: the next one opens a connection of its own.
                     await sync_to_async(close_old_connections)()
-            if handoff := Handoff.of(request):
-                handoff.unavailable = response.status_code == HTTPStatus.SERVICE_UNAVAILABLE
         origins.allow(request, response)
         return response
 

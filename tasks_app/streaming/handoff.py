@@ -20,6 +20,8 @@ ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 KEY = "tasks_app.handoff"
 
+MEDIA_TYPE = "text/event-stream"
+
 
 class Handoff:
     """What the view of a stream leaves beside its response, for `with_task_streams` to find.
@@ -33,8 +35,8 @@ class Handoff:
         self.asking = asking
         self.stream: OpenStream | None = None
         self.allowed: set[str] = set()
-        #: Whether the view could not tell, because the database did not answer.
-        self.unavailable = False
+        #: Whether the view could not decide, because the database did not answer.
+        self.database_away = False
 
     @classmethod
     def of(cls, request: HttpRequest) -> Handoff | None:
@@ -78,10 +80,11 @@ async def ask_again(site: ASGIApp | None, scope: Mapping[str, Any]) -> set[str]:
     """Return which channels the sender of a request may read now, if any.
 
     Sends the site the same request again, without a client, so that all of its middleware decides
-    anew. Raises OperationalError if the database does not answer.
+    anew. Any answer but the view's own grants nothing, a maintenance page too. Raises
+    OperationalError if the view found that the database does not answer.
     """
     handoff = Handoff(site or await _own_site(), asking=True)
-    status = 0
+    granted = False
     unread = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive() -> Any:
@@ -89,13 +92,25 @@ async def ask_again(site: ASGIApp | None, scope: Mapping[str, Any]) -> set[str]:
         return next(unread, None) or await asyncio.Future()
 
     async def send(message: Any) -> None:
-        nonlocal status
-        status = message.get("status", status)
+        nonlocal granted
+        if message["type"] == "http.response.start":
+            granted = is_stream(message)
 
     await handoff.site({**scope, KEY: handoff}, receive, send)
-    if handoff.unavailable:
+    if handoff.database_away:
         raise OperationalError("The database does not answer who may still read a stream.")
-    return handoff.allowed if status == HTTPStatus.OK else set()
+    return handoff.allowed if granted else set()
+
+
+def is_stream(start: Mapping[str, Any]) -> bool:
+    """Whether a response is a view's stream, and not what middleware answered in its place.
+
+    Middleware may answer 200 as well, with a log-in page or terms to agree to.
+    """
+    return start["status"] == HTTPStatus.OK and any(
+        name.lower() == b"content-type" and value.startswith(MEDIA_TYPE.encode())
+        for name, value in start["headers"]
+    )
 
 
 async def _own_site() -> ASGIApp:

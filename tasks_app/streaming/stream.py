@@ -32,7 +32,8 @@ from tasks_app.streaming.viewer import Viewer
 
 #: The most states that a stream of an owner, or of all, opens with: the newest unfinished.
 OPENING_TASKS = 100
-#: How often an open stream asks whether its viewer may still read it.
+#: How often an open stream asks whether its viewer may still read it. Where the database does not
+#: answer that, it asks again after TROUBLE_SECONDS.
 RECHECK_SECONDS = 60.0
 #: What is raised where the database does not answer.
 AWAY = (OperationalError, InterfaceError)
@@ -327,21 +328,24 @@ async def _events(
         recheck_at = time.monotonic() + RECHECK_SECONDS
         while (missed is not None or not view.ended) and not server.is_closing:
             if time.monotonic() >= recheck_at:
-                recheck_at = time.monotonic() + RECHECK_SECONDS
-                # Where the database is away, there is nothing to be read either.
-                with suppress(*AWAY):
+                try:
                     allowed = await viewer.still_reads(view.channels)
-                    if not allowed:
-                        break
-                    view.narrow(allowed)
+                except AWAY:
+                    # Send no event before a re-check succeeds. Until then the listener keeps
+                    # events, or overflows, and the database tells what was lost.
+                    yield wire.KEEP_ALIVE
+                    await _trouble()
+                    continue
+                if not allowed:
+                    break
+                view.narrow(allowed)
+                recheck_at = time.monotonic() + RECHECK_SECONDS
             if missed is not None:
                 try:
                     piece = await database_sync_to_async(next)(missed, None)
                 except AWAY:
                     yield wire.KEEP_ALIVE
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(TROUBLE_SECONDS):
-                            await asyncio.Event().wait()
+                    await _trouble()
                     missed = view.catch_up(relay.cursor, progress=True)
                     continue
                 if piece is None:
@@ -349,8 +353,10 @@ async def _events(
                 else:
                     yield piece
                 continue
+            keepalive = task_settings().stream_keepalive_seconds
             try:
-                async with asyncio.timeout(task_settings().stream_keepalive_seconds):
+                # An event that comes after a re-check is due must not overtake it.
+                async with asyncio.timeout(min(keepalive, recheck_at - time.monotonic())):
                     await listener.aevent.wait()
             except TimeoutError:
                 yield wire.KEEP_ALIVE
@@ -368,6 +374,13 @@ async def _events(
         # The clients of a server that shuts down come back to the next one.
         if not server.is_closing:
             yield wire.STREAM_END
+
+
+async def _trouble() -> None:
+    """Wait before asking again a database that did not answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TROUBLE_SECONDS):
+            await asyncio.Event().wait()
 
 
 def _take(listener: Listener) -> tuple[list[wire.Fact | wire.Report], bool, Any]:

@@ -39,7 +39,6 @@ from tasks_app.streaming.pages import PAGE_BYTES
 from tasks_app.streaming.stream import View
 from tasks_app.streaming.viewer import Viewer
 from tests.rows import claimed, enqueued, saved, worker
-from tests.streaming import watching as watching_module
 from tests.streaming.watching import Watching, opening_of, parsed
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -403,11 +402,73 @@ def overflown() -> bool:
 
 
 @pytest.mark.usefixtures("often")
-def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither when it asks who may read, nor when it tells a slow viewer what it missed."""
+@pytest.mark.parametrize("lines", [5, 30], ids=["kept", "overflow"])
+@pytest.mark.parametrize("may_read", [True, False])
+def test_no_event_is_sent_before_a_re_check_that_is_due(
+    ada: User, monkeypatch: pytest.MonkeyPatch, lines: int, may_read: bool
+) -> None:
+    """While the site cannot decide, its streams say only that they are alive, and miss nothing."""
     task, claim = claimed(owner=ada)
-    away = 3
-    real_readable, real_replay = watching_module.readable, View._replay
+    channel = task_channel(task.pk)
+    decides, asked = asyncio.Event(), 0
+
+    async def ask() -> set[str]:
+        nonlocal asked
+        asked += 1
+        if not decides.is_set():
+            raise OperationalError("the server went away")
+        return {channel} if may_read else set()
+
+    def held() -> bool:
+        """Whether something waits for the viewer."""
+        manager = get_listener_manager()
+        with manager.lock:
+            [listener] = manager.listeners_by_channel[channel]
+            return (
+                listener.overflow
+                if lines > 10
+                else len(listener.channel_items.get(channel, [])) > lines
+            )
+
+    async def watch() -> list[str]:
+        async with Watching(Viewer(ada, ask), {channel}) as watching:
+            while not asked:
+                await watching.next()
+            monkeypatch.setattr(stream_module, "TROUBLE_SECONDS", 0.01)
+            said = {claim: [LogLine("info", str(number)) for number in range(lines)]}
+            await database_sync_to_async(lifecycle.log)(said)
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            async with asyncio.timeout(20):
+                while not held():
+                    await asyncio.sleep(0.01)
+            for _ in range(3):
+                assert await watching.next() == []
+            decides.set()
+            await watching.finish()
+            return watching.types
+
+    told = ["task_log"] * lines + ["task_completed"] if may_read else []
+    assert async_to_sync(watch)() == ["task_status", *told]
+
+
+def test_a_re_check_waits_for_no_sign_of_life(
+    ada: User, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    monkeypatch.setattr(stream_module, "RECHECK_SECONDS", 0.05)
+    settings.TASK_STREAM_KEEPALIVE_SECONDS = 3600
+
+    def leave() -> None:
+        User.objects.filter(pk=ada.pk).update(is_active=False)
+
+    assert finish(ada, owner_channel(ada.pk), leave) == []
+
+
+@pytest.mark.usefixtures("often")
+def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a viewer miss an event by it: a slow one is told what the listener did not keep."""
+    task, claim = claimed(owner=ada)
+    away = 0
+    real_replay = View._replay
 
     def ask(do: Any) -> Any:
         def asked(*args: Any) -> Any:
@@ -422,10 +483,6 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
     async def watch() -> list[str]:
         nonlocal away
         async with Watching(ada, {task_channel(task.pk)}) as watching:
-            monkeypatch.setattr(watching_module, "readable", ask(real_readable))
-            while away >= 0:
-                await watching.next()
-            monkeypatch.setattr(stream_module, "TROUBLE_SECONDS", 0.01)
             monkeypatch.setattr(View, "_replay", ask(real_replay))
             away = 3
             # More at once than a listener keeps.
