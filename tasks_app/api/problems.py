@@ -184,14 +184,16 @@ def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
     def unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
         # As Django does for a view of its own: whoever reports errors hears of this one.
         got_request_exception.send(sender=None, request=request)
-        logger.error(
+        detail = "Something went wrong here, and was logged. Ask again later."
+        response = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail).response(request)
+        log_response(
             "Internal Server Error: %s",
             request.path,
-            exc_info=error,
-            extra={"status_code": 500, "request": request},
+            response=response,
+            request=request,
+            exception=error,
         )
-        detail = "Something went wrong here, and was logged. Ask again later."
-        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail).response(request)
+        return response
 
     handlers: dict[type[Exception], Any] = {
         HttpError: http_error,

@@ -20,6 +20,7 @@ from ninja.errors import HttpError
 
 from tasks_app.api.bodies import read
 from tasks_app.api.problems import Problem
+from tasks_app.api.urls import api
 from tasks_app.models import Task
 from tasks_app.service import TaskService
 from tests.api.asking import API, GREET, client_of, problem, someone, start
@@ -338,6 +339,17 @@ def test_a_database_that_is_away_is_told(
     assert problem(response, 503) == {"detail": "The database does not answer. Ask again later."}
     [record] = [record for record in caplog.records if record.levelname != "DEBUG"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), OperationalError("a\nb")])
+def test_a_path_forges_no_line_of_the_log(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A site may put a part of its own before the API's, which may contain any character."""
+    api.on_exception(RequestFactory().get("/x%0AERROR forged/api/tasks/"), error)
+    [record] = caplog.records
+    assert record.getMessage().endswith(r": /x\nERROR forged/api/tasks/")
+    assert "\n" not in record.getMessage()
 
 
 @pytest.mark.parametrize(
