@@ -9,13 +9,13 @@ from tasks_app.conf import task_settings
 
 
 def backoff(attempt: int) -> timedelta:
-    """Return the wait after an attempt, numbered from 1.
+    """Return the wait after this attempt. The first attempt is number 1.
 
-    It doubles with each attempt, up to a cap, and is drawn from its upper half, so that what failed
-    together does not return together.
+    The wait doubles with each attempt, up to a cap. A random value between half of it and all of it
+    is returned, so that tasks that failed together are not retried together.
     """
     conf = task_settings()
-    # An exponent past 64 is over any cap; without the bound it overflows a float.
+    # An exponent above 64 exceeds any cap. Without this bound, it would overflow a float.
     wait = min(
         conf.retry_backoff_seconds * 2.0 ** min(attempt - 1, 64), conf.retry_backoff_max_seconds
     )

@@ -1,4 +1,4 @@
-"""What task authors write against."""
+"""The base class of tasks, for their authors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["BaseTask", "ProgressHandle", "resolve"]
 
 
 class Unset:
-    """Marks an option that was not given, where None has a meaning of its own."""
+    """Marks an option that was not given, because None is a valid value."""
 
     def __repr__(self) -> str:
         return "UNSET"
@@ -42,50 +42,51 @@ UNSET = Unset()
 
 
 class BaseTask:
-    """A unit of background work. Subclass it, write `execute`, start it by `task_service`.
+    """A unit of background work. Subclass it, write `execute`, and start it by `task_service`.
 
-    Parameters are what `execute` takes after `progress`: its annotations are made into a Pydantic
-    model, or name one of your own in `Params`. The same goes for the result: the return
-    annotation, or `Result`. A worker imports the class by its dotted path, so it must stand at the
-    top level of a module, and makes a new instance for each attempt.
+    The parameters are the arguments of `execute` after `progress`. Their annotations become a
+    Pydantic model; or set `Params` to a model of your own. The same holds for the result: use the
+    return annotation, or `Result`. A worker imports the class by its dotted path, so it must be at
+    the top level of a module. The worker creates a new instance for each attempt.
     """
 
-    #: The parameters, where a signature cannot say it all.
+    #: The parameters, if a signature cannot express them.
     Params: ClassVar[type[BaseModel] | None] = None
     #: The result: a Pydantic model or any other type Pydantic can validate.
     Result: ClassVar[Any] = None
 
-    #: What people read; made from the class name when unset.
+    #: The name that people read. Without one, it is made from the class name.
     verbose_name: ClassVar[str] = ""
-    #: What the owner reads when a run fails, unless the error has words of its own for them. The
-    #: error's type, message and traceback are for staff.
+    #: The message for the owner when a run fails, unless the error has its own. The error's type,
+    #: message and traceback are for staff.
     public_error: ClassVar[str] = ""
     queue: ClassVar[str] = "default"
     #: Higher runs first.
     priority: ClassVar[int] = 0
-    #: Seconds an attempt may run: TASK_TIMEOUT_SECONDS when unset, without limit when None.
+    #: Seconds an attempt may run. Default: TASK_TIMEOUT_SECONDS. None means no limit.
     timeout: ClassVar[float | Unset | None] = UNSET
-    #: How often it may be begun. Above 1 it must be safe to run again after half a run.
+    #: How many attempts the task has. If more than 1, running it again after half a run must be
+    #: safe.
     max_attempts: ClassVar[int] = 1
-    #: After which errors another attempt follows, where there is one left. TaskTimedOut is none of
-    #: them unless it is named, and wrong parameters and results never are.
+    #: Errors after which another attempt follows, if one is left. TaskTimedOut is included only if
+    #: it is named. Invalid parameters and results are never included.
     retry_on: ClassVar[tuple[type[BaseException], ...]] = (Exception,)
-    #: After which of them none does.
+    #: Exceptions to `retry_on`: no attempt follows these errors.
     no_retry_on: ClassVar[tuple[type[BaseException], ...]] = ()
-    #: Whether an exception may be raised anywhere in its code, where it was told to stop and does
-    #: not call in. Off: such a run is given up instead, and its thread with it.
+    #: Whether an exception may be raised anywhere in its code, if it was asked to stop and makes no
+    #: progress call. If False, such a run is abandoned, and its thread with it.
     interruptible: ClassVar[bool] = True
-    #: Whether it may be started over HTTP, from the admin and the API, and the permission to do so.
+    #: Whether it may be started over HTTP, from the admin and the API; and the permission for that.
     startable: ClassVar[bool] = False
     start_permission: ClassVar[str] = "tasks_app.start_task"
-    #: What becomes of a run that a worker's shutdown cuts short: released, to begin anew on another
-    #: worker, or failed where half a run followed by a whole one would do harm.
+    #: If True, a run that a worker's shutdown cuts short is released and starts again on another
+    #: worker. If False, it fails: choose this if half a run followed by a whole one does harm.
     restart_on_shutdown: ClassVar[bool] = True
 
     _progress: ProgressHandle | None = None
 
     if TYPE_CHECKING:
-        # Every task has parameters of its own, which a checker would take for a wrong override.
+        # Each task has its own parameters, which a type checker would report as a wrong override.
         execute: Callable[..., Any]
     else:
 
@@ -95,7 +96,7 @@ class BaseTask:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether this run must stop: cancelled, out of time, or taken by another worker."""
+        """Whether this run must stop: cancelled, timed out, or taken by another worker."""
         return self._progress is not None and self._progress.is_cancelled
 
     def run(self, progress: ProgressHandle, params: Mapping[str, Any]) -> Any:
@@ -105,10 +106,10 @@ class BaseTask:
         """
         self._progress = progress
         try:
-            # As JSON, which the row holds: a strict model takes a date from it, not from a str.
+            # Validate JSON, as the row holds it: a strict model takes a date from JSON only.
             model = self.params_model().model_validate_json(json.dumps(params))
         except ValidationError as error:
-            # Without its cause, which quotes what was given: secrets, too.
+            # Drop the cause, which quotes the values: they may be secret.
             raise InvalidParams(type(self).__name__, error.errors()) from None
         arguments = {name: getattr(model, name) for name in type(model).model_fields}
         arguments |= model.model_extra or {}
@@ -125,7 +126,7 @@ class BaseTask:
             check_errors(cls.__name__, option, declared[option])
         if "execute" in declared:
             check_execute(cls.__name__, declared["execute"])
-        # Of its own name: what a parent is called, its children are not.
+        # Not inherited: a child does not get its parent's name.
         if "verbose_name" not in declared:
             cls.verbose_name = camel_case_to_spaces(cls.__name__).capitalize()
 
@@ -137,15 +138,15 @@ class BaseTask:
 
     @classmethod
     def name(cls) -> str:
-        """The dotted path by which a worker finds the class.
+        """Return the dotted path by which a worker finds the class.
 
-        Raises InvalidTask where there is none: a class of a script, or inside a function or another
-        class; and for one longer than the column that holds it.
+        Raises InvalidTask if there is none, because the class is in a script, a function or another
+        class, or if the path is longer than its column.
         """
         if cls.__module__ == "__main__":
             raise InvalidTask(
-                f"{cls.__qualname__} is in the script that is running (__main__), which is another "
-                f"one in a worker. Move it to a module that a worker can import."
+                f"{cls.__qualname__} is in the script that is running (__main__), which is a "
+                f"different one in a worker. Move it to a module that a worker can import."
             )
         if "." in cls.__qualname__:
             raise InvalidTask(
@@ -155,7 +156,7 @@ class BaseTask:
         name = f"{cls.__module__}.{cls.__qualname__}"
         if len(name) > NAME_MAX:
             raise InvalidTask(
-                f"{name} has {len(name)} characters, and a task's dotted path may have {NAME_MAX}. "
+                f"{name} has {len(name)} characters; a task's dotted path has at most {NAME_MAX}. "
                 f"Rename it, or move it to a module with a shorter path."
             )
         return name
@@ -163,7 +164,7 @@ class BaseTask:
     @classmethod
     @cache
     def params_model(cls) -> type[BaseModel]:
-        """The Pydantic model of the parameters. Raises InvalidTask if it cannot be built."""
+        """Return the Pydantic model of the parameters. Raises InvalidTask if it cannot be built."""
         with buildable(f"The parameters of {cls.__name__}"):
             if cls.execute is BaseTask.execute:
                 return cls.Params or create_model(
@@ -171,13 +172,13 @@ class BaseTask:
                 )
             if cls.Params is None:
                 return model_from_signature(cls.__name__, cls.execute)
-            cls.Params.model_rebuild()  # Does nothing, unless the model still waits for a type.
+            cls.Params.model_rebuild()  # Does nothing unless the model still lacks a type.
             return cls.Params
 
     @classmethod
     @cache
     def result_type(cls) -> TypeAdapter[Any]:
-        """What validates the result. Raises InvalidTask if it cannot be built."""
+        """Return the validator of the result. Raises InvalidTask if it cannot be built."""
         with buildable(f"The result of {cls.__name__}"):
             if cls.Result is not None:
                 return TypeAdapter(cls.Result)
@@ -185,10 +186,10 @@ class BaseTask:
 
     @classmethod
     def validate_params(cls, params: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
-        """Return the parameters as the JSON-able data that the row keeps.
+        """Return the parameters as the JSON data that the row keeps.
 
-        Secrets are revealed: the worker needs them. Raises InvalidParams, naming each field that is
-        wrong, or that the worker would not read as it was given.
+        Secrets are revealed, because the worker needs them. Raises InvalidParams with each field
+        that is invalid, or that the worker would read back as something else.
         """
         schema = cls.params_model()
         try:
@@ -199,7 +200,7 @@ class BaseTask:
             data = dump(model)
             text = check_json(data)
         except (PydanticSerializationError, TypeError, ValueError) as error:
-            # Pydantic raises TypeError for a set of models, which it would dump as a set of dicts.
+            # Pydantic dumps a set of models as a set of dicts, and then raises TypeError.
             raise InvalidParams(cls.__name__, [{"loc": (), "msg": str(error)}]) from error
         if faults := read_back(model, schema, text):
             raise InvalidParams(cls.__name__, faults)
@@ -207,7 +208,7 @@ class BaseTask:
 
     @classmethod
     def validate_result(cls, result: Any) -> Any:
-        """Return the result as JSON-able data. Raises InvalidResult."""
+        """Return the result as JSON data. Raises InvalidResult."""
         try:
             adapter = cls.result_type()
             data = to_jsonable_python(adapter.validate_python(result))
@@ -219,7 +220,7 @@ class BaseTask:
         return data
 
 
-#: The types that the value of an option has.
+#: The allowed types of each option's value.
 _OPTIONS: dict[str, Any] = {
     "verbose_name": str,
     "public_error": str,
@@ -241,43 +242,43 @@ _OF_ERRORS = {"retry_on", "no_retry_on"}
 
 def _model_of(schema: type[BaseModel], params: Mapping[str, Any] | BaseModel) -> BaseModel:
     if isinstance(params, schema):
-        return params  # It may have been changed since it was made: reading it back validates it.
+        return params  # Reading it back validates it, since it may have changed after validation.
     if isinstance(params, BaseModel):
         params = params.model_dump(by_alias=True, round_trip=True)
     return schema.model_validate(params)
 
 
 def resolve(name: str) -> type[BaseTask]:
-    """Import a task class by its dotted path. Raises UnknownTask, saying what was found instead."""
+    """Import a task class by its dotted path. Raises UnknownTask, with what was found instead."""
     try:
         with in_turn(name.rpartition(".")[0]):
             found = import_string(name)
     except (Exception, SystemExit) as error:
-        # Its module may do anything when it is imported, and end a script.
+        # Importing a module runs its code, which may raise anything, also SystemExit.
         raise UnknownTask(name, str(error) or type(error).__name__) from error
     if not (isinstance(found, type) and issubclass(found, BaseTask)):
-        raise UnknownTask(name, f"it is {type(found).__name__!r} and no subclass of BaseTask")
+        raise UnknownTask(name, f"it is a {type(found).__name__!r}, not a subclass of BaseTask")
     return found
 
 
 def task_class(task: object) -> type[BaseTask]:
-    """Return the task class that was given as itself or as its dotted path.
+    """Return the task class, given as a class or as its dotted path.
 
-    Raises UnknownTask for a path that leads to none, and InvalidTask for anything else, saying what
-    to give instead.
+    Raises UnknownTask if the path leads to no task class, and InvalidTask for anything else, with
+    what to give instead.
     """
     if isinstance(task, str):
         return resolve(task)
     if isinstance(task, type) and issubclass(task, BaseTask):
         return task
     if isinstance(task, BaseTask):
-        remedy = f"Give the class, {type(task).__name__}, and its parameters beside it."
+        remedy = f"Give the class {type(task).__name__}, and its parameters separately."
     elif type(task).__module__.partition(".")[0] == "django":
-        remedy = "A task of django.tasks is started by its own enqueue()."
+        remedy = "Start a task of django.tasks by its own enqueue()."
     elif isinstance(task, type):
         remedy = f"Derive {task.__name__} from tasks_app.base.BaseTask."
     elif callable(task):
         remedy = "Write a class with a method execute(self, progress, …) that calls it."
     else:
         remedy = "Give a subclass of BaseTask, or its dotted path."
-    raise InvalidTask(f"{task!r} is no task class. {remedy}")
+    raise InvalidTask(f"{task!r} is not a task class. {remedy}")

@@ -1,4 +1,4 @@
-"""What a worker holds of a task, and what it says of one that failed."""
+"""A worker's claim of a task, and the failure it reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks_app.querysets import TaskQuerySet
 
 
 class Claim(NamedTuple):
-    """The right to write a running task, good for as long as the row bears the token."""
+    """The right to write a running task, valid as long as the row has this token."""
 
     task_id: uuid.UUID
     token: uuid.UUID
@@ -26,17 +26,17 @@ class Failure:
     type: str
     message: str
     traceback: str = ""
-    #: How long the next attempt waits, where the task itself said so.
+    #: How long the next attempt waits, if the task itself said so.
     retry_after: timedelta | None = None
-    #: The task was told to stop, and its thread did not.
+    #: The task was asked to stop, and its thread did not.
     stuck: bool = False
-    #: The exception itself, for the log and for what reports errors from there.
+    #: The exception itself, for the log and for error reporters that read it.
     error: BaseException | None = field(default=None, repr=False, compare=False)
-    #: What the task's owner reads; None for the sentence that suits any task.
+    #: The message for the task's owner; None for the standard one.
     public_error: str | None = None
 
     def fields(self) -> dict[str, Any]:
-        """What the row keeps of it."""
+        """Return the columns of the row."""
         return {
             "error_type": self.type,
             "error_message": self.message,
@@ -46,20 +46,20 @@ class Failure:
         }
 
     def data(self) -> dict[str, Any]:
-        """What the history keeps of it. `TaskEvent.message` says which part of that is whose."""
-        told: dict[str, Any] = {"error": {"type": self.type, "message": self.message}}
-        return told if self.public_error is None else told | {"public_error": self.public_error}
+        """Return the data of the event. `TaskEvent.message` decides who sees which part."""
+        data: dict[str, Any] = {"error": {"type": self.type, "message": self.message}}
+        return data if self.public_error is None else data | {"public_error": self.public_error}
 
 
-#: Up to so many tasks that may start are put in order by themselves.
+#: If at most this many tasks are due, sort only those.
 FEW = 100
 
 
 def ready(now: datetime, queues: list[str]) -> TaskQuerySet:
-    """Waiting tasks that may start, the next one first, however many others are delayed.
+    """Return pending tasks that may start, the next one first, at a cost that ignores delayed ones.
 
-    The index that has their order has the delayed ones too: to find few, or none, all of it would
-    be read. Another one tells at once whether there are few.
+    The index in this order also contains the delayed tasks, so finding few or no due tasks would
+    read all of it. Another index shows quickly whether only few are due.
     """
     tasks = Task.primary.ready(now, queues)
     due = Task.primary.waiting([]).filter(run_after__lte=now).order_by("run_after")
@@ -70,15 +70,15 @@ def ready(now: datetime, queues: list[str]) -> TaskQuerySet:
 
 
 def claim_of(task: Task) -> Claim:
-    """Return the claim that a running row bears."""
+    """Return the claim of a running row."""
     assert task.fencing_token  # noqa: S101 - a running row has one, by constraint
     return Claim(task.pk, task.fencing_token)
 
 
 def worker_lost(task: Task) -> Failure:
-    """Return why a task failed whose lease ran out."""
+    """Return the failure of a task whose lease expired."""
     if task.worker is None:
-        message = "The worker that ran this task is gone, and its record with it."
+        message = "The worker that ran this task is gone, and so is its record."
     else:
         message = (
             f"Worker {task.worker} stopped responding; "

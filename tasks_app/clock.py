@@ -1,4 +1,4 @@
-"""The one clock that every process agrees on, and the moments that a site can show."""
+"""The database's clock, which every process agrees on, and times that any site can show."""
 
 from datetime import datetime
 from typing import cast
@@ -8,15 +8,15 @@ from django.db import connections
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-#: Past these, not every zone of the world can show every moment.
+#: Outside these years, some time zones cannot show some times.
 FIRST_YEAR, LAST_YEAR = 1900, 9998
 
 
 def database_now(using: str) -> datetime:
-    """Return the database's time, as its DateTimeFields do.
+    """Return the database's time, as DateTimeFields return it.
 
-    Leases are compared by it, so that hosts whose clocks are minutes apart agree on when one ran
-    out. SQLite has no clock of its own: its processes share one machine, and so one clock.
+    Leases are compared by this time, so that hosts whose clocks differ agree on when a lease
+    expired. SQLite has no clock of its own: its processes share one machine and its clock.
     """
     connection = connections[using]
     if connection.vendor == "sqlite":
@@ -27,25 +27,25 @@ def database_now(using: str) -> datetime:
         return cast(datetime, cursor.fetchone()[0])
 
 
-def within_the_calendar(moment: datetime) -> datetime:
-    """Return a moment that every zone can show. Raises ValueError for another."""
-    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+def within_the_calendar(time: datetime) -> datetime:
+    """Return the time. Raises ValueError if some time zone cannot show it."""
+    if not FIRST_YEAR <= time.year <= LAST_YEAR:
         raise ValueError(f"must be from the year {FIRST_YEAR} to {LAST_YEAR}")
-    return moment
+    return time
 
 
 def moment_of(text: str) -> datetime | None:
-    """Read a moment as DateTimeFields take it: of the site's zone, where it names none.
+    """Parse a time as DateTimeFields accept it. Without a zone, it is in the site's time zone.
 
-    None for anything else, also for a moment that not every zone can show.
+    Return None if the text is no time, or if some time zone cannot show it.
     """
     try:
-        moment = parse_datetime(text)
-        if moment is None:
+        time = parse_datetime(text)
+        if time is None:
             return None
-        within_the_calendar(moment)
+        within_the_calendar(time)
     except ValueError:
         return None
-    if timezone.is_aware(moment) is settings.USE_TZ:
-        return moment
-    return timezone.make_aware(moment) if settings.USE_TZ else timezone.make_naive(moment)
+    if timezone.is_aware(time) is settings.USE_TZ:
+        return time
+    return timezone.make_aware(time) if settings.USE_TZ else timezone.make_naive(time)

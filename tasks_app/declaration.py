@@ -1,4 +1,4 @@
-"""What a task class declares: options, `execute`, parameters; and what is wrong with that."""
+"""The declaration of a task class: options, `execute`, parameters; and checks of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic.errors import PydanticErrorMixin, PydanticSchemaGenerationError
 
 from tasks_app.exceptions import InvalidTask
 
-#: How alike a name must be to that of an option to be taken for a misspelling of it, from 0 to 1.
+#: How similar a name must be to an option's to count as a misspelling of it, from 0 to 1.
 ALIKE = 0.85
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -22,7 +22,8 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def check_names(owner: str, namespace: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Raise InvalidTask for an attribute that looks like a misspelled option.
 
-    `options` maps each to the types that its value may have: a misspelling has one of them, too.
+    `options` maps each option to the types of its value. Only a value of such a type counts as a
+    misspelling.
     """
     by_lower = {name.lower(): name for name in options}
     for name, value in namespace.items():
@@ -32,7 +33,7 @@ def check_names(owner: str, namespace: Mapping[str, Any], options: Mapping[str, 
             if isinstance(value, options[by_lower[near]]):
                 raise InvalidTask(
                     f"{owner} has no option {name!r}. Did you mean {by_lower[near]!r}? "
-                    f"If it is something else, give it another name, or one that begins with _."
+                    f"If it is something else, rename it, or let its name start with _."
                 )
 
 
@@ -58,7 +59,7 @@ def check_errors(owner: str, option: str, kinds: Any) -> None:
 
 
 def check_execute(owner: str, execute: Any) -> None:
-    """Raise InvalidTask for an `execute` that no thread could call with a progress handle."""
+    """Raise InvalidTask for an `execute` that a thread cannot call with a progress handle."""
     if isinstance(execute, (staticmethod, classmethod)):
         raise InvalidTask(
             f"{owner}.execute must be a plain method: execute(self, progress, …), "
@@ -81,7 +82,7 @@ def check_execute(owner: str, execute: Any) -> None:
 
 
 def _takes_progress(execute: Callable[..., Any]) -> bool:
-    """Whether the first argument after `self` is the progress handle: by its name or its type."""
+    """Return whether the first argument after `self` is the progress handle, by name or type."""
     first, *others = inspect.signature(execute).parameters.values()
     if first.kind in _VARIADIC:
         return True  # A decorator's wrapper; see `model_from_signature`.
@@ -97,10 +98,10 @@ def _takes_progress(execute: Callable[..., Any]) -> bool:
 
 @contextmanager
 def buildable(what: str) -> Iterator[None]:
-    """Raise InvalidTask for whatever goes wrong while a model, a schema or a form is built.
+    """Raise InvalidTask for any error while a model, a schema or a form is built.
 
-    The code of each type takes part in that and may raise anything: Pydantic's EmailStr raises
-    ImportError where email-validator is not installed.
+    Each type's own code takes part and may raise anything: Pydantic's EmailStr raises ImportError
+    if email-validator is not installed.
     """
     try:
         yield
@@ -122,7 +123,7 @@ def hints_of(owner: str, execute: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_fields(owner: str, execute: Callable[..., Any], model: type[BaseModel]) -> None:
-    """Raise InvalidTask where `execute` does not take the fields of a model."""
+    """Raise InvalidTask if `execute` does not take the fields of a model."""
     try:
         inspect.signature(execute).bind(None, None, **dict.fromkeys(model.model_fields))
     except TypeError as error:
@@ -133,7 +134,7 @@ def check_fields(owner: str, execute: Callable[..., Any], model: type[BaseModel]
 
 
 def model_from_signature(owner: str, execute: Callable[..., Any]) -> type[BaseModel]:
-    """Make a model of the parameters that follow progress. Raises InvalidTask."""
+    """Return a model of the parameters that follow progress. Raises InvalidTask."""
     fields: dict[str, Any] = {}
     hints = hints_of(owner, execute)
     for place, parameter in enumerate(inspect.signature(execute).parameters.values()):
@@ -146,14 +147,14 @@ def model_from_signature(owner: str, execute: Callable[..., Any]) -> type[BaseMo
             continue  # self and progress
         if parameter.name.startswith("_"):
             raise InvalidTask(
-                f"{owner}.execute takes {parameter.name}, and Pydantic takes no names with "
-                f"an underscore before them. Rename it."
+                f"{owner}.execute takes {parameter.name}, but Pydantic allows no names that start "
+                f"with an underscore. Rename it."
             )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints.get(parameter.name, Any), default)
     try:
         with warnings.catch_warnings():
-            # A parameter may well be called `copy` or `json`, as methods of a model are.
+            # Pydantic warns of parameters named as its methods are, such as `copy` or `json`.
             warnings.simplefilter("ignore", UserWarning)
             return create_model(f"{owner}Params", __config__=ConfigDict(extra="forbid"), **fields)
     except PydanticSchemaGenerationError as error:

@@ -1,6 +1,6 @@
-"""Every error this app raises, in two trees: what is wrong, and what stops a running task.
+"""Every error this app raises, in two trees: errors, and interruptions of a running task.
 
-A class docstring is its default message.
+A class docstring is the default message of the class.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from tasks_app.states import Status
 
 
-#: The longest that a task may have its next attempt wait: a year, in seconds.
+#: The longest wait a task may ask for before its next attempt, in seconds: one year.
 AFTER_MAX = 365 * 24 * 60 * 60
 
 
 class TaskError(Exception):
-    """Something is wrong with a task."""
+    """A task could not be handled."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or type(self).__doc__)
 
     @property
     def public_error(self) -> str | None:
-        """What the owner of a task reads that fails with this; None for nothing.
+        """The text the owner of the task reads if it fails with this error; None for no text.
 
-        An exception of any class may have one. A task raises TaskError, or a subclass of its own,
-        to fail with words for its owner.
+        Any exception class may define one. A task raises TaskError, or its own subclass of it, to
+        fail with a message for its owner.
         """
         return str(self)
 
 
 class StaffError(TaskError):
-    """Something is wrong that only staff can put right."""
+    """A task could not be handled, and only staff can fix it."""
 
     @property
     def public_error(self) -> None:
@@ -43,21 +43,21 @@ class StaffError(TaskError):
 
 
 def by_field(errors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return faults as Pydantic lists them by field, dotted where it is nested.
+    """Return Pydantic's errors by field, with dots between the names of nested fields.
 
-    What stood in the fields is left out: it may be secret, and others read errors.
+    The values are left out: they may be secret, and other people read errors.
     """
     return {".".join(str(part) for part in error["loc"]): str(error["msg"]) for error in errors}
 
 
-def told(faults: Mapping[str, str], whole: str = "") -> str:
+def joined(faults: Mapping[str, str], whole: str = "") -> str:
     return "; ".join(
         f"{field}: {fault}" if field else f"{whole}{fault}" for field, fault in faults.items()
     )
 
 
 class UnknownTask(StaffError):
-    """There is no task class of this name."""
+    """No task class has this name."""
 
     def __init__(self, name: str, why: str) -> None:
         self.name = name
@@ -69,14 +69,15 @@ class UnknownTask(StaffError):
 
 
 class InvalidTask(StaffError):
-    """A task class is declared in a way that cannot run."""
+    """The task class is declared in a way that cannot run."""
 
 
 class InvalidParams(StaffError):
     """The parameters do not fit the task.
 
-    `errors` maps each field, dotted where it is nested and empty for all of them, to its fault.
-    `faults` are the same as Pydantic lists them, without what stood in the fields.
+    `errors` maps each field to its fault. Names of nested fields have dots between them; the empty
+    name means the parameters as a whole. `faults` lists the same errors as Pydantic does, without
+    the values.
     """
 
     def __init__(self, task_name: str, errors: Iterable[Mapping[str, Any]]) -> None:
@@ -85,18 +86,18 @@ class InvalidParams(StaffError):
             for error in errors
         ]
         self.errors = by_field(self.faults)
-        super().__init__(f"Parameters of {task_name} are wrong: {told(self.errors, 'params: ')}")
+        super().__init__(f"Invalid parameters for {task_name}: {joined(self.errors, 'params: ')}")
 
 
 class InvalidResult(StaffError):
-    """A task returned something else than it declared, or something JSON cannot hold."""
+    """The task returned something other than it declared, or something JSON cannot hold."""
 
     def __init__(self, task_name: str, errors: Iterable[Mapping[str, Any]]) -> None:
-        super().__init__(f"{task_name} returned a wrong result: {told(by_field(errors))}")
+        super().__init__(f"{task_name} returned an invalid result: {joined(by_field(errors))}")
 
 
 class TaskNotFound(StaffError):
-    """There is no such task."""
+    """The task does not exist."""
 
     def __init__(self, task_id: UUID | str) -> None:
         self.task_id = task_id
@@ -104,10 +105,10 @@ class TaskNotFound(StaffError):
 
 
 class DuplicateTask(StaffError):
-    """An unfinished task has this unique key already.
+    """An unfinished task already has this unique key.
 
-    Which one, `task_id` says, for those who may see it; the words do not. None where a key was
-    given twice at once.
+    `task_id` is that task, for users who may see it; the message does not name it. It is None if
+    one call gave the same key twice.
     """
 
     def __init__(self, unique_key: str, task_id: UUID | None = None) -> None:
@@ -118,21 +119,21 @@ class DuplicateTask(StaffError):
             f"Wait for it, cancel it, or use another key."
         )
 
-    #: The same without the key.
+    #: The same message without the key.
     without_key = (
         "Another task with the same unique key has not finished. Wait for it, or cancel it."
     )
 
 
 class IdempotencyKeyReused(StaffError):
-    """The owner started something else by this idempotency key."""
+    """The owner used this idempotency key to start something else."""
 
     def __init__(self, key: str, task_id: UUID) -> None:
         self.key = key
         self.task_id = task_id
         super().__init__(
-            f"The idempotency key {key!r} started task {task_id}, which is another one, or has "
-            f"other parameters. Use a new key for each new start."
+            f"The idempotency key {key!r} was already used to start task {task_id}, with another "
+            f"class or other parameters. Use a new key for each new start."
         )
 
 
@@ -146,7 +147,7 @@ class IllegalTransition(StaffError):
 
 
 class TaskProtected(StaffError):
-    """Other rows of the site refer to the task, and keep it."""
+    """Other rows of the site refer to the task and protect it."""
 
     def __init__(self, task_id: UUID) -> None:
         self.task_id = task_id
@@ -157,28 +158,29 @@ class TaskProtected(StaffError):
 
 
 class AlreadyRetried(IllegalTransition):
-    """The task was started anew already.
+    """The task was already retried.
 
-    As which one, `retried_as` says, for those who may see it; the words do not.
+    `retried_as` is the new task, for users who may see it; the message does not name it.
     """
 
     def __init__(self, task_id: UUID, status: Status, retried_as: UUID) -> None:
         super().__init__(task_id, status, "retried twice")
         self.retried_as = retried_as
-        self.args = (f"Task {task_id} was retried already. Retry its repetition instead.",)
+        self.args = (f"Task {task_id} was already retried. Retry the new task instead.",)
 
 
 class Retry(StaffError):
-    """Raised by a task: this attempt came to nothing, and the next should come after a while.
+    """The attempt failed, and the task asks for another one.
 
-    `after` is in seconds, or a timedelta; left out, the wait grows with each attempt, as after any
-    error. Counts as an attempt: a task that has none left fails with this.
+    A task raises this. `after` is the wait, in seconds or as a timedelta; without it, the wait
+    grows with each attempt, as after any error. The attempt counts: a task that has no attempt left
+    fails with this error.
     """
 
     def __init__(self, message: str | None = None, *, after: float | timedelta | None = None):
-        super().__init__(message or "The task asked to be tried again.")
+        super().__init__(message or "The task asked for another attempt.")
         seconds = after.total_seconds() if isinstance(after, timedelta) else after
-        # Past a year it is a mistake, such as milliseconds; and a date has an end.
+        # More than a year is a mistake, such as milliseconds, and could pass the last date.
         if seconds is not None and not 0 <= seconds <= AFTER_MAX:
             raise ValueError(f"after must be from 0 to {AFTER_MAX} seconds (a year), not {after!r}")
         self.after = None if seconds is None else timedelta(seconds=float(seconds))
@@ -191,8 +193,8 @@ class WorkerLost(StaffError):
 class TaskInterrupted(BaseException):
     """The running task must stop now.
 
-    Derived from BaseException so that `except Exception` in a task does not swallow it.
-    Raised by the task's next progress call; let it pass, or clean up and re-raise.
+    Derives from BaseException, so that `except Exception` in a task does not swallow it. The task's
+    next progress call raises it; let it pass, or clean up and re-raise.
     """
 
     def __init__(self, message: str | None = None) -> None:
@@ -200,11 +202,11 @@ class TaskInterrupted(BaseException):
 
 
 class TaskCancelled(TaskInterrupted):
-    """Somebody asked for this task to be cancelled."""
+    """The task was cancelled."""
 
 
 class TaskTimedOut(TaskInterrupted):
-    """The task ran longer than it may."""
+    """The task ran longer than its timeout."""
 
     @property
     def public_error(self) -> str:
@@ -212,8 +214,8 @@ class TaskTimedOut(TaskInterrupted):
 
 
 class LeaseLost(TaskInterrupted):
-    """The task was taken from this worker, so nothing it does counts any more."""
+    """The task was taken from this worker, so its writes are refused."""
 
 
 class TaskReleased(TaskInterrupted):
-    """The worker shuts down, and another one will run this task from its start."""
+    """The worker is shutting down. Another worker will run this task from the start."""

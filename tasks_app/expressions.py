@@ -1,4 +1,4 @@
-"""What SQL says that Django has no word for."""
+"""SQL expressions that Django does not provide."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from django.db import models
 
 
 class Unindexed(models.Func):
-    """A column, which SQLite must not take for a reason to choose an index by it.
+    """A column that SQLite must not use to choose an index.
 
-    It would read all that is due by one index and sort it, where another has the order asked for.
-    See "The unary + operator" in https://www.sqlite.org/optoverview.html
+    Otherwise SQLite reads all due rows by an index on this column and sorts them, although another
+    index already has the requested order. See "The unary + operator" in
+    https://www.sqlite.org/optoverview.html
     """
 
     template = "%(expressions)s"
@@ -22,7 +23,7 @@ class Unindexed(models.Func):
 
 
 class CurrentTransaction(models.Func):
-    """The id of the running transaction on PostgreSQL; NULL elsewhere, where ids suffice."""
+    """The id of the current transaction on PostgreSQL; NULL elsewhere, where event ids suffice."""
 
     output_field = models.BigIntegerField()
 

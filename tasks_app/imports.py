@@ -1,7 +1,7 @@
-"""Import task modules one at a time, whichever threads ask for them.
+"""Import task modules one at a time, even if several threads ask.
 
-Python lets two threads import modules that import each other, and breaks the deadlock by giving one
-of them an unfinished module. So who imports tasks takes turns.
+If two threads import modules that import each other, Python breaks the deadlock by giving one of
+them an unfinished module. So the threads that import task modules take turns.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from contextlib import contextmanager
 
 logger = logging.getLogger("tasks_app.registry")
 
-#: How long a thread waits for its turn. After that it imports all the same, for an import may hang.
+#: How long a thread waits for its turn. Then it imports anyway, because an import may hang.
 TURN_SECONDS = 30.0
 
-# A module may ask for another task while it is being imported, so the turn can be taken again.
+# Reentrant, because a module may ask for another task while it is being imported.
 _turn = threading.RLock()
-#: How often the thread whose turn it is has taken it.
+#: How many times the thread that holds the lock has acquired it.
 _depth = 0
-#: Modules that were loaded at a moment when nobody imported in turn, so that none is unfinished.
+#: Modules that were loaded while no import was running under the lock, so they are complete.
 _complete: set[str] = set()
 
 
 @contextmanager
 def in_turn(module: str) -> Iterator[None]:
-    """Wait until no other thread imports in turn, and keep others from it meanwhile.
+    """Wait until no other thread imports under the lock, and then hold the lock.
 
-    Does neither for a module that is known to be complete, so a slow import delays only those who
-    need a module that was not loaded when it began.
+    Does nothing if the module is known to be complete. So a slow import delays only threads that
+    need a module that was not loaded before it began.
     """
     global _depth
     if module in _complete:
@@ -38,7 +38,9 @@ def in_turn(module: str) -> Iterator[None]:
         return
     if not _turn.acquire(timeout=TURN_SECONDS):
         logger.warning(
-            "Another import goes on for %g s; %s is imported beside it", TURN_SECONDS, module
+            "Another import has run for more than %g s; importing %s beside it",
+            TURN_SECONDS,
+            module,
         )
         yield
         return

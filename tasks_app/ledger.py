@@ -1,4 +1,4 @@
-"""How `lifecycle` writes: rows held by their tokens, and facts beside them."""
+"""How `lifecycle` writes: rows locked by their tokens, and facts with them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tasks_app.clock import database_now
 from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.states import LEGAL, Move, Verb
 
-#: What the row of a task has that nobody holds.
+#: The columns of a task without a claim.
 UNCLAIMED: dict[str, Any] = {"fencing_token": None, "lease_expires_at": None}
 
 
 class Row(NamedTuple):
-    """What a verb needs to know of a task that is held."""
+    """The columns that a verb needs of a locked task."""
 
     attempt: int
     max_attempts: int
@@ -31,29 +31,30 @@ class Row(NamedTuple):
 
 
 def alias() -> str:
-    """The database that tasks are written to."""
+    """Return the alias of the database that tasks are written to."""
     return router.db_for_write(Task)
 
 
-#: How long a worker waits in line for a lock before it looks after its hands again.
+#: How long a worker waits for a lock before it looks after its threads again.
 LOCK_MILLISECONDS = 1000
 
 
-#: What PostgreSQL calls a wait that was cut short by `begin`, and one that it ended itself.
+#: SQLSTATE of lock_timeout, which `begin` sets, and of a deadlock that PostgreSQL broke.
 LOCK_TIMEOUT, DEADLOCK = "55P03", "40P01"
 
 
 def sqlstate(error: Exception) -> str:
-    """Return PostgreSQL's name for an error of the database; nothing for those of others."""
+    """Return PostgreSQL's SQLSTATE of an error; an empty string for other databases."""
     return str(getattr(error.__cause__, "sqlstate", None) or "")
 
 
 def begin(using: str, wait: int = LOCK_MILLISECONDS) -> datetime:
-    """Return the database's time, and let the running transaction wait for locks no longer.
+    """Return the database's time, and limit how long the current transaction waits for a lock.
 
-    While it waits, a worker enforces no timeout and hears no signal; and it may be one of its own
-    tasks that holds the lock. Good for this transaction alone, so it holds behind a pooler and is
-    nobody else's. SQLite waits where a transaction begins: see the worker's `connect`.
+    While a worker waits, it enforces no timeout and handles no signal, and one of its own tasks may
+    hold the lock. The limit applies to this transaction only, so it also works behind a pooler and
+    affects no other session. On SQLite, a transaction waits when it begins: see the worker's
+    `connect`.
     """
     connection = connections[using]
     if connection.vendor != "postgresql":
@@ -66,11 +67,12 @@ def begin(using: str, wait: int = LOCK_MILLISECONDS) -> datetime:
 
 
 def reserve(claims: Collection[Claim]) -> set[Claim]:
-    """Lock the rows of claims until the transaction ends, but for those that others hold just now.
+    """Lock the rows of claims until the transaction ends, except rows that others hold.
 
-    Returns the claims that are to be left alone for now: somebody holds their rows, who may do so
-    for long, and the others must not wait for that. In one order, so that two who reserve never
-    wait for each other. Where there is one lock for all, as on SQLite, nothing is left.
+    Return the claims whose rows are held by another session. Leave those alone for now: the session
+    may hold them for long, and the other claims must not wait for it. All rows are locked in one
+    order, so that two callers never wait for each other. A database with one lock for everything,
+    such as SQLite, returns none.
     """
     using = alias()
     if not claims or not connections[using].features.has_select_for_update_skip_locked:
@@ -83,13 +85,13 @@ def reserve(claims: Collection[Claim]) -> set[Claim]:
     reserved = set(locked.values_list("pk", flat=True))
     if len(reserved) == len(claims):
         return set()
-    # What nobody has any more is void, and not held.
+    # A claim whose row has another token by now is stale, and not held.
     held = set(rows.exclude(pk__in=reserved).values_list("pk", flat=True))
     return {claim for claim in claims if claim.task_id in held}
 
 
 def hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, Row]:
-    """Lock the rows of those claims that are good for this verb, until the transaction ends."""
+    """Lock the rows of the claims that are valid for this verb, until the transaction ends."""
     move = LEGAL[verb]
     claims = set(claims)
     rows = (
@@ -98,9 +100,9 @@ def hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, Row]:
             fencing_token__in={claim.token for claim in claims},
             status__in=sorted(move.sources),
         )
-        # In one order everywhere, so that two who hold the same rows never wait for each other.
+        # Use the same order everywhere, so that two callers never wait for each other.
         .order_by("pk")
-        # Rows of the site's that refer to a task may come meanwhile: its key does not change.
+        # Not the key: the site's rows that refer to a task can still be inserted.
         .select_for_update(of=("self",), no_key=True)
         .values_list("pk", "fencing_token", *Row._fields)
     )
@@ -109,7 +111,7 @@ def hold(verb: Verb, claims: Iterable[Claim]) -> dict[Claim, Row]:
 
 
 def update(claims: Collection[Claim], **fields: Any) -> None:
-    """Write fields of the rows that still bear the claims' tokens."""
+    """Update the rows that still have the claims' tokens."""
     if claims:
         Task.primary.filter(
             pk__in=[claim.task_id for claim in claims],
@@ -118,21 +120,21 @@ def update(claims: Collection[Claim], **fields: Any) -> None:
 
 
 def record(move: Move, facts: Iterable[tuple[uuid.UUID, dict[str, Any]]], now: datetime) -> None:
-    """Add what a verb tells of each task to its history."""
-    assert move.event  # noqa: S101 - called for moves that tell something
-    told = TaskEvent.primary.bulk_create(
+    """Add a verb's event to the history of each task."""
+    assert move.event  # noqa: S101 - only called for moves with an event
+    events = TaskEvent.primary.bulk_create(
         TaskEvent(task_id=task_id, event_type=move.event, timestamp=now, data=data)
         for task_id, data in facts
     )
-    if told:  # A worker that found nothing to claim would else wake itself to look again.
+    if events:  # Else a worker that found nothing to claim would wake itself.
         announce(alias())
 
 
 def waiting(run_after: datetime) -> dict[str, Any]:
-    """What the history says of a task that waits."""
+    """Return the event data of a task that waits."""
     return {"run_after": to_jsonable_python(aware(run_after))}
 
 
 def who(by: str) -> dict[str, Any]:
-    """What the history says of whoever asked for something."""
+    """Return the event data that names who asked for something."""
     return {"by": by} if by else {}

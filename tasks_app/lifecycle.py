@@ -1,8 +1,8 @@
 """The only writer of a task's status: one verb for each transition of `states.LEGAL`.
 
-Each verb changes the row and records its event in one transaction. Verbs that a worker calls take
-claims; a claim whose token no longer stands in the row, because the task was rescued, cancelled or
-finished meanwhile, is void: nothing is written for it, and the verb returns it.
+Each verb changes the row and records its event in one transaction. Verbs for workers take claims. A
+claim is stale if the row no longer has its token, because the task was rescued or finished in the
+meantime. A verb writes nothing for stale claims and returns them.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import LEGAL, RETRIABLE, Status, Verb
 
 
-def enqueue(tasks: Sequence[Task], told: Mapping[str, Any] | None = None) -> None:
-    """Insert new tasks, in this order within a priority, and tell that they wait.
+def enqueue(tasks: Sequence[Task], data: Mapping[str, Any] | None = None) -> None:
+    """Insert new tasks and their events. Tasks of one priority keep this order.
 
-    Takes part in the caller's transaction: the tasks exist exactly if it commits. Writes none of
-    them and raises DuplicateTask if an unfinished task holds one of the unique keys; the caller's
-    transaction can go on.
+    Joins the caller's transaction: the tasks exist exactly if it commits. If an unfinished task has
+    one of the unique keys, raises DuplicateTask and inserts none of the tasks; the caller's
+    transaction can continue. `data` is added to the events.
     """
     move = LEGAL[Verb.ENQUEUE]
     using = alias()
     now = database_now(using)
     for position, task in enumerate(tasks):
-        # A microsecond apart, so that tasks started together run in the order they were given.
+        # One microsecond apart, so that tasks started together run in the given order.
         created = now + timedelta(microseconds=position)
         task.status = move.target
         task.created_at = created
@@ -58,7 +58,7 @@ def enqueue(tasks: Sequence[Task], told: Mapping[str, Any] | None = None) -> Non
         try:
             with transaction.atomic(using=using):
                 Task.primary.bulk_create(tasks)
-                facts = [(task.pk, {**waiting(task.run_after), **(told or {})}) for task in tasks]
+                facts = [(task.pk, {**waiting(task.run_after), **(data or {})}) for task in tasks]
                 record(move, facts, now)
         except IntegrityError as error:
             twice = next((key for key in keys if keys.count(key) > 1), None)
@@ -69,7 +69,7 @@ def enqueue(tasks: Sequence[Task], told: Mapping[str, Any] | None = None) -> Non
                 raise DuplicateTask(str(holder.unique_key), holder.pk) from error
             if last_try or not keys:
                 raise
-            # Who held the key ended just now.
+            # The task that held the key has finished in between: try again.
         else:
             return
 
@@ -99,9 +99,9 @@ def enqueue_again(task_id: uuid.UUID, by: str = "") -> Task:
 
 
 def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Task]:
-    """Take up to `limit` waiting tasks for a worker, the most urgent first.
+    """Take up to `limit` ready tasks for a worker, the most urgent first.
 
-    Of any number of workers that ask at once, each task goes to one. The claims hold until
+    If several workers ask at the same time, each task goes to one of them. The leases last
     TASK_LEASE_SECONDS from now, by the database's clock.
     """
     move = LEGAL[Verb.CLAIM]
@@ -127,7 +127,7 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
             pk__in=[task.pk for task in tasks], status__in=sorted(move.sources)
         )
         if unclaimed.update(attempt=F("attempt") + 1, **taken) != len(tasks):
-            # A database without row locks let another worker in between: keep what is ours.
+            # Without row locks, another worker may have taken some in between. Keep only ours.
             tasks = list(Task.primary.filter(fencing_token=token))
         else:
             for task in tasks:
@@ -147,7 +147,7 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
 
 
 def renew(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
-    """Extend the leases of claims by TASK_LEASE_SECONDS from now. Return the void ones."""
+    """Extend the leases of claims to TASK_LEASE_SECONDS from now. Return the stale claims."""
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
@@ -157,9 +157,9 @@ def renew(claims: Collection[Claim], *, now: datetime | None = None) -> list[Cla
 
 
 def report(newest: Mapping[Claim, TaskProgressUpdate]) -> list[Claim]:
-    """Write the newest progress over the last. Return the void claims.
+    """Overwrite the progress of tasks with the newest. Return the stale claims.
 
-    Progress is state, not history: its event is sent from the row and stored nowhere.
+    Progress is state, not history: its event is sent from the row and not stored.
     """
     move = LEGAL[Verb.REPORT]
     using = alias()
@@ -176,7 +176,7 @@ def report(newest: Mapping[Claim, TaskProgressUpdate]) -> list[Claim]:
 
 
 def log(lines: Mapping[Claim, Sequence[LogLine]], *, now: datetime | None = None) -> list[Claim]:
-    """Record what tasks wrote by `progress.log()`. Return the void claims."""
+    """Record lines that tasks wrote by `progress.log()`. Return the stale claims."""
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
@@ -190,7 +190,7 @@ def log(lines: Mapping[Claim, Sequence[LogLine]], *, now: datetime | None = None
 
 
 def complete(results: Mapping[Claim, Any], *, now: datetime | None = None) -> list[Claim]:
-    """End claimed tasks with their results. Return the void claims."""
+    """Complete claimed tasks with their results. Return the stale claims."""
     return _finish(
         Verb.COMPLETE,
         {
@@ -202,7 +202,7 @@ def complete(results: Mapping[Claim, Any], *, now: datetime | None = None) -> li
 
 
 def fail(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> list[Claim]:
-    """End claimed tasks with the errors that stopped them. Return the void claims."""
+    """Fail claimed tasks with the errors that stopped them. Return the stale claims."""
     return _finish(
         Verb.FAIL,
         {claim: _Ending(failure.fields(), failure.data()) for claim, failure in failures.items()},
@@ -213,9 +213,9 @@ def fail(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> l
 def cancel(
     claims: Collection[Claim], *, stuck: Collection[Claim] = (), now: datetime | None = None
 ) -> list[Claim]:
-    """End claimed tasks that stopped because they were asked to. Return the void claims.
+    """Mark claimed tasks as cancelled, because they stopped on request. Return the stale claims.
 
-    Of those that are stuck, the code did not stop; nobody waits for it any more.
+    For claims in `stuck`, the code did not stop and its thread was abandoned.
     """
     return _finish(
         Verb.CANCEL, {claim: _Ending({"stuck": claim in stuck}, {}) for claim in claims}, now
@@ -223,10 +223,10 @@ def cancel(
 
 
 def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> list[Claim]:
-    """Let tasks whose attempt failed wait for the next one. Return the void claims.
+    """Make tasks whose attempt failed wait for the next attempt. Return the stale claims.
 
-    How long, the failure says, or else `backoff`. A task that somebody asked to cancel ends
-    instead, and so does one that has no attempt left.
+    The failure sets the wait, or else `backoff` does. A task with a cancel request is cancelled
+    instead; a task with no attempt left fails.
     """
     move = LEGAL[Verb.RETRY]
     using = alias()
@@ -248,10 +248,10 @@ def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> 
 
 
 def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
-    """Hand claimed tasks back, their attempt not counted. Return the void claims.
+    """Return claimed tasks to the queue; the attempt does not count. Return the stale claims.
 
-    They keep their place in the line, and any worker may take them at once. A task that somebody
-    asked to cancel ends instead.
+    They keep their place in the queue, and any worker may claim them at once. A task with a cancel
+    request is cancelled instead.
     """
     move = LEGAL[Verb.RELEASE]
     using = alias()
@@ -270,12 +270,13 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
 
 
 def rescue(limit: int = 100, *, now: datetime | None = None, silent: bool = False) -> list[Task]:
-    """Take back tasks whose worker no longer renews their leases; return them as they were.
+    """Take back tasks whose worker no longer renews their leases. Return them as they were before.
 
-    Each is cancelled if somebody asked for it, retried if attempts are left, else failed with
-    WorkerLost. Waits one heartbeat after a lease ran out, by the database's clock: a worker that
-    could not write for a while has that long to renew. One whose heart beats keeps its tasks: where
-    it does not renew a lease, somebody holds that row. Safe when many do it at once.
+    A task is cancelled if that was requested, retried if it has attempts left, else failed with
+    WorkerLost. A rescue waits one heartbeat after the lease expired, by the database's clock, so
+    that a worker that could not write for a while can renew. A worker that sends heartbeats keeps
+    its tasks: if it does not renew a lease, another session holds that row. Several processes can
+    call this at the same time. `silent` clears the progress text, for a database that refuses it.
     """
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
@@ -302,9 +303,10 @@ def rescue(limit: int = 100, *, now: datetime | None = None, silent: bool = Fals
 
 
 def overdue(now: datetime) -> TaskQuerySet:
-    """Running tasks of workers that are gone, whose leases ran out more than a heartbeat ago.
+    """Return running tasks of lost workers, whose leases expired more than a heartbeat ago.
 
-    A worker is not gone that beats, or renews the leases of other tasks: its own row may be held.
+    A worker is not lost if it sends heartbeats or renews the leases of other tasks: another session
+    may hold the worker's own row.
     """
     late = now - timedelta(seconds=task_settings().heartbeat_seconds)
     beating = Worker.primary.beating(now).filter(pk=OuterRef("worker"))
@@ -314,9 +316,10 @@ def overdue(now: datetime) -> TaskQuerySet:
 
 
 def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
-    """Cancel a pending task at once; ask a running one to stop. Return the task.
+    """Cancel a pending task, or ask a running one to stop. Return the task.
 
-    To ask again changes nothing. Raises TaskNotFound, and IllegalTransition when it has finished.
+    Asking again changes nothing. Raises TaskNotFound, and IllegalTransition if the task has
+    finished.
     """
     using = alias()
     with transaction.atomic(using=using):
@@ -354,14 +357,14 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
     with transaction.atomic(using=using, savepoint=False):
         now = now or database_now(using)
         held = hold(verb, endings)
-        # Tasks that end alike share a statement: most of a batch have the same small result.
+        # Tasks with equal columns share a statement: most of a batch have the same small result.
         alike: dict[str, list[Claim]] = {}
         for claim in held:
             alike.setdefault(json.dumps(endings[claim].fields, sort_keys=True), []).append(claim)
         for claims in alike.values():
             fields = endings[claims[0]].fields
             update(claims, **UNCLAIMED, status=move.target, finished_at=now, **fields)
-        # With the last progress, which nobody is sent from the row once it has ended.
+        # Include the last progress: it is not sent from the row once the task has ended.
         last = {
             claim: {
                 "text": row.progress_text,
@@ -379,7 +382,7 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
 def _hold_wanted(
     verb: Verb, claims: Iterable[Claim], now: datetime
 ) -> tuple[dict[Claim, Row], list[Claim]]:
-    """Hold claims whose tasks are to wait again, and end those that somebody asked to cancel."""
+    """Lock claims of tasks that will wait again. End those with a cancel request."""
     held = hold(verb, claims)
     wanted = [claim for claim, row in held.items() if not row.cancel_requested_at]
     cancel(held.keys() - set(wanted), now=now)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import models
@@ -22,16 +21,13 @@ from tasks_app.primary import Primary
 from tasks_app.querysets import NOT_OVER, TaskQuerySet, WorkerQuerySet
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, UNFINISHED, EventType, Status
 
-if TYPE_CHECKING:
-    pass
-
 DEFAULT_QUEUE = "default"
 WAITS = Q(status=Status.PENDING)
 
 
-def aware(moment: datetime) -> datetime:
-    """Return a time as every boundary shows it: with its zone, also where USE_TZ is off."""
-    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+def aware(time: datetime) -> datetime:
+    """Return a time with its zone, as callers expect it, also if USE_TZ is off."""
+    return timezone.make_aware(time) if timezone.is_naive(time) else time
 
 
 class Worker(models.Model):
@@ -57,7 +53,7 @@ class Worker(models.Model):
         db_default=0,
         help_text=_("Threads of tasks that did not stop when told to"),
     )
-    #: Set when it ended in good order; a worker that was killed has none.
+    #: Set when it signed off; a worker that was killed has none.
     stopped_at = models.DateTimeField(_("stopped"), null=True)
 
     objects = WorkerQuerySet.as_manager()
@@ -86,16 +82,16 @@ class Task(models.Model):
         null=True,
         on_delete=models.SET_NULL,
         related_name="+",
-        db_index=False,  # tasks_newest_of_owner serves
+        db_index=False,  # The index tasks_newest_of_owner serves.
     )
     queue = models.CharField(_("queue"), max_length=100, default=DEFAULT_QUEUE)
     priority = models.SmallIntegerField(_("priority"), default=0, help_text=_("Higher runs first"))
     run_after = models.DateTimeField(_("run after"))
-    #: Null, and not empty, where there is none: the unique constraint must not bind those.
+    #: Null instead of empty for no key, so that the unique constraint does not apply.
     unique_key = models.CharField(_("unique key"), max_length=200, null=True)  # noqa: DJ001
-    #: What an HTTP client calls its request to start this task; the same again finds this one.
+    #: The key an HTTP client gives its request to start this task. The same key finds it again.
     idempotency_key = models.CharField(max_length=200, null=True, editable=False)  # noqa: DJ001
-    #: The finished task that this one repeats. A task is retried once; then the repetition is.
+    #: The finished task that this one retries. A task is retried once; after that, its retry is.
     retried_from = models.OneToOneField(
         "self",
         verbose_name=_("retried from"),
@@ -116,7 +112,7 @@ class Task(models.Model):
     error_type = models.CharField(_("error type"), max_length=200, blank=True, default="")
     error_message = models.TextField(_("error"), blank=True, default="")
     error_traceback = models.TextField(_("traceback"), blank=True, default="")
-    #: What the owner reads instead. Null, and not empty, so that adding the column is cheap.
+    #: The error message for the owner. Null instead of empty, so that adding the column is cheap.
     public_error = models.TextField(_("error for the owner"), null=True)  # noqa: DJ001
 
     stuck = models.BooleanField(
@@ -126,7 +122,7 @@ class Task(models.Model):
         help_text=_("Did not stop when told to: its thread was given up"),
     )
 
-    #: Who holds the claim, until when, and the proof of it. Set while running, and only then.
+    #: The claim: its worker, its token and its lease. Set only while running.
     worker = models.ForeignKey(
         Worker, verbose_name=_("worker"), null=True, on_delete=models.SET_NULL, related_name="tasks"
     )
@@ -138,7 +134,7 @@ class Task(models.Model):
     started_at = models.DateTimeField(_("started"), null=True)
     finished_at = models.DateTimeField(_("finished"), null=True)
 
-    #: What a task is given when it is started, and a repetition of it is given again.
+    #: The columns that are set when a task is started. A retry copies them.
     GIVEN = (
         "name",
         "params",
@@ -221,13 +217,13 @@ class Task(models.Model):
                 condition=WAITS,
             ),
             models.Index(fields=["run_after"], name="tasks_due", condition=WAITS),
-            # Rescue, and the relay's look at what runs.
+            # Rescue, and the relay's query of running tasks.
             models.Index(
                 fields=["lease_expires_at"],
                 name="tasks_leased",
                 condition=Q(status=Status.RUNNING),
             ),
-            # Lists: all, one owner's, an owner's that are not over; what did not stop.
+            # Lists: all tasks, one owner's, an owner's unfinished ones; and stuck tasks.
             models.Index(fields=["-created_at"], name="tasks_newest"),
             models.Index(fields=["owner", "-created_at"], name="tasks_newest_of_owner"),
             models.Index(
@@ -248,16 +244,16 @@ class Task(models.Model):
         return f"{self.name} {self.pk}"
 
     def get_absolute_url(self) -> str:
-        """The task's own page. Raises NoReverseMatch where the site leaves out our URLs."""
+        """Return the URL of the task's page. Raises NoReverseMatch without our URLs."""
         return reverse("tasks_app:task", args=[self.pk])
 
     @property
     def label(self) -> str:
-        """The name people read."""
+        """The name that people read."""
         try:
             return str(resolve(self.name).verbose_name)
         except UnknownTask:
-            # Its code is gone or not importable here; the row is still worth a page.
+            # Its code is gone or cannot be imported here. The row still has a page.
             return self.name
 
     @property
@@ -280,7 +276,7 @@ class Task(models.Model):
         )
 
     def info(self, *, for_staff: bool = False) -> schemas.TaskInfo:
-        """A task as it stands, with its error as its owner reads it, or else as staff do."""
+        """Return the task's current state, with its error as its owner or as staff reads it."""
         error = schemas.TaskError.public(self.public_error)
         if for_staff:
             error = schemas.TaskError(type=self.error_type, message=self.error_message)
@@ -305,9 +301,9 @@ class Task(models.Model):
 class TaskEvent(models.Model):
     """One immutable fact of a task's history. Its id is the id of its server-sent event.
 
-    Within a task ids grow in the order of commits, because each fact is written under the lock of
-    its task's row. Across tasks a transaction that commits late shows its ids late; there
-    `transaction` tells what is new.
+    Within a task, ids grow in the order of commits, because each fact is written while the row of
+    its task is locked. Across tasks, a transaction that commits late makes its ids visible late.
+    There, `transaction` shows which facts are new.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -316,7 +312,7 @@ class TaskEvent(models.Model):
         verbose_name=_("task"),
         on_delete=models.CASCADE,
         related_name="events",
-        db_index=False,  # tasks_event_of_task serves
+        db_index=False,  # The index tasks_event_of_task serves.
     )
     event_type = models.CharField(_("type"), max_length=30, choices=EventType.choices)
     timestamp = models.DateTimeField(_("time"))
@@ -335,7 +331,7 @@ class TaskEvent(models.Model):
                 name="tasks_event_is_fact",
                 condition=Q(event_type__in=sorted(FACTS)),
             ),
-            # One terminal event: the database refuses a second.
+            # The database refuses a second terminal event.
             models.UniqueConstraint(
                 name="tasks_one_terminal_event",
                 fields=["task"],
@@ -344,7 +340,7 @@ class TaskEvent(models.Model):
         ]
         indexes = [
             models.Index(fields=["task", "id"], name="tasks_event_of_task"),
-            # Empty where transactions have no ids.
+            # Empty on databases whose transactions have no ids.
             models.Index(
                 fields=["transaction"],
                 name="tasks_event_transaction",
@@ -356,9 +352,9 @@ class TaskEvent(models.Model):
         return f"{self.event_type} of {self.task_id}"
 
     def message(self, *, for_staff: bool = False) -> schemas.TaskEvent:
-        """The event as it is sent, with its error as the task's owner reads it, or as staff do.
+        """Return the event as it is sent, with its error as the task's owner or as staff reads it.
 
-        A stream is encoded once for all who watch it, so it has what is for owners.
+        A stream is encoded once for all viewers, so it gets the owner's version.
         """
         data = dict(self.data)
         public = data.pop("public_error", None)

@@ -1,4 +1,4 @@
-"""What a running task says, and where it learns that it must stop."""
+"""The handle by which a running task reports progress and learns that it must stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks_app.schemas import (
 
 T = TypeVar("T")
 
-#: In place of a text or a value: the one before stays.
+#: Passed instead of a text or a value to keep the previous one.
 KEEP = object()
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -31,8 +31,8 @@ class LogLine(NamedTuple):
 
 
 def checked_number(what: str, value: Any) -> float:
-    """Return a number as a float. Raises TypeError for what is no number; True is none either."""
-    # Numbers of numpy and Decimal are welcome; strings have no such method.
+    """Return a number as a float. Raises TypeError for anything else, also for True and False."""
+    # Accept numbers of numpy and Decimal, which have this method; strings do not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{what}, not {value!r} ({type(value).__name__})")
     try:
@@ -44,26 +44,26 @@ def checked_number(what: str, value: Any) -> float:
 def checked_fraction(value: Any) -> float:
     """Return a progress value as a float.
 
-    Raises TypeError for what is no number, and ValueError for NaN and for what is outside 0 to 1.
+    Raises TypeError if it is no number, and ValueError if it is NaN or outside 0 to 1.
     """
     number = checked_number("progress must be a number from 0.0 to 1.0", value)
     if math.isnan(number) or not 0.0 <= number <= 1.0:
         raise ValueError(
-            f"progress must be from 0.0 to 1.0, not {number!r}; divide what is done by the total"
+            f"progress must be from 0.0 to 1.0, not {number!r}; divide the work done by the total"
         )
     return number
 
 
 class ProgressHandle:
-    """The task's line to its viewers and from its operators.
+    """The connection between a running task and its viewers and operators.
 
-    Calls touch memory only, cost less than a microsecond, and may come from any thread and as
-    often as one likes: the worker sends the newest state on, at most once in
-    TASK_PROGRESS_INTERVAL_SECONDS. Each call is also where a task that was cancelled or timed out
-    is told to stop, by an exception that `except Exception` does not catch.
+    A call only touches memory and costs less than a microsecond. It may come from any thread, as
+    often as you like: the worker writes the newest state at most once in
+    TASK_PROGRESS_INTERVAL_SECONDS. Each call also stops a task that was cancelled or timed out, by
+    an exception that `except Exception` does not catch.
 
-    Stands alone in a test: `handle = ProgressHandle(); task.execute(handle)`, then read
-    `handle.latest` and `handle.lines`.
+    It works without a worker in a test: `handle = ProgressHandle(); task.execute(handle)`, then
+    read `handle.latest` and `handle.lines`.
     """
 
     __slots__ = (
@@ -82,50 +82,50 @@ class ProgressHandle:
 
     def __init__(self, notify: Callable[[], None] | None = None) -> None:
         self._lock = threading.Lock()
-        #: Called once when there is something new to take. Set by the worker.
+        #: Called once when there is something new to take. The worker sets it.
         self.notify = notify
-        #: True from the first report to the moment the worker takes it: one notice for many.
+        #: True from the first report until the worker takes it, so that many reports notify once.
         self._reported = False
         self._stop: TaskInterrupted | None = None
         self._value: float | None = None
         self._text = ""
         self._done = 0.0
         self._logged = 0
-        #: How many steps `advance()` counts to; set it, or let `track()` do so.
+        #: The number of steps that `advance()` counts up to. The task sets it.
         self.total: float | None = None
         #: Log lines the worker has not taken yet.
         self.lines: list[LogLine] = []
         self.dropped_lines = 0
 
-    # What tasks call.
+    # For tasks.
 
     def send_progress(self, text: str, value: float) -> None:
-        """Say what is being done and which part of the task is done.
+        """Report what the task is doing, and the fraction that is done.
 
-        A value below an earlier one of the attempt is taken for the earlier one: bars do not go
-        back. Raises ValueError and TypeError for a value that is no fraction, and TaskInterrupted
-        when the task must stop.
+        A value below an earlier one of the attempt is ignored, because bars never go back. Raises
+        ValueError or TypeError if the value is not a fraction, and TaskInterrupted if the task must
+        stop.
         """
         self._report(text, value)
 
     def send_progress_value(self, value: float) -> None:
-        """Say which part of the task is done, from 0.0 to 1.0; see `send_progress`."""
+        """Report the fraction that is done, from 0.0 to 1.0; see `send_progress`."""
         self._report(KEEP, value)
 
     def send_progress_text(self, text: str) -> None:
-        """Say what is being done; see `send_progress`."""
+        """Report what the task is doing; see `send_progress`."""
         self._report(text, KEEP)
 
     def advance(self, steps: float = 1) -> None:
-        """Count steps done of `total`.
+        """Count more steps of `total` as done.
 
-        Raises ValueError when no total was set, when it is not positive, and for steps that are
-        negative or not finite; TypeError where one of them is no number.
+        Raises ValueError if no total was set, if it is not positive, or if the steps are negative
+        or not finite. Raises TypeError if one of them is no number.
         """
         total = checked_number("total must be a number", self.total or 0)
         if not total > 0:
             raise ValueError(
-                f"advance() counts to a total, which is {self.total!r}; "
+                f"advance() needs a positive total, but it is {self.total!r}; "
                 f"set it first: progress.total = 100"
             )
         more = checked_number("steps must be a number", steps)
@@ -144,12 +144,12 @@ class ProgressHandle:
         text: str | None = None,
         within: tuple[float, float] = (0.0, 1.0),
     ) -> Iterator[T]:
-        """Pass an iterable on, reporting how much of it is done, as tqdm does.
+        """Yield the items of an iterable and report how many are done, as tqdm does.
 
-        Without a total, and for an iterable without a length, the bar is left as it is and each
-        step only looks whether the task must stop. `within` gives the loop its part of the bar, so
-        that phases can follow each other: (0.0, 0.8), then (0.8, 1.0). Raises ValueError for a
-        total that is negative or not finite, and for a part that ends before it starts.
+        If the total is unknown, because none is given and the iterable has no length, the bar does
+        not move, and each step only checks whether the task must stop. `within` is the loop's part
+        of the bar, so that phases can follow each other: (0.0, 0.8), then (0.8, 1.0). Raises
+        ValueError if the total is negative or not finite, or if the part ends before it starts.
         """
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
@@ -172,15 +172,15 @@ class ProgressHandle:
             self._report(KEEP, end if done >= total else start + (end - start) * done / total)
 
     def log(self, message: str, level: str = "info") -> None:
-        """Add a line to the task's history, which viewers see as it is written.
+        """Add a line to the task's history. Viewers see it at once.
 
-        Unlike progress, each line is kept: at most TASK_MAX_LOG_LINES of an attempt, the rest
-        counted and dropped. Raises ValueError for an unknown level, TaskInterrupted when the task
+        Unlike progress, each line is kept, up to TASK_MAX_LOG_LINES per attempt. The rest are
+        counted and dropped. Raises ValueError for an unknown level, and TaskInterrupted if the task
         must stop.
         """
         if level not in LOG_LEVELS:
             raise ValueError(f"level must be one of {', '.join(LOG_LEVELS)}, not {level!r}")
-        # Before the lock is taken, which the worker takes too: this may be code of the task's.
+        # Before taking the lock, which the worker also takes: str() may run the task's own code.
         line = LogLine(level, clipped(printable(str(message)), LOG_LINE_MAX))
         with self._lock:
             if self._logged < task_settings().max_log_lines:
@@ -188,17 +188,17 @@ class ProgressHandle:
                 self.lines.append(line)
             else:
                 self.dropped_lines += 1
-        self._tell()
+        self._announce()
 
     def check_cancelled(self) -> None:
         """Raise TaskInterrupted if the task must stop; else do nothing."""
         if self._stop is not None:
-            # Without the traceback that grew when it was raised before.
+            # Drop the traceback, which would grow each time it is raised.
             raise self._stop.with_traceback(None)
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the task must stop, for code that would rather look than be interrupted."""
+        """Whether the task must stop, for code that prefers to check rather than be interrupted."""
         return self._stop is not None
 
     @property
@@ -211,14 +211,14 @@ class ProgressHandle:
         with self._lock:
             return TaskProgressUpdate(text=self._text, value=self._value)
 
-    # What the worker calls.
+    # For the worker.
 
     def stop(self, reason: TaskInterrupted) -> None:
-        """Interrupt the task at its next call. The first reason stands."""
+        """Interrupt the task at its next call. The first reason is kept."""
         self._stop = self._stop or reason
 
     def finish(self) -> None:
-        """Add what is only known at the end of the attempt: how many log lines were dropped."""
+        """Add what is known only at the end of the attempt: how many log lines were dropped."""
         with self._lock:
             if self.dropped_lines:
                 kept = task_settings().max_log_lines
@@ -227,12 +227,12 @@ class ProgressHandle:
                     if self.dropped_lines == 1
                     else f"{self.dropped_lines} more lines were"
                 )
-                said = f"{more} dropped (TASK_MAX_LOG_LINES: {kept})"
-                self.lines.append(LogLine("warning", said))
+                message = f"{more} dropped (TASK_MAX_LOG_LINES: {kept})"
+                self.lines.append(LogLine("warning", message))
                 self._reported = True
 
     def take(self) -> tuple[TaskProgressUpdate | None, list[LogLine]]:
-        """Hand over what is new since the last call: the newest progress, and the log lines."""
+        """Return what is new since the last call: the newest progress, and the log lines."""
         with self._lock:
             if not self._reported:
                 return None, []
@@ -251,10 +251,10 @@ class ProgressHandle:
                 self._value = value
             if text is not KEEP:
                 self._text = text
-        self._tell()
+        self._announce()
 
-    def _tell(self) -> None:
-        # What was said goes out, also where it was the last that the task could say.
+    def _announce(self) -> None:
+        # Notify before raising, so that a report is sent even if it is the task's last one.
         if not self._reported:
             self._reported = True
             if self.notify is not None:

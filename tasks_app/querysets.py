@@ -1,4 +1,4 @@
-"""Which tasks and workers: by how they stand, and by who may see them."""
+"""Querysets of tasks and workers: by state, and by who may see them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
     from tasks_app.models import Task, Worker  # noqa: F401 - the types of the rows
 
-#: Unfinished, by a constraint. A list of statuses would say the same; but SQLite does not see that
-#: an index is good for it where the list comes as parameters.
+#: Unfinished, as a constraint guarantees. A list of statuses would mean the same, but SQLite does
+#: not use a partial index if the list comes as parameters.
 NOT_OVER = Q(finished_at__isnull=True)
 
 
 def holds(user: User | AnonymousUser, permission: str) -> bool:
-    """Whether a user has a permission. Those of a model without PermissionsMixin have none."""
+    """Return whether a user has a permission. Always False for models without PermissionsMixin."""
     return hasattr(user, "has_perm") and user.has_perm(permission)
 
 
 class TaskQuerySet(models.QuerySet["Task"]):
     def visible_to(self, user: User | AnonymousUser) -> TaskQuerySet:
-        """The tasks a user may see: all with the `view_task` permission, else their own."""
+        """Return the tasks a user may see: all with the `view_task` permission, else their own."""
         if not user.is_authenticated or not user.is_active:
             return self.none()
         if holds(user, "tasks_app.view_task"):
@@ -43,11 +43,11 @@ class TaskQuerySet(models.QuerySet["Task"]):
         return self.filter(status=Status.RUNNING)
 
     def ready(self, now: datetime, queues: list[str]) -> TaskQuerySet:
-        """Waiting tasks that may start, the next one first."""
+        """Return pending tasks that may start now, the next one first."""
         return self.waiting(queues).alias(due=Unindexed("run_after")).filter(due__lte=now)
 
     def waiting(self, queues: list[str]) -> TaskQuerySet:
-        """Pending tasks of these queues, or of all when none is named, the next one first."""
+        """Return pending tasks of these queues, or of all if none is named, the next one first."""
         tasks = self.filter(status=Status.PENDING)
         if queues:
             tasks = tasks.filter(queue__in=queues)
@@ -56,11 +56,14 @@ class TaskQuerySet(models.QuerySet["Task"]):
 
 class WorkerQuerySet(models.QuerySet["Worker"]):
     def beating(self, now: datetime) -> WorkerQuerySet:
-        """Those that did not sign off, and are not silent for so long that tasks are rescued."""
+        """Return workers that did not sign off and whose last heartbeat is recent enough."""
         since = now - timedelta(seconds=task_settings().silence_seconds)
         return self.filter(stopped_at__isnull=True, heartbeat_at__gte=since)
 
     def lost(self, now: datetime) -> WorkerQuerySet:
-        """Those that never signed off, and are."""
+        """Return workers that did not sign off and have been silent too long to keep their tasks.
+
+        Other workers rescue those tasks.
+        """
         since = now - timedelta(seconds=task_settings().silence_seconds)
         return self.filter(stopped_at__isnull=True, heartbeat_at__lt=since)

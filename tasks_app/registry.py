@@ -1,7 +1,7 @@
-"""The task classes that a site has, by name.
+"""The task classes of a site, by name.
 
-Doors ask it what may be started, and what a name that somebody typed means. A worker does not: it
-imports the dotted path that a row holds.
+Views, commands and the API look up here which tasks may be started, and what class a typed name
+means. A worker does not use it: it imports the dotted path in the row.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tasks_app.imports import in_turn
 
 logger = logging.getLogger("tasks_app.registry")
 
-#: What each app's tasks stand in, so that they are found before anybody has imported them.
+#: The module of each app that is imported to find its tasks.
 MODULE = "tasks"
-#: How many names an error offers for one that is not known.
+#: How many similar names an error about an unknown name offers.
 NEAR = 3
 
-#: Why modules could not be imported, as it was logged last: pages ask again and again.
+#: Why each module could not be imported, as last logged. Pages ask again and again.
 _logged: dict[str, str] = {}
 
 
 def tasks() -> list[type[BaseTask]]:
-    """Return every task class that a worker can import and run, in the order of their names.
+    """Return every task class that a worker can import and run, ordered by name.
 
-    Known are those in the `tasks` modules of installed apps, and those that something else has
+    These are the classes in the `tasks` modules of installed apps, and those that other code has
     imported in this process. A module that cannot be imported is logged and left out: see
     `problems`.
     """
@@ -44,15 +44,15 @@ def tasks() -> list[type[BaseTask]]:
 
 
 def startable_tasks() -> list[type[BaseTask]]:
-    """Return those that opt in to be started over HTTP. Who may is `permissions.may_start`."""
+    """Return the tasks that opt in to being started over HTTP; see `permissions.may_start`."""
     return [cls for cls in tasks() if cls.startable]
 
 
 def problems() -> dict[str, str]:
-    """Import the `tasks` module of each installed app; return which of them cannot be, and why.
+    """Import the `tasks` module of each installed app. Return those that fail, and why.
 
-    One that failed is tried again each time, for what it lacked may have come, and logged each time
-    that it fails for another reason; the others are imported once.
+    A module that failed is tried again on each call, because what it needs may exist by then. It is
+    logged again only if the reason changed.
     """
     found: dict[str, str] = {}
     for name in _modules():
@@ -60,7 +60,7 @@ def problems() -> dict[str, str]:
             with in_turn(name):
                 import_module(name)
         except (Exception, SystemExit) as error:
-            # Somebody else's module: it may raise anything, and its neighbours have done nothing.
+            # The module may raise anything; the modules of other apps must still be imported.
             found[name] = f"{type(error).__name__}: {error}"
             if _logged.get(name) != found[name]:
                 _logged[name] = found[name]
@@ -71,7 +71,7 @@ def problems() -> dict[str, str]:
 
 
 def unfinished() -> list[type[BaseTask]]:
-    """Return classes of the apps' `tasks` modules that nothing can run: no `execute`, no child."""
+    """Return classes in the apps' `tasks` modules that have no `execute` and no subclass."""
     problems()
     modules = set(_modules())
     return [
@@ -85,11 +85,11 @@ def unfinished() -> list[type[BaseTask]]:
 
 
 def find(name: str, among: Iterable[type[BaseTask]] | None = None) -> type[BaseTask]:
-    """Return the task class of a dotted path, or of a class name that only one has.
+    """Return the task class with this dotted path, or with this class name if it is unique.
 
-    `among` are those that may be found, and offered where nothing is; left out, all of them, and
-    whatever a dotted path leads to. Raises UnknownTask, naming the nearest, or those that bear the
-    name alike.
+    `among` are the classes to search and to suggest. Without it, all tasks are searched, and a
+    dotted path is also imported. Raises UnknownTask, with the most similar names, or with all
+    classes that have this name.
     """
     known = {cls.name(): cls for cls in (tasks() if among is None else among)}
     if name in known:
@@ -98,7 +98,7 @@ def find(name: str, among: Iterable[type[BaseTask]] | None = None) -> type[BaseT
     if len(alike) == 1:
         return known[alike[0]]
     if alike:
-        raise UnknownTask(name, f"several bear this name: {', '.join(alike)}")
+        raise UnknownTask(name, f"several tasks have this name: {', '.join(alike)}")
     nearest = _nearest(name, known)
     near = f"the nearest {'are' if len(nearest) > 1 else 'is'} {', '.join(nearest)}"
     if among is None and "." in name:
@@ -107,11 +107,11 @@ def find(name: str, among: Iterable[type[BaseTask]] | None = None) -> type[BaseT
         except UnknownTask as error:
             why = f"{error.why}; {near}" if nearest else error.why
             raise UnknownTask(name, why) from error
-    raise UnknownTask(name, near if nearest else "none has a name like this")
+    raise UnknownTask(name, near if nearest else "no task has a similar name")
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return paths whose class has a name like this one's, the nearest first."""
+    """Return paths of classes with a similar name, the most similar first."""
     wanted = name.rpartition(".")[2].lower()
     by_class: dict[str, list[str]] = {}
     for path in known:
@@ -145,16 +145,17 @@ def _is_importable(cls: type[BaseTask]) -> bool:
 
 
 def _runs(cls: type[BaseTask]) -> bool:
-    """Whether a worker that imports its name finds this class, with something to execute.
+    """Return whether a worker that imports the name finds this class, and can execute it.
 
-    Not those made in a function, those of a module that failed halfway, nor mere bases.
+    False for a class made in a function, for one of a module that failed halfway, and for a mere
+    base class.
     """
     if not _is_importable(cls) or cls.execute is BaseTask.execute:
         return False
     try:
         cls.name()
     except InvalidTask:
-        return False  # Its path is too long for a row. Whoever starts it is told so.
+        return False  # Its path is too long for a row. Starting it raises this error.
     return True
 
 

@@ -1,4 +1,4 @@
-"""What crosses a boundary: to callers, to browsers, to programs."""
+"""The data that the app gives to callers, browsers and programs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tasks_app.states import EventType, Status
 
 
 def printable(text: str) -> str:
-    """Replace what a database or a socket refuses: NUL and lone surrogates."""
+    """Replace characters that a database or a socket refuses: NUL and lone surrogates."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def ascii_only(text: str) -> str:
-    """Return a text in characters that every encoding has, with escapes for the others."""
+    """Return the text in ASCII, which every encoding has. Other characters are escaped."""
     return text.encode("ascii", "backslashreplace").decode()
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Spell control characters of a text, such as \\n and \\x1b, but for those to keep."""
+    """Escape control characters of a text, such as \\n and \\x1b, except those in `keep`."""
     if text.isprintable():
         return text
     return "".join(
@@ -32,28 +32,29 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """Return a text of so many characters at most, and a mark where the rest was."""
+    """Return the text, cut to `most` characters. The last one is then an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-# The most characters kept of what tasks and their errors say; the rest is cut off with a mark.
+# The most characters kept of texts that tasks and their errors supply. The rest is cut off.
 PROGRESS_MAX = 1_000
 LOG_LINE_MAX = 10_000
 TYPE_MAX = 200
 MESSAGE_MAX = 10_000
 TRACEBACK_MAX = 100_000
-#: The most bytes of parameters and of a result, as JSON; more is refused.
+#: The most bytes of parameters, and of a result, as JSON. Larger values are refused.
 JSON_MAX = 1_048_576
-#: How deep their lists and objects may be nested; Pydantic reads no more than 200 levels.
+#: How deep lists and objects in them may be nested. Pydantic reads 200 levels at most.
 DEPTH_MAX = 100
-# The most characters of what names a task, its queue and its keys; more is refused.
+# The most characters of the names of a task and its queue, and of its keys. Longer ones are
+# refused.
 NAME_MAX = 200
 QUEUE_MAX = 100
 KEY_MAX = 200
-#: The most attempts that a task may be allowed.
+#: The highest number of attempts that a task may be allowed.
 ATTEMPTS_MAX = 1_000_000
 
-#: What a task's owner reads where neither the error nor the class has words for them.
+#: The message for the owner of a failed task if neither the error nor the class has one.
 NO_WORDS = gettext_lazy("The task failed.")
 
 Text = Annotated[str, AfterValidator(printable)]
@@ -65,30 +66,30 @@ class Schema(BaseModel):
 
 
 class TaskProgressUpdate(Schema):
-    """The newest progress: what is being done, and the part of it that is."""
+    """The newest progress: a text, and the fraction that is done."""
 
     text: Text = ""
-    #: None where the task has not said, or cannot know.
+    #: None if the task has not reported it or cannot know it.
     value: Fraction | None = None
 
 
 class TaskStartResponse(Schema):
     task_id: UUID
-    #: None where the site does not include `tasks_app.urls`.
+    #: None if the site does not include `tasks_app.urls`.
     stream_url: str | None
     status: Status
-    #: Whether an earlier start by the same idempotency key made it. Not part of the JSON.
+    #: True if an earlier start with the same idempotency key made the task. Not in the JSON.
     replayed: bool = Field(False, exclude=True)
 
 
 class TaskError(Schema):
     """Why a task failed.
 
-    Its owner is told the words that the task has for them. The exception's type and message are for
-    users who may see all tasks, its traceback is for the admin and commands.
+    The owner gets the message that the task has for them. The exception's type and message are for
+    users who may see all tasks; its traceback is for the admin and commands.
     """
 
-    #: None where the message is the owner's.
+    #: None if the message is the one for the owner.
     type: str | None = None
     message: str
 
@@ -98,7 +99,7 @@ class TaskError(Schema):
 
 
 class TaskInfo(Schema):
-    """A task as it stands."""
+    """The current state of a task."""
 
     task_id: UUID
     name: str
@@ -108,13 +109,13 @@ class TaskInfo(Schema):
     max_attempts: int
     cancel_requested: bool
     created_time: datetime
-    #: When it may start; None once it has nothing to wait for.
+    #: When it may start; None unless it is pending.
     run_after: datetime | None
     start_time: datetime | None
     end_time: datetime | None
     result: Any = None
     error: TaskError | None = None
-    #: The finished task that this one repeats.
+    #: The finished task that this one retries.
     retried_from: UUID | None = None
 
 

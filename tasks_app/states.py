@@ -20,7 +20,7 @@ class Status(TextChoices):
 
 
 class EventType(TextChoices):
-    """What a stream says. All but the first two are facts, stored for good."""
+    """A message of a stream. All except the first two are facts and are stored."""
 
     STATUS = "task_status", _("Status")
     PROGRESS = "progress_update", _("Progress")
@@ -39,9 +39,10 @@ class EventType(TextChoices):
 
 
 class Verb(StrEnum):
-    """What can happen to a task.
+    """A transition of a task.
 
-    `lifecycle` has a function for each; `request_cancel` withdraws, too, where a task still waits.
+    `lifecycle` has one function per verb, except that `request_cancel` also withdraws a task that
+    is still pending.
     """
 
     ENQUEUE = "enqueue"
@@ -60,12 +61,12 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One row of the table: from which statuses, to which, telling what, by whom."""
+    """One row of the table: allowed source statuses, target status, event, and who may do it."""
 
     sources: frozenset[Status]
     target: Status
     event: EventType | None
-    #: Only the holder of the claim may do it, and must name its fencing token.
+    #: True if only the holder of the claim may do it, by naming its fencing token.
     fenced: bool
 
 
@@ -88,16 +89,16 @@ LEGAL: dict[Verb, Move] = {
     Verb.RELEASE: Move(_RUNNING, Status.PENDING, EventType.QUEUED, fenced=True),
 }
 
-# A status that nothing leaves is terminal: derived, so that the two can never disagree.
+# Derived from the table, so the two can never disagree: no verb leaves a terminal status.
 TERMINAL = frozenset(Status) - frozenset(
     source for move in LEGAL.values() for source in move.sources
 )
 UNFINISHED = frozenset(Status) - TERMINAL
-#: After these a task does not run, or not in the attempt it was in.
+#: Events that end an attempt. The task then waits again or has finished.
 ATTEMPT_ENDS = frozenset(
     move.event for move in LEGAL.values() if move.target is not Status.RUNNING and move.event
 )
-#: What did not end well may be started anew, as another task.
+#: A failed or cancelled task can be retried, as a new task.
 RETRIABLE = TERMINAL - {Status.COMPLETED}
 FACTS = frozenset(EventType) - {EventType.STATUS, EventType.PROGRESS}
 TERMINAL_EVENTS = frozenset(

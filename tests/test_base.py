@@ -128,14 +128,14 @@ def test_the_message_names_task_field_and_fault() -> None:
     with pytest.raises(InvalidParams) as caught:
         Add.validate_params({"b": "x"})
     assert str(caught.value) == (
-        "Parameters of Add are wrong: a: Field required; "
+        "Invalid parameters for Add: a: Field required; "
         "b: Input should be a valid integer, unable to parse string as an integer"
     )
 
 
 def test_the_row_is_checked_again_when_the_task_runs() -> None:
     """It may be of an older version of the task."""
-    with pytest.raises(InvalidParams, match="Parameters of Add are wrong: a: Field required"):
+    with pytest.raises(InvalidParams, match="Invalid parameters for Add: a: Field required"):
         Add().run(ProgressHandle(), {})
 
 
@@ -262,7 +262,7 @@ def test_the_return_annotation_declares_the_result() -> None:
 
 def test_result_declares_the_result() -> None:
     assert run(SummariseLoosely, {"rows": "3"}) == {"rows": 3, "when": "2026-01-02"}
-    with pytest.raises(InvalidResult, match="SummariseLoosely returned a wrong result: "):
+    with pytest.raises(InvalidResult, match="SummariseLoosely returned an invalid result: "):
         run(SummariseLoosely, {"rows": "many"})
 
 
@@ -270,7 +270,7 @@ def test_a_wrong_result_says_what_was_wrong() -> None:
     with pytest.raises(InvalidResult) as caught:
         run(WrongResult)
     message = str(caught.value)
-    assert message.startswith("WrongResult returned a wrong result: ")
+    assert message.startswith("WrongResult returned an invalid result: ")
     assert "unable to parse string as an integer" in message
     # What it was is left out: it may be secret, and others read errors.
     assert "seven" not in message
@@ -280,7 +280,7 @@ def test_a_wrong_result_says_what_was_wrong() -> None:
     "value", [float("nan"), float("inf"), "a\0b", "\ud800", object(), {1: object()}, b"\xff"]
 )
 def test_what_json_cannot_hold_is_a_wrong_result(value: Any) -> None:
-    with pytest.raises(InvalidResult, match=r"^Echo returned a wrong result: "):
+    with pytest.raises(InvalidResult, match=r"^Echo returned an invalid result: "):
         Echo.validate_result(value)
 
 
@@ -351,9 +351,9 @@ def test_a_local_class_cannot_be_imported() -> None:
         ("", " doesn't look like a module path"),
         (".foo", "Empty module name"),
         ("..a.b", "the 'package' argument is required to perform a relative import for '..a'"),
-        ("tests.tasks.Order", "it is 'ModelMetaclass' and no subclass of BaseTask"),
-        ("tests.tasks.threading", "it is 'module' and no subclass of BaseTask"),
-        ("tests.rows.BROKEN", "it is 'Failure' and no subclass of BaseTask"),
+        ("tests.tasks.Order", "it is a 'ModelMetaclass', not a subclass of BaseTask"),
+        ("tests.tasks.threading", "it is a 'module', not a subclass of BaseTask"),
+        ("tests.rows.BROKEN", "it is a 'Failure', not a subclass of BaseTask"),
     ],
 )
 def test_what_is_no_task_says_what_was_found(name: str, why: str) -> None:
@@ -400,8 +400,8 @@ def test_a_parameter_has_no_underscore_before_it() -> None:
     with pytest.raises(InvalidTask) as caught:
         Private.params_model()
     assert str(caught.value) == (
-        "Private.execute takes _secret, and Pydantic takes no names with an underscore before "
-        "them. Rename it."
+        "Private.execute takes _secret, but Pydantic allows no names that start with an "
+        "underscore. Rename it."
     )
 
 

@@ -44,7 +44,7 @@ def refused(**namespace: Any) -> str:
 def test_a_misspelled_option_is_refused(name: str, value: Any, meant: str) -> None:
     assert refused(**{name: value}) == (
         f"Made has no option {name!r}. Did you mean {meant!r}? "
-        f"If it is something else, give it another name, or one that begins with _."
+        f"If it is something else, rename it, or let its name start with _."
     )
 
 
@@ -177,8 +177,8 @@ Lookalike.__module__ = "django.tasks.base"
 @pytest.mark.parametrize(
     ("given", "remedy"),
     [
-        (Noop(), "Give the class, Noop, and its parameters beside it."),
-        (Lookalike(), "A task of django.tasks is started by its own enqueue()."),
+        (Noop(), "Give the class Noop, and its parameters separately."),
+        (Lookalike(), "Start a task of django.tasks by its own enqueue()."),
         (Order, "Derive Order from tasks_app.base.BaseTask."),
         (wrapped, "Write a class with a method execute(self, progress, …) that calls it."),
         (Add.execute, "Write a class with a method execute(self, progress, …) that calls it."),
@@ -188,7 +188,7 @@ Lookalike.__module__ = "django.tasks.base"
 def test_anything_else_is_answered_with_what_to_give(given: Any, remedy: str) -> None:
     with pytest.raises(InvalidTask) as caught:
         task_class(given)
-    assert str(caught.value) == f"{given!r} is no task class. {remedy}"
+    assert str(caught.value) == f"{given!r} is not a task class. {remedy}"
 
 
 def test_a_path_that_leads_elsewhere_is_unknown() -> None:
@@ -202,7 +202,7 @@ def test_a_class_of_a_script_has_no_name() -> None:
     with pytest.raises(InvalidTask) as caught:
         task.name()
     assert str(caught.value) == (
-        "Made is in the script that is running (__main__), which is another one in a worker. "
+        "Made is in the script that is running (__main__), which is a different one in a worker. "
         "Move it to a module that a worker can import."
     )
 

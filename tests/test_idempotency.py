@@ -77,8 +77,8 @@ def test_a_key_that_started_something_else_is_refused(ada: User, task: Any, para
         task_service.start_task(task, params, owner=ada, idempotency_key="k")
     assert (caught.value.key, caught.value.task_id) == ("k", first.task_id)
     assert str(caught.value) == (
-        f"The idempotency key 'k' started task {first.task_id}, which is another one, or has "
-        f"other parameters. Use a new key for each new start."
+        f"The idempotency key 'k' was already used to start task {first.task_id}, with another "
+        f"class or other parameters. Use a new key for each new start."
     )
     assert snapshot() == before
 

@@ -92,7 +92,7 @@ def test_a_slow_import_delays_only_what_is_not_loaded(
         assert caplog.text == ""
         # It may hang for ever, so others do not wait for ever.
         with in_turn("another_module"):
-            assert "another_module is imported beside it" in caplog.text
+            assert "importing another_module beside it" in caplog.text
     finally:
         go_on.set()
         thread.join(20)

@@ -581,7 +581,7 @@ def test_rescue_works_without_the_workers_record(heartbeat: timedelta) -> None:
     lapse(task, heartbeat * 2)
     lifecycle.rescue()
     assert fresh(task).error_message == (
-        "The worker that ran this task is gone, and its record with it."
+        "The worker that ran this task is gone, and so is its record."
     )
 
 
@@ -733,7 +733,7 @@ def test_what_went_well_or_goes_on_is_not_started_anew() -> None:
 def test_a_task_is_started_anew_once() -> None:
     old = ended(Status.FAILED)
     new = lifecycle.enqueue_again(old.pk)
-    with pytest.raises(AlreadyRetried, match="was retried already") as caught:
+    with pytest.raises(AlreadyRetried, match="was already retried") as caught:
         lifecycle.enqueue_again(old.pk)
     assert caught.value.retried_as == new.pk
     assert str(new.pk) not in str(caught.value)

@@ -99,7 +99,7 @@ def test_what_is_no_fraction_raises_at_once(value: Any, shown: str) -> None:
         with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
             call()
         assert str(caught.value) == (
-            f"progress must be from 0.0 to 1.0, not {shown}; divide what is done by the total"
+            f"progress must be from 0.0 to 1.0, not {shown}; divide the work done by the total"
         )
     assert latest(handle) == ("before", 0.25)
 
@@ -219,7 +219,7 @@ def test_advance_needs_a_total(total: float | None) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
         handle.advance()
     assert str(caught.value) == (
-        f"advance() counts to a total, which is {total!r}; set it first: progress.total = 100"
+        f"advance() needs a positive total, but it is {total!r}; set it first: progress.total = 100"
     )
     assert handle.latest.value is None
 
@@ -565,7 +565,7 @@ def test_what_was_said_with_the_last_breath_is_kept() -> None:
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        (TaskCancelled(), "Somebody asked for this task to be cancelled."),
+        (TaskCancelled(), "The task was cancelled."),
         (TaskTimedOut("too long"), "too long"),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_name_that_several_bear_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(more_tasks, "Add", Add, raising=False)
     with pytest.raises(
         UnknownTask,
-        match=r"'Add': several bear this name: tests\.more_tasks\.Add, tests\.tasks\.Add",
+        match=r"'Add': several tasks have this name: tests\.more_tasks\.Add, tests\.tasks\.Add",
     ):
         registry.find("Add")
     assert registry.find("tests.more_tasks.Add") is Add
@@ -179,10 +179,10 @@ def test_a_name_that_several_bear_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             "No module named 'project.tasks'; the nearest are project.airports.tasks.Import",
         ),
         ("Stubborm", "the nearest is tests.tasks.Stubborn"),
-        ("xyzzy", "none has a name like this"),
-        ("", "none has a name like this"),
+        ("xyzzy", "no task has a similar name"),
+        ("", "no task has a similar name"),
         ("no.such.thing_at_all", "No module named 'no'"),
-        ("tests.tasks.Path", "it is 'type' and no subclass of BaseTask"),
+        ("tests.tasks.Path", "it is a 'type', not a subclass of BaseTask"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, said: str) -> None:

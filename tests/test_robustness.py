@@ -209,7 +209,8 @@ def test_a_result_has_a_most() -> None:
     task = task_of(too_large)
     assert (task.status, task.error_type) == (Status.FAILED, "InvalidResult")
     assert task.error_message.startswith(
-        "Large returned a wrong result: it has 1,048,578 bytes as JSON, and 1,048,576 is the most"
+        "Large returned an invalid result: it has 1,048,578 bytes as JSON, and 1,048,576 is the "
+        "most"
     )
 
 

@@ -24,7 +24,7 @@ from tasks_app.exceptions import (
     TaskError,
     UnknownTask,
     by_field,
-    told,
+    joined,
 )
 from tasks_app.models import Task
 from tasks_app.schemas import escaped
@@ -160,7 +160,7 @@ def plain_errors() -> Iterator[None]:
         yield
     except InvalidParams as error:
         faults = "\n".join(f"  {field or 'params'}: {why}" for field, why in error.errors.items())
-        message = f"The parameters are wrong:\n{faults}"
+        message = f"Invalid parameters:\n{faults}"
         raise CommandError(message, returncode=Exit.USAGE) from error
     except DuplicateTask as error:
         which = f" It is task {error.task_id}." if error.task_id else ""
@@ -169,7 +169,7 @@ def plain_errors() -> Iterator[None]:
         message = f"{error} It is task {error.retried_as}."
         raise CommandError(message, returncode=Exit.FAILED) from error
     except ValidationError as error:
-        message = f"An option is wrong: {told(by_field(error.errors()))}"
+        message = f"An option is wrong: {joined(by_field(error.errors()))}"
         raise CommandError(message, returncode=Exit.USAGE) from error
     except (UnknownTask, InvalidTask, IdempotencyKeyReused) as error:
         raise CommandError(str(error), returncode=Exit.USAGE) from error

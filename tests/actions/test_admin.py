@@ -156,7 +156,7 @@ def test_parameters_that_the_task_refuses_are_told(
     assert said(response) == [
         (
             "error",
-            "Parameters of WithModel are wrong: number: Input should be a valid integer",
+            "Invalid parameters for WithModel: number: Input should be a valid integer",
         )
     ]
     assert not Task.objects.exists()

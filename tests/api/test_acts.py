@@ -133,7 +133,7 @@ def test_what_was_retried_is_named_to_who_may_see_it(ada: User, client: Client) 
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")
     again = client.post(of(task, "retry")).json()["task_id"]
     told = problem(client.post(of(task, "retry")), 409)
-    detail = f"Task {task.pk} was retried already. Retry its repetition instead."
+    detail = f"Task {task.pk} was already retried. Retry the new task instead."
     assert told == {
         "detail": detail,
         "task_status": "failed",

@@ -85,7 +85,7 @@ def test_a_start_may_be_delayed() -> None:
     ("arguments", "code", "said"),
     [
         (["Nope"], 2, "There is no task 'Nope'"),
-        (["tests.tasks.Add"], 2, "The parameters are wrong:\n  a: Field required"),
+        (["tests.tasks.Add"], 2, "Invalid parameters:\n  a: Field required"),
         (["tests.tasks.Add", "--param", "a=x"], 2, "a: Input should be a valid integer"),
         (["tests.tasks.Noop", "--owner", "eve"], 2, "There is no user 'eve'."),
         (["tests.tasks.Noop", "--max-attempts", "0"], 2, "An option is wrong: max_attempts: "),
@@ -323,7 +323,7 @@ def test_a_failed_task_is_started_anew() -> None:
     code, _, said = run("retry_task", str(old.pk))
     assert (code, said) == (
         1,
-        f"Task {old.pk} was retried already. Retry its repetition instead. It is task {new.pk}.",
+        f"Task {old.pk} was already retried. Retry the new task instead. It is task {new.pk}.",
     )
 
 

@@ -125,8 +125,8 @@ def test_what_the_owner_reads_of_an_error(which: str, words: str | None) -> None
     ("task", "params", "kind", "message"),
     [
         (Quit, {}, "SystemExit", "3"),
-        (WrongResult, {}, "InvalidResult", "WrongResult returned a wrong result: "),
-        (Add, {}, "InvalidParams", "Parameters of Add are wrong: a: Field required"),
+        (WrongResult, {}, "InvalidResult", "WrongResult returned an invalid result: "),
+        (Add, {}, "InvalidParams", "Invalid parameters for Add: a: Field required"),
         (StartsBadly, {}, "RuntimeError", "no instance"),
         ("tests.tasks.Gone", {}, "UnknownTask", "There is no task 'tests.tasks.Gone': "),
         ("tests.tasks.Order", {}, "UnknownTask", "There is no task 'tests.tasks.Order': "),
