@@ -48,7 +48,9 @@ class FileId(NamedTuple):
 
 
 class DatabaseFile:
-    """The file of an SQLite database and its write-ahead log, as they were when it was opened.
+    """The files of an SQLite database, as they were when it was opened.
+
+    They are the main file, its write-ahead log (`-wal`) and the index of that (`-shm`).
 
     A process whose POSIX locks were dropped, or whose database was restored under it, goes on in a
     file that nobody else has, without an error: what it commits is lost. Only the paths are looked
@@ -65,18 +67,18 @@ class DatabaseFile:
         # Absolute: the working folder may be another one later.
         self._path = os.path.abspath(name) if is_path else ""
         self._main = FileId.of(self._path) if is_path else None
-        self._log_path = ""
-        self._log: FileId | None = None
+        #: The log and its index, by their paths. Neither is there outside of WAL mode.
+        self._beside: dict[str, FileId | None] = {}
 
     def opened(self, connection: BaseDatabaseWrapper) -> None:
-        """Note the write-ahead log of a connection that was just opened, also if opened anew.
+        """Note the log and its index of a connection that was just opened, also if opened anew.
 
         Raises DatabaseReplaced if the file is another one than at the first time.
         """
         if connection.vendor != "sqlite":
             return
         with connection.cursor() as cursor:
-            # The first read opens the log.
+            # The first read opens the log and its index.
             cursor.execute("PRAGMA schema_version")
             cursor.execute("PRAGMA database_list")
             # SQLite follows links before it names the log. A database in memory has no file.
@@ -86,21 +88,20 @@ class DatabaseFile:
             return
         self._path = self._path or real
         self._main = self._main or FileId.of(self._path)
-        self._log_path = f"{real}-wal"
-        self._log = FileId.of(self._log_path)
+        self._beside = {path: FileId.of(path) for path in (f"{real}-wal", f"{real}-shm")}
         self.verify()
 
     def closed(self) -> None:
-        """Forget the log: whoever closes the last connection may delete it."""
-        self._log = None
+        """Forget the log and its index: whoever closes the last connection may delete them."""
+        self._beside = {}
 
     def verify(self) -> None:
         """Raise DatabaseReplaced if others who open the database now would get another file.
 
-        Costs two system calls. What cannot be looked at, as on a network that is away, is no proof.
+        Costs three system calls. A path that cannot be looked at, as on a network that is away,
+        proves nothing.
         """
-        files = (self._path, self._main, False), (self._log_path, self._log, True)
-        for path, noted, is_log in files:
+        for path, noted in ((self._path, self._main), *self._beside.items()):
             if noted is None:
                 continue
             try:
@@ -108,4 +109,4 @@ class DatabaseFile:
             except OSError:
                 continue
             if found != noted:
-                raise DatabaseReplaced(path, found, is_log=is_log)
+                raise DatabaseReplaced(path, found, is_log=path.endswith("-wal"))

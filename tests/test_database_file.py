@@ -93,6 +93,11 @@ def delete_log(path: Path) -> None:
     Path(f"{path}-wal").unlink()
 
 
+def delete_index(path: Path) -> None:
+    """From now on others make an index of their own, and commits are lost on both sides."""
+    Path(f"{path}-shm").unlink()
+
+
 def drop_locks(path: Path) -> None:
     """As a task does that copies the file; the next process then takes itself for the last."""
     path.read_bytes()
@@ -105,6 +110,7 @@ def drop_locks(path: Path) -> None:
         (delete, "db.sqlite3 was deleted while it was open"),
         (restore, "db.sqlite3 was replaced by another file while it was open"),
         (delete_log, "db.sqlite3-wal was deleted while it was open"),
+        (delete_index, "db.sqlite3-shm was deleted while it was open"),
         (drop_locks, "db.sqlite3-wal was deleted while it was open"),
     ],
 )
