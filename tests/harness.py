@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -127,19 +129,24 @@ def free_port() -> int:
 
 
 class Web(Process):
-    """The site on uvicorn, at a port that stays the same when it is started again."""
+    """The site on a server, at a port that stays the same when it is started again.
+
+    The command is one that the docs give, where the port is 8000. Without one it is uvicorn's.
+    """
 
     def __init__(
         self,
         log: Path,
         port: int | None = None,
         application: str = "project.asgi:application",
+        command: str = "",
         **environment: str,
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        options = ["--host", "127.0.0.1", "--port", str(self.port)]
-        super().__init__(["-m", "uvicorn", application, *options], log, **environment)
+        command = command or f"-m uvicorn {application} --host 127.0.0.1 --port 8000"
+        options = [re.sub(r"\b8000$", str(self.port), word) for word in shlex.split(command)]
+        super().__init__(options, log, **environment)
         eventually(self._answers, what="the web server answers")
 
     def _answers(self) -> bool:
