@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sqlite3
 import threading
@@ -21,6 +22,8 @@ logger = logging.getLogger("tasks_app.worker")
 
 #: libpq's PQTRANS_ACTIVE: a command is in progress.
 ACTIVE = 1
+#: How long the coordinator waits for a connection to close that another thread uses.
+CLOSE_SECONDS = 1.0
 
 
 class Queries:
@@ -94,11 +97,28 @@ def end_left_behind(going_on: Collection[Queries]) -> list[str]:
             continue
         with suppress(sqlite3.Error):  # Closed just now.
             if raw.in_transaction:
-                raw.interrupt()
-                raw.rollback()
-                raw.close()
+                _give_up(raw)
                 names.append(owner.thread.name)
     return names
+
+
+def _give_up(raw: sqlite3.Connection) -> None:
+    """Close a connection that another thread uses, so that SQLite rolls its transaction back.
+
+    SQLite keeps a closed connection, and its lock, until the last of its statements is done. A
+    query that runs is interrupted. A SELECT whose rows were not all read would stay, so cursors are
+    closed first; only the garbage collector can list them. A rollback would come too early: what
+    the thread writes next would be committed at once.
+    """
+    raw.interrupt()
+    for cursor in gc.get_referrers(raw):
+        if isinstance(cursor, sqlite3.Cursor):
+            with suppress(sqlite3.Error):  # It runs a query, which the interruption ends.
+                cursor.close()
+    # In a thread: it waits for a query that begins just now.
+    closing = threading.Thread(target=raw.close, name="close", daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
 
 
 def discard() -> None:

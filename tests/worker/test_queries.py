@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import pytest
-from django.db import connection, transaction
+from django.contrib.auth.models import User
+from django.db import OperationalError, ProgrammingError, connection, transaction
 
 from tasks_app.worker.queries import Queries, discard, end_left_behind
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+FOR_EVER = "n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 
 
 def test_a_thread_of_a_running_task_is_not_rolled_back() -> None:
@@ -29,6 +33,47 @@ def test_a_thread_of_a_running_task_is_not_rolled_back() -> None:
     finally:
         done.set()
         thread.join()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("rows_unread", [False, True])
+@pytest.mark.parametrize("query_runs", [False, True])
+def test_a_transaction_of_an_ended_task_gives_its_lock_back(
+    rows_unread: bool, query_runs: bool
+) -> None:
+    """Whatever its thread is at, and although that thread goes on."""
+    begun, done = threading.Event(), threading.Event()
+    failed: list[str] = []
+
+    def work() -> None:
+        try:
+            with transaction.atomic():
+                User.objects.create(username="left open")
+                with connection.cursor() as many, connection.cursor() as other:
+                    many.execute(f"WITH RECURSIVE {FOR_EVER} SELECT i FROM n")
+                    many.fetchone() if rows_unread else many.close()
+                    if query_runs:
+                        connection.connection.set_progress_handler(begun.set, 1000)
+                        with suppress(OperationalError):
+                            other.execute(f"WITH RECURSIVE {FOR_EVER} SELECT count(*) FROM n")
+                    begun.set()
+                    done.wait(30)
+        except ProgrammingError as error:
+            failed.append(str(error))
+        connection.close()
+
+    thread = threading.Thread(target=work, name="left-behind")
+    thread.start()
+    try:
+        assert begun.wait(30)
+        assert end_left_behind([]) == ["left-behind"]
+        # Waits for the lock for as long as the site lets it.
+        User.objects.create(username="written")
+    finally:
+        done.set()
+        thread.join()
+    assert failed == ["Cannot operate on a closed database."]
+    assert [user.username for user in User.objects.all()] == ["written"]
 
 
 def test_a_discarded_connection_does_not_go_back_to_a_pool() -> None:
