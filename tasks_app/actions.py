@@ -1,4 +1,4 @@
-"""Actions of the admin, and forms, that start a task and go on to its live page."""
+"""Admin actions and form views that start a task and redirect to its live page."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     Action = Callable[[Any, HttpRequest, QuerySet[Any]], HttpResponseBase | None]
     Given = Callable[[Any, HttpRequest, QuerySet[Any]], Params | HttpResponseBase | None]
 
-#: The most selected rows whose keys a task is given, unless the action says otherwise.
+#: The most selected rows whose keys are passed to a task, unless the action sets another limit.
 MOST_SELECTED = 10_000
 
 
 class TooManySelected(ValueError):
-    """More rows are selected than a task is given by their keys."""
+    """More rows are selected than a task accepts."""
 
 
 def background_action(
@@ -51,15 +51,15 @@ def background_action(
     permissions: Sequence[str] | None = None,
     **options: Any,
 ) -> Callable[[Given], Action]:
-    """Make an action of a ModelAdmin start a task, and land on the task's live page.
+    """Return a decorator for a ModelAdmin action that starts a task and redirects to its page.
 
-    The decorated method takes what any action takes. What it returns are the task's parameters;
-    where it returns nothing, the primary keys of the selected rows are, under the name of `ids`,
-    and more than `most` of them are refused. What it returns of a response, such as a page that
-    asks back, is shown instead.
+    The decorated method takes the arguments of any action. It returns the parameters of the task.
+    If it returns None, the parameter named by `ids` gets the primary keys of the selected rows;
+    more than `most` rows are refused. If it returns a response, such as a confirmation page, that
+    response is shown instead.
 
-    `description` and `permissions` are those of Django's `admin.action`; there are no others to
-    start it. `options` are those of `start_task`; the owner is whoever runs the action.
+    `description` and `permissions` are those of Django's `admin.action`; no other permission is
+    checked. `options` are those of `start_task`. The owner is the user who runs the action.
     """
 
     def decorate(method: Given) -> Action:
@@ -76,7 +76,7 @@ def background_action(
                     params = {ids: keys(queryset, most)}
                 with transaction.atomic():
                     row = start(cls, params, request, options)
-                    modeladmin.log_addition(request, row, _told(action, params, ids))
+                    modeladmin.log_addition(request, row, _log_message(action, params, ids))
             except DuplicateTask as error:
                 text: str = already_running(cls, error, request)
                 modeladmin.message_user(request, text, messages.WARNING)
@@ -97,20 +97,20 @@ def background_action(
 
 
 def keys(queryset: QuerySet[Any], most: int = MOST_SELECTED) -> list[Any]:
-    """Return the primary keys of rows. Raises TooManySelected, after reading so many and one."""
+    """Return the primary keys of rows. Raises TooManySelected if there are more than `most`."""
     found = list(queryset.order_by("pk").values_list("pk", flat=True)[: most + 1])
     if len(found) > most:
         raise TooManySelected(
             _(
-                "More than {most:,} are selected, and that is the most this can do at once. "
-                "Narrow the list by a filter or a search, or select fewer."
+                "At most {most:,} rows can be selected for this action. "
+                "Narrow the list by a filter or a search, or select fewer rows."
             ).format(most=most)
         )
     return found
 
 
-def _told(action: Any, params: Params, ids: str) -> str:
-    """What the admin's own log says of it."""
+def _log_message(action: Any, params: Params, ids: str) -> str:
+    """Return the message for the admin's log."""
     name = getattr(action, "short_description", None) or capfirst(action.__name__.replace("_", " "))
     selected = params.get(ids) if isinstance(params, Mapping) else None
     if not isinstance(selected, list):
@@ -125,7 +125,7 @@ def _told(action: Any, params: Params, ids: str) -> str:
 def start(
     task: type[BaseTask], params: Params, request: HttpRequest, options: Mapping[str, Any]
 ) -> Task:
-    """Start a task for whoever is logged in. Raises what `start_task` raises."""
+    """Start a task for the logged-in user. Raises what `start_task` raises."""
     owner = request.user if request.user.is_authenticated else None
     started = task_service.start_task(task, params, **{"owner": owner, **options})
     row: Task = Task.primary.get(pk=started.task_id)
@@ -133,41 +133,41 @@ def start(
 
 
 def already_running(task: type[BaseTask], error: DuplicateTask, request: HttpRequest) -> SafeString:
-    """Say that one at a time is enough, and where it is to be seen, by whom it may be."""
+    """Return a message that the task is already running, with a link if the user may see it."""
     running = Task.primary.visible_to(request.user).filter(pk=cast(UUID, error.task_id)).first()
     if running is None:
-        where: str = _("It is somebody else’s. Try again when it is done.")
+        where: str = _("Someone else is running this. Try again later.")
     elif url := page_url(running, request.get_full_path()):
         where = format_html('<a href="{}">{}</a>', url, _("Watch it, or cancel it first."))
     else:
         where = _("Wait for it, or cancel it first.")
-    said = _("“{task}” is running or waiting already, and one at a time is enough.")
-    return format_html("{} {}", said.format(task=task.verbose_name), where)
+    message = _("“{task}” is already running or waiting. Only one can run at a time.")
+    return format_html("{} {}", message.format(task=task.verbose_name), where)
 
 
 class BackgroundFormMixin:
-    """Makes a form view start a task with what the form says, and go on to the task's live page.
+    """Makes a form view start a task with the form's data, and redirect to the task's live page.
 
-    For FormView and its kin, before them in the bases. A parameter that the task refuses is an
-    error of its field, where the form has it.
+    Put it before FormView (or a similar class) in the bases. If the task refuses a parameter, the
+    error is shown at the field of that name, if the form has one.
     """
 
-    #: The task, or its dotted path.
+    #: The task class, or its dotted path.
     task_class: type[BaseTask] | str
-    #: Options of `start_task`, such as `unique_key`; the owner is whoever is logged in.
+    #: Options of `start_task`, such as `unique_key`. The owner is the logged-in user.
     task_options: Mapping[str, Any] = {}
-    #: Where to go instead of the task's page.
+    #: Where to redirect, instead of the task's page.
     success_url: str | _StrPromise | None = None
 
     request: HttpRequest
-    #: What was started, once it was.
+    #: The started task. Set after the start.
     task: Task
 
     def get_task_class(self) -> type[BaseTask]:
         return task_class(self.task_class)
 
     def get_task_params(self, form: Any) -> Params:
-        """Return the parameters: what the form's fields hold, unless overridden."""
+        """Return the parameters of the task: the form's cleaned data, unless overridden."""
         params: dict[str, Any] = form.cleaned_data
         return params
 
@@ -188,12 +188,12 @@ class BackgroundFormMixin:
     def task_refused(
         self, form: forms.BaseForm, params: Params, error: InvalidParams | DuplicateTask
     ) -> HttpResponse:
-        """Show the form again, and why no task was started."""
+        """Show the form again, with the reason why no task was started."""
         if isinstance(error, DuplicateTask):
             form.add_error(None, already_running(self.get_task_class(), error, self.request))
         else:
             for path, fault in error.errors.items():
-                # "orders.0.number" is of the field that holds the orders.
+                # An error of "orders.0.number" belongs to the field "orders".
                 field = path.partition(".")[0]
                 known = field in form.fields
                 form.add_error(

@@ -1,4 +1,4 @@
-"""The same done to many tasks, a batch at a time."""
+"""One operation on many tasks, in batches."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from tasks_app.models import Task
 from tasks_app.states import Status
 
 T = TypeVar("T")
-#: Why not, how often: the kind of error, and the status that stood in the way, if it was that.
+#: How many tasks were refused, by the class of the error and the status that prevented it, if any.
 Refusals = Counter[tuple[type[TaskError], Status | None]]
 
-#: How many tasks share a transaction: on SQLite nobody else writes meanwhile.
+#: How many tasks share a transaction. On SQLite, nothing else can be written during it.
 BATCH = 100
-#: For how long it goes on before it leaves the rest to the next request, in seconds: servers and
-#: proxies give up after 30.
+#: Stop after this many seconds and leave the rest to the next request, because servers and proxies
+#: give up after 30.
 SECONDS = 20.0
-#: How often a batch is tried that meets a deadlock.
+#: How often to try a batch that meets a deadlock.
 TRIES = 3
 
 
 @dataclass
 class Summary:
-    """What became of the tasks that were tried."""
+    """The outcome for all tasks."""
 
     done: int = 0
     refused: Refusals = field(default_factory=Counter)
-    #: How many were left for another time, since the time was over.
+    #: How many were left for later, because the time was over.
     left: int = 0
 
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """A task as it was before, and what the act returned."""
+    """A task as it was before, and what `act` returned."""
 
     task: Task
     outcome: T
@@ -50,14 +50,14 @@ class Done(Generic[T]):
 def each(
     task_ids: Sequence[UUID],
     act: Callable[[UUID], T],
-    told: Callable[[list[Done[T]]], None],
+    record: Callable[[list[Done[T]]], None],
     seconds: float = SECONDS,
 ) -> Summary:
-    """Do something to each task, in transactions of BATCH tasks, until the time is over.
+    """Call `act` for each task, in transactions of BATCH tasks, until the time is over.
 
-    A task whose act raises a TaskError is counted as refused, and the others go on. `told` is
-    called within each transaction with what was done in it, so that a record of it commits
-    together with it. Any other error ends it; the batches before stay done.
+    If `act` raises a TaskError for a task, that counts as refused, and the next task follows.
+    `record` is called at the end of each transaction with what was done in it, so that its own
+    writes commit with the batch. Any other error ends the run; earlier batches stay committed.
     """
     summary = Summary()
     ends = time.monotonic() + seconds
@@ -65,25 +65,25 @@ def each(
         if time.monotonic() >= ends:
             summary.left = len(task_ids) - start
             break
-        done, refused = _insist(task_ids[start : start + BATCH], act, told)
+        done, refused = _insist(task_ids[start : start + BATCH], act, record)
         summary.done += len(done)
         summary.refused += refused
     return summary
 
 
 def _insist(
-    ids: Sequence[UUID], act: Callable[[UUID], T], told: Callable[[list[Done[T]]], None]
+    ids: Sequence[UUID], act: Callable[[UUID], T], record: Callable[[list[Done[T]]], None]
 ) -> tuple[list[Done[T]], Refusals]:
-    """Do a batch in one transaction; anew where PostgreSQL ended it.
+    """Process a batch in one transaction, and again if PostgreSQL ended it by a deadlock.
 
-    A worker locks the same rows in an order of its own, so the two can wait for each other.
+    A worker locks the same rows in a different order, so the two can wait for each other.
     """
     tries = TRIES
     while True:
         try:
             with transaction.atomic(using=alias()):
                 done, refused = _batch(ids, act)
-                told(done)
+                record(done)
         except OperationalError as error:
             tries -= 1
             if not tries or sqlstate(error) != DEADLOCK:
@@ -93,7 +93,7 @@ def _insist(
 
 
 def _batch(ids: Sequence[UUID], act: Callable[[UUID], T]) -> tuple[list[Done[T]], Refusals]:
-    # What a log needs to name it.
+    # Only the columns that a log entry needs.
     tasks = Task.primary.only("pk", "name").in_bulk(ids)
     done, refused = [], Refusals()
     for task_id in ids:

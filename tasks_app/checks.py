@@ -1,4 +1,4 @@
-"""What `manage.py check` says of a site's settings."""
+"""System checks of a site's settings and tasks, for `manage.py check`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tasks_app.streaming.channels import TaskChannelManager
 from tasks_app.streaming.origins import allowed_origins
 from tasks_app.streaming.storage import TaskEventStorage
 
-#: What django-cors-headers tells sites to put into MIDDLEWARE.
+#: The path that django-cors-headers has sites put into MIDDLEWARE.
 CORS_MIDDLEWARE = "corsheaders.middleware.CorsMiddleware"
 
 Apps = Sequence[AppConfig] | None
@@ -38,7 +38,7 @@ Apps = Sequence[AppConfig] | None
 
 @register(Tags.compatibility)
 def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """Each TASK_ setting is sound, alone and beside the others."""
+    """Check that the TASK_ settings are valid, alone and together."""
     try:
         conf = TaskSettings.model_validate(declared())
     except ValidationError as error:
@@ -56,7 +56,7 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
             Error(
                 f"TASK_LEASE_SECONDS ({conf.lease_seconds:g}) is shorter than two heartbeats "
                 f"(TASK_HEARTBEAT_SECONDS is {conf.heartbeat_seconds:g}).",
-                hint="One late heartbeat would take running tasks from a worker that lives. "
+                hint="One late heartbeat would take running tasks from a live worker. "
                 "Make the lease three heartbeats long.",
                 id="tasks_app.E002",
             )
@@ -86,23 +86,23 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 @register(Tags.compatibility)
 def check_tasks(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """Task classes can be imported, have an `execute`, and say of themselves what makes sense.
+    """Check that task classes can be imported, have an `execute`, and declare valid options.
 
-    All are warnings: a fault in the tasks of one app must not keep those of others from running,
-    nor keep a site from being migrated that only starts them by name.
+    These are all warnings: a fault in one app's tasks must not stop the tasks of other apps. Nor
+    must it stop the migrations of a site that only starts the tasks by name.
     """
     found: list[CheckMessage] = [
         checks.Warning(
             f"{module} cannot be imported: {why}",
-            hint="None of its tasks can run. If this process only starts them by name, and does "
-            "not have what they need, silence this check there.",
+            hint="None of its tasks can run. If this process only starts them by name and lacks "
+            "what they need, silence this check there.",
             id="tasks_app.W020",
         )
         for module, why in registry.problems().items()
     ]
     found += [
         checks.Warning(
-            f"{task.name()} has no execute(), and no class derives from it.",
+            f"{task.name()} has no execute(), and no subclass.",
             hint="Give it a method execute(self, progress, …).",
             id="tasks_app.W021",
         )
@@ -125,7 +125,7 @@ def check_tasks(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
             task.result_type()
         except InvalidTask as error:
             hint = (
-                f"Tasks of {task.name()} cannot be started, and pages mask what they hold. "
+                f"Tasks of {task.name()} cannot be started, and pages hide their values. "
                 f"Change the annotation, or install what its type needs."
             )
             found.append(checks.Warning(str(error), hint=hint, id="tasks_app.W010"))
@@ -133,14 +133,14 @@ def check_tasks(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
         try:
             check_fields(task.__name__, task.execute, task.params_model())
         except InvalidTask as error:
-            hint = f"Each task of {task.name()} would fail when it is run."
+            hint = f"Every task of {task.name()} would fail when it runs."
             found.append(checks.Warning(str(error), hint=hint, id="tasks_app.W023"))
     return found
 
 
 @register(Tags.urls)
 def check_urls(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """Pages can ask for streams and statuses, and a task has a page of its own."""
+    """Check that pages can request streams and statuses, and that tasks have pages."""
     if not getattr(settings, "ROOT_URLCONF", None):
         return []
     try:
@@ -148,8 +148,8 @@ def check_urls(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     except NoReverseMatch:
         return [
             checks.Warning(
-                "The site's URLs do not include tasks_app.urls: bars stand still as they were "
-                "rendered, and tasks have no pages.",
+                "The site's URLs do not include tasks_app.urls: progress bars do not update, and "
+                "tasks have no pages.",
                 hint='Add path("tasks/", include("tasks_app.urls")) to the urlpatterns of '
                 f"{settings.ROOT_URLCONF}.",
                 id="tasks_app.W011",
@@ -160,13 +160,13 @@ def check_urls(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 @register(Tags.security)
 def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """Streams ask who may read them, resume from the facts, and are served by ASGI."""
+    """Check that streams check permissions, resume from stored facts, and are served by ASGI."""
     found: list[CheckMessage] = []
     name = "EVENTSTREAM_CHANNELMANAGER_CLASS"
     if fault := _not_a(TaskChannelManager, name, getattr(settings, name, None)):
         found.append(
             Error(
-                f"{fault}, so nobody asks who may see which task.",
+                f"{fault}, so nothing checks who may see which task.",
                 hint=f'Set it to "{_path(TaskChannelManager)}", or to a subclass of it.',
                 id="tasks_app.E004",
             )
@@ -184,7 +184,7 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
         found.append(
             checks.Warning(
                 "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
-                hint="Serve the site by uvicorn or daphne; wrap its application in "
+                hint="Serve the site by uvicorn or daphne, and wrap its application in "
                 "tasks_app.routing.with_task_streams.",
                 id="tasks_app.W002",
             )
@@ -194,14 +194,14 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 @register(Tags.security)
 def check_origins(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """One place decides which other origins read streams, and browsers accept what it says."""
+    """Check that only one setting allows origins to read streams, and that browsers accept it."""
     origins = set(allowed_origins())
     found: list[CheckMessage] = []
     if origins and CORS_MIDDLEWARE in settings.MIDDLEWARE:
         found.append(
             checks.Warning(
-                "EVENTSTREAM_ALLOW_ORIGIN and django-cors-headers both say which origins may read "
-                "streams: whoever either allows may.",
+                "EVENTSTREAM_ALLOW_ORIGIN and django-cors-headers both allow origins to read "
+                "streams: an origin needs only one of them.",
                 hint="Remove the settings EVENTSTREAM_ALLOW_…, and name the origins in "
                 "CORS_ALLOWED_ORIGINS.",
                 id="tasks_app.W012",
@@ -210,8 +210,8 @@ def check_origins(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     if "*" in origins and getattr(settings, "EVENTSTREAM_ALLOW_CREDENTIALS", False):
         found.append(
             checks.Warning(
-                "EVENTSTREAM_ALLOW_CREDENTIALS is on and any origin is allowed: browsers refuse "
-                "that.",
+                "EVENTSTREAM_ALLOW_CREDENTIALS is on and any origin is allowed, which browsers "
+                "refuse.",
                 hint="Name the origins in EVENTSTREAM_ALLOW_ORIGINS.",
                 id="tasks_app.W013",
             )
@@ -221,13 +221,13 @@ def check_origins(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 @register(Tags.compatibility)
 def check_commits(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """What is written in a transaction is committed with it."""
+    """Check that the end of a transaction commits what was written in it."""
     if connections[alias()].settings_dict["AUTOCOMMIT"]:
         return []
     return [
         Error(
-            f"AUTOCOMMIT of the database {alias()!r} is off: nothing that a worker or a clean-up "
-            f"writes would be committed.",
+            f"AUTOCOMMIT of the database {alias()!r} is off: writes of workers and clean-ups would "
+            f"not be committed.",
             hint="Leave it on, and open transactions by transaction.atomic().",
             id="tasks_app.E006",
         )
@@ -236,7 +236,7 @@ def check_commits(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 @register(Tags.compatibility)
 def check_driver(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """PostgreSQL is spoken to by psycopg 3, which can wait for notices."""
+    """Check that PostgreSQL is used through psycopg 3, which can wait for notifications."""
     connection = connections[alias()]
     driver: Any = getattr(connection, "Database", None)
     if connection.vendor != "postgresql" or driver.__name__ != "psycopg2":
@@ -245,8 +245,7 @@ def check_driver(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
         Error(
             f"Django uses psycopg2 for the database {alias()!r}; workers and streams need "
             f"psycopg 3.",
-            hint="Install psycopg[binary], version 3.2 or newer. Django uses it where both are "
-            "installed.",
+            hint="Install psycopg[binary] 3.2 or newer. Django prefers it if both are installed.",
             id="tasks_app.E007",
         )
     ]
@@ -254,7 +253,7 @@ def check_driver(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 
 @register(Tags.compatibility)
 def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
-    """SQLite lets readers pass beside one writer, and lets writers wait in line."""
+    """Check that SQLite lets readers work beside one writer, and lets writers queue."""
     connection = connections[alias()]
     if connection.vendor != "sqlite":
         return []
@@ -264,7 +263,7 @@ def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
         found.append(
             checks.Warning(
                 "SQLite transactions are deferred: two that read and then write fail with "
-                '"database is locked", whatever the timeout.',
+                '"database is locked", even with a long timeout.',
                 hint='Set "transaction_mode": "IMMEDIATE" in the OPTIONS of the database.',
                 id="tasks_app.W003",
             )
@@ -272,7 +271,7 @@ def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
     if not _writes_ahead(str(name), str(options.get("init_command", ""))):
         found.append(
             checks.Warning(
-                "SQLite is not in WAL mode: a page that reads stops the worker from writing.",
+                "SQLite is not in WAL mode: a page that reads blocks the worker's writes.",
                 hint='Set "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = '
                 'NORMAL;" in the OPTIONS of the database.',
                 id="tasks_app.W004",
@@ -285,7 +284,7 @@ def check_sqlite(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
 def check_encoding(
     app_configs: Apps, databases: Collection[str] | None = None, **_kwargs: Any
 ) -> Iterable[CheckMessage]:
-    """PostgreSQL stores every text that tasks write. Asks the database, so only if told to."""
+    """Check that PostgreSQL can store every text. Runs only if asked to query the database."""
     connection = connections[alias()]
     if connection.vendor != "postgresql" or alias() not in (databases or ()):
         return []
@@ -296,8 +295,8 @@ def check_encoding(
         return []
     return [
         checks.Warning(
-            f"The encoding of the database {alias()!r} is {encoding}, so it refuses texts that "
-            f"tasks write: their progress and log come with escapes, and results fail.",
+            f"The encoding of the database {alias()!r} is {encoding}, so it refuses some texts of "
+            f"tasks: their progress and log get escapes, and results fail.",
             hint="Dump it, create one by `createdb --encoding=UTF8 --template=template0`, and "
             "restore the dump into that.",
             id="tasks_app.W005",
@@ -306,12 +305,12 @@ def check_encoding(
 
 
 def _writes_ahead(name: str, init_command: str) -> bool:
-    """Whether a database is in WAL mode: as it is configured, else as its file says."""
+    """Return whether a database is in WAL mode, by its configuration or else by its file."""
     command = init_command.lower()
     if "journal_mode" in command:
         return "wal" in command
-    # Asked of SQLite. To read the header and close the file would drop the locks of every
-    # connection that this process has open: see DatabaseFile.
+    # Ask SQLite. Opening and closing the file to read its header would drop the locks of every
+    # connection in this process: see DatabaseFile.
     try:
         with closing(
             sqlite3.connect(f"{Path(name).absolute().as_uri()}?mode=rw", uri=True)
@@ -322,7 +321,7 @@ def _writes_ahead(name: str, init_command: str) -> bool:
 
 
 def _not_a(wanted: type, setting: str, path: str | None) -> str:
-    """Say what is wrong with a setting that names a class; nothing if it is of the wanted kind."""
+    """Return what is wrong with a setting that names a class; empty if it is a `wanted`."""
     if not path:
         return f"{setting} is not set"
     try:
@@ -330,7 +329,7 @@ def _not_a(wanted: type, setting: str, path: str | None) -> str:
     except ImportError as error:
         return f"{setting} cannot be imported ({error})"
     if not (isinstance(found, type) and issubclass(found, wanted)):
-        return f"{setting} is {path}, no {wanted.__name__}"
+        return f"{setting} is {path}, which is not a {wanted.__name__}"
     return ""
 
 

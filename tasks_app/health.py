@@ -1,4 +1,4 @@
-"""Whether tasks are being worked on."""
+"""Health of the task system: whether workers are alive and tasks are being run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tasks_app.lifecycle import overdue
 from tasks_app.models import Task, Worker
 from tasks_app.schemas import Schema
 
-#: The most tasks that are counted one by one; past that it is this many, or more.
+#: The most tasks that are counted. This number then means "this many or more".
 COUNTED = 10_000
 
 
 class Limits(NamedTuple):
-    """What is still healthy."""
+    """The limits within which the system is healthy."""
 
     min_workers: int = 1
     #: In seconds; None for no limit.
@@ -27,62 +27,60 @@ class Limits(NamedTuple):
 
 
 class Health(Schema):
-    """What is to be seen of workers and tasks at a moment."""
+    """The state of workers and tasks at one time."""
 
     workers_alive: int
-    #: Those that were silent for longer than a lease and never signed off.
+    #: Workers that never signed off and were silent for longer than a lease and a heartbeat.
     workers_lost: int
     stuck_threads: int
     running: int
-    #: Running tasks whose leases ran out a heartbeat ago or longer.
+    #: Running tasks of lost workers, whose leases expired a heartbeat ago or longer.
     overdue: int
-    #: Tasks that could start now; 10,000 stands for as many or more.
+    #: Tasks that could start now. 10,000 means 10,000 or more.
     ready: int
     oldest_waiting_seconds: float | None
 
     def problems(self, limits: Limits) -> list[str]:
-        """Say which of the limits are passed; nothing if it is healthy."""
+        """Return a message for each limit that is exceeded. Empty if healthy."""
         found = []
         if self.workers_alive < limits.min_workers:
             found.append(
-                f"{self.workers_alive} workers are alive, and {limits.min_workers} should be"
+                f"{self.workers_alive} workers alive; at least {limits.min_workers} required"
             )
         wait = self.oldest_waiting_seconds
         if limits.max_wait is not None and wait is not None and wait > limits.max_wait:
-            found.append(
-                f"a task has waited for {wait:.0f} s, and {limits.max_wait:g} s is the most"
-            )
+            found.append(f"a task has waited for {wait:.0f} s; the limit is {limits.max_wait:g} s")
         if self.stuck_threads > limits.max_stuck:
-            found.append(f"{self.stuck_threads} threads are stuck; restart their workers")
+            found.append(f"{self.stuck_threads} threads stuck; restart their workers")
         if self.overdue > limits.max_stuck:
-            found.append(f"{self.overdue} tasks wait for a worker to take them back")
+            found.append(f"{self.overdue} tasks overdue for rescue; check that a worker is running")
         return found
 
 
 def unserved(queues: Collection[str]) -> set[str]:
-    """Return those of the queues that no live worker takes."""
+    """Return the queues that no live worker takes tasks from."""
     left = set(queues)
     if not left:
         return left
     alive = Worker.primary.beating(database_now(alias()))
-    # Which queues a worker takes is a list in JSON, which SQLite and PostgreSQL search differently.
+    # A worker's queues are a JSON list, which SQLite and PostgreSQL search differently.
     for taken in alive.values_list("queues", flat=True):
         left = left.difference(taken) if taken else set()
     return left
 
 
 def health(queue: str | None = None, hostname: str | None = None) -> Health:
-    """Return how tasks and workers stand, by the database's clock; of one queue or host if given.
+    """Return the state of tasks and workers, by the database's clock; or of one queue or host.
 
-    Of a host are its workers and what they run; what waits is anybody's. A few queries, each of
-    which reads one stretch of an index, whatever has finished.
+    For a host, that means its workers and the tasks they run; waiting tasks belong to no host. It
+    takes a few queries, each of which reads one range of an index. Finished tasks cost nothing.
     """
     now = database_now(alias())
     workers = Worker.primary.filter(stopped_at=None)
     if hostname is not None:
         workers = workers.filter(hostname=hostname)
     lost = set(workers.lost(now).values_list("pk", flat=True))
-    # Which queues a worker takes is a list in JSON, which SQLite and PostgreSQL search differently.
+    # A worker's queues are a JSON list, which SQLite and PostgreSQL search differently.
     alive = [
         pk
         for pk, queues in workers.exclude(pk__in=lost).values_list("pk", "queues")
@@ -94,7 +92,7 @@ def health(queue: str | None = None, hostname: str | None = None) -> Health:
     if queue is not None:
         running, late = running.filter(queue=queue), late.filter(queue=queue)
     if hostname is not None:
-        # What another host's worker left is none of this one's faults.
+        # This host is not responsible for the tasks of workers on other hosts.
         running = running.filter(worker__hostname=hostname)
         late = late.filter(worker__hostname=hostname)
     oldest = ready.order_by().aggregate(oldest=Min("run_after"))["oldest"]

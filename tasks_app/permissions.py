@@ -1,4 +1,4 @@
-"""Who may do what to which task. Every door asks here."""
+"""Rules of who may do what to which task. Pages, the admin and the API ask here."""
 
 from __future__ import annotations
 
@@ -18,44 +18,48 @@ if TYPE_CHECKING:
 
 
 def may_view_all(user: User) -> bool:
-    """Whether a user may see everybody's tasks."""
+    """Return whether a user may see the tasks of all users."""
     return _may(user, "view")
 
 
 def may_view(user: User, task: Task) -> bool:
-    """Whether a user may see a task: their own, or any by the `view_task` permission."""
+    """Return whether a user may see a task: their own, or any with `view_task`."""
     return _owns(user, task) or _may(user, "view")
 
 
 def may_cancel(user: User, task: Task) -> bool:
-    """Whether a user may cancel a task: their own, or any by the `cancel_task` permission."""
+    """Return whether a user may cancel a task: their own, or any with `cancel_task`."""
     return _owns(user, task) or _may(user, "cancel")
 
 
 def may_start(user: User, task: type[BaseTask]) -> bool:
-    """Whether a user may start tasks of a class over HTTP: it opts in, and names a permission."""
+    """Return whether a user may start a class over HTTP: it opts in and names a permission."""
     return task.startable and user.is_active and holds(user, task.start_permission)
 
 
 def may_retry(user: User, task: Task) -> bool:
-    """Whether a user may retry a task: their own that they may start, or any by `retry_task`."""
+    """Return whether a user may retry a task: any with `retry_task`, or their own.
+
+    To retry their own, they must also be allowed to start its class.
+    """
     return _may(user, "retry") or (_owns(user, task) and _may_start_again(user, task))
 
 
 def may_remove(user: User, task: Task) -> bool:
-    """Whether a user may remove a task: their own, or any by the `delete_task` permission."""
+    """Return whether a user may remove a task: their own, or any with `delete_task`."""
     return _owns(user, task) or _may(user, "delete")
 
 
-def told_of_conflict(
+def conflict_details(
     user: User,
     error: DuplicateTask | IllegalTransition | UnknownTask,
     retried: Task | None = None,
 ) -> dict[str, Any]:
-    """What a user is told of what kept a task from being started or retried.
+    """Return what a user may know of a conflict that stopped a start or a retry.
 
-    Its `detail`; and in `task` the one in the way, if they may see it. A start has named the unique
-    key itself; that of a task that was to be retried is for those who may see the task.
+    `detail` is the message; `task` is the conflicting task, if the user may see it. A user who
+    starts a task has given the unique key, so the message may contain it. For a retry (`retried` is
+    given), it may contain the key only if the user may see that task.
     """
     detail, other = str(error), None
     if isinstance(error, AlreadyRetried):

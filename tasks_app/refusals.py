@@ -1,4 +1,4 @@
-"""Why something could not be done to a task, in words that people read."""
+"""Reasons why something could not be done to a task, in words for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks_app.states import Status
 
 
 def reason(error: type[TaskError], status: Status | None) -> str:
-    """Say why something could not be done to a task."""
+    """Return the reason why something could not be done to a task."""
     if issubclass(error, AlreadyRetried):
         return _("already retried")
     if issubclass(error, IllegalTransition) and status is not None:
@@ -33,13 +33,13 @@ def reason(error: type[TaskError], status: Status | None) -> str:
         return _("its class no longer exists here")
     if issubclass(error, TaskNotFound):
         return _("the task no longer exists")
-    # One of the site's own service: its class says it, in words that the site may translate.
-    said = cleandoc(error.__doc__ or error.__name__)
-    return _(said.partition("\n")[0]).rstrip(".")
+    # An error of the site's own service: use its docstring, which the site may translate.
+    doc = cleandoc(error.__doc__ or error.__name__)
+    return _(doc.partition("\n")[0]).rstrip(".")
 
 
 def why(error: TaskError) -> str:
-    """Say why, of one task."""
+    """Return the reason for one task's error."""
     return reason(type(error), error.status if isinstance(error, IllegalTransition) else None)
 
 

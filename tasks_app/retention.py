@@ -1,4 +1,4 @@
-"""How long finished tasks stay, and how they go."""
+"""Retention: how long finished tasks are kept, and how they are deleted."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, Status
 
 logger = logging.getLogger("tasks_app.cleanup")
 
-#: How long one batch should take: nobody else writes to SQLite meanwhile.
+#: The target duration of a batch. On SQLite, nothing else can be written during a batch.
 AIM_SECONDS = 0.025
-#: How long none may take: whoever prunes may have leases to renew.
+#: The longest acceptable batch: the process that prunes may have leases to renew.
 SLOW_SECONDS = 0.25
-#: What a task has at the least: its row, and that it was queued, started and ended.
+#: The least rows of a task: its own, and its events queued, started and ended.
 ROWS_OF_A_TASK = 4
-#: How many rows a batch deletes, tasks and events together: at first, for rows of the site's may go
-#: with them; no fewer because it was slow, for a transaction would then take more time than they;
-#: and at most.
+#: How many rows a batch deletes, tasks and events together. ROWS: at first, because the site's own
+#: rows may be deleted with them. ROWS_MIN: the least after a slow batch, because smaller batches
+#: spend most of their time on the transaction itself. ROWS_MAX: the most.
 ROWS, ROWS_MIN, ROWS_MAX = ROWS_OF_A_TASK, 250, 5_000
-#: What a task's history holds but for its end.
+#: The events of a task's history, except the one that ends it.
 BEFORE_THE_END = sorted(FACTS - TERMINAL_EVENTS)
-#: Of so many tasks that may not go a prune tells each at the level of a warning, then quietly.
-TOLD = 10
-#: How long a batch waits for rows that refer to its tasks: who prunes may have better to do.
+#: How many tasks that cannot be deleted a prune logs as warnings. It logs the rest at level DEBUG.
+WARNINGS = 10
+#: How long a batch waits for locked rows that refer to its tasks. The caller has other work.
 LOCK_MILLISECONDS = 100
-#: How long a worker's record outlives its last heartbeat.
+#: How long a worker's record is kept after its last heartbeat.
 WORKER_SECONDS = DAY
 
 
-#: A task, and when it had finished.
+#: A task's id, and when it finished.
 Finished = tuple[uuid.UUID, datetime]
 Group = list[uuid.UUID]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which finished tasks go: those older than so many seconds. None keeps them for ever."""
+    """Which finished tasks to delete: those older than this many seconds. None keeps them."""
 
     retention: float | None
     failed_retention: float | None
@@ -61,8 +61,9 @@ class Rule:
         return cls(conf.retention_seconds, conf.failed_retention_seconds)
 
     def past(self, now: datetime) -> list[QuerySet[Task]]:
-        """What is past its retention: for each status a query that reads one stretch of an index,
-        the oldest first.
+        """Return queries of the tasks past their retention, the oldest first.
+
+        There is one query for each status, which reads one range of an index.
         """
         ages = {
             status: self.failed_retention if status is Status.FAILED else self.retention
@@ -78,42 +79,42 @@ class Rule:
 
 
 def count(rule: Rule) -> int:
-    """How many tasks a prune would delete now."""
+    """Return how many tasks a prune would delete now."""
     return sum(past.count() for past in rule.past(database_now(alias())))
 
 
 def prune(rule: Rule) -> Prune:
-    """Delete what is past its retention now; iterate to do it, a batch at a time."""
+    """Return an iterator that deletes the tasks past their retention now, a batch at a time."""
     return Prune(rule)
 
 
 class Prune(Iterator[int]):
-    """Deletes finished tasks past their retention; yields how many went with each batch.
+    """Deletes finished tasks past their retention. Yields how many tasks each batch deleted.
 
-    A batch is a transaction of its own, so workers and pages pass between two. It is bounded by
-    rows, events included, and its bound follows how long the last one took. So the history of a
-    task that has more events than that goes in several batches: the oldest events first, and the
-    end together with the row. Whoever watches or kills in the middle finds a finished task with
-    its end, whose log begins late; the next prune goes on there.
+    A batch is one transaction, so workers and pages can write between two batches. It deletes a
+    limited number of rows, events included, and the limit follows the duration of the last batch.
+    So a task with more events than that takes several batches: first its oldest events, and at last
+    its terminal event together with its row. If the prune is interrupted, the task is still
+    finished and has its terminal event, and its log starts later. The next prune continues there.
 
-    Each task is tried once. Where something of the site's refuses to let it go, such as a row that
-    protects it, the refusal is logged and the task stays; one that somebody else holds just then,
-    or a row that refers to it, is left to them or to the next prune.
+    Each task is tried once. If a row of the site protects it, that is logged and the task is kept.
+    If another session has locked it, or a row that refers to it, it is left for the next prune.
 
-    Safe beside other prunes: on PostgreSQL they share the work, elsewhere they take turns. A batch
-    that raised for want of a database has done nothing; ask again for it later, or never.
+    It can run beside other prunes: on PostgreSQL they share the work; on other databases they take
+    turns. If a batch raises because the database is unavailable, it deleted nothing; you may ask
+    for it again later.
     """
 
     def __init__(self, rule: Rule) -> None:
         self.using = alias()
-        #: How many tasks went, and how many were refused, so far.
+        #: How many tasks were deleted, and how many could not be, so far.
         self.removed = self.kept = 0
-        #: How many rows the next batch may delete, and how long the last one took.
+        #: How many rows the next batch may delete, and how many seconds the last one took.
         self.rows, self.seconds = ROWS, 0.0
         self._past = rule.past(database_now(self.using))[::-1]
-        #: The last task read: what stays must not be read again and again.
+        #: The last task that was read, so that tasks that are kept are not read again.
         self._last: Finished | None = None
-        #: Tasks read and not yet deleted, in groups that go or are refused together.
+        #: Tasks that are read and not yet deleted. The tasks of a group are deleted together.
         self._groups: list[Group] = []
 
     def __next__(self) -> int:
@@ -138,20 +139,20 @@ class Prune(Iterator[int]):
 
     @property
     def pause(self) -> float:
-        """How long to leave the database to others now, in seconds: as long as it was taken."""
+        """How many seconds to leave the database to others: as long as the last batch took."""
         return self.seconds
 
     def _read(self) -> None:
-        """Read the ids of the next tasks to go."""
+        """Read the ids of the next tasks to delete."""
         past = self._past[-1]
         if self._last is not None:
             pk, finished_at = self._last
-            # In these words the index is entered there; many may have finished at that moment.
+            # Written this way, the index is read from there. Tasks may share a finish time.
             past = past.filter(finished_at__gte=finished_at).exclude(
                 finished_at=finished_at, pk__lte=pk
             )
-        many = max(self.rows // ROWS_OF_A_TASK, 1)
-        found = cast(list[Finished], list(past.values_list("pk", "finished_at")[:many]))
+        limit = max(self.rows // ROWS_OF_A_TASK, 1)
+        found = cast(list[Finished], list(past.values_list("pk", "finished_at")[:limit]))
         if not found:
             self._past.pop()
             self._last = None
@@ -162,20 +163,20 @@ class Prune(Iterator[int]):
     def _delete(self, group: Group) -> tuple[int, Group]:
         """Delete as much of a group as a batch may hold. Return how many tasks, and what is left.
 
-        Raises IntegrityError if one of them may not go, and OperationalError if somebody holds a
-        row that refers to it; then none has.
+        Raises IntegrityError if a row protects one of them, and OperationalError if another session
+        has locked a row that refers to one. In both cases, none is deleted.
         """
         with transaction.atomic(using=self.using):
             began = time.monotonic()
             begin(self.using, LOCK_MILLISECONDS)
             chosen = Task.primary.filter(pk__in=group).order_by()
-            # Another prune may hold some; what it holds is its to delete.
+            # Another prune may have locked some; it deletes those itself.
             held = set(
                 chosen.select_for_update(of=("self",), skip_locked=True).values_list(
                     "pk", flat=True
                 )
             )
-            # However few tasks go: to delete the least of our own rows takes little time.
+            # ROWS_MIN rows of our own take little time, even if few tasks may be deleted.
             most = max(self.rows, ROWS_MIN)
             events = list(
                 TaskEvent.primary.filter(task_id__in=held, event_type__in=BEFORE_THE_END)
@@ -183,7 +184,7 @@ class Prune(Iterator[int]):
                 .values_list("pk", "task_id")[:most]
             )
             if len(events) == most:
-                # Of the last one there may be more.
+                # The last of these tasks may have more events.
                 whole = {task_id for _, task_id in events} - {events[-1][1]}
                 left = [pk for pk in group if pk in held - whole]
             else:
@@ -199,7 +200,7 @@ class Prune(Iterator[int]):
         return len(whole), left
 
     def _divide(self, group: Group, error: DatabaseError) -> None:
-        """Find out by halves which of a group may not go."""
+        """Split a group to find the task that cannot be deleted. Log it if it is alone."""
         if len(group) > 1:
             half = len(group) // 2
             self._groups += [group[half:], group[:half]]
@@ -207,7 +208,7 @@ class Prune(Iterator[int]):
         [task_id] = group
         self.kept += 1
         logger.log(
-            logging.WARNING if self.kept <= TOLD else logging.DEBUG,
+            logging.WARNING if self.kept <= WARNINGS else logging.DEBUG,
             "Task %s is past its retention and cannot be removed: %s",
             task_id,
             error.args[0] if error.args else error,
@@ -217,7 +218,7 @@ class Prune(Iterator[int]):
     def _took(self, seconds: float) -> None:
         self.seconds = seconds
         if seconds > SLOW_SECONDS:
-            # It is not our rows that take so long, but those of the site's that go with them.
+            # The site's own rows that are deleted with ours must be what takes so long.
             self.rows = max(self.rows // 8, ROWS_OF_A_TASK)
         elif seconds > AIM_SECONDS:
             self.rows = max(self.rows // 2, min(self.rows, ROWS_MIN))
@@ -226,7 +227,7 @@ class Prune(Iterator[int]):
 
 
 def prune_workers() -> int:
-    """Delete the records of workers gone for a day, and their tasks with them; return how many."""
+    """Delete the records of workers that are gone for a day and have no tasks. Return how many."""
     gone = database_now(alias()) - timedelta(seconds=WORKER_SECONDS)
     ran = Task.primary.filter(worker=OuterRef("pk"))
     _, deleted = Worker.objects.filter(~Exists(ran), heartbeat_at__lt=gone).delete()
@@ -236,8 +237,8 @@ def prune_workers() -> int:
 def remove(task_id: uuid.UUID) -> None:
     """Delete a finished task with its history.
 
-    Raises TaskNotFound; IllegalTransition while it has not finished; and TaskProtected where rows
-    of the site's own keep it.
+    Raises TaskNotFound; IllegalTransition if it has not finished; and TaskProtected if other rows
+    of the site refer to it and protect it.
     """
     try:
         with transaction.atomic(using=alias()):
@@ -254,10 +255,10 @@ def remove(task_id: uuid.UUID) -> None:
 
 
 def _is_held(task_id: uuid.UUID) -> bool:
-    """Whether rows refer to a task of which the database alone takes care.
+    """Return whether rows refer to a task by a foreign key that only the database enforces.
 
-    It would refuse no sooner than at the end of the transaction, which may be the caller's, and
-    then undo all that was done in it.
+    The database would refuse at the end of the transaction only. That may be the caller's
+    transaction, and everything in it would be rolled back.
     """
     return any(
         found.related_model._base_manager.using(alias())
@@ -271,6 +272,6 @@ def _is_held(task_id: uuid.UUID) -> bool:
 
 
 def _delete(ids: Collection[uuid.UUID]) -> None:
-    # Events first and by themselves: the cascade would read each of them to find that it has none.
+    # Delete the events first: a cascade would read each event to look for rows that refer to it.
     TaskEvent.primary.filter(task_id__in=ids).delete()
     Task.primary.filter(pk__in=ids).only("pk").delete()

@@ -1,4 +1,4 @@
-"""What application code calls to start, watch and cancel tasks."""
+"""The service by which application code starts, watches and cancels tasks."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ Params = Mapping[str, Any] | BaseModel
 class TaskService:
     """Starts, shows and ends tasks.
 
-    Trusts its caller: who may do what is for the door to ask (see `permissions`). Every call takes
-    part in the caller's transaction. Use the configured instance, `task_service`; to replace it,
-    subclass and name the class in TASK_SERVICE.
+    It does not check permissions: the caller does that (see `permissions`). Every call joins the
+    caller's transaction. Use the configured instance, `task_service`. To replace it, subclass this
+    and name the class in TASK_SERVICE.
     """
 
     def start_task(
@@ -68,16 +68,17 @@ class TaskService:
     ) -> TaskStartResponse:
         """Enqueue a task, given as a class or its dotted path.
 
-        It exists exactly if the surrounding transaction commits, and starts after that. Options
-        left out are the class's own. While a task with the same `unique_key` is unfinished, no
-        second one can be started. `timeout` is in seconds for each attempt, None without limit.
+        The task exists exactly if the surrounding transaction commits, and starts after that.
+        Options that are not given are the class's own. While a task with the same `unique_key` is
+        unfinished, no second one can be started. `timeout` is in seconds per attempt; None means no
+        limit.
 
-        Of all starts by one owner with the same `idempotency_key` the first makes the task, and the
-        others return it, also where they come at the same moment.
+        The first start by an owner with an `idempotency_key` makes the task. Later starts with the
+        same key return that task, even if they come at the same time.
 
-        Raises UnknownTask, InvalidTask, InvalidParams, DuplicateTask, IdempotencyKeyReused where
-        the key started something else, and Pydantic's ValidationError (a ValueError) for an option
-        that makes no sense; then nothing is written.
+        Raises UnknownTask, InvalidTask, InvalidParams, DuplicateTask, IdempotencyKeyReused if the
+        key started something else, and Pydantic's ValidationError (a ValueError) for an invalid
+        option. In all these cases, nothing is written.
         """
         options: dict[str, Any] = {
             "owner": owner,
@@ -100,16 +101,16 @@ class TaskService:
     ) -> list[TaskStartResponse]:
         """Enqueue one task for each set of parameters: all of them, or none.
 
-        Takes the options of `start_task`, but for the idempotency key, which is one start's; they
-        run in the given order. Raises what `start_task` raises, and so DuplicateTask when one
-        `unique_key` is given to many.
+        Takes the options of `start_task` except the idempotency key, which belongs to one start.
+        The tasks start in the given order. Raises what `start_task` raises; a `unique_key` for
+        several tasks is therefore a DuplicateTask.
         """
         cls = task_class(task)
         chosen = StartOptions.of(cls, options)
         if chosen.idempotency_key is not None:
             raise ValueError(
-                "idempotency_key is the name of one start, and start_many makes many. "
-                "Use start_task for each of them, with a key of its own."
+                "start_many makes many tasks, and an idempotency_key belongs to one start. "
+                "Use start_task for each task, with its own key."
             )
         rows = [chosen.row(cls, params) for params in many]
         if rows:
@@ -117,7 +118,7 @@ class TaskService:
         return [row.started() for row in rows]
 
     def get_task_status(self, task_id: UUID) -> TaskInfo:
-        """Return a task as it stands. Raises TaskNotFound."""
+        """Return the current state of a task. Raises TaskNotFound."""
         try:
             task: Task = Task.primary.get(pk=task_id)
             return task.info()
@@ -125,50 +126,50 @@ class TaskService:
             raise TaskNotFound(task_id) from None
 
     def cancel_task(self, task_id: UUID, *, by: User | None = None) -> TaskInfo:
-        """Cancel a pending task at once; ask a running one to stop.
+        """Cancel a pending task, or ask a running one to stop.
 
-        A running task learns of it at its next progress call, and the returned TaskInfo says
-        `cancel_requested`. Raises TaskNotFound, and IllegalTransition when it has finished.
+        A running task stops at its next progress call; the returned TaskInfo has
+        `cancel_requested`. Raises TaskNotFound, and IllegalTransition if the task has finished.
         """
         return lifecycle.request_cancel(task_id, by.get_username() if by else "").info()
 
     def retry_task(self, task_id: UUID, *, by: User | None = None) -> TaskStartResponse:
-        """Start a failed or cancelled task anew, as another task with the same parameters.
+        """Retry a failed or cancelled task, as a new task with the same parameters.
 
-        The old one stays, with its history, and is named as `retried_from` of the new one. Of any
-        number who ask at once, one starts it. Raises TaskNotFound; IllegalTransition where it has
-        not failed or been cancelled; AlreadyRetried, which is one, naming the task it was retried
-        as; UnknownTask where its class no longer exists; and DuplicateTask.
+        The old task stays, with its history, and is the new one's `retried_from`. If several
+        callers ask at the same time, only one starts it. Raises TaskNotFound; IllegalTransition if
+        the task has not failed or been cancelled; AlreadyRetried (an IllegalTransition) with the
+        task it was retried as; UnknownTask if its class no longer exists; and DuplicateTask.
         """
         return lifecycle.enqueue_again(task_id, by.get_username() if by else "").started()
 
     def remove_completed_task(self, task_id: UUID) -> None:
         """Delete a finished task and its history.
 
-        Raises TaskNotFound; IllegalTransition while it has not finished; and TaskProtected where
-        rows of the site's own refer to it and keep it.
+        Raises TaskNotFound; IllegalTransition if it has not finished; and TaskProtected if other
+        rows of the site refer to it and protect it.
         """
         retention.remove(task_id)
 
 
 def users_key(user: User, key: str) -> str:
-    """Return the unique key for a key that a user's request names.
+    """Return the unique key for a key in a user's request.
 
-    Each user's keys are in a space of their own. So a request can neither block a start of the
-    site's own code or of another user, nor find out which keys those use.
+    Each user has a separate key space. So a request cannot block a start by the site's own code or
+    by another user, and cannot find out which keys those use.
     """
     own = f"by-user:{quote(str(user.pk), safe='')}:{key}"
     return own if len(own) <= KEY_MAX else f"by-user:{sha256(own.encode()).hexdigest()}"
 
 
 def _start_once(row: Task) -> TaskStartResponse:
-    """Enqueue a task, or return the one that its owner started by the same idempotency key."""
+    """Enqueue a task, or return the one that its owner started with the same idempotency key."""
     if earlier := _started_before(row):
         return earlier
     try:
         lifecycle.enqueue([row])
     except (DuplicateTask, IntegrityError):
-        # The same start at the same moment: the database let one of them in.
+        # Another start with this key may have come first, at the same time.
         if earlier := _started_before(row):
             return earlier
         raise
@@ -186,8 +187,9 @@ def _started_before(row: Task) -> TaskStartResponse | None:
 
 
 def _alike(stored: Any, given: Any) -> bool:
-    """Whether JSON is the same, where PostgreSQL gives back a large float as the integer that its
-    shortest digits spell.
+    """Return whether stored and given JSON are equal.
+
+    PostgreSQL returns a large float as an integer: the one that its shortest digits spell.
     """
     if isinstance(stored, dict) and isinstance(given, dict):
         return stored.keys() == given.keys() and all(
@@ -205,7 +207,7 @@ _OF_CLASS = ("queue", "priority", "timeout", "max_attempts")
 
 def _storable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("must have no NUL character, which no database stores")
+        raise ValueError("must not contain a NUL character, which databases cannot store")
     return text
 
 
@@ -214,7 +216,7 @@ Key = Annotated[str, Field(min_length=1, max_length=KEY_MAX), AfterValidator(_st
 
 
 class StartOptions(BaseModel):
-    """How a task is to run: as its class says, and its start where that says otherwise."""
+    """The options of a start: those given, and those of the class for the rest."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -229,12 +231,12 @@ class StartOptions(BaseModel):
 
     @classmethod
     def of(cls, task: type[BaseTask], given: Mapping[str, Any]) -> Self:
-        """Raises Pydantic's ValidationError, naming the option, whoever gave it."""
+        """Return the options of a start. Raises Pydantic's ValidationError, with the option."""
         options = {name: getattr(task, name) for name in _OF_CLASS}
         options |= {
             name: value
             for name, value in given.items()
-            # Left out. But for a timeout, None is an answer: without limit.
+            # None means "not given", except for a timeout, where it means "no limit".
             if value is not UNSET and (value is not None or name == "timeout")
         }
         if options["timeout"] is UNSET:
@@ -250,26 +252,26 @@ class StartOptions(BaseModel):
 
     @field_validator("run_after")
     @classmethod
-    def fits_the_site(cls, moment: datetime | None) -> datetime | None:
-        if moment is not None and timezone.is_aware(moment) is not settings.USE_TZ:
+    def fits_the_site(cls, time: datetime | None) -> datetime | None:
+        if time is not None and timezone.is_aware(time) is not settings.USE_TZ:
             raise ValueError(
                 "must be an aware datetime, as django.utils.timezone.now() returns"
                 if settings.USE_TZ
-                else "must be a naive datetime, for USE_TZ is off"
+                else "must be a naive datetime, because USE_TZ is off"
             )
-        return None if moment is None else within_the_calendar(moment)
+        return None if time is None else within_the_calendar(time)
 
     @model_validator(mode="after")
     def has_whose_key_it_is(self) -> Self:
         if self.idempotency_key is not None and getattr(self.owner, "pk", None) is None:
-            raise ValueError("an idempotency_key is its owner's: give the owner, too")
+            raise ValueError("an idempotency_key belongs to an owner: give the owner, too")
         return self
 
     def row(self, cls: type[BaseTask], params: Params) -> Task:
         """Return the unsaved row of a new task. Raises InvalidTask and InvalidParams."""
         if cls.execute is BaseTask.execute:
-            raise InvalidTask(f"{cls.__name__} has no execute() of its own, so nothing would run.")
-        cls.result_type()  # One that cannot be built would fail the task after its work.
+            raise InvalidTask(f"{cls.__name__} has no execute() of its own, so it cannot run.")
+        cls.result_type()  # If it cannot be built, the task would fail only after its work.
         return Task(
             name=cls.name(),
             params=cls.validate_params(params),
@@ -289,7 +291,7 @@ def _configured() -> TaskService:
     return service()  # type: ignore[no-any-return]
 
 
-#: The site's service, made at its first use from the class that TASK_SERVICE names.
+#: The site's service. It is created at its first use, from the class that TASK_SERVICE names.
 task_service: TaskService = SimpleLazyObject(_configured)  # type: ignore[assignment]
 
 

@@ -1,4 +1,4 @@
-"""How all tasks and workers stand: few queries, none of which reads finished tasks but by index."""
+"""Statistics of all tasks and workers, by a few queries that never read all finished tasks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tasks_app.models import Task, Worker, aware
 from tasks_app.states import TERMINAL, Status
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
-#: What the overview counts of what ended: stretches of a length, and how many.
+#: The periods in which the overview counts finished tasks: their length, and how many of them.
 LAST_HOUR, LAST_DAY = (MINUTE, 60), (HOUR, 24)
-#: How many workers are told of, the lost ones first.
+#: The most workers to list, the lost ones first.
 WORKERS = 50
-#: How many queues are, those first in which tasks wait longest.
+#: The most queues to list, those with the longest wait first.
 QUEUES = 50
 
 
 class Presence(Enum):
-    """Whether a worker is there, as far as its row tells."""
+    """Whether a worker is running, as far as its row shows."""
 
     ALIVE = "alive"
     LOST = "lost"
@@ -36,7 +36,7 @@ class Presence(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A stretch of time, and how many tasks ended in it, by their status."""
+    """A period, and how many tasks finished in it, by status."""
 
     start: datetime
     ended: Mapping[str, int]
@@ -52,7 +52,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What ended in stretches of equal length, the newest, which is not over, last."""
+    """Tasks that finished in consecutive periods of equal length. The last period is now."""
 
     step: timedelta
     stretches: list[Stretch]
@@ -77,21 +77,21 @@ class Course:
 @dataclass(slots=True)
 class Queue:
     name: str
-    #: Tasks that could start now, and since when the first of them could.
+    #: Tasks that could start now, and since when the first of them could have started.
     ready: int = 0
     oldest: datetime | None = None
-    #: Tasks that wait for a time to come, such as that of their next attempt.
+    #: Tasks that wait for a time, such as that of their next attempt.
     later: int = 0
     running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A worker, and what of it is a matter of the moment."""
+    """A worker, with the parts of its state that change over time."""
 
     worker: Worker
     presence: Presence
-    #: Tasks that it holds now.
+    #: How many tasks it runs now.
     running: int
     #: Seconds since its last heartbeat.
     silence: float
@@ -101,18 +101,18 @@ class Seen:
 class Overview:
     now: datetime
     queues: list[Queue]
-    #: How many more queues there are than these.
+    #: How many queues are not listed.
     other_queues: int
-    #: Of all queues.
+    #: Totals of all queues.
     ready: int
     later: int
     running: int
     workers: list[Seen]
-    #: How many more workers there are than these.
+    #: How many workers are not listed.
     other_workers: int
-    #: Of all workers.
+    #: Counts of all workers.
     presences: Mapping[Presence, int]
-    #: Hands of the workers that are there, and threads given up that still run in them.
+    #: Threads of the live workers, and stuck threads in them.
     hands: int
     stuck: int
     last_hour: Course
@@ -120,7 +120,7 @@ class Overview:
 
 
 def overview() -> Overview:
-    """Return how all tasks and workers stand, by the database's clock."""
+    """Return the state of all tasks and workers, by the database's clock."""
     now = database_now(alias())
     queues = _queues(now)
     counts = Task.primary.running().order_by().values_list("queue", "worker").annotate(n=Count("*"))
@@ -150,16 +150,16 @@ def overview() -> Overview:
 
 
 def seen(workers: Sequence[Worker]) -> list[Seen]:
-    """Return the same workers, with what of them is a matter of the moment."""
+    """Return these workers with the parts of their state that change over time."""
     running = Task.primary.running().order_by().values_list("worker").annotate(n=Count("*"))
     now = database_now(alias())
-    # There are few: their records are deleted after a day.
+    # There are few workers: their records are deleted after a day.
     lost = set(Worker.primary.lost(now).values_list("pk", flat=True))
     return _seen(workers, lost, now, dict(running))
 
 
 def _queues(now: datetime) -> dict[str, Queue]:
-    """The queues in which tasks wait, each read from one stretch of an index."""
+    """Return the queues with waiting tasks, from one range of an index."""
     waiting = (
         Task.primary.filter(status=Status.PENDING)
         .order_by()
@@ -181,17 +181,17 @@ def _longest_waiting_first(queue: Queue) -> tuple[bool, Any, str]:
 
 
 def _workers(now: datetime) -> list[Any]:
-    """Some, each with `is_lost`.
+    """Return the most important workers, each with `is_lost`.
 
-    Those that did not sign off come first, for they matter, and of these the longest silent: the
-    lost ones. Then who stopped last.
+    Workers that did not sign off come first, the longest silent of them at the top: those are the
+    lost ones. The others follow, the last to stop first.
     """
     workers = Worker.primary.annotate(is_lost=_lost(now))
     return list(workers.order_by(F("stopped_at").desc(nulls_first=True), "heartbeat_at")[:WORKERS])
 
 
 def _every_worker(now: datetime) -> dict[str, int]:
-    """How many there are of each presence, and what those that are there have together."""
+    """Count all workers by presence, and the threads of the live ones."""
     stopped = Q(stopped_at__isnull=False)
     alive = ~stopped & ~_lost(now)
     return Worker.primary.aggregate(
@@ -225,15 +225,15 @@ def _seen(
 
 
 def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Course]:
-    """Count what ended in so many stretches of a length, of each such pair, in one query.
+    """Count finished tasks per period, for each pair of a period's length and a number of periods.
 
-    Each stretch is a stretch of an index, which the database counts without reading a row.
+    One query does it all. For each period it counts one range of an index, without reading a row.
     """
     starts: list[list[datetime]] = []
     parts = []
-    for number, (step, many) in enumerate(wanted):
-        first = since(now, (step, many))
-        starts.append([first + step * place for place in range(many)])
+    for number, (step, periods) in enumerate(wanted):
+        first = since(now, (step, periods))
+        starts.append([first + step * place for place in range(periods)])
         parts += [
             Task.primary.filter(
                 status__in=sorted(TERMINAL), finished_at__gte=start, finished_at__lt=start + step
@@ -254,17 +254,17 @@ def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Cou
                 for index, start in enumerate(starts[number])
             ],
         )
-        for number, (step, _many) in enumerate(wanted)
+        for number, (step, _periods) in enumerate(wanted)
     ]
 
 
 def since(now: datetime, course: tuple[timedelta, int]) -> datetime:
-    """Return the moment from which such a course counts what ended."""
-    step, many = course
-    return _floor(now, step) - step * (many - 1)
+    """Return the beginning of the first period of such a course."""
+    step, periods = course
+    return _floor(now, step) - step * (periods - 1)
 
 
-def _floor(moment: datetime, step: timedelta) -> datetime:
+def _floor(time: datetime, step: timedelta) -> datetime:
     """Return the beginning of the minute, or of the hour."""
-    start = moment.replace(second=0, microsecond=0)
+    start = time.replace(second=0, microsecond=0)
     return start.replace(minute=0) if step == HOUR else start

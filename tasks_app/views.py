@@ -36,7 +36,7 @@ from tasks_app.exceptions import (
     UnknownTask,
 )
 from tasks_app.models import Task, aware
-from tasks_app.permissions import may_cancel, may_retry, may_view, told_of_conflict
+from tasks_app.permissions import conflict_details, may_cancel, may_retry, may_view
 from tasks_app.refusals import sentence
 from tasks_app.service import task_service
 from tasks_app.streaming.channels import BadRequest, requested, task_of
@@ -186,7 +186,7 @@ def _not_retried(
     request: HttpRequest, error: IllegalTransition | DuplicateTask | UnknownTask, task: Task
 ) -> HttpResponse:
     if not request.accepts("text/html"):
-        told = told_of_conflict(request.user, error, task)
+        told = conflict_details(request.user, error, task)
         return JsonResponse(told, status=HTTPStatus.CONFLICT)
     if isinstance(error, AlreadyRetried):
         # Whoever was first, this is what both wanted.

@@ -73,7 +73,7 @@ def test_the_checks_are_registered() -> None:
 def test_a_site_without_our_urls_is_warned(urls: str, found: int) -> None:
     warning = (
         "tasks_app.W011",
-        "The site's URLs do not include tasks_app.urls: bars stand still as they were rendered, "
+        "The site's URLs do not include tasks_app.urls: progress bars do not update, "
         "and tasks have no pages.",
         'Add path("tasks/", include("tasks_app.urls")) to the urlpatterns of '
         "project.airports.urls.",
@@ -110,7 +110,7 @@ def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
                 "tasks_app.E002",
                 "TASK_LEASE_SECONDS (19.5) is shorter than two heartbeats "
                 "(TASK_HEARTBEAT_SECONDS is 10).",
-                "One late heartbeat would take running tasks from a worker that lives. "
+                "One late heartbeat would take running tasks from a live worker. "
                 "Make the lease three heartbeats long.",
             )
         ]
@@ -123,8 +123,8 @@ def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
     [
         ("no.such.Service", "cannot be imported (No module named 'no')"),
         ("nodots", "cannot be imported (nodots doesn't look like a module path)"),
-        ("os.path", "is os.path, no TaskService"),
-        ("tasks_app.models.Task", "is tasks_app.models.Task, no TaskService"),
+        ("os.path", "is os.path, which is not a TaskService"),
+        ("tasks_app.models.Task", "is tasks_app.models.Task, which is not a TaskService"),
     ],
 )
 def test_a_service_that_is_not_there_is_an_error(path: str, why: str) -> None:
@@ -203,7 +203,7 @@ NOT_THERE = "cannot be imported (No module named 'no')"
         ("no.such.Manager", NOT_THERE),
         (
             "tests.test_checks.SomeChannelManager",
-            "is tests.test_checks.SomeChannelManager, no TaskChannelManager",
+            "is tests.test_checks.SomeChannelManager, which is not a TaskChannelManager",
         ),
     ],
 )
@@ -212,7 +212,8 @@ def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None, 
         assert told(check_streams) == [
             (
                 "tasks_app.E004",
-                f"EVENTSTREAM_CHANNELMANAGER_CLASS {why}, so nobody asks who may see which task.",
+                f"EVENTSTREAM_CHANNELMANAGER_CLASS {why}, so nothing checks who may see which "
+                "task.",
                 'Set it to "tasks_app.streaming.channels.TaskChannelManager", '
                 "or to a subclass of it.",
             )
@@ -225,7 +226,10 @@ def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None, 
         ("", "is not set"),
         (None, "is not set"),
         ("no.such.Storage", NOT_THERE),
-        ("tests.test_checks.SomeStorage", "is tests.test_checks.SomeStorage, no TaskEventStorage"),
+        (
+            "tests.test_checks.SomeStorage",
+            "is tests.test_checks.SomeStorage, which is not a TaskEventStorage",
+        ),
     ],
 )
 def test_a_storage_that_knows_no_tasks_is_a_warning(storage: str | None, why: str) -> None:
@@ -254,7 +258,7 @@ def test_a_site_without_asgi_is_warned() -> None:
         (
             "tasks_app.W002",
             "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
-            "Serve the site by uvicorn or daphne; wrap its application in "
+            "Serve the site by uvicorn or daphne, and wrap its application in "
             "tasks_app.routing.with_task_streams.",
         )
     ]
@@ -265,8 +269,8 @@ def test_origins_named_in_two_places_are_a_warning() -> None:
     assert told(check_origins) == [
         (
             "tasks_app.W012",
-            "EVENTSTREAM_ALLOW_ORIGIN and django-cors-headers both say which origins may read "
-            "streams: whoever either allows may.",
+            "EVENTSTREAM_ALLOW_ORIGIN and django-cors-headers both allow origins to read "
+            "streams: an origin needs only one of them.",
             "Remove the settings EVENTSTREAM_ALLOW_…, and name the origins in "
             "CORS_ALLOWED_ORIGINS.",
         )
@@ -285,12 +289,12 @@ def test_credentials_of_any_origin_are_a_warning(origin: str) -> None:
 DEFERRED = (
     "tasks_app.W003",
     "SQLite transactions are deferred: two that read and then write fail with "
-    '"database is locked", whatever the timeout.',
+    '"database is locked", even with a long timeout.',
     'Set "transaction_mode": "IMMEDIATE" in the OPTIONS of the database.',
 )
 NO_WAL = (
     "tasks_app.W004",
-    "SQLite is not in WAL mode: a page that reads stops the worker from writing.",
+    "SQLite is not in WAL mode: a page that reads blocks the worker's writes.",
     'Set "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" '
     "in the OPTIONS of the database.",
 )
@@ -355,8 +359,8 @@ def test_what_is_never_committed_is_an_error(configure: Configure) -> None:
     assert told(check_commits) == [
         (
             "tasks_app.E006",
-            "AUTOCOMMIT of the database 'default' is off: nothing that a worker or a clean-up "
-            "writes would be committed.",
+            "AUTOCOMMIT of the database 'default' is off: writes of workers and clean-ups "
+            "would not be committed.",
             "Leave it on, and open transactions by transaction.atomic().",
         )
     ]
@@ -393,8 +397,8 @@ def test_an_encoding_that_lacks_characters_is_a_warning(narrow: None) -> None:
     assert found == [
         (
             "tasks_app.W005",
-            "The encoding of the database 'default' is SQL_ASCII, so it refuses texts that tasks "
-            "write: their progress and log come with escapes, and results fail.",
+            "The encoding of the database 'default' is SQL_ASCII, so it refuses some texts "
+            "of tasks: their progress and log get escapes, and results fail.",
             "Dump it, create one by `createdb --encoding=UTF8 --template=template0`, and restore "
             "the dump into that.",
         )
@@ -410,7 +414,7 @@ def test_psycopg2_is_an_error(tmp_path: Path) -> None:
     with ended([check]):
         assert check.wait() == 1
     assert "(tasks_app.E007) Django uses psycopg2 for the database 'default'" in check.output
-    assert "HINT: Install psycopg[binary], version 3.2 or newer." in check.output
+    assert "HINT: Install psycopg[binary] 3.2 or newer." in check.output
 
 
 def test_other_databases_need_none_of_it(configure: Configure) -> None:

@@ -142,7 +142,9 @@ def test_a_repetition_does_not_inherit_the_key(ada: User) -> None:
 
 @pytest.mark.parametrize("owner", [None, AnonymousUser()])
 def test_a_key_needs_an_owner(owner: Any) -> None:
-    with pytest.raises(ValidationError, match="an idempotency_key is its owner's: give the owner"):
+    with pytest.raises(
+        ValidationError, match="an idempotency_key belongs to an owner: give the owner"
+    ):
         start(owner)
     assert snapshot() == ([], [])
 
@@ -152,7 +154,7 @@ def test_a_key_needs_an_owner(owner: Any) -> None:
     [
         ("", "String should have at least 1 character"),
         ("x" * 201, "String should have at most 200 characters"),
-        ("a\0b", "must have no NUL character, which no database stores"),
+        ("a\0b", "must not contain a NUL character, which databases cannot store"),
     ],
 )
 def test_a_key_that_cannot_be_kept_is_refused(ada: User, key: str, fault: str) -> None:
@@ -162,7 +164,7 @@ def test_a_key_that_cannot_be_kept_is_refused(ada: User, key: str, fault: str) -
 
 @pytest.mark.parametrize("option", ["queue", "unique_key"])
 def test_no_option_has_a_nul(option: str) -> None:
-    with pytest.raises(ValidationError, match="must have no NUL character"):
+    with pytest.raises(ValidationError, match="must not contain a NUL character"):
         task_service.start_task(Noop, **{option: "a\0b"})
 
 
@@ -173,7 +175,7 @@ def test_a_start_is_within_the_calendars_of_all_zones(year: int) -> None:
 
 
 def test_many_have_no_key_in_common(ada: User) -> None:
-    with pytest.raises(ValueError, match="idempotency_key is the name of one start"):
+    with pytest.raises(ValueError, match="an idempotency_key belongs to one start"):
         task_service.start_many(Noop, [{}], owner=ada, idempotency_key="k")
 
 

@@ -228,7 +228,7 @@ def test_a_class_that_nothing_can_run_is_told_by_check(shop: Path) -> None:
         assert told_of_the_shop() == [
             (
                 "tasks_app.W021",
-                "registry_shop.tasks.Forgotten has no execute(), and no class derives from it.",
+                "registry_shop.tasks.Forgotten has no execute(), and no subclass.",
             ),
             (
                 "tasks_app.W023",

@@ -24,7 +24,7 @@ from tasks_app.retention import (
     ROWS_MAX,
     ROWS_MIN,
     ROWS_OF_A_TASK,
-    TOLD,
+    WARNINGS,
     Prune,
     Rule,
 )
@@ -376,7 +376,7 @@ def test_however_many_may_not_go_that_ended_together(
         assert sum(prune) == 11
         assert prune.kept == 30
         assert not Task.objects.filter(pk=later.pk).exists()
-        assert len([one for one in caplog.records if one.levelname == "WARNING"]) == TOLD
+        assert len([one for one in caplog.records if one.levelname == "WARNING"]) == WARNINGS
 
 
 @pytest.mark.parametrize(("on_delete", "left"), [(models.CASCADE, 0), (models.SET_NULL, 3)])

@@ -155,7 +155,7 @@ def test_an_option_that_is_none_is_named() -> None:
 
 @override_settings(USE_TZ=False)
 def test_where_there_are_no_zones_times_have_none() -> None:
-    with pytest.raises(ValidationError, match="must be a naive datetime, for USE_TZ is off"):
+    with pytest.raises(ValidationError, match="must be a naive datetime, because USE_TZ is off"):
         task_service.start_task(Noop, run_after=datetime(2026, 1, 2, tzinfo=UTC))
 
 
@@ -184,7 +184,7 @@ def test_wrong_parameters_are_told_by_field() -> None:
 def test_a_task_without_execute_is_not_started() -> None:
     with pytest.raises(InvalidTask) as caught:
         task_service.start_task(Abstract)
-    assert str(caught.value) == "Abstract has no execute() of its own, so nothing would run."
+    assert str(caught.value) == "Abstract has no execute() of its own, so it cannot run."
 
 
 def test_parameters_may_be_a_model() -> None:

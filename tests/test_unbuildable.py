@@ -129,6 +129,6 @@ def test_check_names_it_and_what_to_do() -> None:
     undescribed = "The parameters of Undescribed cannot be read: no schema today"
     assert told.keys() == {*BROKEN.values(), undescribed}
     assert told[BROKEN[InSignature]] == (
-        f"Tasks of {InSignature.name()} cannot be started, and pages mask what they hold. "
+        f"Tasks of {InSignature.name()} cannot be started, and pages hide their values. "
         f"Change the annotation, or install what its type needs."
     )

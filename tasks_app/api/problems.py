@@ -38,7 +38,7 @@ from tasks_app.exceptions import (
     UnknownTask,
 )
 from tasks_app.models import Task
-from tasks_app.permissions import told_of_conflict
+from tasks_app.permissions import conflict_details
 from tasks_app.schemas import printable
 from tasks_app.states import Status
 from tasks_app.streaming.endpoint import AWAY, AWAY_SECONDS, note_away
@@ -102,14 +102,14 @@ def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
     except TaskNotFound:
         raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND) from None
     except AlreadyRetried as error:
-        told = told_of_conflict(user, error, retried)
+        told = conflict_details(user, error, retried)
         raise Problem(HTTPStatus.CONFLICT, **told, task_status=error.status) from error
     except IllegalTransition as error:
         raise Problem(HTTPStatus.CONFLICT, str(error), task_status=error.status) from error
     except TaskProtected as error:
         raise Problem(HTTPStatus.CONFLICT, str(error)) from error
     except (DuplicateTask, UnknownTask) as error:
-        raise Problem(HTTPStatus.CONFLICT, **told_of_conflict(user, error, retried)) from error
+        raise Problem(HTTPStatus.CONFLICT, **conflict_details(user, error, retried)) from error
     except IdempotencyKeyReused as error:
         raise invalid({"Idempotency-Key": str(error)}) from error
     except InvalidTask as error:

@@ -132,8 +132,8 @@ def test_more_than_it_can_take_are_refused(odd: None, staff: Any, airports: list
     assert said(response) == [
         (
             "error",
-            "More than 3 are selected, and that is the most this can do at once. "
-            "Narrow the list by a filter or a search, or select fewer.",
+            "At most 3 rows can be selected for this action. "
+            "Narrow the list by a filter or a search, or select fewer rows.",
         )
     ]
     assert not Task.objects.exists()
@@ -169,11 +169,11 @@ def test_what_is_running_already_is_linked(odd: None, staff: Any, airports: list
     assert (task.priority, task.unique_key) == (7, "one")
     [(level, text)] = said(run(client, "one", airports))
     assert level == "warning"
-    assert "“Export airports” is running or waiting already" in text
+    assert "“Export airports” is already running or waiting" in text
     assert f'href="{task.get_absolute_url()}?next=' in text
     assert Task.objects.count() == LogEntry.objects.count() == 1
     [(_, text)] = said(run(client_of(staff("view_airport", name="other")), "one", airports))
-    assert "It is somebody else’s." in text
+    assert "Someone else is running this." in text
     assert str(task.pk) not in text
 
 

@@ -95,7 +95,7 @@ def test_what_is_running_already_is_linked() -> None:
     [text] = errors(post(One, ada, a="1"))["__all__"]
     assert f'<a href="{task.get_absolute_url()}?next=%2Fstart%2F%3Fx%3D1">Watch it' in text
     [text] = errors(post(One, User.objects.create_user("bob"), a="1"))["__all__"]
-    assert "somebody else’s" in text
+    assert "Someone else is running this" in text
     assert str(task.pk) not in text
     assert Task.objects.count() == 1
 

@@ -45,7 +45,7 @@ def test_a_living_worker_is_healthy() -> None:
 
 def test_no_worker_is_not() -> None:
     code, found, said = check()
-    assert (code, found["healthy"], said) == (1, False, "0 workers are alive, and 1 should be")
+    assert (code, found["healthy"], said) == (1, False, "0 workers alive; at least 1 required")
     assert check("--min-workers", "0")[0] == 0
 
 
@@ -63,7 +63,7 @@ def test_a_wait_may_be_too_long() -> None:
     assert check("--max-wait", "10m")[0] == 0
     code, _, said = check("--max-wait", "1m")
     assert code == 1
-    assert "and 60 s is the most" in said
+    assert "the limit is 60 s" in said
 
 
 def test_stuck_threads_and_overdue_tasks_are_not_healthy() -> None:
@@ -72,9 +72,10 @@ def test_stuck_threads_and_overdue_tasks_are_not_healthy() -> None:
     code, found, said = check()
     assert (code, found["stuck_threads"], found["overdue"]) == (1, 2, 1)
     assert said.split("; ") == [
-        "2 threads are stuck",
+        "2 threads stuck",
         "restart their workers",
-        "1 tasks wait for a worker to take them back",
+        "1 tasks overdue for rescue",
+        "check that a worker is running",
     ]
     assert check("--max-stuck", "2")[0] == 0
 
