@@ -12,6 +12,7 @@ from django.utils import translation
 
 from tasks_app.streaming.handoff import KEY, ASGIApp, Handoff, OpenStream, is_stream
 from tasks_app.streaming.serving import server
+from tasks_app.streaming.sessions import without_cookie
 
 #: What described the empty response that a stream takes the place of.
 _DROPPED = {b"content-length", b"content-encoding"}
@@ -42,6 +43,8 @@ async def _serve(application: ASGIApp, scope: Any, requests: _Requests, send: An
     async def site_sends(message: Any) -> None:
         nonlocal headers
         begins = message["type"] == "http.response.start"
+        if begins and handoff.reached:
+            message = {**message, "headers": without_cookie(message["headers"])}
         if begins and handoff.stream is not None and is_stream(message):
             headers = message["headers"]
         elif headers is None:

@@ -130,6 +130,8 @@ def stream_view(view: StreamView, unavailable: Unavailable = unavailable) -> Str
 
     @wraps(view)
     async def streaming(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+        if handoff := Handoff.of(request):
+            handoff.reached = True
         if request.method == "OPTIONS":
             headers = {**HEADERS, "Allow": "GET, OPTIONS"}
             response: HttpResponseBase = HttpResponse(status=HTTPStatus.NO_CONTENT, headers=headers)

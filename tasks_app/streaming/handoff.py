@@ -33,6 +33,8 @@ class Handoff:
     def __init__(self, site: ASGIApp, asking: bool = False) -> None:
         self.site = site
         self.asking = asking
+        #: Whether the request has reached the view of a stream, whatever that answers.
+        self.reached = False
         self.stream: OpenStream | None = None
         self.allowed: set[str] = set()
         #: Whether the view could not decide, because the database did not answer.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 
@@ -17,6 +19,20 @@ def read_only(request: HttpRequest) -> None:
     session = getattr(request, "session", None)
     if isinstance(session, SessionBase):
         request.session = ReadOnlySession(session)
+
+
+def without_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Leave the session's cookie out of the headers of an answer to a request for a stream.
+
+    The user may have logged in or out since the request was sent. Then the answer would bring the
+    old cookie back, or delete the new one.
+    """
+    cookie = f"{settings.SESSION_COOKIE_NAME}=".encode()
+    return [
+        (name, value)
+        for name, value in headers
+        if name.lower() != b"set-cookie" or not value.startswith(cookie)
+    ]
 
 
 class ReadOnlySession(SessionBase):
