@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import quote
@@ -189,7 +190,7 @@ def _started_before(row: Task) -> TaskStartResponse | None:
 def _alike(stored: Any, given: Any) -> bool:
     """Return whether stored and given JSON are equal.
 
-    PostgreSQL returns a large float as an integer: the one that its shortest digits spell.
+    PostgreSQL returns a float that is written with an exponent as the integer that it spells.
     """
     if isinstance(stored, dict) and isinstance(given, dict):
         return stored.keys() == given.keys() and all(
@@ -198,8 +199,9 @@ def _alike(stored: Any, given: Any) -> bool:
     if isinstance(stored, list) and isinstance(given, list):
         return len(stored) == len(given) and all(map(_alike, stored, given))
     if type(stored) is int and type(given) is float:
-        return float(stored) == given
-    return bool(stored == given)
+        return "e" in repr(given) and Decimal(repr(given)) == stored
+    # Python takes True, 1 and 1.0 for equal.
+    return type(stored) is type(given) and bool(stored == given)
 
 
 _OF_CLASS = ("queue", "priority", "timeout", "max_attempts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -91,7 +92,7 @@ def test_parameters_are_compared_as_they_are_understood(ada: User) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [5.972e24, 1e300, 123456789012345678901.0, -1e16, 1.5, 0.1, 2**70, 10**24]
+    "number", [5.972e24, 1e300, 123456789012345678901.0, -1e16, -0.0, 1e-7, 1.5, 0.1, 2**70, 10**24]
 )
 def test_numbers_are_the_same_however_a_database_gives_them_back(ada: User, number: float) -> None:
     """PostgreSQL gives a large float back as the integer that its shortest digits spell."""
@@ -103,12 +104,29 @@ def test_numbers_are_the_same_however_a_database_gives_them_back(ada: User, numb
     start_with(params)
     assert start_with(params).replayed
     for other in (
-        {"seen": [number, {"number": number * 2}], "none": None},
+        {"seen": [number, {"number": number * 2 + 1}], "none": None},
         {"seen": [number], "none": None},
         {"seen": [number, {"number": number}]},
     ):
         with pytest.raises(IdempotencyKeyReused):
             start_with(other)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [*itertools.permutations([1, 1.0, True, "1"], 2), pytest.param(10**400, 1e300, id="long")],
+)
+def test_values_that_python_takes_for_equal_are_other_parameters(
+    ada: User, first: Any, second: Any
+) -> None:
+    def start_with(value: Any) -> TaskStartResponse:
+        params = {"value": {"of": [value]}}
+        return task_service.start_task(Echo, params, owner=ada, idempotency_key="k")
+
+    start_with(first)
+    assert start_with(first).replayed
+    with pytest.raises(IdempotencyKeyReused):
+        start_with(second)
 
 
 def test_wrong_parameters_are_wrong_whatever_the_key(ada: User) -> None:
