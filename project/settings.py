@@ -1,12 +1,13 @@
 """The demonstration site. Everything the app needs is marked `tasks_app`."""
 
 import os
-from contextlib import suppress
+from fcntl import LOCK_EX, flock
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from stat import S_ISREG
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -21,15 +22,25 @@ def kept_key() -> str:
     No key is published with the code: whoever knew it could sign in as anybody.
     """
     path = DATA_DIR / "secret_key"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=DATA_DIR) as draft:  # Nobody else may read it.
-            draft.write(get_random_secret_key())
-            draft.flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            found = os.fstat(file.fileno())
+            if not S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
+                raise PermissionError
             # Of several processes that start at once, one makes the key, and all read it.
-            with suppress(FileExistsError):
-                os.link(draft.name, path)
-    return path.read_text()
+            flock(file, LOCK_EX)
+            key = file.read()
+            if not key:
+                key = get_random_secret_key()
+                file.write(key)
+            return key
+    except PermissionError:
+        raise ImproperlyConfigured(
+            f"The secret key in {path} must be a file of this user's, with mode 0600: whoever "
+            f"knows it can sign in as anybody. Remove the file to have a new key made, or set "
+            f"SECRET_KEY."
+        ) from None
 
 
 # Hosts of one site share a key: set it where there are several.

@@ -23,6 +23,7 @@ def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
         cwd=ROOT,
         env=inherited | {"DATA_DIR": str(folder)} | environment,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -40,3 +41,32 @@ def test_each_site_has_a_key_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "one" / "secret_key").stat().st_mode & 0o777 == 0o600
     assert key(start(tmp_path / "two")) != first
     assert key(start(tmp_path / "one", SECRET_KEY="given")) == "given"
+
+
+def test_a_start_that_broke_off_leaves_no_empty_key(tmp_path: Path) -> None:
+    (tmp_path / "secret_key").touch(mode=0o600)
+    [first, *others] = map(key, [start(tmp_path) for _ in range(2)])
+    assert len(first) == 50
+    assert others == [first]
+
+
+@pytest.mark.parametrize("whose", ["readable", "writable", "anothers", "no file"])
+def test_a_key_that_others_may_know_is_refused(tmp_path: Path, whose: str) -> None:
+    path = tmp_path / "secret_key"
+    if whose == "no file":
+        path.symlink_to("/dev/null")
+    elif whose == "anothers" and os.geteuid() != 0:
+        path.symlink_to("/etc/passwd")
+    else:
+        path.write_text("planted" * 8)
+        path.chmod({"readable": 0o640, "writable": 0o602}.get(whose, 0o600))
+        if whose == "anothers":
+            os.chown(path, 65534, -1)
+    refused = start(tmp_path)
+    printed, complaint = refused.communicate()
+    assert (refused.returncode, printed) == (1, "")
+    assert complaint.splitlines()[-1] == (
+        f"django.core.exceptions.ImproperlyConfigured: The secret key in {path} must be a file of "
+        f"this user's, with mode 0600: whoever knows it can sign in as anybody. Remove the file to "
+        f"have a new key made, or set SECRET_KEY."
+    )
