@@ -6,7 +6,6 @@ The page's script says the same of a task that moves; tests hold the two togethe
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -24,6 +23,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app.health import unserved
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Task, aware
 from tasks_app.permissions import may_view_all
 from tasks_app.schemas import TaskError, clipped
@@ -83,7 +83,7 @@ TELL_AGAIN_AFTER = 60.0
 #: When it said so last.
 _told: dict[str, float] = {}
 
-logger = logging.getLogger("tasks_app.pages")
+logger = SafeLogger("tasks_app.pages")
 
 
 def page_url(task: Task, back: str = "") -> str:

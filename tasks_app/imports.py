@@ -6,13 +6,14 @@ them an unfinished module. So the threads that import task modules take turns.
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-logger = logging.getLogger("tasks_app.registry")
+from tasks_app.logs import SafeLogger
+
+logger = SafeLogger("tasks_app.registry")
 
 #: How long a thread waits for its turn. Then it imports anyway, because an import may hang.
 TURN_SECONDS = 30.0

@@ -7,7 +7,6 @@ means. A worker does not use it: it imports the dotted path in the row.
 from __future__ import annotations
 
 import difflib
-import logging
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -20,8 +19,9 @@ from django.utils.module_loading import module_has_submodule
 from tasks_app.base import BaseTask, resolve
 from tasks_app.exceptions import InvalidTask, UnknownTask
 from tasks_app.imports import in_turn
+from tasks_app.logs import SafeLogger
 
-logger = logging.getLogger("tasks_app.registry")
+logger = SafeLogger("tasks_app.registry")
 
 #: The module of each app that is imported to find its tasks.
 MODULE = "tasks"

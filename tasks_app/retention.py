@@ -17,10 +17,11 @@ from tasks_app.clock import database_now
 from tasks_app.conf import DAY, task_settings
 from tasks_app.exceptions import IllegalTransition, TaskNotFound, TaskProtected
 from tasks_app.ledger import LOCK_TIMEOUT, alias, begin, sqlstate
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import FACTS, TERMINAL, TERMINAL_EVENTS, Status
 
-logger = logging.getLogger("tasks_app.cleanup")
+logger = SafeLogger("tasks_app.cleanup")
 
 #: The target duration of a batch. On SQLite, nothing else can be written during a batch.
 AIM_SECONDS = 0.025

@@ -20,7 +20,7 @@ FILES = sorted(path for path in APP.rglob("*.py") if "migrations" not in path.pa
 LAYERS = [
     {"states"},
     {"exceptions"},
-    {"conf"},
+    {"conf", "logs"},
     {"backoff", "clock", "database_file", "expressions", "imports", "primary"},
     {"querysets", "schemas"},
     {"declaration", "progress", "stored_json"},

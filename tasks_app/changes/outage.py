@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
+from tasks_app.logs import SafeLogger
 from tasks_app.schemas import escaped
 
-logger = logging.getLogger("tasks_app.changes")
+logger = SafeLogger("tasks_app.changes")
 
 #: Between two tries: doubles with each that fails.
 PAUSE_SECONDS, PAUSE_MAX_SECONDS = 0.1, 5.0

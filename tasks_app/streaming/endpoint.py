@@ -22,6 +22,7 @@ from django.utils.log import log_response
 from django.views.decorators.csrf import csrf_exempt
 
 from tasks_app.conf import task_settings
+from tasks_app.logs import SafeLogger
 from tasks_app.streaming import origins
 from tasks_app.streaming.channels import BadRequest, Wanted, readable, requested
 from tasks_app.streaming.cursor import Cursor
@@ -35,7 +36,7 @@ from tasks_app.streaming.viewer import Viewer
 if TYPE_CHECKING:
     from tasks_app.permissions import User
 
-logger = logging.getLogger("tasks_app.relay")
+logger = SafeLogger("tasks_app.relay")
 
 #: The names of the API's URLs of streams, in whatever namespace a site has put them.
 API_STREAM, API_STREAMS = "tasks_app_stream", "tasks_app_streams"

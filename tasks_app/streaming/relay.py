@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from django_eventstream.views import Listener, get_listener_manager
 from tasks_app.changes import Changes, watch
 from tasks_app.database_file import DatabaseFile, DatabaseReplaced, leave_open
 from tasks_app.ledger import alias
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Task, TaskEvent
 from tasks_app.schemas import escaped
 from tasks_app.states import ATTEMPT_ENDS
@@ -25,7 +25,7 @@ from tasks_app.streaming import wire
 from tasks_app.streaming.channels import channels_of
 from tasks_app.streaming.cursor import Cursor
 
-logger = logging.getLogger("tasks_app.relay")
+logger = SafeLogger("tasks_app.relay")
 
 #: The soonest the next change is looked into: what comes meanwhile goes out together.
 PASS_SECONDS = 0.005

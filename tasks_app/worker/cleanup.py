@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,12 +14,13 @@ from django.db import connections
 from tasks_app import retention
 from tasks_app.clock import database_now
 from tasks_app.ledger import alias
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Worker
 from tasks_app.schemas import escaped
 from tasks_app.worker.rescuer import rescue_from_outside
 from tasks_app.worker.trouble import TROUBLE, Trouble, is_unmigrated
 
-logger = logging.getLogger("tasks_app.cleanup")
+logger = SafeLogger("tasks_app.cleanup")
 
 T = TypeVar("T")
 

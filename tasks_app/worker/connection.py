@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 from django.db import connections
@@ -10,10 +9,11 @@ from django.db.transaction import TransactionManagementError
 
 from tasks_app.database_file import DatabaseFile
 from tasks_app.ledger import LOCK_MILLISECONDS
+from tasks_app.logs import SafeLogger
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.trouble import LOCKED, Trouble, database_fault
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 
 class Connection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -17,6 +16,7 @@ from tasks_app.conf import task_settings
 from tasks_app.database_file import DatabaseReplaced
 from tasks_app.exceptions import TaskReleased
 from tasks_app.ledger import alias, begin, reserve
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Task
 from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
@@ -38,7 +38,7 @@ from tasks_app.worker.standing import look, next_due
 from tasks_app.worker.stopping import enforce, free_lock, wants_restart
 from tasks_app.worker.trouble import REFUSED, TROUBLE, explained, missing_is_trouble
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 #: After a look that left nothing waiting, the soonest that the next change is looked into: most
 #: are this worker's own commits, and a busy site's must not each become queries here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from asyncio import CancelledError
 from collections import deque
@@ -24,11 +23,12 @@ from tasks_app.exceptions import (
     UnknownTask,
     WorkerLost,
 )
+from tasks_app.logs import SafeLogger
 from tasks_app.schemas import MESSAGE_MAX, TRACEBACK_MAX, TYPE_MAX, clipped, printable
 from tasks_app.states import Verb
 from tasks_app.worker.run import Run
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 #: What a run that is told to stop raises.
 STOPPED = (TaskInterrupted, CancelledError)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
 
 from tasks_app.conf import task_settings
+from tasks_app.logs import SafeLogger
 from tasks_app.worker.shutdown import Exit
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 
 def _open_file() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime
 
 from django.db import transaction
@@ -10,11 +9,12 @@ from django.db import transaction
 from tasks_app import lifecycle, retention
 from tasks_app.conf import task_settings
 from tasks_app.ledger import alias, begin
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Task
 from tasks_app.schemas import ascii_only, escaped
 from tasks_app.worker.trouble import REFUSED, TROUBLE, Trouble, explained
 
-logger = logging.getLogger("tasks_app.cleanup")
+logger = SafeLogger("tasks_app.cleanup")
 
 #: How many lost tasks are taken back in one transaction.
 RESCUE_BATCH = 100

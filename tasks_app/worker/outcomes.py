@@ -11,6 +11,7 @@ from typing import Any
 from tasks_app import lifecycle
 from tasks_app.claims import Claim, Failure
 from tasks_app.exceptions import LeaseLost
+from tasks_app.logs import SafeLogger
 from tasks_app.schemas import escaped
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome
@@ -18,7 +19,7 @@ from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.runs import Runs
 from tasks_app.worker.shutdown import STOP_SECONDS
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 
 def _cancel(stuck: dict[Claim, Any], now: datetime) -> list[Claim]:

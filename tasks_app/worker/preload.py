@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +10,10 @@ from django.db import connections
 
 from tasks_app import registry
 from tasks_app.imports import TURN_SECONDS
+from tasks_app.logs import SafeLogger
 from tasks_app.worker.run import NEVER
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 
 class Preload:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from datetime import datetime
@@ -11,10 +10,11 @@ from django.db import connections, transaction
 
 from tasks_app.conf import task_settings
 from tasks_app.ledger import alias, begin
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Worker
 from tasks_app.worker.trouble import missing_is_trouble
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 #: How soon a worker whose row another session holds tries to beat again.
 HELD_SECONDS = 1.0

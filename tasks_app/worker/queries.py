@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator
@@ -16,9 +15,10 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from tasks_app.logs import SafeLogger
 from tasks_app.schemas import escaped
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 #: libpq's PQTRANS_ACTIVE: a command is in progress.
 ACTIVE = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from django.db import transaction
 
 from tasks_app.claims import Claim, Failure
 from tasks_app.ledger import begin
+from tasks_app.logs import SafeLogger
 from tasks_app.schemas import TaskProgressUpdate, ascii_only, escaped
 from tasks_app.states import Verb
 from tasks_app.worker.execution import Outcome
@@ -18,7 +18,7 @@ from tasks_app.worker.outcomes import write
 from tasks_app.worker.run import Run
 from tasks_app.worker.trouble import REFUSED, TROUBLE
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 
 class Alone(NamedTuple):

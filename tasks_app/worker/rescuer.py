@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -14,11 +13,12 @@ from tasks_app import lifecycle
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
 from tasks_app.ledger import alias
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Worker
 from tasks_app.worker.housekeeping import rescue
 from tasks_app.worker.trouble import TROUBLE, explained, missing_is_trouble
 
-logger = logging.getLogger("tasks_app.cleanup")
+logger = SafeLogger("tasks_app.cleanup")
 
 #: For so many heartbeats the database took writes before anybody is judged: who lives had several
 #: tries to renew, also where others were quicker to SQLite's one lock.

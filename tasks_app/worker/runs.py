@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Iterator
 
 from tasks_app.claims import Claim
 from tasks_app.exceptions import LeaseLost
+from tasks_app.logs import SafeLogger
 from tasks_app.worker.execution import Outcome
 from tasks_app.worker.run import Run
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 
 class Runs(dict[Claim, Run]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,11 +12,12 @@ from django.db.models import Min, Q
 from tasks_app import lifecycle
 from tasks_app.claims import Claim
 from tasks_app.exceptions import TaskCancelled
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Task, Worker
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.runs import Runs
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 
 @dataclass(frozen=True, slots=True)

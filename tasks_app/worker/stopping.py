@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import TaskTimedOut
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Worker
 from tasks_app.worker.execution import Outcome, given_up
 from tasks_app.worker.pool import Pool
@@ -15,7 +15,7 @@ from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.shutdown import Exit
 from tasks_app.worker.trouble import Trouble
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 #: How soon an interruption is tried again that would have hit code which must not be interrupted.
 AGAIN_SECONDS = 0.01

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import subprocess
 import sys
@@ -12,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 
 from tasks_app.conf import task_settings
+from tasks_app.logs import SafeLogger
 from tasks_app.worker import monitor
 
-logger = logging.getLogger("tasks_app.worker")
+logger = SafeLogger("tasks_app.worker")
 
 #: The least silence after which a worker is ended, however short its leases are.
 LEAST_SECONDS = 5.0

@@ -108,7 +108,7 @@ def is_permission_or_url(name: str) -> bool:
     return (
         name.removeprefix("tasks_app.") in codenames
         or re.fullmatch(r"tasks_app\.[EW]\d+", name) is not None
-        or f'getLogger("{name}")' in SOURCE
+        or f'SafeLogger("{name}")' in SOURCE
     )
 
 
@@ -172,7 +172,7 @@ def test_checks_are_told() -> None:
 
 
 def test_loggers_are_told() -> None:
-    loggers = set(re.findall(r'getLogger\("(tasks_app[\w.]*)"\)', SOURCE))
+    loggers = set(re.findall(r'SafeLogger\("(tasks_app[\w.]*)"\)', SOURCE))
     assert set(first_column(GUIDE, "Logging")) == loggers
 
 

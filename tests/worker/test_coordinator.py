@@ -495,6 +495,21 @@ def test_the_life_of_the_worker_is_information(log: Log) -> None:
     ]
 
 
+def test_a_log_handler_that_raises_ends_no_worker() -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("nobody takes records")
+
+    started = [task_service.start_task(task) for task in (Fail, Noop)]
+    broken = Broken()
+    logging.getLogger("tasks_app").addHandler(broken)
+    try:
+        assert drain() == 2
+    finally:
+        logging.getLogger("tasks_app").removeHandler(broken)
+    assert [task_of(one).status for one in started] == [Status.FAILED, Status.COMPLETED]
+
+
 def test_a_database_that_is_away_delays_no_step_of_a_shutdown() -> None:
     coordinator = Coordinator(1)
     coordinator._connection = Connection(coordinator.using)
