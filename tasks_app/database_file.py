@@ -1,4 +1,4 @@
-"""Whether an open SQLite database is still the file that its path names."""
+"""Detection of an SQLite database whose file was deleted or replaced while it is open."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ class DatabaseReplaced(Exception):
     def __init__(self, path: str, found: FileId | None, *, is_log: bool) -> None:
         what = "was replaced by another file" if found else "was deleted"
         super().__init__(f"{path} {what} while it was open")
-        #: Only the write-ahead log is another one.
+        #: True if the replaced file is the write-ahead log.
         self.is_log = is_log
 
 
-#: Connections to files that were replaced, which are never closed: see `leave_open`.
+#: Connections to replaced files. They are never closed: see `leave_open`.
 _left_open: list[Any] = []
 
 
 def leave_open(connection: Any) -> None:
-    """Keep a connection to a file that was replaced open for as long as the process lives.
+    """Keep a connection to a replaced file open as long as the process lives.
 
-    Whoever closes the last one to a file has SQLite delete the log at its path, and by now that is
-    the log of another database, which others use.
+    When the last connection to a file is closed, SQLite deletes the log at its path. By now, that
+    is the log of another database, which other processes use.
     """
     _left_open.append(connection)
 
 
 class FileId(NamedTuple):
-    """What tells a file from every other one that exists at the same time."""
+    """The identity of a file among all files that exist at the same time."""
 
     device: int
     inode: int
 
     @classmethod
     def of(cls, path: str) -> Self | None:
-        """Return the file that a path leads to; None if there is none."""
+        """Return the id of the file at a path; None if there is none."""
         try:
             found = os.stat(path)
         except FileNotFoundError:
@@ -52,28 +52,28 @@ class DatabaseFile:
 
     They are the main file, its write-ahead log (`-wal`) and the index of that (`-shm`).
 
-    A process whose POSIX locks were dropped, or whose database was restored under it, goes on in a
-    file that nobody else has, without an error: what it commits is lost. Only the paths are looked
-    at here, never a descriptor: closing any descriptor of a database file drops every lock that
-    this process holds on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    If a process loses its POSIX locks, or its database is restored while it is open, SQLite
+    continues without an error in a file that no other process has: what it commits is lost. This
+    class only looks at paths, never at a descriptor: closing any descriptor of a database file
+    drops all locks of this process on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
 
-    Watches nothing for other databases, and for those in memory.
+    Does nothing for other databases, and for databases in memory.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        """Note the file before it is opened, so that none can slip in between."""
+        """Note the file's id before it is opened, so that no other file can come in between."""
         name = os.fspath(connection.settings_dict["NAME"] or "")
         is_path = connection.vendor == "sqlite" and not name.startswith(("file:", ":"))
-        # Absolute: the working folder may be another one later.
+        # Absolute, because the working directory may change later.
         self._path = os.path.abspath(name) if is_path else ""
         self._main = FileId.of(self._path) if is_path else None
-        #: The log and its index, by their paths. Neither is there outside of WAL mode.
+        #: The ids of the log and its index, by path. They exist in WAL mode only.
         self._beside: dict[str, FileId | None] = {}
 
     def opened(self, connection: BaseDatabaseWrapper) -> None:
-        """Note the log and its index of a connection that was just opened, also if opened anew.
+        """Note the log and its index of a connection that was just opened or reopened.
 
-        Raises DatabaseReplaced if the file is another one than at the first time.
+        Raises DatabaseReplaced if the file differs from the one at the first time.
         """
         if connection.vendor != "sqlite":
             return
@@ -81,7 +81,7 @@ class DatabaseFile:
             # The first read opens the log and its index.
             cursor.execute("PRAGMA schema_version")
             cursor.execute("PRAGMA database_list")
-            # SQLite follows links before it names the log. A database in memory has no file.
+            # SQLite resolves links before it names the log. A database in memory has no file.
             real = next(file for _, schema, file in cursor.fetchall() if schema == "main")
         if not real:
             self._path, self._main = "", None
@@ -92,13 +92,13 @@ class DatabaseFile:
         self.verify()
 
     def closed(self) -> None:
-        """Forget the log and its index: whoever closes the last connection may delete them."""
+        """Forget the log and its index, because closing the last connection may delete them."""
         self._beside = {}
 
     def verify(self) -> None:
-        """Raise DatabaseReplaced if others who open the database now would get another file.
+        """Raise DatabaseReplaced if another process that opens the path now gets another file.
 
-        Costs three system calls. A path that cannot be looked at, as on a network that is away,
+        Costs three system calls. A path that cannot be checked, such as on a network that is down,
         proves nothing.
         """
         for path, noted in ((self._path, self._main), *self._beside.items()):

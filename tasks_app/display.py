@@ -1,6 +1,6 @@
-"""What people read of a task: in words, translated, and the same on every page.
+"""The words that people read about a task, translated and the same on every page.
 
-The page's script says the same of a task that moves; tests hold the two together.
+The page's script says the same when a task changes; tests compare the two.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tasks_app.permissions import User
 
-#: Every word the script may show, so that they are translated here and nowhere else.
+#: Every word that the script may show. They are translated only here.
 WORDS: Mapping[str, str | _StrPromise] = {
     "waiting": _("Waiting to start"),
     "waiting_until": _("Waiting until {time}"),
@@ -63,31 +63,29 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "gone": _("No more updates: the task was removed, or you were signed out. Reload the page."),
     "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
     "cancel_sure": _("Cancel this task?"),
-    "cancel_refused": _(
-        "You may not cancel this task. If you should, reload the page and try again."
-    ),
+    "cancel_refused": _("You don't have permission to cancel this task."),
     "cancel_failed": _("The task could not be cancelled. Try again."),
     "new_task": _("New task: {label}"),
     "new_tasks": _("There are new tasks. Reload the page to see them."),
 }
 
-#: The most characters of a result that a page shows; the rest is for programs.
+#: The most characters of a result that a page shows. Programs can read the rest.
 RESULT_SHOWN = 2_000
-#: An estimate of what is left needs so many seconds, and such a part done, to be worth a word.
+#: The time left is only estimated after this many seconds, and once this fraction is done.
 ESTIMATE_AFTER = 2.0
 ESTIMATE_FROM = 0.01
-#: A task that could start is claimed in a moment, unless no worker takes its queue; in seconds.
+#: After this many seconds, a ready task is stalled: probably no worker takes its queue.
 STALLED_AFTER = 10.0
-#: For how long the log does not say again that there is no worker, in seconds.
-TELL_AGAIN_AFTER = 60.0
-#: When it said so last.
-_told: dict[str, float] = {}
+#: Seconds between two log messages that there is no worker.
+WARN_AGAIN_AFTER = 60.0
+#: When the last such message was logged, at key "at".
+_warned: dict[str, float] = {}
 
 logger = SafeLogger("tasks_app.pages")
 
 
 def page_url(task: Task, back: str = "") -> str:
-    """Return where a task has a page of its own, with the way back to another; empty if nowhere."""
+    """Return the URL of a task's page, with `back` as the page to return to; empty without one."""
     try:
         url = task.get_absolute_url()
     except NoReverseMatch:
@@ -98,7 +96,7 @@ def page_url(task: Task, back: str = "") -> str:
 
 
 def describe(task: Task, words: Mapping[str, str], now: datetime) -> str:
-    """Say in words how the task stands. The script's `describe` says the same."""
+    """Return the state of the task in words. Matches the script's `describe`."""
     if task.is_terminal:
         return words[task.status]
     if task.cancel_requested_at:
@@ -109,13 +107,13 @@ def describe(task: Task, words: Mapping[str, str], now: datetime) -> str:
     if not wait(task, now):
         return words["waiting"]
     until = timezone.localtime(aware(task.run_after))
-    # The script shows the viewer's own zone; here it is the server's, so it says which.
+    # The script shows the viewer's time zone. This is the server's, so it is named.
     time = f"{date_format(until, 'SHORT_DATETIME_FORMAT')} {until.tzname()}"
     return words["retry_at" if task.attempt else "waiting_until"].format(time=time, **attempt)
 
 
 def bar_value(task: Task) -> float | None:
-    """Return the filled part of the bar; None where it cannot be known."""
+    """Return the filled fraction of the bar; None if it is unknown."""
     match task.status:
         case Status.COMPLETED:
             return 1.0
@@ -128,7 +126,7 @@ def bar_value(task: Task) -> float | None:
 
 
 def percent(task: Task, words: Mapping[str, str]) -> str:
-    """Return the part done in words, rounded down so that 100 means all of it."""
+    """Return the fraction done in words, rounded down so that 100 means all of it."""
     value = bar_value(task)
     if value is None or task.progress is None or task.status == Status.PENDING:
         return ""
@@ -136,48 +134,48 @@ def percent(task: Task, words: Mapping[str, str]) -> str:
 
 
 def text(task: Task) -> str:
-    """Return what is being done; nothing of a task that waits, whatever its last attempt said."""
+    """Return what the task is doing; empty if it waits, because its text is of an old attempt."""
     return "" if task.status == Status.PENDING else task.progress_text
 
 
 def wait(task: Task, now: datetime) -> float:
-    """Return for how many seconds a pending task may not start yet."""
+    """Return the number of seconds until a pending task may start."""
     if task.status != Status.PENDING:
         return 0.0
-    # A web host whose clock is behind the database's must not make a new task wait.
+    # A web host with a slow clock must not make a new task look delayed.
     now = max(aware(now), aware(task.created_at))
     return max(0.0, (aware(task.run_after) - now).total_seconds())
 
 
 def is_stalled(task: Task, now: datetime) -> bool:
-    """Whether a task could have started so long ago that it is worth asking for a worker."""
+    """Return whether a task has been ready for so long that there may be no worker for it."""
     if task.status != Status.PENDING or task._state.adding:  # not stored, so no worker sees it
         return False
     return (aware(now) - aware(task.run_after)).total_seconds() > STALLED_AFTER
 
 
 def no_worker(queues: Collection[str], user: User) -> dict[str, str]:
-    """Say, of each of the queues that no live worker takes, what a viewer reads of its tasks.
+    """Return the message for tasks of each queue that no live worker takes tasks from.
 
-    Users who may see all tasks read what to do. With DEBUG the server's log says it too, once a
-    minute, for whoever forgot to start a worker looks there.
+    Users who may see all tasks also read how to start a worker. With DEBUG, the message is also
+    logged once a minute, for developers who forgot to start a worker.
     """
     found = unserved(queues)
     if not found:
         return {}
     now = monotonic()
-    if settings.DEBUG and now - _told.get("at", -math.inf) > TELL_AGAIN_AFTER:
-        _told["at"] = now
+    if settings.DEBUG and now - _warned.get("at", -math.inf) > WARN_AGAIN_AFTER:
+        _warned["at"] = now
         names = ", ".join(sorted(found))
         logger.warning("No worker runs tasks of queue %s. Start one: manage.py run_tasks", names)
-    said = _("Waiting for a worker")
+    message = _("Waiting for a worker")
     if may_view_all(user):
-        said = _("Waiting for a worker. Start one: manage.py run_tasks")
-    return dict.fromkeys(found, str(said))
+        message = _("Waiting for a worker. Start one: manage.py run_tasks")
+    return dict.fromkeys(found, str(message))
 
 
 def elapsed(task: Task, now: datetime) -> float | None:
-    """Return for how many seconds the newest attempt runs, or ran; None before it began."""
+    """Return the seconds that the newest attempt has run, or ran; None before it started."""
     if task.started_at is None or task.status == Status.PENDING:
         return None
     return max(0.0, (aware(task.finished_at or now) - aware(task.started_at)).total_seconds())
@@ -196,23 +194,28 @@ def _zoned(word: _StrPromise) -> str:
     return f"{word} ({timezone.get_current_timezone_name()})"
 
 
-#: A word for times, with the zone that they are shown in: read each time, for it may be a user's.
+#: A word for a time, with the current time zone. Evaluated each time: a user may have their own.
 zoned = lazy(_zoned, str)
 
 
 def moment(time: datetime) -> SafeString:
-    """Return a time as operators read it, who compare times: one form wherever they meet it, to
-    the second. Its zone is named in its title.
+    """Return a time for operators, to the second, in the same format everywhere.
+
+    The title names its time zone.
     """
     local = timezone.localtime(aware(time))
-    said = f"{local:%Y-%m-%d %H:%M:%S}"
+    shown = f"{local:%Y-%m-%d %H:%M:%S}"
     return format_html(
-        '<time datetime="{}" title="{} {}">{}</time>', local.isoformat(), said, local.tzname(), said
+        '<time datetime="{}" title="{} {}">{}</time>',
+        local.isoformat(),
+        shown,
+        local.tzname(),
+        shown,
     )
 
 
 def duration(seconds: float, words: Mapping[str, str]) -> str:
-    """Say a length of time in its two largest units. The script's `duration` says the same."""
+    """Return a duration in its two largest units. Matches the script's `duration`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -221,7 +224,7 @@ def duration(seconds: float, words: Mapping[str, str]) -> str:
 
 
 def attempts(task: Task, words: Mapping[str, str]) -> str:
-    """Return the attempt in words; empty where there is but one, or `describe` says it already."""
+    """Return the attempt in words; empty if only one is allowed or `describe` includes it."""
     if task.max_attempts == 1 or task.attempt == 0 or task.status == Status.PENDING:
         return ""
     if task.status == Status.RUNNING and task.attempt > 1 and not task.cancel_requested_at:
@@ -230,7 +233,7 @@ def attempts(task: Task, words: Mapping[str, str]) -> str:
 
 
 def seconds_left(task: Task, now: datetime) -> float | None:
-    """Estimate for how many seconds more a running task runs, if it goes on as fast as so far."""
+    """Estimate how many more seconds a running task needs, at its average speed so far."""
     ran = elapsed(task, now)
     if task.status != Status.RUNNING or ran is None or task.progress is None:
         return None
@@ -240,7 +243,7 @@ def seconds_left(task: Task, now: datetime) -> float | None:
 
 
 def time_left(task: Task, words: Mapping[str, str], now: datetime) -> str:
-    """Return `seconds_left` in words, as coarse as a guess is."""
+    """Return `seconds_left` in words, rounded like an estimate."""
     seconds = seconds_left(task, now)
     if seconds is None or task.cancel_requested_at:
         return ""
@@ -255,7 +258,7 @@ def time_left(task: Task, words: Mapping[str, str], now: datetime) -> str:
 
 
 def result(task: Task) -> str:
-    """Return what came of a task, as text: JSON, indented, but for a plain text."""
+    """Return the result of a task as text: a string as it is, anything else as indented JSON."""
     if task.result is None or task.status != Status.COMPLETED:
         return ""
     if isinstance(task.result, str):
@@ -264,5 +267,5 @@ def result(task: Task) -> str:
 
 
 def error(task: Task) -> str:
-    """Return why a task failed, in words for its owner. Staff read more in the admin."""
+    """Return why a task failed, in words for its owner. Staff see more in the admin."""
     return TaskError.public(task.public_error).message if task.error_type else ""

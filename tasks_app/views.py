@@ -1,4 +1,4 @@
-"""What pages ask for: a task's own page, its status, its end and its repetition, and streams."""
+"""Views for pages: a task's page, its status and stream; and to cancel and retry it."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
 else:
     TaskDetailView = DetailView
 
-NOT_FOUND = "There is no such task, or not for you."
+NOT_FOUND = "There is no such task, or you may not see it."
 
 
-@login_not_required  # A script is told, not redirected; so are those below.
+@login_not_required  # A script gets an error, not a redirect. So do the views below.
 @stream_view
 async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResponseBase:
-    """Hand a stream over to `with_task_streams`; without that in the site's asgi.py, send it.
+    """Hand a stream over to `with_task_streams`; or send it if asgi.py does not use that.
 
-    Each open stream then keeps a thread for as long as it lasts.
+    In the second case, each open stream keeps a thread as long as it lasts.
     """
     if not isinstance(request, ASGIRequest):
         return HttpResponse(
@@ -67,10 +67,10 @@ async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpRespo
 
 
 class TaskPage(LoginRequiredMixin, TaskDetailView):
-    """A page of one task, for those who may see it; 404 for others.
+    """The page of one task, for users who may see it; 404 for others.
 
-    `?next=` names the page to go back to. A site gives it the site's looks by a template
-    `tasks_app/base.html` of its own, or subclasses it.
+    `?next=` is the page to go back to. To give it the site's design, override the template
+    `tasks_app/base.html`, or subclass this view.
     """
 
     template_name = "tasks_app/task_page.html"
@@ -78,7 +78,7 @@ class TaskPage(LoginRequiredMixin, TaskDetailView):
     pk_url_kwarg = "task_id"
 
     def get_queryset(self) -> QuerySet[Task]:
-        # Not a replica, which may lack a task that was started just now. So all views here.
+        # All views here read the primary: a replica may lack a task that was just started.
         visible: QuerySet[Task] = Task.primary.visible_to(self.request.user)
         return visible
 
@@ -101,7 +101,7 @@ def status(request: HttpRequest, task_id: UUID) -> JsonResponse:
 @require_safe
 @never_cache
 def statuses(request: HttpRequest) -> JsonResponse:
-    """Return the status of the tasks that the query names and the user may see."""
+    """Return the status of the tasks in the query that the user may see."""
     if not request.user.is_authenticated:
         return JsonResponse({"detail": "Log in to see tasks."}, status=403)
     try:
@@ -109,7 +109,7 @@ def statuses(request: HttpRequest) -> JsonResponse:
             task_id for channel in requested(request, request.user) if (task_id := task_of(channel))
         ]
         if not ids:
-            raise BadRequest("Ask for tasks by ?task=<id>, once for each.")
+            raise BadRequest("Name at least one task by ?task=<id>; repeat it for more tasks.")
     except BadRequest as error:
         return JsonResponse({"detail": str(error)}, status=400)
     tasks = Task.primary.visible_to(request.user).filter(pk__in=ids)
@@ -119,21 +119,22 @@ def statuses(request: HttpRequest) -> JsonResponse:
 def _as_it_stands(tasks: Iterable[Task], request: HttpRequest) -> list[dict[str, Any]]:
     """Return a TaskInfo of each task.
 
-    Of one that waits for long it has `no_worker`: what to say where no worker takes its queue.
+    A task that has waited for long also gets `no_worker`: the message if no worker takes its queue,
+    else an empty string.
     """
     now, tasks = timezone.now(), list(tasks)
     queues = {task.queue for task in tasks if is_stalled(task, now)}
-    said = dict.fromkeys(queues, "") | no_worker(queues, request.user)
+    messages = dict.fromkeys(queues, "") | no_worker(queues, request.user)
     return [
         task.info().model_dump(mode="json")
-        | ({"no_worker": said[task.queue]} if is_stalled(task, now) else {})
+        | ({"no_worker": messages[task.queue]} if is_stalled(task, now) else {})
         for task in tasks
     ]
 
 
 @require_POST
 def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """Cancel a task: as JSON to a script, by a redirect back to a page without one."""
+    """Cancel a task. Answer a script with JSON, and a page without script with a redirect."""
     task = Task.primary.filter(pk=task_id).first()
     user = request.user
     if task is None or not user.is_authenticated or not may_cancel(user, task):
@@ -142,7 +143,7 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     try:
         info = task_service.cancel_task(task_id, by=user)
     except IllegalTransition:
-        # As it was when it was looked for: it may have been running then, and cannot be again.
+        # Read it again: the row read above may be from when the task still ran.
         ended = Task.primary.filter(pk=task_id).first()
         if ended is None:
             return _not_found(request)
@@ -151,16 +152,16 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
         return _not_found(request)
     if request.accepts("text/html"):
         return HttpResponseRedirect(_way_back(request))
-    # To cancel is not to see: what it was given and what came of it is for those who may.
-    told = None if may_view(user, task) else {"task_id", "status", "cancel_requested"}
-    return _dated(info.model_dump(mode="json", include=told), status=code)
+    # A user who may cancel a task may not always see it. Hide its parameters and its result then.
+    shown = None if may_view(user, task) else {"task_id", "status", "cancel_requested"}
+    return _dated(info.model_dump(mode="json", include=shown), status=code)
 
 
 @require_POST
 def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """Start a failed or cancelled task anew: as JSON to a script, by a redirect to the new task.
+    """Retry a failed or cancelled task. Answer a script with JSON, else redirect to the new task.
 
-    The redirect leads to the form field `next` where it names a page of this site.
+    If the form field `next` is a page of this site, redirect there instead.
     """
     task = Task.primary.filter(pk=task_id).first()
     user = request.user
@@ -178,7 +179,7 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
 
 
 def _dated(data: dict[str, Any], status: int = HTTPStatus.OK) -> JsonResponse:
-    """Answer with the server's time beside the data: not every server sends a Date header."""
+    """Return a response with the server's time: not every server sends a Date header."""
     return JsonResponse({**data, "time": aware(timezone.now()).isoformat()}, status=status)
 
 
@@ -186,17 +187,17 @@ def _not_retried(
     request: HttpRequest, error: IllegalTransition | DuplicateTask | UnknownTask, task: Task
 ) -> HttpResponse:
     if not request.accepts("text/html"):
-        told = conflict_details(request.user, error, task)
-        return JsonResponse(told, status=HTTPStatus.CONFLICT)
+        details = conflict_details(request.user, error, task)
+        return JsonResponse(details, status=HTTPStatus.CONFLICT)
     if isinstance(error, AlreadyRetried):
-        # Whoever was first, this is what both wanted.
+        # Another request was first. The new task is what this one wants, too.
         return _to_task(request, error.retried_as)
     messages.error(request, sentence(error), fail_silently=True)
     return HttpResponseRedirect(_way_back(request))
 
 
 def _to_task(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """Go to the page that the form names; else to the task's own, if this user may see it."""
+    """Redirect to the page the form names; else to the task's page, if this user may see it."""
     if url := _of_this_site(request, request.POST.get("next")):
         return HttpResponseRedirect(url)
     task = Task.primary.visible_to(request.user).filter(pk=task_id).first()
@@ -210,14 +211,14 @@ def _not_found(request: HttpRequest) -> HttpResponse:
 
 
 def _way_back(request: HttpRequest) -> str:
-    """The page the form stood on, if it is one of this site's."""
+    """Return the page that the form was on, if it is one of this site's."""
     named = _of_this_site(request, request.POST.get("next"))
     came_from = _of_this_site(request, request.headers.get("Referer"))
     return named or came_from or get_script_prefix()
 
 
 def _of_this_site(request: HttpRequest, url: str | None) -> str:
-    """Return a URL where it leads nowhere else; else nothing."""
+    """Return a URL if it leads to this site, else an empty string."""
     safe = url_has_allowed_host_and_scheme(
         url, {request.get_host()}, require_https=request.is_secure()
     )

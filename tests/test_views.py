@@ -22,7 +22,7 @@ from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapsh
 pytestmark = pytest.mark.django_db
 
 JSON = {"Accept": "application/json"}
-NOT_FOUND = {"detail": "There is no such task, or not for you."}
+NOT_FOUND = {"detail": "There is no such task, or you may not see it."}
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_task_that_waits_for_long_says_whether_a_worker_takes_it(
 ) -> None:
     """At the price of two queries, however many such tasks there are."""
     settings.DEBUG = True
-    monkeypatch.setattr(display, "_told", {})
+    monkeypatch.setattr(display, "_warned", {})
     old = timedelta(seconds=11)
     mails = [saved(owner=ada, queue="mails", age=old) for _ in range(9)]
     others = [saved(owner=ada, age=old), saved(owner=ada), saved(Status.FAILED, owner=ada, age=old)]
@@ -184,8 +184,8 @@ def test_statuses_cost_as_many_queries_for_many(ada: User, django_assert_num_que
     ("query", "detail"),
     [
         ({}, "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1."),
-        ({"mine": "1"}, "Ask for tasks by ?task=<id>, once for each."),
-        ({"all": "1"}, "Ask for tasks by ?task=<id>, once for each."),
+        ({"mine": "1"}, "Name at least one task by ?task=<id>; repeat it for more tasks."),
+        ({"all": "1"}, "Name at least one task by ?task=<id>; repeat it for more tasks."),
         (
             {"task": "7"},
             "A task's id is a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794.",

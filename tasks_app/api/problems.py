@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tasks_app.permissions import User
 
 MEDIA_TYPE = "application/problem+json"
-NOT_FOUND = "There is no such task, or not for you."
+NOT_FOUND = "There is no such task, or you may not see it."
 
 logger = logging.getLogger("django.request")
 

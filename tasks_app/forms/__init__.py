@@ -1,7 +1,7 @@
 """A Django form made from a task's parameters.
 
-What is right and wrong is for the parameters' Pydantic model to say, and for nobody else: fields
-only turn text into what the model takes, and bring its faults back to where they belong.
+Only the Pydantic model of the parameters validates them. The fields turn text into values that the
+model takes, and show its errors where they belong.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class TaskForm(forms.Form):
     required_css_class = "required"
     prefix = "params"
 
-    #: What to start the task with, once the form is valid: not the JSON that a row keeps, which
-    #: a strict model would not take again.
+    #: The parameters to start the task with, once the form is valid. This is not the JSON of a row,
+    #: which a strict model would not accept as input.
     params: dict[str, Any]
 
     def clean(self) -> dict[str, Any]:
         cleaned = self.cleaned_data
         self.params = given(cleaned)
-        # What could not be read has its fault already; the model merely misses it.
+        # A field that could not be read already has an error. The model only finds it missing.
         unread = set(self.errors)
         try:
             self.task.validate_params(self.params)
@@ -46,7 +46,7 @@ class TaskForm(forms.Form):
         return cleaned
 
     def refuse(self, error: InvalidParams, unread: Container[str] = ()) -> None:
-        """Show each fault at its field, but those that were `unread`."""
+        """Show each fault at its field, except for fields that were `unread`."""
         faults = {".".join(map(str, one["loc"])): plain(one) for one in error.faults}
         for path, fault in faults.items():
             field, deeper = self._place(path)
@@ -54,7 +54,7 @@ class TaskForm(forms.Form):
                 self.add_error(field, f"{deeper}: {fault}" if deeper else fault)
 
     def _place(self, path: str) -> tuple[str | None, str]:
-        """Return the field that a fault lies in, if in one, and where in it."""
+        """Return the field that a fault belongs to, if any, and its path within the field."""
         for name in self.fields:
             if f"{path}.".startswith(f"{name}."):
                 return name, path.removeprefix(name).removeprefix(".")
@@ -64,19 +64,19 @@ class TaskForm(forms.Form):
 def form_for(task: type[BaseTask]) -> type[TaskForm]:
     """Return the form of a task's parameters.
 
-    It has a field for each parameter, by the name that the model takes. What no input of HTML
-    holds is written as JSON. Secrets are never shown again. Left empty, a field is None where that
-    is allowed, and else as if it had not been there. Raises InvalidTask.
+    It has a field for each parameter, named as the model takes it. Types without an HTML input are
+    written as JSON. Secrets are never shown again. An empty field is None if that is allowed, and
+    else as if the field were missing. Raises InvalidTask.
     """
     form = type(f"{task.__name__}Form", (TaskForm,), {"task": task})
-    # Not as attributes of the class: a parameter may well be called `task` or `clean`.
+    # Not as class attributes, because a parameter may be named `task` or `clean`.
     with buildable(f"The parameters of {task.__name__}"):
         form.base_fields = fields_of(task.params_model())  # type: ignore[attr-defined]
     return form
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, forms.Field]:
-    """Return a field for each of a model's, by the name that it takes."""
+    """Return a field for each field of a model, under the name that the model takes."""
     whole = model.model_json_schema(by_alias=False, schema_generator=FormSchema)
     strict = bool(model.model_config.get("strict"))
     fields: dict[str, forms.Field] = {}
@@ -87,5 +87,5 @@ def fields_of(model: type[BaseModel]) -> dict[str, forms.Field]:
 
 
 def given(cleaned: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what to give the model, of what such fields have read."""
+    """Return the values for the model, from the values that the fields have read."""
     return {name: value for name, value in cleaned.items() if value is not UNSET}

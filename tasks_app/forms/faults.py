@@ -1,4 +1,4 @@
-"""What Pydantic finds wrong with a value, in plain words that can be translated."""
+"""Pydantic's errors in plain words that can be translated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from django.utils.translation import gettext_lazy as _
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
 
-#: By the types of Pydantic's errors, or by how the types of a family begin. What they name in
-#: braces comes from the error's context. Anything else is said as Pydantic says it.
+#: Texts by the type of Pydantic's error, or by the prefix of a family of types. Names in braces
+#: come from the error's context. Other errors keep Pydantic's own text.
 PLAIN: Mapping[str, _StrPromise] = {
     "missing": _("Required."),
     "extra_forbidden": _("There is no such field."),
@@ -49,15 +49,15 @@ PLAIN: Mapping[str, _StrPromise] = {
     "datetime_type": _("Must be a date and a time, such as 2026-01-31T14:30."),
     "time_parsing": _("Must be a time, such as 14:30."),
     "time_type": _("Must be a time, such as 14:30."),
-    "time_delta_parsing": _("Must be a length of time, such as 01:30:00."),
-    "time_delta_type": _("Must be a length of time, such as 01:30:00."),
+    "time_delta_parsing": _("Must be a duration, such as 01:30:00."),
+    "time_delta_type": _("Must be a duration, such as 01:30:00."),
     "uuid_": _("Must be a UUID."),
     "url_": _("Must be a URL, such as https://example.com/."),
 }
 
 
 def plain(fault: Mapping[str, Any]) -> str:
-    """Return what an error of Pydantic's says, without its input, which may be secret."""
+    """Return the text of a Pydantic error, without its input, which may be secret."""
     kind, context = str(fault.get("type", "")), fault.get("ctx") or {}
     if kind in ("value_error", "assertion_error") and "error" in context:
         return str(context["error"]) or str(fault["msg"])

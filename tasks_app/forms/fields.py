@@ -1,4 +1,4 @@
-"""A field of a form for each parameter of a task."""
+"""Form fields for the parameters of a task."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.base import UNSET
-from tasks_app.forms.reading import READ, from_json, moment, read
+from tasks_app.forms.reading import READ, from_json, read, read_datetime
 from tasks_app.forms.schema import Schema, holds_secret, reduced, walk
 from tasks_app.forms.shape import Shape, shape_of
 
-#: A text that may be longer than this gets room for lines.
+#: A text that may have more characters than this gets an input with several lines.
 LONG = 300
-#: What browsers have an input of their own for; of the rest a text will do.
+#: Kinds for which browsers have a special input. All others use a text input.
 INPUTS = {
     "integer": "number",
     "number": "number",
@@ -42,7 +42,7 @@ INPUTS = {
 
 
 class ParamField(forms.Field):
-    """Turns text into what a model takes. Judges nothing."""
+    """Turns text into a value for the model. Does not validate it."""
 
     def __init__(
         self,
@@ -54,19 +54,19 @@ class ParamField(forms.Field):
     ) -> None:
         super().__init__(**options)
         self.read = read
-        #: What JSON it takes, if it takes JSON.
+        #: The shape of its JSON, if it takes JSON.
         self.shape = shape
-        #: What it means that it was left empty; UNSET: nothing, so the model's default holds.
+        #: The value if it is left empty. UNSET means no value, so that the model's default applies.
         self.empty = empty
 
     def clean(self, value: Any) -> Any:
         if value is None:
-            return UNSET  # A browser sends every input there is; this one was not there.
+            return UNSET  # The field was not in the form at all: browsers send every input.
         return self.read(value) if value != "" else self.empty
 
 
 class JSONText(forms.Textarea):
-    """Keeps to itself what holds a secret, as a password input does."""
+    """A text area that does not show a secret value again, like a password input."""
 
     def __init__(self, *, is_secret: bool, attrs: dict[str, Any]) -> None:
         super().__init__({"rows": 4, "spellcheck": "false", "class": "vLargeTextField", **attrs})
@@ -77,7 +77,7 @@ class JSONText(forms.Textarea):
 
 
 class Parameter:
-    """One field of the model, on its way to be one of the form."""
+    """A field of the model, to be turned into a field of the form."""
 
     def __init__(
         self, name: str, info: FieldInfo, schema: Schema, whole: Schema, strict: bool
@@ -98,7 +98,7 @@ class Parameter:
         if self.kind == "boolean" and not self.nullable:
             return forms.BooleanField(required=False, **options)
         return ParamField(
-            # To be seen by people only: the model misses it by itself.
+            # For display only: the model itself reports a missing value.
             required=self.info.is_required() and not self.nullable,
             read=self._reader(),
             empty=self._empty(),
@@ -108,7 +108,7 @@ class Parameter:
         )
 
     def _kind(self) -> str:
-        """Return by what sort of input it is given."""
+        """Return the kind of input that the parameter needs."""
         if "choices" in self.schema:
             return "choice"
         kind = self.schema.get("type")
@@ -116,21 +116,21 @@ class Parameter:
             return str(self.schema.get("format", "text"))
         return str(kind) if kind in ("integer", "number", "boolean") else "json"
 
-    # What is shown.
+    # For display.
 
     def _label(self) -> Any:
         label = self.info.title or pretty_name(self.name)
         if self.kind != "date-time" or self._zone() == "naive":
             return label
-        # Read when it is shown: each request may have a zone of its own.
+        # Evaluated when it is shown: each request may have its own time zone.
         return format_lazy("{} ({})", label, lazy(timezone.get_current_timezone_name, str)())
 
     def _help(self) -> Any:
-        # Django takes a help text for HTML; here it is somebody's plain words.
-        said = escape(self.info.description or self.schema.get("description", ""))
+        # Django treats a help text as HTML, but this is plain text.
+        about = escape(self.info.description or self.schema.get("description", ""))
         if self.kind != "json":
-            return said
-        return format_lazy("{} ({})", said, _("JSON")) if said else _("JSON")
+            return about
+        return format_lazy("{} ({})", about, _("JSON")) if about else _("JSON")
 
     def _default(self) -> Any:
         if self.info.is_required() or self.info.default_factory_takes_validated_data:
@@ -138,23 +138,23 @@ class Parameter:
         try:
             return self.info.get_default(call_default_factory=True)
         except Exception:  # noqa: BLE001 - the site's own code
-            return UNSET  # The page can do without; a start says what is wrong.
+            return UNSET  # The page works without a default. A start raises the error.
 
     def _initial(self) -> Any:
         if self.is_secret or self.info.is_required():
             return None
         if self.info.default_factory is None:
             return self._shown()
-        return self._shown  # made anew for each form
+        return self._shown  # Called again for each form.
 
     def _shown(self) -> Any:
-        """Return the default as its input shows it."""
+        """Return the default as the input shows it."""
         default = self._default()
         if default is UNSET or (default is None and self.kind != "boolean"):
             return None
         if self.kind == "choice":
-            named = self._choices().items()
-            return next((key for key, value in named if _bare(value) == _bare(default)), None)
+            choices = self._choices().items()
+            return next((key for key, value in choices if _bare(value) == _bare(default)), None)
         if self.kind == "boolean":
             return default if not self.nullable else {True: "true", False: "false"}.get(default)
         if isinstance(default, datetime.datetime):
@@ -171,7 +171,7 @@ class Parameter:
         return str(plain)
 
     def _choices(self) -> dict[str, Any]:
-        """Return what may be chosen, by what stands for it in HTML."""
+        """Return the choices by their values in HTML."""
         choices = self.schema["choices"]
         keys = [str(_bare(value)) for value in choices]
         if len(set(keys)) < len(keys) or "" in keys:
@@ -201,7 +201,7 @@ class Parameter:
         return forms.TextInput({"class": "vTextField", **attrs})
 
     def _with_none(self, choices: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-        """Put first what stands for none; not where one of the others is chosen in any case."""
+        """Prepend an empty choice, unless another choice is always selected."""
         none = self.nullable or self._initial() is None
         return [("", "---------"), *choices] if none else list(choices)
 
@@ -221,18 +221,18 @@ class Parameter:
                 attrs["min"] = self.schema["exclusiveMinimum"] + 1
         elif self.kind in ("time", "date-time"):
             attrs["step"] = "any"
-        for told, name in names.items():
-            if told in self.schema and self.kind != "json":
-                attrs[name] = self.schema[told]
+        for constraint, name in names.items():
+            if constraint in self.schema and self.kind != "json":
+                attrs[name] = self.schema[constraint]
         return attrs
 
-    # What is read.
+    # For reading.
 
     def _empty(self) -> Any:
         if self.nullable and (self.info.is_required() or not self.is_secret):
             return None
         if self.kind == "text" and not self.is_secret and not self.info.is_required():
-            return ""  # It was there, and somebody emptied it.
+            return ""  # Its input was shown, and the user emptied it.
         return UNSET
 
     def _reader(self) -> Callable[[Any], Any]:
@@ -244,13 +244,13 @@ class Parameter:
         if self.kind == "json":
             return partial(from_json, adapter=self._adapter())
         if self.kind == "date-time":
-            return partial(moment, zone=self._zone())
+            return partial(read_datetime, zone=self._zone())
         if self.kind in READ:
             return partial(read, READ[self.kind])
         return str
 
     def _adapter(self) -> TypeAdapter[Any] | None:
-        """Return what reads JSON for a strict model, which takes no list for a set from Python."""
+        """Return a reader of JSON for a strict model, which does not accept a list for a set."""
         annotation: Any = self.info.annotation
         return TypeAdapter(annotation) if self.strict else None
 
@@ -265,7 +265,7 @@ def _bare(value: Any) -> Any:
 
 
 def _label(value: Any) -> Any:
-    """Return what people read of a choice; Django's choices have labels of their own."""
+    """Return the text of a choice. Django's choices have their own labels."""
     if not isinstance(value, Enum):
         return str(value)
     return getattr(value, "label", None) or pretty_name(value.name.lower())

@@ -1,4 +1,4 @@
-"""From the text of an input to what a model takes."""
+"""Conversion of the text of an input to a value for the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from pydantic import TypeAdapter, ValidationError
 
-#: The types whose text Pydantic reads, and by which a strict model wants to be given them.
+#: Types that Pydantic reads from text. A strict model requires values of these types.
 READ: dict[str, type] = {
     "integer": int,
     "number": float,
@@ -30,22 +30,22 @@ READ: dict[str, type] = {
     "file-path": Path,
     "directory-path": Path,
 }
-#: What is said of a fault in JSON, by the text's own rules.
+#: The error of invalid JSON.
 NOT_JSON = _("Invalid JSON at line %(line)s, column %(column)s: %(fault)s.")
 
 
 def read(kind: type, text: str) -> Any:
-    """Return a value of the type, or the text, for the model to say what is wrong with it."""
+    """Return a value of the type; or the text if it is invalid, so that the model reports it."""
     try:
         return TypeAdapter(kind).validate_strings(text)
     except ValidationError:
         return text
 
 
-def moment(text: str, zone: str) -> Any:
-    """Return a time; one without a zone is in the current one.
+def read_datetime(text: str, zone: str) -> Any:
+    """Return a time. Without a zone, it is in the current time zone.
 
-    Raises Django's ValidationError for a time that a change of clocks leaves out, or has twice.
+    Raises Django's ValidationError if a clock change skips or repeats this time.
     """
     time = read(datetime.datetime, text)
     if zone == "naive" or not isinstance(time, datetime.datetime) or time.tzinfo:
@@ -54,7 +54,7 @@ def moment(text: str, zone: str) -> Any:
 
 
 def from_json(text: str, adapter: TypeAdapter[Any] | None) -> Any:
-    """Return what the text says. Raises Django's ValidationError where it is no JSON."""
+    """Return the value of JSON text. Raises Django's ValidationError if it is invalid JSON."""
     try:
         plain = json.loads(text)
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""What Pydantic says of a parameter, in the terms of a form."""
+"""The JSON schema of a task's parameters, as a form needs it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ Schema = dict[str, Any]
 
 
 class FormSchema(GenerateJsonSchema):
-    """JSON Schema, but that choices are the values themselves, and that what cannot be told in it
-    is told by nothing, instead of an error.
+    """JSON Schema with the choices themselves, and an empty schema where it would raise an error.
+
+    A choice is the Python value, not its JSON. A type that JSON Schema cannot express is empty.
     """
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 
-    # What they take is a core schema, of which Pydantic has a type for each.
+    # These methods take a core schema. Pydantic has a separate type for each kind.
     def literal_schema(self, schema: Any) -> Schema:
         return {"choices": list(schema["expected"])}
 
@@ -36,17 +37,17 @@ class FormSchema(GenerateJsonSchema):
 
     def _bounds(self, schema: Any) -> Schema:
         bounds = {"ge": "minimum", "le": "maximum"}
-        return {told: schema[given] for given, told in bounds.items() if given in schema}
+        return {name: schema[given] for given, name in bounds.items() if given in schema}
 
 
 def reduced(schema: Schema, whole: Schema) -> tuple[Schema, bool]:
-    """Return a schema without detours and without None, and whether None was allowed."""
+    """Return a schema with references resolved and without None, and whether None was allowed."""
     while "$ref" in schema:
-        # What a model or an enumeration says of itself is no word on this use of it.
+        # The title and description of a model or an enumeration do not describe this use of it.
         target = {
-            key: said for key, said in _target(schema, whole).items() if key not in _OF_ITSELF
+            key: value for key, value in _target(schema, whole).items() if key not in _OF_ITSELF
         }
-        schema = target | {key: said for key, said in schema.items() if key != "$ref"}
+        schema = target | {key: value for key, value in schema.items() if key != "$ref"}
     if "choices" in schema:
         some = [choice for choice in schema["choices"] if choice is not None]
         return schema | {"choices": some}, len(some) < len(schema["choices"])
@@ -57,7 +58,7 @@ def reduced(schema: Schema, whole: Schema) -> tuple[Schema, bool]:
 
 
 def walk(schema: Any, whole: Schema, seen: frozenset[str] = frozenset()) -> Iterator[Schema]:
-    """Yield a schema and all that it is made of."""
+    """Yield a schema and all schemas in it."""
     if isinstance(schema, list):
         for part in schema:
             yield from walk(part, whole, seen)

@@ -1,4 +1,4 @@
-"""What JSON a parameter takes, shown to people: an example, and a line for each of its fields."""
+"""The shape of a JSON parameter, for people: an example, and a line for each of its fields."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.forms.schema import Schema, reduced
 
-#: How deep models within models are followed, and how many fields are told of.
+#: How many levels of nested models to follow, and how many fields to list.
 DEEP, FIELDS = 4, 40
-#: What stands for a text of a format, in an example.
+#: Example texts of formats.
 TEXTS = {
     "date": "2026-01-31",
     "date-time": "2026-01-31T14:30:00Z",
@@ -45,7 +45,7 @@ class Shape:
 
 
 def shape_of(schema: Schema, whole: Schema) -> Shape:
-    """Return what a value of this schema looks like."""
+    """Return the shape of a value of this schema."""
     members: list[Member] = []
     for member in _members(schema, whole, "", 0):
         if len(members) == FIELDS:
@@ -63,12 +63,12 @@ def _example(schema: Schema, whole: Schema, depth: int) -> Any:
         return schema["examples"][0]
     found, nullable = reduced(schema, whole)
     if nullable and depth > 1 and found.get("type") == "object":
-        return None  # A model may be within itself.
+        return None  # A model may contain itself.
     if found.get("writeOnly") or found.get("format") == "password":
         return TEXTS["password"]
-    for word in ("examples", "choices"):
-        if found.get(word):
-            return found[word][0]
+    for keyword in ("examples", "choices"):
+        if found.get(keyword):
+            return found[keyword][0]
     if "const" in found:
         return found["const"]
     if found.get("default") not in (None, [], {}):
@@ -103,7 +103,7 @@ def _example(schema: Schema, whole: Schema, depth: int) -> Any:
 
 
 def _members(schema: Schema, whole: Schema, path: str, depth: int) -> Iterator[Member]:
-    """Yield the fields of a model, and those of models within it."""
+    """Yield the fields of a model, and those of models in it."""
     found, _nullable = reduced(schema, whole)
     if depth == DEEP:
         return
@@ -122,9 +122,9 @@ def _members(schema: Schema, whole: Schema, path: str, depth: int) -> Iterator[M
 
 
 def _kind(schema: Schema, whole: Schema, *, nullable: bool = False) -> str:
-    """Name what a value is, in words."""
-    said = _named(schema, whole)
-    return _("{kind} or null").format(kind=said) if nullable else said
+    """Return the kind of a value, in words."""
+    name = _named(schema, whole)
+    return _("{kind} or null").format(kind=name) if nullable else name
 
 
 def _named(schema: Schema, whole: Schema) -> str:

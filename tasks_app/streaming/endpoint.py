@@ -220,7 +220,7 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
         return Answer(HTTPStatus.BAD_REQUEST, str(error), fields=error.fields)
     allowed = await sync_to_async(readable)(user, channels)
     if not allowed:
-        return Answer(HTTPStatus.NOT_FOUND, "There is no such task, or not for you.")
+        return Answer(HTTPStatus.NOT_FOUND, "There is no such task, or you may not see it.")
     handoff = Handoff.of(request)
     if handoff is not None and handoff.asking:
         return Answer(HTTPStatus.OK, allowed=allowed)

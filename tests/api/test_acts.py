@@ -19,7 +19,7 @@ from tests.test_retention import KEEPING, table_of_the_site
 
 pytestmark = pytest.mark.django_db
 
-NOT_FOUND = {"detail": "There is no such task, or not for you."}
+NOT_FOUND = {"detail": "There is no such task, or you may not see it."}
 
 
 @pytest.fixture

@@ -307,5 +307,5 @@ def test_nonsense_about_events_is_named(ada: User, client: Client, query: Any) -
 def test_anothers_history_is_not_found(client: Client) -> None:
     for task in (saved(), uuid.uuid4()):
         assert problem(client.get(events_of(task)), 404) == {
-            "detail": "There is no such task, or not for you."
+            "detail": "There is no such task, or you may not see it."
         }

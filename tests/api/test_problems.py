@@ -355,7 +355,7 @@ def test_a_path_forges_no_line_of_the_log(
 @pytest.mark.parametrize(
     ("error", "status", "detail"),
     [
-        (Http404("x"), 404, "There is no such task, or not for you."),
+        (Http404("x"), 404, "There is no such task, or you may not see it."),
         (PermissionDenied(), 403, "You may not do this."),
         (PermissionDenied("Pay first."), 403, "Pay first."),
         (UnreadablePostError("gone"), 400, "gone"),

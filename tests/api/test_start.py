@@ -232,7 +232,7 @@ def test_another_request_by_the_same_key_is_refused(client: Client) -> None:
     first = start(client, headers=KEY).json()["task_id"]
     told = problem(start(client, {"task": "tests.api.tasks.Anything"}, headers=KEY), 422)
     assert told["errors"]["Idempotency-Key"].startswith(
-        f"The idempotency key 'order 17' started task {first}"
+        f"The idempotency key 'order 17' was already used to start task {first}"
     )
 
 

@@ -147,7 +147,7 @@ def told(found: tuple[int, dict[str, str], bytes], status: int) -> str:
 def test_what_is_wrong_is_a_problem(ada: User) -> None:
     task = enqueued(owner=someone())
     for path in (f"{task.pk}/stream", f"{uuid.uuid4()}/stream"):
-        assert told(first(scope(ada, path)), 404) == "There is no such task, or not for you."
+        assert told(first(scope(ada, path)), 404) == "There is no such task, or you may not see it."
     told(first(scope(ada, "stream", "all=1")), 404)
     assert told(first(scope(None, "stream", "mine=1")), 401) == "Log in first."
     told(first(scope(ada, "stream", "&".join(["task=x"] * 1001))), 400)

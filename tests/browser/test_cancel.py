@@ -91,8 +91,8 @@ def test_cancel_what_has_finished(page: Page, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("status", "notice"),
     [
-        (403, "You may not cancel this task. If you should, reload the page and try again."),
-        (404, "You may not cancel this task. If you should, reload the page and try again."),
+        (403, "You don't have permission to cancel this task."),
+        (404, "You don't have permission to cancel this task."),
         (500, "The task could not be cancelled. Try again."),
     ],
 )
