@@ -9,13 +9,14 @@ from project.urls import urlpatterns as urls_of_the_site
 from tasks_app.models import Task
 
 BARS = """<!doctype html><html lang="en"><title>Bars</title><link rel="icon" href="data:,">
-{% load tasks %}{% for task in tasks %}{% task_progress task form="compact" %}{% endfor %}"""
+{% load tasks %}{% for task in tasks %}{% task_progress task form=form %}{% endfor %}"""
 
 
 @login_required
 def bars(request: HttpRequest) -> HttpResponse:
-    context = RequestContext(request, {"tasks": Task.objects.filter(owner=request.user)})
-    return HttpResponse(Template(BARS).render(context))
+    tasks = Task.objects.filter(owner=request.user)
+    context = {"tasks": tasks, "form": request.GET.get("form", "compact")}
+    return HttpResponse(Template(BARS).render(RequestContext(request, context)))
 
 
 urlpatterns = [*urls_of_the_site, path("bars/", bars)]

@@ -28,7 +28,7 @@ const LEASES = 10_000; // between two looks at leases, of which no stream tells
 const GATHER = 3_000; // what ended or came meanwhile is read out together
 const QUIET = 15_000; // between two such announcements
 const FETCH_TIMEOUT = 10_000;
-const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
+const REST = 3_000; // a hidden page keeps its stream; a browser has six for all tabs of a site
 const KEEPALIVES = 2.5;
 
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));

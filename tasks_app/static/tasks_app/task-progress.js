@@ -43,7 +43,7 @@ const NEW_ROWS = 250; // tasks started together appear together
 const WAITING = 10_000; // between two looks for a worker, while a task waits
 const DRIFT = 2_000; // what a message may be under way before its times count more than ours
 const STALLED = { least: 10_000, most: 60_000, part: 0.25 }; // of the time before the last report
-const REST = 30_000; // a hidden page keeps its stream, of which a browser has six for all its tabs
+const REST = 3_000; // a hidden page keeps its stream; a browser has six for all tabs of a site
 
 // How many tasks one request asks of: a request line has its limits.
 const ASKED_AT_ONCE = 100;
