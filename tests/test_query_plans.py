@@ -31,7 +31,7 @@ from tasks_app.streaming.channels import owner_channel, task_channel
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import _Feed
 from tasks_app.streaming.storage import TaskEventStorage
-from tasks_app.streaming.stream import View
+from tasks_app.streaming.view import View
 from tests.rows import row, saved, worker
 from tests.streaming.watching import opening_of
 

@@ -32,7 +32,7 @@ from tasks_app.states import EventType, Status, Verb
 from tasks_app.streaming.channels import readable, task_channel
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.storage import facts_of
-from tasks_app.streaming.stream import View
+from tasks_app.streaming.view import View
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.execution import execute
 from tasks_app.worker.fitness import Fitness

@@ -15,7 +15,7 @@ from tasks_app.states import EventType
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import ALL_TASKS, task_channel
 from tasks_app.streaming.cursor import Cursor
-from tasks_app.streaming.stream import View
+from tasks_app.streaming.view import View
 from tests.rows import BROKEN, claimed, worker
 from tests.streaming.watching import opening_of
 

@@ -36,7 +36,7 @@ from tasks_app.streaming.channels import ALL_TASKS, Wanted, owner_channel, task_
 from tasks_app.streaming.cursor import Cursor, Snapshot
 from tasks_app.streaming.handoff import KEY, Handoff
 from tasks_app.streaming.pages import PAGE_BYTES
-from tasks_app.streaming.stream import View
+from tasks_app.streaming.view import View
 from tasks_app.streaming.viewer import Viewer
 from tests.rows import claimed, enqueued, saved, worker
 from tests.streaming.watching import Watching, opening_of, parsed

@@ -14,7 +14,8 @@ from django.contrib.auth.models import User
 from tasks_app.streaming.channels import Wanted, readable
 from tasks_app.streaming.cursor import Cursor
 from tasks_app.streaming.relay import relay
-from tasks_app.streaming.stream import ALL_EVENTS, View, open_stream
+from tasks_app.streaming.stream import open_stream
+from tasks_app.streaming.view import ALL_EVENTS, View
 from tasks_app.streaming.viewer import Viewer
 
 PATIENCE = 20.0
