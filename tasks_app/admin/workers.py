@@ -162,9 +162,12 @@ class WorkerAdmin(Base):
     def heartbeat(self, worker: Worker) -> SafeString:
         return display.moment(worker.heartbeat_at)
 
-    @admin.display(description=display.zoned(gettext_lazy("stopped")), empty_value="-")
-    def stopped(self, worker: Worker) -> SafeString | None:
-        return display.moment(worker.stopped_at) if worker.stopped_at else None
+    @admin.display(description=display.zoned(gettext_lazy("stopped")))
+    def stopped(self, worker: Worker) -> str:
+        # Django spells None out in a field to read.
+        if worker.stopped_at is None:
+            return str(self.get_empty_value_display())
+        return display.moment(worker.stopped_at)
 
 
 def _seen(workers: Any) -> list[Worker]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from django.utils import timezone
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from project.airports.tasks import FarthestReachable
-from tasks_app.models import Task
+from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.browser.test_admin import WITHIN, enforce_trusted_types, log_in, operator
@@ -100,10 +101,19 @@ def test_the_overview_follows_what_happens_without_a_reload(
     begins(task_id)
     expect(number(page, "running")).to_have_text("1", timeout=WITHIN)
     expect(page.get_by_role("row", name=f"{process.pid}")).to_contain_text("Alive")
+    # The worker's own page follows it too.
+    worker_page = context.new_page()
+    one = Worker.objects.get(pid=process.pid)
+    worker_page.goto(f"{web.url}{reverse('admin:tasks_app_worker_change', args=[one.pk])}")
+    expect(worker_page.locator(".field-work .readonly")).to_have_text(re.compile("^1 of"))
+    expect(worker_page.locator(".field-stopped .readonly")).to_have_text("-")
     reins.write_text("10")
     ends(task_id)
     expect(number(page, "completed")).to_have_text("1", timeout=WITHIN)
     expect(number(page, "running")).to_have_text("0", timeout=WITHIN)
+    expect(worker_page.locator(".field-work .readonly")).to_have_text(
+        re.compile("^0 of"), timeout=WITHIN
+    )
     assert page.evaluate("window.same")
     expect(table).to_have_attribute("open", "")
     expect(table.locator("summary")).to_be_focused()
