@@ -36,8 +36,10 @@ def test_drain_runs_what_is_ready_and_exits(start_worker: StartWorker) -> None:
     added = task_service.start_task(Add, {"a": 40})
     failed = task_service.start_task(Fail)
     quitting = task_service.start_task(Quit)
-    worker = start_worker("--drain", ready=False)
+    worker = start_worker("--drain", "-v", "2", ready=False)
     assert worker.wait() == 0, worker.output
+    # The site's own handler writes to the console too.
+    assert worker.output.count(f"Task {added.task_id} (tests.tasks.Add) completed") == 1
     info = task_service.get_task_status(added.task_id)
     assert (info.status, info.result, info.progress.value) == (Status.COMPLETED, 42, 1.0)
     assert facts(added.task_id) == ["task_queued", "task_started", "task_completed"]

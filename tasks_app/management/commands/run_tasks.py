@@ -207,13 +207,18 @@ def spoken(seconds: float) -> str:
 
 @contextmanager
 def logged(stream: Any, verbosity: int) -> Iterator[None]:
-    """Write the records of this app to a stream, from the level that the verbosity asks for."""
+    """Write the records of this app to a stream, from the level that the verbosity asks for.
+
+    On a console it leaves out the records that a handler of the site's writes there.
+    """
     if (level := LEVELS.get(verbosity)) is None:
         yield
         return
     logger = logging.getLogger(__name__.partition(".")[0])
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("{asctime} {levelname:7} {message}", style="{"))
+    if is_console(stream):
+        handler.addFilter(lambda record: not written_by_site(record, handler))
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(min(level, logger.getEffectiveLevel()))
@@ -222,3 +227,25 @@ def logged(stream: Any, verbosity: int) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def is_console(stream: Any) -> bool:
+    """Whether a stream is the stdout or stderr of this process."""
+    try:
+        return stream.fileno() in (1, 2)
+    except (AttributeError, OSError, ValueError):
+        return False  # It is closed, or has no file.
+
+
+def written_by_site(record: logging.LogRecord, own: logging.Handler) -> bool:
+    """Whether another handler than our own writes a record to the console."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger:
+        for handler in logger.handlers:
+            if handler is own or record.levelno < handler.level:
+                continue
+            console = isinstance(handler, logging.StreamHandler) and is_console(handler.stream)
+            if console and handler.filter(record):
+                return True
+        logger = logger.parent if logger.propagate else None
+    return False
