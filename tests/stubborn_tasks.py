@@ -204,6 +204,14 @@ class HoldsInterpreter(BaseTask):
         ctypes.PyDLL(None).sleep(1000)
 
 
+class Breaks(BaseTask):
+    """Stops in the debugger, as a developer has it."""
+
+    def execute(self, progress: ProgressHandle) -> str:
+        breakpoint()
+        return "went on"
+
+
 class StuckInExecutor(BaseTask):
     """Waits for a thread of its own that is no daemon, and comes back from neither."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,27 @@ from tasks_app.worker.shutdown import Exit
 
 #: What a process exits with that wants to be started anew: Django's own code for that.
 CHANGED = 3
+#: The terminal and the parent process send one signal within this time.
+SAME_SIGNAL_SECONDS = 0.5
 
 
 def is_child() -> bool:
     """Whether this process is the one that works, and not the one that starts it again."""
     return os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
+
+
+class Once:
+    """Takes signals of one number within a moment for one signal, in a child of `keep_running`."""
+
+    def __init__(self) -> None:
+        self._heard: dict[int, float] = {}
+
+    def is_new(self, number: int) -> bool:
+        before, now = self._heard.get(number, -SAME_SIGNAL_SECONDS), time.monotonic()
+        if is_child() and now - before < SAME_SIGNAL_SECONDS:
+            return False
+        self._heard[number] = now
+        return True
 
 
 class _Watch(autoreload.StatReloader):
@@ -39,8 +56,9 @@ class _Watch(autoreload.StatReloader):
 def keep_running(say: Callable[[str], None]) -> int:
     """Run this command in a child process, and again after each change of its code.
 
-    Returns the child's exit code once it ends for another reason. The child is in a process group
-    of its own: signals that a terminal sends to all reach it once, from here.
+    Returns the child's exit code once it ends for another reason. The child stays in the process
+    group, so that it can be stopped by Ctrl-Z and read from the terminal, as a debugger does. A
+    signal of the terminal's therefore reaches it twice, also from here; see `Once`.
     """
     environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
     child: subprocess.Popen[bytes] | None = None
@@ -57,7 +75,7 @@ def keep_running(say: Callable[[str], None]) -> int:
     with heard(hear):
         while not told:
             child = subprocess.Popen(  # noqa: S603 - this very command
-                autoreload.get_child_arguments(), env=environment, process_group=0
+                autoreload.get_child_arguments(), env=environment
             )
             # A signal that came just before there was a child to hear it.
             while unsent:

@@ -6,11 +6,13 @@ import itertools
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.harness import PATIENCE, ROOT, Process, begins, database_url, ends, eventually
-from tests.stubborn_tasks import EndsAProcess, HoldsInterpreter
+from tests.stubborn_tasks import Breaks, EndsAProcess, HoldsInterpreter
 from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
 
 StartWorker = Callable[..., Process]
@@ -106,16 +108,16 @@ def test_the_first_signal_lets_running_tasks_finish(
 ON_A_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, "manage.py", "run_tasks"])
+os.execv(sys.executable, [sys.executable, "manage.py", "run_tasks", *sys.argv[1:]])
 """
 
 
-@pytest.mark.once
-def test_a_worker_whose_terminal_closes_ends_in_good_order(reins: Path) -> None:
-    """It hears SIGHUP, and nobody reads what it says from then on."""
+@contextmanager
+def on_a_terminal(*options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Start a worker; yield the other end of its terminal, and its process."""
     own, terminal = pty.openpty()
     worker = subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL],
+        [sys.executable, "-c", ON_A_TERMINAL, *options],
         cwd=ROOT,
         env={**os.environ, "DATABASE_URL": database_url(), "TASK_SHUTDOWN_GRACE_SECONDS": "60"},
         stdin=terminal,
@@ -125,16 +127,52 @@ def test_a_worker_whose_terminal_closes_ends_in_good_order(reins: Path) -> None:
     )
     os.close(terminal)
     try:
-        assert os.read(own, 100).startswith(b"Worker ")
+        yield own, worker
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+@pytest.mark.once
+def test_a_worker_whose_terminal_closes_ends_in_good_order(reins: Path) -> None:
+    """It hears SIGHUP, and nobody reads what it says from then on."""
+    with on_a_terminal() as (terminal, worker):
+        assert os.read(terminal, 100).startswith(b"Worker ")
         running = task_service.start_task(Steps, {"reins": reins})
         begins(running.task_id)
-        os.close(own)
+        os.close(terminal)
         reins.write_text("10")
         assert worker.wait(PATIENCE) == 0
-    finally:
-        worker.kill()
-        worker.wait()
     assert task_service.get_task_status(running.task_id).status == Status.COMPLETED
+
+
+@pytest.mark.once
+def test_a_worker_that_reloads_has_its_terminal(reins: Path) -> None:
+    """It can be debugged there, and hears Ctrl-C once."""
+    with on_a_terminal("--reload") as (terminal, worker):
+        shown = b""
+
+        def shows(text: bytes) -> None:
+            nonlocal shown
+            while text not in shown:
+                assert select.select([terminal], [], [], PATIENCE)[0], shown
+                shown += os.read(terminal, 4096)
+
+        debugged = task_service.start_task(Breaks)
+        shows(b"(Pdb)")
+        os.write(terminal, b"c\n")
+        assert ends(debugged.task_id).result == "went on"
+        running = task_service.start_task(Steps, {"reins": reins})
+        begins(running.task_id)
+        os.write(terminal, b"\x03")
+        shows(b"Stopping: 1 running task has up to 60 s")
+        reins.write_text("10")
+        shows(b"Worker stopped after")
+        assert worker.wait(PATIENCE) == 0
+        os.close(terminal)
+    assert task_service.get_task_status(running.task_id).status == Status.COMPLETED
+    assert b"Stopping at once" not in shown
 
 
 @pytest.mark.once

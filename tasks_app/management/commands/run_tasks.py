@@ -21,7 +21,7 @@ from django.db import connections
 from tasks_app.conf import task_settings
 from tasks_app.ledger import alias
 from tasks_app.management.command import CHECKS
-from tasks_app.management.reloading import CHANGED, is_child, keep_running, work_until_changed
+from tasks_app.management.reloading import CHANGED, Once, is_child, keep_running, work_until_changed
 from tasks_app.management.signals import end_at_once, ended_soon, heard, write_at_once
 from tasks_app.management.terminal import in_range, utf8
 from tasks_app.worker.coordinator import Coordinator
@@ -107,6 +107,7 @@ class Command(BaseCommand):
             max_tasks=max_tasks,
         )
         self.begun = time.monotonic()
+        self.once = Once()
         self.say(banner(coordinator))
         changed = False
         try:
@@ -140,8 +141,10 @@ class Command(BaseCommand):
             # at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def stop(self, _number: int) -> None:
+    def stop(self, number: int) -> None:
         """Hear a signal: the first lets running tasks end."""
+        if not self.once.is_new(number):
+            return
         first = not self.coordinator.shutdown.requested
         self.coordinator.stop()
         if self.verbosity:
