@@ -82,6 +82,16 @@ def test_an_environment_made_halfway_is_told_of(checkout: Path) -> None:
     )
 
 
+def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Path) -> None:
+    """As after an upgrade of the system's Python: its links lead nowhere."""
+    for link in (checkout / ".venv" / "bin").glob("python*"):
+        link.unlink()
+        link.symlink_to("/nonexistent/python3")
+    done = run("make", ".venv/bin/python", f"PYTHON={sys.executable}", cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    assert run(".venv/bin/python", "-m", "pip", "--version", cwd=checkout).returncode == 0
+
+
 def test_a_machine_that_is_offline_is_told_so(checkout: Path) -> None:
     done = run(
         "make",
