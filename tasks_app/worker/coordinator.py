@@ -173,7 +173,7 @@ class Coordinator:
         stops = [self.shutdown.next_step, *(run.next_stop for run in self.runs.going_on)]
         if (trouble := self._connection.trouble).started:
             return max(min(trouble.retry_at, *stops) - time.monotonic(), 0.0)
-        moments = [self._beat_at, self.preload.deadline, *stops]
+        moments = [self._beat_at, self.preload.deadline, self.fitness.next_look, *stops]
         if not self.shutdown.requested:
             moments.append(self.pruner.next_step)
         moments += self.runs.next_writes
@@ -201,7 +201,7 @@ class Coordinator:
         writing = self.runs.due(moment)
         ending = writing & self.runs.outcomes.keys()
         claiming = self._can_claim and self._hungry and (bool(ending) or moment >= self._look_at)
-        if beating or claiming:
+        if beating or claiming or moment >= self.fitness.next_look:
             claiming = self.fitness.look(moment, thorough=beating) and claiming
         try:
             self._connection.reopen()

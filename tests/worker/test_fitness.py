@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tasks_app.worker.fitness import Fitness
+from tasks_app.worker.run import NEVER
 from tests.harness import Process, ends
 from tests.stubborn_tasks import SpoilsProcess
 from tests.tasks import Noop
@@ -66,19 +67,36 @@ def test_what_a_task_took_from_the_process(
         assert not fitness.look(1.0, thorough=thorough)
         assert fitness.fault.startswith(said)
     # It may come back, as descriptors that a task has open.
-    assert fitness.look(2.0, thorough=True)
-    assert (fitness.fault, fitness.spoilt) == ("", False)
+    assert [fitness.look(moment, thorough=False) for moment in (2.0, 3.0, 4.0)] == [0, 0, 1]
+    assert (fitness.fault, fitness.spoilt, fitness.next_look) == ("", False, NEVER)
 
 
-def test_what_lasts_for_a_heartbeat_spoils_it(settings: Any) -> None:
+@pytest.mark.parametrize(
+    ("looks", "fit", "spoilt"),
+    [
+        # One letter a second, from the first fault on: good or bad.
+        ("bbbbbbbbbb", False, False),
+        ("bbbbbbbbbbb", False, True),
+        # One look, lucky or unlucky, decides nothing.
+        ("bgbbbbbgbbb", False, True),
+        ("bbgbgggggggb", False, False),
+        ("bggg", True, False),
+        ("bggbg", False, False),
+        ("bbbbbbbbbgggbgg", False, False),
+        ("bggbggbggbggg", True, False),
+    ],
+)
+def test_what_lasts_for_a_heartbeat_spoils_it(
+    looks: str, fit: bool, spoilt: bool, settings: Any
+) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 10
     fitness = Fitness()
-    with without_descriptors():
-        found = []
-        for moment in (0.0, 9.0, 10.0):
-            fitness.look(moment, thorough=True)
-            found.append(fitness.spoilt)
-    assert found == [False, False, True]
+    for moment, look in enumerate(looks):
+        with without_descriptors() if look == "b" else nullcontext():
+            fitness.look(moment, thorough=moment == 0)
+            # Looked at more often, as each cycle of a coordinator does, it says the same.
+            fitness.look(moment + 0.5, thorough=True)
+    assert (not fitness.fault, fitness.spoilt) == (fit, spoilt)
 
 
 def test_what_it_lacked_from_the_beginning_is_not_held_against_it(
