@@ -251,11 +251,14 @@ def test_the_page_of_a_task_lives(
     start_worker()
     expect(timeline).to_have_count(2, timeout=WITHIN)
     begins(task_id)
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    page.get_by_role("button", name="Yes, cancel").click()
+    page.get_by_role("button", name="Cancel", exact=True).press("Enter")
+    expect(page.get_by_role("form", name="Cancel this task?")).to_be_focused()
+    page.get_by_role("button", name="Yes, cancel").press("Enter")
     expect(page.locator(".messagelist")).to_contain_text("Stopping…")
-    # A keyboard goes on where the buttons are.
-    expect(page.get_by_role("group", name="Actions")).to_be_focused()
+    # A keyboard goes on where the buttons are, and a screen reader reads what was done.
+    acts = page.get_by_role("group", name="Actions")
+    expect(acts).to_be_focused()
+    expect(acts).to_have_accessible_description("Steps: Stopping…")
     expect(page.locator(".task-facts .task-status")).to_have_text("Cancelled", timeout=WITHIN)
     expect(page.locator(".task-timeline")).to_contain_text("by grace")
     page.get_by_role("button", name="Retry", exact=True).click()
