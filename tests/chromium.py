@@ -1,7 +1,7 @@
-"""A pytest plugin that finds the Chromium of the tests marked `browser`, or says how to get one.
+"""A pytest plugin that finds Chromium for the tests marked `browser`, or says how to install it.
 
-Where the shell of Chromium is installed, too, most of them use it: it is the same without the
-windows, which nobody sees and which take more of the processor than the pages.
+If chromium-headless-shell is installed too, most tests use it. It behaves the same, but draws no
+windows, and those take more processor time than the pages.
 """
 
 import os
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    # Here and not in the terminal summary, so that these are the last lines of the run.
+    # Not in the terminal summary, so that these are the last lines of the run.
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if any(NONE in str(report.longrepr) for report in skipped):

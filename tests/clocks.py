@@ -1,4 +1,4 @@
-"""The database's clock, in the hands of a test."""
+"""The database's clock, controlled by a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks_app import ledger
 
 
 class Clock:
-    """The database's time, in the test's hands: told in UTC, asked as the site keeps its time."""
+    """A database clock that a test sets in UTC and that answers in the site's time zone mode."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -22,9 +22,9 @@ class Clock:
         return local(self.now)
 
 
-def local(moment: datetime) -> datetime:
-    """A time as the site keeps it."""
-    return moment if settings.USE_TZ else timezone.make_naive(moment)
+def local(value: datetime) -> datetime:
+    """Return a time in the form that the site uses: aware, or naive if USE_TZ is off."""
+    return value if settings.USE_TZ else timezone.make_naive(value)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     begin = ledger.begin
 
-    def begin_by_it(using: str, *wait: int) -> datetime:
+    def begin_at_clock(using: str, *wait: int) -> datetime:
         begin(using, *wait)
         return clock(using)
 
@@ -41,5 +41,5 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             if hasattr(module, "database_now"):
                 monkeypatch.setattr(module, "database_now", clock)
             if getattr(module, "begin", None) is begin:
-                monkeypatch.setattr(module, "begin", begin_by_it)
+                monkeypatch.setattr(module, "begin", begin_at_clock)
     return clock

@@ -16,24 +16,26 @@ from tests.harness import Process, Viewer, Web, ended, eventually
 
 pytest_plugins = ["tests.clocks", "tests.leaks"]
 
-# Processes inherit that nobody hears of Ctrl-C, as what a shell starts in the background does not.
+# Restore Ctrl-C: a shell starts background commands with SIGINT ignored, and their child processes
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes tells how busy the machine is.
+# No deadline: how long an example takes depends on how busy the machine is.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
-# Each client of a test has middleware of its own, and WhiteNoise's would list all static files.
+# Each test client has its own middleware. Without this, each WhiteNoise would list all static
+# files.
 settings.WHITENOISE_AUTOREFRESH = True
-# Still a password that the site's own processes accept.
+# The site's own processes still accept such a password.
 PBKDF2PasswordHasher.iterations = 1
 
-#: Leases are short in tests, so that one can wait until they run out.
+#: Leases are short in tests, so that a test can wait until they expire.
 LEASE = {"TASK_LEASE_SECONDS": "2", "TASK_HEARTBEAT_SECONDS": "0.5"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that nobody waits for it alone in the end."""
+    """Run the slow tests first, so that the run does not end waiting for one of them."""
     slow = {"chaos", "processes", "browser", "test_permission_matrix.py"}
     items.sort(key=lambda item: slow.isdisjoint(item.path.parts))
 
@@ -46,7 +48,7 @@ def processes(transactional_db: None) -> Iterator[list[Process]]:
 
 @pytest.fixture
 def start_worker(processes: list[Process], tmp_path: Path) -> Callable[..., Process]:
-    """Start `manage.py run_tasks` with options; return once it works."""
+    """Start `manage.py run_tasks` with options; return once the worker has registered."""
 
     def start(*options: str, ready: bool = True, **environment: str) -> Process:
         log = tmp_path / f"worker-{len(processes)}.log"
@@ -79,7 +81,7 @@ def owner(transactional_db: None) -> User:
 
 @pytest.fixture
 def cookie(owner: User) -> str:
-    """The session of the owner, logged in."""
+    """Return the owner's session cookie."""
     client = Client()
     client.force_login(owner)
     return client.cookies["sessionid"].value
@@ -101,7 +103,7 @@ def watch(cookie: str) -> Iterator[Callable[..., Viewer]]:
 
 @pytest.fixture
 def reins(tmp_path: Path) -> Path:
-    """What holds a Steps task back; write the number of steps it may take."""
+    """Return the file that holds back a Steps task: write the number of steps it may take."""
     path = tmp_path / "reins"
     path.write_text("0")
     return path

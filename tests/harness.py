@@ -1,4 +1,4 @@
-"""What tests of real processes are made of: workers, web servers, viewers, and patience."""
+"""Helpers for tests of real processes: workers, web servers, viewers, and waiting."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from tasks_app.models import Task
 from tasks_app.states import TERMINAL, Status
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Seconds; more where much else runs on the machine.
+#: Seconds to wait. Set TEST_PATIENCE higher on a busy machine.
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "30"))
 
 T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T | None], *, within: float = PATIENCE, what: str = "") -> T:
-    """Look until the answer is true, and return it. Fails after so many seconds."""
+    """Call `look` until it returns something true, and return that. Fail after `within` seconds."""
     begun = time.monotonic()
     pause = threading.Event()
     while not (answer := look()):
         waited = time.monotonic() - begun
         assert waited < within, f"not within {within:g} s: {what or look}"
-        # What takes long may take a little longer, and has the processor for itself.
+        # Poll less often as time passes, so that a slow condition has the processor to itself.
         pause.wait(min(0.01 + waited / 20, 0.1))
     return answer
 
 
 def begins(task_id: UUID) -> Task:
-    """Wait until a hand has begun the task, which says so: a claim alone may be handed back."""
+    """Wait until a thread has started the task. A claim alone is not enough: it may be released."""
     begun = Task.objects.filter(pk=task_id, status=Status.RUNNING).exclude(progress_text="")
     return eventually(begun.all().first, what="it begins")
 
@@ -62,7 +62,7 @@ def ends(task_id: UUID, within: float = PATIENCE) -> Task:
 
 
 def database_url() -> str:
-    """The database of this test run, for a process of its own."""
+    """Return the URL of this run's database, for another process."""
     settings = connection.settings_dict
     if connection.vendor == "sqlite":
         return f"sqlite:///{settings['NAME']}"
@@ -71,7 +71,7 @@ def database_url() -> str:
 
 
 class Process:
-    """A process of the project's, with its output in a file."""
+    """A process of this project. Its output goes to a file."""
 
     def __init__(self, command: list[str], log: Path, **environment: str) -> None:
         self.log = log
@@ -97,11 +97,11 @@ class Process:
         self.process.send_signal(number)
 
     def wait(self, within: float = PATIENCE) -> int:
-        """Return its exit code."""
+        """Wait for the process to exit, and return its exit code."""
         return self.process.wait(within)
 
     def says(self, text: str, within: float = PATIENCE) -> None:
-        """Wait until its output contains a text."""
+        """Wait until the output contains a text."""
         eventually(lambda: text in self.output, within=within, what=f"{text!r} in {self.output}")
 
     def end(self) -> None:
@@ -111,14 +111,14 @@ class Process:
         self._file.close()
 
 
-#: Ports of this process of the tests, below those that the kernel hands out to others; it starts
-#: anywhere among them, for another run may be under way.
+#: Ports for this test process, below those that the kernel assigns. The first one depends on the
+#: process id, because another run may be under way.
 PORTS = 2_000
 _next_port = itertools.count(os.getpid() * 37)
 
 
 def free_port() -> int:
-    """Return a port that no test beside this one takes before it is used."""
+    """Return a port that no other test process takes before it is used."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for number in itertools.islice(_next_port, PORTS):
         port = 12_000 + worker % 8 * PORTS + number % PORTS
@@ -129,9 +129,9 @@ def free_port() -> int:
 
 
 class Web(Process):
-    """The site on a server, at a port that stays the same when it is started again.
+    """The site on a server. A restart can reuse its port.
 
-    The command is one that the docs give, where the port is 8000. Without one it is uvicorn's.
+    The command is one that the docs give, with port 8000. The default is uvicorn's.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Web(Process):
 
 
 class Viewer:
-    """Reads a stream in a thread of its own, as httpx-sse parses it, until it ends."""
+    """Reads a stream in its own thread, parsed by httpx-sse, until it ends."""
 
     def __init__(self, url: str, cookie: str, last_event_id: str = "") -> None:
         self.events: list[ServerSentEvent] = []
@@ -192,22 +192,22 @@ class Viewer:
             self._client.close()
 
     def leave(self) -> None:
-        """Go away at once, as a closed page does."""
+        """Disconnect immediately, as a closed page does."""
         self._left.set()
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # It was closed already.
+            with contextlib.suppress(OSError):  # Already closed.
                 self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(PATIENCE)
 
     def finish(self, within: float = PATIENCE) -> Viewer:
-        """Wait until the server ended the stream."""
+        """Wait until the server has ended the stream."""
         self._thread.join(within)
         assert not self._thread.is_alive(), f"the stream goes on: {self.types}"
         assert self.error is None, self.error
         return self
 
     def sees(self, event_type: str, within: float = PATIENCE) -> dict[str, Any]:
-        """Wait for an event; return its data."""
+        """Wait for an event, and return its data."""
 
         def found() -> list[ServerSentEvent]:
             return [event for event in list(self.events) if event.event == event_type]
@@ -218,7 +218,7 @@ class Viewer:
 
     @property
     def ended(self) -> bool:
-        """Whether the stream is over, however it ended."""
+        """Whether the stream is over, for whatever reason."""
         return not self._thread.is_alive()
 
     @property
@@ -231,12 +231,12 @@ class Viewer:
 
     @property
     def facts(self) -> list[str]:
-        """The types of what is history, without state, progress and signs of life."""
+        """The types of the facts: without state, progress and keep-alives."""
         state = {"task_status", "progress_update", "keep-alive", "stream-end"}
         return [kind for kind in self.types if kind not in state]
 
     def values(self, task_id: UUID) -> list[float]:
-        """The progress it saw of a task, the state at the opening included."""
+        """Return the progress values seen for a task, including the state at the opening."""
         seen = []
         for event in list(self.events):
             if event.event in ("task_status", "progress_update"):
@@ -250,7 +250,7 @@ class Viewer:
 
 @contextlib.contextmanager
 def ended(processes: list[Process]) -> Iterator[list[Process]]:
-    """End what a test started, whatever became of the test."""
+    """End the processes that a test started, even if the test fails."""
     try:
         yield processes
     finally:

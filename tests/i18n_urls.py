@@ -1,4 +1,4 @@
-"""A site whose paths begin with a language, but for some."""
+"""A site whose paths begin with a language code, except one."""
 
 from django.conf.urls.i18n import i18n_patterns
 from django.urls import include, path

@@ -1,4 +1,4 @@
-"""What holds of all tasks at every moment, whatever was done to them and whoever was killed."""
+"""Invariants of all tasks, at any time and after any operation or crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uuid import UUID
 from tasks_app.models import Task
 from tasks_app.states import LEGAL, EventType, Move, Status, Verb
 
-#: They turn null when what they point to is deleted, also in a row that has ended.
+#: Foreign keys that become null when the row they refer to is deleted, even in a finished task.
 REFERENCES = frozenset({"owner_id", "worker_id", "retried_from_id"})
 COLUMNS = [field.attname for field in Task._meta.concrete_fields]
 
@@ -22,7 +22,7 @@ class Fact(NamedTuple):
 
 @dataclass
 class Story:
-    """A row and its history, as one statement saw them."""
+    """A task's row and its history, read by one statement."""
 
     row: dict[str, Any]
     facts: list[Fact] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Story:
 
 @dataclass
 class Seen:
-    """What earlier looks saw: history is only added to, and what has ended stays as it was."""
+    """The results of earlier checks. History only grows, and a finished task does not change."""
 
     facts: dict[UUID, list[Fact]] = field(default_factory=dict)
     over: dict[UUID, dict[str, Any]] = field(default_factory=dict)
@@ -59,9 +59,9 @@ class Seen:
 
 
 def check_invariants(seen: Seen | None = None) -> int:
-    """Check every task, also while others write; return how many there are.
+    """Check every task, and return their number. Others may write at the same time.
 
-    With `seen`, which the looks of one test share, also what has changed since the last one.
+    With `seen`, which all checks of one test share, compare with the previous check as well.
     """
     stories = _read()
     keys: dict[str, UUID] = {}
@@ -82,7 +82,7 @@ def check_invariants(seen: Seen | None = None) -> int:
 
 
 def _read() -> dict[UUID, Story]:
-    # One statement, and so one snapshot: rows and events are of the same moment.
+    # One statement means one snapshot: rows and events are from the same instant.
     events = ["events__id", "events__event_type", "events__data"]
     joined = Task.primary.order_by("pk", "events__id").values_list(*COLUMNS, *events)
     stories: dict[UUID, Story] = {}
@@ -97,8 +97,8 @@ def _read() -> dict[UUID, Story]:
 
 def _check_row(story: Story) -> None:
     row = story.row
-    known = row["status"] in Status.values
-    _hold(story, known, "its status is none")
+    valid = row["status"] in Status.values
+    _hold(story, valid, "its status is none")
     running = story.status == Status.RUNNING
     for column in ("fencing_token", "lease_expires_at"):
         _hold(story, (row[column] is not None) == running, f"{column} is set while running only")
@@ -114,7 +114,7 @@ def _check_row(story: Story) -> None:
 
 
 def _check_history(story: Story) -> None:
-    """Play the history by the table of legal moves: it must be legal, and explain the row."""
+    """Replay the history with the table of legal moves. It must be legal and explain the row."""
     ids = [fact.id for fact in story.facts]
     _hold(story, ids == sorted(set(ids)), "its events are out of order")
     status: Status | None = None

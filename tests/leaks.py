@@ -1,8 +1,8 @@
 """A pytest plugin: no test leaves a thread, connection, listener, watch or process behind.
 
-What lives when a test begins may go on: fixtures of wider scope, xdist's threads, the PostgreSQL
-server of the run. What the test itself started must be gone once its fixtures are torn down. It is
-given some seconds, for a thread ends a moment after the call that ends it.
+What exists when a test begins may stay: fixtures of wider scope, xdist's threads, the PostgreSQL
+server of the run. What the test itself started must be gone after its fixtures are torn down. It
+gets some seconds for that, because a thread ends a moment after the call that stops it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from psycopg.pq import TransactionStatus
 PATIENCE = 15.0
 _PR_SET_CHILD_SUBREAPER = 36
 
-#: What the process holds: what tells each thing from all others, and how to say what it is.
+#: What the process holds. Each key identifies one thing; its value describes it.
 Holdings = dict[object, Callable[[], str]]
 
 
@@ -47,52 +47,52 @@ def look() -> Holdings:
 
 
 def left(before: Holdings, within: float = PATIENCE) -> list[str]:
-    """Wait until nothing is held that was not held before; say what is held all the same."""
+    """Wait until nothing new is held. Return descriptions of what is still held."""
     deadline = time.monotonic() + within
     pause = threading.Event()
-    while new := {key: say for key, say in look().items() if key not in before}:
+    while new := {key: describe for key, describe in look().items() if key not in before}:
         if time.monotonic() > deadline:
-            return [say() for say in new.values()]
-        _bury(before)
-        # The threads of an executor end when it is collected, which asgiref leaves to chance.
+            return [describe() for describe in new.values()]
+        _reap(before)
+        # An executor's threads end when it is garbage collected. asgiref leaves that to chance.
         gc.collect()
         pause.wait(0.02)
     return []
 
 
 def _threads() -> Holdings:
-    allowed = {threading.main_thread(), *_for_the_process()}
+    allowed = {threading.main_thread(), *_process_wide_threads()}
     return {
-        thread: partial(_say_thread, thread)
+        thread: partial(_describe_thread, thread)
         for thread in threading.enumerate()
         if thread not in allowed
     }
 
 
-def _for_the_process() -> set[threading.Thread]:
-    """Threads that stay as long as the process does, by design of whoever starts them."""
+def _process_wide_threads() -> set[threading.Thread]:
+    """Return the threads that by design live as long as the process."""
     return {
-        # asgiref's one thread for the synchronous code of asynchronous callers, Channels' too.
+        # asgiref's only thread for sync code called from async code. Channels uses it too.
         *SyncToAsync.single_thread_executor._threads,
-        # tqdm's, which wakes bars that stand still.
+        # tqdm's thread, which refreshes bars that do not move.
         *(thread for thread in threading.enumerate() if thread.name == "tqdm_monitor"),
     }
 
 
-def _say_thread(thread: threading.Thread) -> str:
+def _describe_thread(thread: threading.Thread) -> str:
     frame = sys._current_frames().get(thread.ident or 0)
     stack = "".join(traceback.format_stack(frame)) if frame else "it just ended"
     return f"thread {thread.name!r}{' (daemon)' * thread.daemon}:\n{stack}"
 
 
-#: What threads other than the main one opened since the test began. The references keep what a
-#: thread took with it from being collected, which would close it by chance.
+#: Connections that other threads than the main one opened since the test began. The references keep
+#: a dead thread's connections from being garbage collected, which would close them by chance.
 _opened: list[tuple[BaseDatabaseWrapper, str]] = []
 
 
-def _note(connection: BaseDatabaseWrapper, **_kwargs: object) -> None:
+def _record_connection(connection: BaseDatabaseWrapper, **_kwargs: object) -> None:
     thread = threading.current_thread()
-    if thread is not threading.main_thread() and thread not in _for_the_process():
+    if thread is not threading.main_thread() and thread not in _process_wide_threads():
         _opened.append((connection, thread.name))
 
 
@@ -104,18 +104,20 @@ def _connections() -> Holdings:
             thread,
         )
         for opened, thread in _opened
-        # One that was closed within a transaction keeps the closed connection to say so.
+        # One that was closed inside a transaction keeps the closed connection, to report that.
         if opened.connection is not None and not opened.closed_in_transaction
     }
 
 
 def _sessions() -> Holdings:
-    """What PostgreSQL knows of: also what is no connection of Django's, or another process's."""
+    """Return PostgreSQL's sessions, including those not opened through Django or by other
+    processes.
+    """
     main = connection.connection if connection.vendor == "postgresql" else None
     healthy = (TransactionStatus.IDLE, TransactionStatus.INTRANS)
     if main is None or main.info.transaction_status not in healthy:
         return {}
-    with suppress(psycopg.OperationalError):  # A test may have ended the server.
+    with suppress(psycopg.OperationalError):  # A test may have stopped the server.
         found = main.execute(
             "SELECT pid, query FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
@@ -140,36 +142,36 @@ def _listeners() -> Holdings:
 
 
 def _watches() -> Holdings:
-    """Descriptors of inotify: each belongs to a `changes.watch`."""
-    found: Holdings = {}
-    with suppress(FileNotFoundError):  # No Linux.
+    """Return the open inotify descriptors: each belongs to a `changes.watch`."""
+    watches: Holdings = {}
+    with suppress(FileNotFoundError):  # Not Linux.
         for number in os.listdir("/proc/self/fd"):
-            # Closed meanwhile, as the listing's own is.
+            # Already closed, as the descriptor of the listing itself is.
             with suppress(FileNotFoundError):
                 if os.readlink(f"/proc/self/fd/{number}") == "anon_inode:inotify":
-                    found["watch", number] = partial("open inotify descriptor {}".format, number)
-    return found
+                    watches["watch", number] = partial("open inotify descriptor {}".format, number)
+    return watches
 
 
 def _children() -> Holdings:
-    """Processes started here, and those whose parents died and which came to us. Linux only."""
-    found: Holdings = {}
+    """Return the child processes, including orphans that this process adopted. Linux only."""
+    processes: Holdings = {}
     for children in Path("/proc/self/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             for pid in children.read_text().split():
-                found["process", int(pid)] = partial(_say_process, pid)
-    return found
+                processes["process", int(pid)] = partial(_describe_process, pid)
+    return processes
 
 
-def _say_process(pid: str) -> str:
+def _describe_process(pid: str) -> str:
     with suppress(FileNotFoundError, ProcessLookupError):
         command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
         return f"process {pid}: {command or 'ended, and nobody waited for it'}"
     return f"process {pid}: it just ended"
 
 
-def _bury(before: Holdings) -> None:
-    """Collect orphans that came to us and died: nobody else will."""
+def _reap(before: Holdings) -> None:
+    """Reap dead orphans that this process adopted. No other process will."""
     for key in _children().keys() - before.keys():
         _, pid = key  # type: ignore[misc]
         with suppress(FileNotFoundError, ProcessLookupError, ChildProcessError):
@@ -181,15 +183,15 @@ _BEFORE = pytest.StashKey[Holdings]()
 
 
 def pytest_configure() -> None:
-    connection_created.connect(_note, dispatch_uid="tests.leaks")
+    connection_created.connect(_record_connection, dispatch_uid="tests.leaks")
     if sys.platform == "linux":
-        # So that a process whose parent was killed is not lost from sight.
+        # So that a process whose parent was killed becomes our child.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> None:
-    """Look after the fixtures that outlive the test were set up, and before its own."""
+    """Look after fixtures of wider scope are set up and before the test's own."""
     _opened.clear()
     request.node.stash[_BEFORE] = look()
 

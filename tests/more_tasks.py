@@ -1,4 +1,4 @@
-"""More tasks for tests: of other shapes than those in `tests.tasks`."""
+"""More tasks for tests, of other kinds than those in `tests.tasks`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Item(BaseModel):
 
 
 class Everything(BaseTask):
-    """Takes one of each kind that Pydantic turns into JSON and back, and returns it as it came."""
+    """Takes one value of each type that Pydantic converts to JSON and back, and returns them."""
 
     def execute(
         self,
@@ -104,7 +104,7 @@ class TakesAlias(BaseTask):
 
 
 class Doubled(BaseModel):
-    """Dumps more than it takes."""
+    """Dumps more fields than it accepts."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -155,7 +155,7 @@ class Summarise(BaseTask):
 
 
 class SummariseLoosely(BaseTask):
-    """Declares its result apart from `execute`."""
+    """Declares its result type separately from `execute`."""
 
     Result = Summary
 
@@ -164,7 +164,7 @@ class SummariseLoosely(BaseTask):
 
 
 class Echo(BaseTask):
-    """Returns what it is given, whatever that is."""
+    """Returns the value it is given, of any type."""
 
     def execute(self, progress: ProgressHandle, value: Any = None) -> Any:
         return value
@@ -183,7 +183,7 @@ class StartsBadly(BaseTask):
 
 
 class CleansUpBadly(BaseTask):
-    """Fails in its own clean-up after it was told to stop."""
+    """Fails in its own clean-up after it was asked to stop."""
 
     def execute(self, progress: ProgressHandle) -> None:
         try:
@@ -193,7 +193,7 @@ class CleansUpBadly(BaseTask):
 
 
 class Translates(BaseTask):
-    """Turns an interruption into an error of its own."""
+    """Turns an interruption into its own error."""
 
     def execute(self, progress: ProgressHandle) -> None:
         try:
@@ -212,7 +212,7 @@ class MakesUsers(BaseTask):
 
 
 class Logs(BaseTask):
-    """Writes to a logger of its own."""
+    """Writes to its own logger."""
 
     def execute(self, progress: ProgressHandle) -> None:
         logging.getLogger("tests.more_tasks").info("hello")
@@ -226,7 +226,7 @@ class NeverAgain(BaseTask):
 
 
 class Abstract(BaseTask):
-    """Has no execute() of its own."""
+    """Has no `execute` method."""
 
 
 class StepsOnce(Steps):
@@ -235,7 +235,7 @@ class StepsOnce(Steps):
 
 @dataclasses.dataclass
 class Rejected(Exception):
-    """Has no hash, as every dataclass that compares its fields."""
+    """Is not hashable, like every dataclass with eq."""
 
     line: int
 
@@ -245,7 +245,7 @@ class Mute(Exception):
         return self.words  # type: ignore[attr-defined,no-any-return]
 
 
-#: What a task may raise that is told badly, by a name of its own.
+#: Exceptions that are hard to report, by name.
 ODD_ERRORS: dict[str, BaseException] = {
     "unhashable": Rejected(3),
     "mute": Mute(),
@@ -253,7 +253,7 @@ ODD_ERRORS: dict[str, BaseException] = {
     "long name": type("E" * 300, (Exception,), {})("it broke"),
     "long message": ValueError("x" * 20_000),
     "long traceback": RuntimeError("\n" * 200_000),
-    # Of a line that is no number, which only Python's own parser may be trusted with.
+    # The line number is not a number; only Python's own parser sets it reliably.
     "untraceable": SyntaxError("bad", ("shop.txt", 1, "no number", "text\n")),  # type: ignore[arg-type]
     "half a surrogate": ValueError("\ud800 and \0"),
 }
@@ -265,7 +265,7 @@ class RaisesOdd(BaseTask):
 
 
 class Unstorable(BaseTask):
-    """Answers, past the validation of its result, what no database takes for JSON."""
+    """Returns a value that no database stores as JSON, and skips the validation of its result."""
 
     def execute(self, progress: ProgressHandle) -> None: ...
 
@@ -293,7 +293,7 @@ class Wordy(BaseTask):
 
 
 def nested(levels: int) -> Any:
-    """A list in a list in a list…"""
+    """Return a list in a list in a list…"""
     value: Any = 0
     for _ in range(levels):
         value = [value]
@@ -311,14 +311,14 @@ class Digits(BaseTask):
 
 
 class Repeats(BaseTask):
-    """Returns a text so many times over."""
+    """Returns a text repeated a number of times."""
 
     def execute(self, progress: ProgressHandle, text: str, times: int) -> str:
         return text * times
 
 
 class SaysMuch(BaseTask):
-    """Says and logs a text so many times over, and fails with it."""
+    """Reports and logs a long text, and fails with it."""
 
     def execute(self, progress: ProgressHandle, text: str, times: int) -> None:
         progress.send_progress_text(text * times)
@@ -332,12 +332,12 @@ class LogsLines(BaseTask):
             progress.log(f"line {number}")
 
 
-#: What an encoding such as LATIN1 or SQL_ASCII lacks.
+#: Characters that an encoding such as LATIN1 or SQL_ASCII lacks.
 NAIVE = "na\u00efve \u2192"
 
 
 class SaysNaive(BaseTask):
-    """Says it in a way of the test's choice."""
+    """Sends NAIVE in the way that the test chooses."""
 
     def execute(self, progress: ProgressHandle, how: str) -> str:
         if how == "progress":
@@ -353,10 +353,10 @@ class SaysNaive(BaseTask):
 
 
 class CountsQueries(BaseTask):
-    """Returns how many queries DEBUG kept of the tasks before it, and makes more."""
+    """Returns the number of queries that DEBUG kept from earlier tasks, and runs more."""
 
     def execute(self, progress: ProgressHandle, make: int) -> int:
-        found = len(connection.queries)
+        kept = len(connection.queries)
         for _ in range(make):
             User.objects.count()
-        return found
+        return kept

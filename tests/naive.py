@@ -1,4 +1,4 @@
-"""The settings of a site that keeps its time without zones, where summer time comes and goes."""
+"""Settings of a site with USE_TZ off, in a time zone with summer time."""
 
 from project.settings import *  # noqa: F403
 

@@ -1,4 +1,4 @@
-"""A database that is away by the time that a stream asks it."""
+"""A database that is down when a stream queries it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
-#: What a stream asks of it, in this order, and where.
+#: What opening a stream queries, in this order, and the function that does it.
 ASKED = {
     "user": "django.contrib.sessions.backends.db.SessionStore.load",
     "rights": "tasks_app.streaming.endpoint.readable",

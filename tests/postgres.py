@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 def insist(start: Callable[[], T]) -> T:
-    """Start a server that its wheel gives up on after 10 seconds, and finds at the next call."""
+    """Start a server, with retries.
+
+    Its wheel gives up after 10 seconds, but finds the started server at the next call.
+    """
     for _ in range(2):
         with contextlib.suppress(subprocess.SubprocessError):
             return start()

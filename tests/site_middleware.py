@@ -1,4 +1,4 @@
-"""What sites put into MIDDLEWARE, some of it synchronous and some of it not."""
+"""Middleware that sites have in MIDDLEWARE, sync and async."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GetResponse = Callable[[HttpRequest], Any]
 
 @sync_only_middleware
 def acting(get_response: GetResponse) -> GetResponse:
-    """Says who the user is, as impersonation and tokens in cookies do."""
+    """Set the user, as impersonation and tokens in cookies do."""
 
     def middleware(request: HttpRequest) -> Any:
         if name := request.COOKIES.get("acting_as"):
@@ -38,7 +38,7 @@ def marking(get_response: GetResponse) -> GetResponse:
 
 @sync_and_async_middleware
 def closed(get_response: GetResponse) -> GetResponse:
-    """Maintenance, once the view was asked."""
+    """Answer 503 after the view was called, as a maintenance mode does."""
     if not iscoroutinefunction(get_response):
         raise TypeError("meant for ASGI")
 
@@ -60,7 +60,7 @@ def replacing(get_response: GetResponse) -> GetResponse:
 
 @sync_only_middleware
 def elsewhere(get_response: GetResponse) -> GetResponse:
-    """Chooses the URLs of a tenant."""
+    """Choose the URLs of a tenant."""
 
     def middleware(request: HttpRequest) -> Any:
         request.urlconf = "tests.i18n_urls"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`manage.py` on a host whose clock is wrong by the seconds that a file, named by CLOCK, holds."""
+"""`manage.py` on a host whose clock is wrong. The file named by CLOCK holds the seconds."""
 
 import datetime
 import os
@@ -17,7 +17,7 @@ def seconds() -> float:
 
 
 def skew() -> None:
-    """The clock on the wall is wrong; the monotonic one is not, as on any host."""
+    """Make the wall clock wrong. The monotonic clock stays right, as on any host."""
     time.time = lambda: _time() + seconds()
     timezone.now = lambda: _now() + datetime.timedelta(seconds=seconds())
 

@@ -1,4 +1,4 @@
-"""The site's settings, on a disk that is full while a file says so."""
+"""The site's settings, on a disk that is full as long as a file exists."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FULL = Path(os.environ["TEST_DISK_FULL"])
 
 
 def obey(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-    """Let SQLite's file grow while the disk is not full."""
+    """Let SQLite's file grow only while the disk is not full."""
     if context["connection"].vendor == "sqlite":
-        # Pages are never taken from a file that has them: it may just not grow.
+        # The limit does not shrink a file: it only keeps it from growing.
         limit = 1 if FULL.exists() else 2**30
         context["cursor"].connection.execute(f"PRAGMA max_page_count = {limit}")
     return execute(sql, params, many, context)

@@ -1,6 +1,4 @@
-"""Tasks that make it hard for their worker: that do not stop, each for a reason of its own, or
-leave something behind.
-"""
+"""Tasks that are hard for their worker: they do not stop, or they leave something behind."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ logger = logging.getLogger("tests.stubborn")
 
 
 class Raising(BaseTask):
-    """Raising what the test puts here."""
+    """Raises the error that the test sets."""
 
     error: ClassVar[BaseException] = ValueError("it broke")
     retry_on = (ValueError, OSError)
@@ -41,7 +39,7 @@ class Raising(BaseTask):
 
 
 class Spins(BaseTask):
-    """Computes, and never calls in."""
+    """Computes without calling any progress method."""
 
     def execute(self, progress: ProgressHandle) -> None:
         progress.send_progress_text("spinning")
@@ -55,7 +53,7 @@ class SpinsShielded(Spins):
 
 
 class LogsInALoop(BaseTask):
-    """Is nearly always within the logging module."""
+    """Spends nearly all its time inside the logging module."""
 
     def execute(self, progress: ProgressHandle) -> None:
         progress.send_progress_text("logging")
@@ -64,7 +62,7 @@ class LogsInALoop(BaseTask):
 
 
 class WaitsInALoop(BaseTask):
-    """Does nothing but wait to be notified."""
+    """Waits in a loop for an event that is never set."""
 
     def execute(self, progress: ProgressHandle) -> None:
         progress.send_progress_text("waiting")
@@ -74,7 +72,7 @@ class WaitsInALoop(BaseTask):
 
 
 class Awaits(BaseTask):
-    """Awaits something for very long, and cleans up when that is cancelled."""
+    """Awaits something for very long, and cleans up when it is cancelled."""
 
     def execute(self, progress: ProgressHandle, note: Path, by_asgiref: bool = True) -> None:
         async def main() -> None:
@@ -92,7 +90,7 @@ class Awaits(BaseTask):
 
 
 class SpinsAsync(BaseTask):
-    """Computes in a coroutine, which gives way to nobody."""
+    """Computes in a coroutine that never yields to the event loop."""
 
     def execute(self, progress: ProgressHandle) -> None:
         async def main() -> None:
@@ -116,7 +114,7 @@ def query_for_ever() -> None:
 
 
 class QueriesForEver(BaseTask):
-    """Waits for a query that never ends, and takes its error for an ordinary one."""
+    """Runs a query that never ends, and treats its error as an ordinary one."""
 
     def execute(self, progress: ProgressHandle, by_asyncio: bool = False) -> None:
         async def main() -> None:
@@ -138,7 +136,7 @@ class CountsUsers(BaseTask):
 
 
 class CleansUp(BaseTask):
-    """Has something to put right when it is stopped."""
+    """Cleans up when it is stopped."""
 
     def execute(self, progress: ProgressHandle, note: Path) -> None:
         progress.send_progress_text("spinning")
@@ -159,7 +157,7 @@ class SpinsInTransaction(BaseTask):
 
 
 class SwallowsAll(BaseTask):
-    """Catches whatever comes, until a file appears."""
+    """Catches every exception until a file appears."""
 
     def execute(self, progress: ProgressHandle, until: Path) -> str:
         progress.send_progress_text("deaf")
@@ -173,7 +171,7 @@ class SwallowsAll(BaseTask):
 
 
 class LeavesTransaction(BaseTask):
-    """Returns, and leaves a thread behind that is in a transaction, and then never ends."""
+    """Returns, but leaves a thread that is in a transaction and never ends."""
 
     def execute(self, progress: ProgressHandle, note: Path) -> None:
         holds = threading.Event()
@@ -195,7 +193,7 @@ class LeavesTransaction(BaseTask):
 
 
 class HoldsInterpreter(BaseTask):
-    """Is in C code that keeps the interpreter's lock, as a regular expression may be for ever."""
+    """Runs C code that holds the interpreter's lock, as a slow regular expression may."""
 
     def execute(self, progress: ProgressHandle, hold: Path) -> None:
         progress.send_progress_text("ready")
@@ -213,7 +211,7 @@ class Breaks(BaseTask):
 
 
 class StuckInExecutor(BaseTask):
-    """Waits for a thread of its own that is no daemon, and comes back from neither."""
+    """Waits for a non-daemon thread of its own; neither of them ends."""
 
     def execute(self, progress: ProgressHandle, until: Path) -> None:
         pause = threading.Event()
@@ -228,14 +226,14 @@ class StuckInExecutor(BaseTask):
 
 
 class SpoilsProcess(BaseTask):
-    """Leaves its process without the means to open another file."""
+    """Takes from its process the means to open another file."""
 
     def execute(self, progress: ProgressHandle) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4096))
 
 
 class CopiesDatabase(BaseTask):
-    """Copies SQLite's file as it is, which drops every lock that its process has on it."""
+    """Copies SQLite's file directly, which drops every lock that its process has on it."""
 
     def execute(self, progress: ProgressHandle, to: Path) -> None:
         shutil.copyfile(connection.settings_dict["NAME"], to)
@@ -251,7 +249,7 @@ class HoldsLock(BaseTask):
             pause.wait(0.01)
         with transaction.atomic():
             User.objects.create(username="written early")
-            # Still said, and written once the lock is given back.
+            # Accepted now, and written after the lock is released.
             progress.send_progress("in the transaction", 0.5)
             progress.log("locked")
             end = time.monotonic() + most
@@ -261,7 +259,7 @@ class HoldsLock(BaseTask):
 
 
 class LargeLater(BaseTask):
-    """Returns more than fits, once a file appears."""
+    """Returns a result that is too large, after a file appears."""
 
     def execute(self, progress: ProgressHandle, until: Path) -> str:
         progress.send_progress_text("ready")
@@ -272,7 +270,7 @@ class LargeLater(BaseTask):
 
 
 class Surroundings(BaseTask):
-    """Says in which language, zone and precision it works, and may change them."""
+    """Returns its language, time zone and decimal precision, and may change them."""
 
     def execute(self, progress: ProgressHandle, change: bool = False) -> list[str]:
         if change:
@@ -283,25 +281,25 @@ class Surroundings(BaseTask):
         return [str(translation.get_language()), timezone.get_current_timezone_name(), precision]
 
 
-def _goes_on(begun: Any) -> None:
+def _loop_forever(begun: Any) -> None:
     begun.set()
-    # Never returns to Python's own loop, which would run a handler.
+    # Never returns to Python's bytecode loop, which would run a signal handler.
     sum(itertools.repeat(0))
 
 
 class EndsAProcess(BaseTask):
-    """Forks a process that would go on for ever, and tells it to end, as a pool of them does."""
+    """Forks a process that would run for ever, and terminates it, as a process pool does."""
 
     def execute(self, progress: ProgressHandle) -> int | None:
         context = multiprocessing.get_context("fork")
         begun = context.Event()
-        process = context.Process(target=_goes_on, args=(begun,))
+        process = context.Process(target=_loop_forever, args=(begun,))
         process.start()
-        # Python drops a signal that arrives while it forks.
+        # Python drops a signal that arrives during the fork.
         begun.wait(20)
         process.terminate()
         process.join(20)
-        ended = process.exitcode
+        exitcode = process.exitcode
         process.kill()
         process.join()
-        return ended
+        return exitcode

@@ -1,4 +1,4 @@
-"""The tasks that tests run, here and in worker processes. None of them sleeps by itself."""
+"""The tasks that tests run, in this process and in workers. None of them sleeps by itself."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ class Fail(BaseTask):
 
 
 class FailTwice(BaseTask):
-    """Fails until its third attempt, which it counts in a file."""
+    """Fails until its third attempt. It counts attempts in a file."""
 
     max_attempts = 3
 
@@ -52,9 +52,9 @@ class Burst(BaseTask):
 
 
 class Steps(BaseTask):
-    """Goes a step on each time a file says so: the test holds the reins.
+    """Takes a step each time a file allows one more, so that the test controls it.
 
-    The file holds the number of steps allowed so far. Reports each step it took.
+    The file holds the number of steps allowed so far. The task reports each step it takes.
     """
 
     def execute(self, progress: ProgressHandle, reins: Path, steps: int = 10) -> str:
@@ -69,7 +69,10 @@ class Steps(BaseTask):
 
 
 class Deaf(BaseTask):
-    """Says that it begins, and never calls in again, until a file appears; leaves one beside it."""
+    """Reports once, and then ignores stop requests until a file appears.
+
+    When it ends it creates a second file, with the suffix .heard.
+    """
 
     def execute(self, progress: ProgressHandle, until: Path) -> str:
         pause = threading.Event()
@@ -81,7 +84,7 @@ class Deaf(BaseTask):
 
 
 class Stubborn(BaseTask):
-    """Catches every Exception on its way."""
+    """Catches every Exception."""
 
     def execute(self, progress: ProgressHandle, seconds: float = 30.0) -> str:
         end = time.monotonic() + seconds
@@ -110,7 +113,7 @@ class WrongResult(BaseTask):
 
 
 class Order(BaseModel):
-    """Parameters as a model of one's own."""
+    """Parameters declared as a model."""
 
     number: int = Field(gt=0)
     kind: Literal["import", "export"] = "import"

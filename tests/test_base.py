@@ -1,4 +1,4 @@
-"""What task authors write, and what is refused at which door."""
+"""What task authors write, and where each mistake is refused."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ from tests.tasks import Add, Noop, Order, WithModel, WrongResult
 
 
 def run(task: type[BaseTask], params: Any = None) -> Any:
-    """Run a task as a worker does: with the parameters that came through the row."""
-    kept = json.loads(json.dumps(task.validate_params(params)))
-    return task().run(ProgressHandle(), kept)
+    """Run a task as a worker does: with parameters that were stored in the row."""
+    stored = json.loads(json.dumps(task.validate_params(params)))
+    return task().run(ProgressHandle(), stored)
 
 
 def errors_of(task: type[BaseTask], params: Any) -> dict[str, str]:
@@ -61,22 +61,22 @@ def errors_of(task: type[BaseTask], params: Any) -> dict[str, str]:
 # Parameters.
 
 
-def test_the_signature_declares_the_parameters() -> None:
+def test_signature_declares_parameters() -> None:
     assert Add.validate_params({"a": 1}) == {"a": 1, "b": 2}
     assert Add.validate_params({"a": "40", "b": 2.0}) == {"a": 40, "b": 2}
     assert run(Add, {"a": 40}) == 42
 
 
-def test_a_model_declares_the_parameters() -> None:
+def test_model_declares_parameters() -> None:
     assert WithModel.validate_params({"number": 1}) == {"number": 1, "kind": "import"}
     assert WithModel.validate_params(Order(number=7)) == {"number": 7, "kind": "import"}
     assert run(WithModel, {"number": 1, "kind": "export"}) == {"number": 1, "kind": "export"}
 
 
-@pytest.mark.parametrize("nothing", [None, {}])
-def test_a_task_may_take_nothing(nothing: Any) -> None:
-    assert Noop.validate_params(nothing) == {}
-    assert run(Noop, nothing) is None
+@pytest.mark.parametrize("params", [None, {}])
+def test_task_without_parameters(params: Any) -> None:
+    assert Noop.validate_params(params) == {}
+    assert run(Noop, params) is None
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_a_task_may_take_nothing(nothing: Any) -> None:
         ),
     ],
 )
-def test_each_fault_is_named_by_its_field(
+def test_each_error_is_reported_by_field(
     task: type[BaseTask], params: Any, errors: dict[str, str]
 ) -> None:
     assert errors_of(task, params) == errors
 
 
-def test_the_message_names_task_field_and_fault() -> None:
+def test_message_names_task_field_and_error() -> None:
     with pytest.raises(InvalidParams) as caught:
         Add.validate_params({"b": "x"})
     assert str(caught.value) == (
@@ -133,13 +133,13 @@ def test_the_message_names_task_field_and_fault() -> None:
     )
 
 
-def test_the_row_is_checked_again_when_the_task_runs() -> None:
-    """It may be of an older version of the task."""
+def test_params_in_the_row_are_validated_again_at_run() -> None:
+    """They may come from an older version of the task."""
     with pytest.raises(InvalidParams, match="Invalid parameters for Add: a: Field required"):
         Add().run(ProgressHandle(), {})
 
 
-def test_all_that_pydantic_knows_goes_into_the_row_and_out_again() -> None:
+def test_all_pydantic_types_survive_the_row() -> None:
     given: dict[str, Any] = {
         "day": datetime.date(2026, 1, 2),
         "moment": datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC),
@@ -152,19 +152,19 @@ def test_all_that_pydantic_knows_goes_into_the_row_and_out_again() -> None:
         "pair": (1, "x"),
         "tags": {"only"},
     }
-    kept = Everything.validate_params(given)
-    assert kept["day"] == "2026-01-02"
-    assert kept["colour"] == "blue"
-    assert kept["items"][0]["price"] == "2.50"
-    assert kept["pair"] == [1, "x"]
-    came = run(Everything, given)
-    # As Pydantic reads it from JSON, which the row holds.
-    expected = Everything.params_model().model_validate_json(json.dumps(kept))
+    stored = Everything.validate_params(given)
+    assert stored["day"] == "2026-01-02"
+    assert stored["colour"] == "blue"
+    assert stored["items"][0]["price"] == "2.50"
+    assert stored["pair"] == [1, "x"]
+    result = run(Everything, given)
+    # As Pydantic reads it from JSON, which is what the row holds.
+    expected = Everything.params_model().model_validate_json(json.dumps(stored))
     assert expected == Everything.params_model()(**given)
-    assert came == repr([getattr(expected, name) for name in type(expected).model_fields])
+    assert result == repr([getattr(expected, name) for name in type(expected).model_fields])
 
 
-def test_a_strict_model_reads_its_dates_from_the_row() -> None:
+def test_strict_model_reads_dates_from_the_row() -> None:
     assert run(StrictTask, {"day": datetime.date(2026, 1, 2), "number": 3}) == "2026-01-02 3"
     assert errors_of(StrictTask, {"day": "2026-01-02", "number": "3"}) == {
         "day": "Input should be a valid date",
@@ -172,7 +172,7 @@ def test_a_strict_model_reads_its_dates_from_the_row() -> None:
     }
 
 
-def test_secrets_reach_the_task_and_no_repr() -> None:
+def test_secrets_reach_the_task_but_no_repr() -> None:
     given = {
         "password": "hunter2",
         "token": SecretBytes(b"t0ken"),
@@ -196,8 +196,8 @@ def test_secrets_reach_the_task_and_no_repr() -> None:
         (SecretSet, {"keys": ["hunter2"]}, ["hunter2"]),
     ],
 )
-def test_what_was_accepted_runs(task: type[BaseTask], params: Any, result: Any) -> None:
-    """Whatever the model makes of its fields when it is dumped."""
+def test_accepted_params_run(task: type[BaseTask], params: Any, result: Any) -> None:
+    """Even if the model dumps its fields differently from how it takes them."""
     assert run(task, params) == result
 
 
@@ -206,7 +206,7 @@ CIRCLE.append(CIRCLE)
 
 
 @pytest.mark.parametrize(
-    ("value", "fault"),
+    ("value", "expected"),
     [
         ("a\0b", "text with a NUL character cannot be stored; remove it"),
         ({"a\0b": 1}, "text with a NUL character cannot be stored; remove it"),
@@ -220,13 +220,13 @@ CIRCLE.append(CIRCLE)
         (CIRCLE, "Circular reference detected"),
     ],
 )
-def test_what_no_database_holds_is_refused_at_the_start(value: Any, fault: str) -> None:
-    [message] = errors_of(Echo, {"value": value}).values()
-    assert message.startswith(fault)
+def test_start_refuses_params_that_no_database_can_store(value: Any, expected: str) -> None:
+    [error] = errors_of(Echo, {"value": value}).values()
+    assert error.startswith(expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_float_may_be_no_number_and_json_may_not(value: float) -> None:
+def test_non_finite_floats_are_refused(value: float) -> None:
     [message] = errors_of(Floats, {"number": value}).values()
     assert message.startswith("Out of range float values are not JSON compliant")
 
@@ -234,25 +234,25 @@ def test_a_float_may_be_no_number_and_json_may_not(value: float) -> None:
 @pytest.mark.parametrize(
     "value", ["\\u0000", "\\\\u0000", "😀", "\u2028", "é", "", [], {}, {"a": [None, 1.5]}]
 )
-def test_what_only_looks_like_it_is_welcome(value: Any) -> None:
+def test_text_that_resembles_unstorable_text_is_accepted(value: Any) -> None:
     assert run(Echo, {"value": value}) == value
     check_json(value)
 
 
-def test_half_a_surrogate_is_no_text() -> None:
+def test_lone_surrogate_is_refused() -> None:
     assert list(errors_of(Bounded, {"number": 1, "text": "\ud800"})) == [""]
     with pytest.raises(ValueError, match="surrogates not allowed"):
         check_json("\ud800")
 
 
-def test_parameters_without_a_type_take_anything() -> None:
+def test_untyped_parameters_accept_anything() -> None:
     assert Untyped.validate_params({"value": [1]}) == {"value": [1], "other": 1}
 
 
 # Results.
 
 
-def test_the_return_annotation_declares_the_result() -> None:
+def test_return_annotation_declares_result() -> None:
     assert run(Summarise, {"rows": 3}) == {"rows": 3, "when": "2026-01-02"}
     assert Summarise.validate_result(Summary(rows=1, when=datetime.date(2026, 1, 2))) == {
         "rows": 1,
@@ -260,32 +260,32 @@ def test_the_return_annotation_declares_the_result() -> None:
     }
 
 
-def test_result_declares_the_result() -> None:
+def test_result_attribute_declares_result() -> None:
     assert run(SummariseLoosely, {"rows": "3"}) == {"rows": 3, "when": "2026-01-02"}
     with pytest.raises(InvalidResult, match="SummariseLoosely returned an invalid result: "):
         run(SummariseLoosely, {"rows": "many"})
 
 
-def test_a_wrong_result_says_what_was_wrong() -> None:
+def test_wrong_result_error_says_what_was_wrong() -> None:
     with pytest.raises(InvalidResult) as caught:
         run(WrongResult)
     message = str(caught.value)
     assert message.startswith("WrongResult returned an invalid result: ")
     assert "unable to parse string as an integer" in message
-    # What it was is left out: it may be secret, and others read errors.
+    # The value is left out: it may be secret, and other people read errors.
     assert "seven" not in message
 
 
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), "a\0b", "\ud800", object(), {1: object()}, b"\xff"]
 )
-def test_what_json_cannot_hold_is_a_wrong_result(value: Any) -> None:
+def test_result_that_is_not_json_is_refused(value: Any) -> None:
     with pytest.raises(InvalidResult, match=r"^Echo returned an invalid result: "):
         Echo.validate_result(value)
 
 
 @pytest.mark.parametrize(
-    ("value", "kept"),
+    ("value", "stored"),
     [
         (None, None),
         (datetime.date(2026, 1, 2), "2026-01-02"),
@@ -295,8 +295,8 @@ def test_what_json_cannot_hold_is_a_wrong_result(value: Any) -> None:
          {"sku": "a", "price": "1.5", "key": "**********"}),
     ],
 )  # fmt: skip
-def test_results_become_json(value: Any, kept: Any) -> None:
-    assert Echo.validate_result(value) == kept
+def test_results_become_json(value: Any, stored: Any) -> None:
+    assert Echo.validate_result(value) == stored
 
 
 # Classes.
@@ -306,11 +306,11 @@ def test_results_become_json(value: Any, kept: Any) -> None:
     ("task", "label"),
     [(Noop, "Noop"), (WithModel, "With model"), (Add, "Add two numbers")],
 )
-def test_a_class_has_a_name_people_read(task: type[BaseTask], label: str) -> None:
+def test_class_has_verbose_name(task: type[BaseTask], label: str) -> None:
     assert task.verbose_name == label
 
 
-def test_a_subclass_has_a_name_of_its_own() -> None:
+def test_subclass_has_its_own_verbose_name() -> None:
     class SubtractOne(Add): ...
 
     class Named(Add):
@@ -319,12 +319,12 @@ def test_a_subclass_has_a_name_of_its_own() -> None:
     assert (SubtractOne.verbose_name, Named.verbose_name) == ("Subtract one", "Subtract two")
 
 
-def test_unset_options_are_the_sites() -> None:
+def test_unset_options_use_settings() -> None:
     assert (Noop.queue, Noop.priority, Noop.timeout, Noop.max_attempts) == ("default", 0, UNSET, 1)
     assert repr(UNSET) == "UNSET"
 
 
-def test_a_class_is_found_by_its_dotted_path() -> None:
+def test_class_is_found_by_dotted_path() -> None:
     assert Add.name() == "tests.tasks.Add"
     assert resolve("tests.tasks.Add") is Add
 
@@ -343,7 +343,7 @@ def test_a_local_class_cannot_be_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "reason"),
     [
         ("tests.tasks.Missing", 'Module "tests.tasks" does not define a "Missing" attribute/class'),
         ("no.such.module.Task", "No module named 'no'"),
@@ -356,32 +356,32 @@ def test_a_local_class_cannot_be_imported() -> None:
         ("tests.rows.BROKEN", "it is a 'Failure', not a subclass of BaseTask"),
     ],
 )
-def test_what_is_no_task_says_what_was_found(name: str, why: str) -> None:
+def test_unknown_task_error_says_what_was_found(name: str, reason: str) -> None:
     with pytest.raises(UnknownTask) as caught:
         resolve(name)
     assert caught.value.name == name
     assert str(caught.value) == (
-        f"There is no task {name!r}: {why}. Name a subclass of BaseTask by its dotted path, "
+        f"There is no task {name!r}: {reason}. Name a subclass of BaseTask by its dotted path, "
         f"such as 'shop.tasks.ImportOrders'."
     )
 
 
 @pytest.mark.parametrize(
-    ("code", "why"), [("1 / 0", "division by zero"), ("raise SystemExit", "SystemExit")]
+    ("code", "reason"), [("1 / 0", "division by zero"), ("raise SystemExit", "SystemExit")]
 )
-def test_a_module_that_breaks_has_no_task(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
+def test_broken_module_is_unknown_task(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
 ) -> None:
-    """Nor does it break the pages that show the rows of its tasks, or end their process."""
+    """It breaks neither the pages that show rows of its tasks nor the process."""
     (tmp_path / "broken_module.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UnknownTask, match=rf"'broken_module\.Task': {why}"):
+    with pytest.raises(UnknownTask, match=rf"'broken_module\.Task': {reason}"):
         resolve("broken_module.Task")
     assert row(name="broken_module.Task").label == "broken_module.Task"
 
 
 @pytest.mark.parametrize("stars", ["*args", "**kwargs"])
-def test_a_signature_must_name_its_parameters(stars: str) -> None:
+def test_signature_with_stars_is_refused(stars: str) -> None:
     namespace: dict[str, Any] = {}
     exec(f"def execute(self, progress, {stars}): ...", namespace)
     task = type("Vague", (BaseTask,), {"execute": namespace["execute"]})
@@ -393,7 +393,7 @@ def test_a_signature_must_name_its_parameters(stars: str) -> None:
     )
 
 
-def test_a_parameter_has_no_underscore_before_it() -> None:
+def test_parameter_with_leading_underscore_is_refused() -> None:
     class Private(BaseTask):
         def execute(self, progress: ProgressHandle, _secret: int = 1) -> None: ...
 
@@ -405,16 +405,16 @@ def test_a_parameter_has_no_underscore_before_it() -> None:
     )
 
 
-def test_a_parameter_has_a_type_that_pydantic_knows() -> None:
+def test_parameter_of_unknown_type_is_refused() -> None:
     class Arbitrary(BaseTask):
         def execute(self, progress: ProgressHandle, other: ProgressHandle) -> None: ...
 
-    fault = r"^A parameter of Arbitrary\.execute has a type that Pydantic does not know: "
-    with pytest.raises(InvalidTask, match=fault):
+    message = r"^A parameter of Arbitrary\.execute has a type that Pydantic does not know: "
+    with pytest.raises(InvalidTask, match=message):
         Arbitrary.params_model()
 
 
-def test_a_parameter_may_be_named_as_a_method_of_models_is() -> None:
+def test_parameter_may_have_name_of_a_model_method() -> None:
     """Without a warning, which would be an error here."""
 
     class Copies(BaseTask):
@@ -424,7 +424,7 @@ def test_a_parameter_may_be_named_as_a_method_of_models_is() -> None:
     assert run(Copies, {"copy": True}) == [True, ""]
 
 
-def test_annotations_must_be_readable() -> None:
+def test_unreadable_annotation_is_refused() -> None:
     namespace: dict[str, Any] = {}
     exec("def execute(self, progress, a: 'Nowhere'): ...", namespace)
     task = type("Hidden", (BaseTask,), {"execute": namespace["execute"]})
@@ -436,18 +436,18 @@ def test_annotations_must_be_readable() -> None:
     )
 
 
-def test_a_task_without_execute_says_so() -> None:
+def test_task_without_execute_raises() -> None:
     with pytest.raises(NotImplementedError, match=r"^Abstract must define execute\(\)$"):
         more_tasks.Abstract().run(ProgressHandle(), {})
 
 
-def test_a_model_is_made_once() -> None:
+def test_params_model_is_created_once() -> None:
     assert Add.params_model() is Add.params_model()
     assert Add.result_type() is Add.result_type()
     assert Add.params_model() is not Noop.params_model()
 
 
-def test_a_subclass_has_parameters_of_its_own() -> None:
+def test_subclass_has_its_own_parameters() -> None:
     Add.params_model()
 
     class Times(Add):
@@ -457,7 +457,7 @@ def test_a_subclass_has_parameters_of_its_own() -> None:
     assert list(Times.params_model().model_fields) == ["a", "b", "c"]
 
 
-def test_a_running_task_knows_that_it_must_stop() -> None:
+def test_running_task_sees_that_it_is_cancelled() -> None:
     seen = []
 
     class Looks(BaseTask):
@@ -475,14 +475,14 @@ def test_errors_of_a_task_pass_through() -> None:
         run(tasks.Fail)
 
 
-def test_a_task_runs_alone_in_a_test() -> None:
+def test_task_runs_without_a_worker() -> None:
     """As the guide shows it."""
     handle = ProgressHandle()
     assert Add().execute(handle, a=1, b=1) == 2
     assert (handle.latest.text, handle.latest.value) == ("adding", 0.5)
 
 
-def test_a_task_that_runs_alone_is_not_cancelled() -> None:
+def test_task_without_a_worker_is_not_cancelled() -> None:
     class Looks(BaseTask):
         def execute(self, progress: ProgressHandle) -> bool:
             return self.is_cancelled
@@ -490,7 +490,7 @@ def test_a_task_that_runs_alone_is_not_cancelled() -> None:
     assert Looks().execute(ProgressHandle()) is False
 
 
-def test_a_models_own_validators_count() -> None:
+def test_params_model_is_used_unchanged() -> None:
     assert isinstance(WithModel.params_model(), type)
     assert issubclass(WithModel.params_model(), BaseModel)
     assert WithModel.params_model() is Order

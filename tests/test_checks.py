@@ -1,4 +1,4 @@
-"""What `manage.py check` says: each id, its message and its hint; and nothing of this project."""
+"""The messages and hints of `manage.py check`. This project itself has none."""
 
 from __future__ import annotations
 
@@ -35,32 +35,36 @@ from tests.harness import Process, database_url, ended
 
 
 class SomeChannelManager(DefaultChannelManager):
-    """Lets anybody read anything, as its base does."""
+    """Lets everybody read everything, as its base does."""
 
 
 class OwnChannelManager(TaskChannelManager):
-    """A site's own, with channels beside those of tasks."""
+    """A site's own manager, with more channels than those of tasks."""
 
 
 class SomeStorage(StorageBase):
-    """Knows nothing of tasks."""
+    """Does not know tasks."""
 
 
 class OwnStorage(TaskEventStorage):
-    """A site's own."""
+    """A site's own storage."""
 
 
-def told(check: Any) -> list[tuple[str | None, str, str | None]]:
+def messages_of(check: Any) -> list[tuple[str | None, str, str | None]]:
     return [(message.id, message.msg, message.hint) for message in check(None)]
 
 
 @pytest.mark.django_db  # Django's own checks ask what the database can do.
 def test_this_project_is_clean() -> None:
     # Other tests have imported classes that are broken on purpose.
-    assert [told for told in checks.run_checks() if "of tests." not in str(told.hint)] == []
+    assert [
+        messages_of
+        for messages_of in checks.run_checks()
+        if "of tests." not in str(messages_of.hint)
+    ] == []
 
 
-def test_the_checks_are_registered() -> None:
+def test_checks_are_registered() -> None:
     registered = checks.registry.registry.get_checks()
     ours = {check_commits, check_settings, check_sqlite, check_streams, check_tasks, check_urls}
     assert ours <= set(registered)
@@ -70,7 +74,7 @@ def test_the_checks_are_registered() -> None:
 
 
 @pytest.mark.parametrize(("urls", "found"), [("tests.i18n_urls", 0), ("project.airports.urls", 1)])
-def test_a_site_without_our_urls_is_warned(urls: str, found: int) -> None:
+def test_site_without_task_urls_gets_a_warning(urls: str, found: int) -> None:
     warning = (
         "tasks_app.W011",
         "The site's URLs do not include tasks_app.urls: progress bars do not update, "
@@ -79,7 +83,7 @@ def test_a_site_without_our_urls_is_warned(urls: str, found: int) -> None:
         "project.airports.urls.",
     )
     with override_settings(ROOT_URLCONF=urls):
-        assert told(check_urls) == [warning] * found
+        assert messages_of(check_urls) == [warning] * found
 
 
 # Settings.
@@ -87,7 +91,7 @@ def test_a_site_without_our_urls_is_warned(urls: str, found: int) -> None:
 
 def test_each_wrong_setting_is_an_error() -> None:
     with override_settings(TASK_MAX_WORKERS=-1, TASK_LEASE_SECONDS="x"):
-        assert told(check_settings) == [
+        assert messages_of(check_settings) == [
             (
                 "tasks_app.E001",
                 "TASK_MAX_WORKERS is -1. Input should be greater than 0.",
@@ -103,9 +107,9 @@ def test_each_wrong_setting_is_an_error() -> None:
         assert all(message.level == checks.ERROR for message in check_settings(None))
 
 
-def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
+def test_lease_shorter_than_two_heartbeats_is_an_error() -> None:
     with override_settings(TASK_LEASE_SECONDS=19.5, TASK_HEARTBEAT_SECONDS=10):
-        assert told(check_settings) == [
+        assert messages_of(check_settings) == [
             (
                 "tasks_app.E002",
                 "TASK_LEASE_SECONDS (19.5) is shorter than two heartbeats "
@@ -115,11 +119,11 @@ def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
             )
         ]
     with override_settings(TASK_LEASE_SECONDS=20, TASK_HEARTBEAT_SECONDS=10):
-        assert told(check_settings) == []
+        assert messages_of(check_settings) == []
 
 
 @pytest.mark.parametrize(
-    ("path", "why"),
+    ("path", "reason"),
     [
         ("no.such.Service", "cannot be imported (No module named 'no')"),
         ("nodots", "cannot be imported (nodots doesn't look like a module path)"),
@@ -127,22 +131,22 @@ def test_a_lease_shorter_than_two_heartbeats_is_an_error() -> None:
         ("tasks_app.models.Task", "is tasks_app.models.Task, which is not a TaskService"),
     ],
 )
-def test_a_service_that_is_not_there_is_an_error(path: str, why: str) -> None:
+def test_missing_service_is_an_error(path: str, reason: str) -> None:
     with override_settings():
-        # Past the signal by which the service would be replaced at once.
+        # Without the signal, which would already import the service.
         settings.TASK_SERVICE = path
-        found = told(check_settings)
+        found = messages_of(check_settings)
     assert found == [
         (
             "tasks_app.E003",
-            f"TASK_SERVICE {why}.",
+            f"TASK_SERVICE {reason}.",
             "Name a subclass of tasks_app.service.TaskService by its dotted path.",
         )
     ]
 
 
 @pytest.mark.parametrize(
-    ("path", "why"),
+    ("path", "reason"),
     [
         ("no.such.Token", ": No module named 'no'."),
         ("tasks_app.api.SesionAuth", ': Module "tasks_app.api" does not define'),
@@ -150,11 +154,11 @@ def test_a_service_that_is_not_there_is_an_error(path: str, why: str) -> None:
         ("tests.test_checks.HttpBearer", ": Can't instantiate abstract class HttpBearer"),
     ],
 )
-def test_an_authenticator_that_is_none_is_an_error(path: str, why: str) -> None:
+def test_invalid_authenticator_is_an_error(path: str, reason: str) -> None:
     with override_settings(TASK_API_AUTH=["tasks_app.api.SessionAuth", path]):
-        [(found, said, hint)] = told(check_settings)
+        [(found, message, hint)] = messages_of(check_settings)
     assert found == "tasks_app.E005"
-    assert said.startswith(f"TASK_API_AUTH names {path!r}{why}")
+    assert message.startswith(f"TASK_API_AUTH names {path!r}{reason}")
     assert hint == (
         "Name authenticators of django-ninja by their dotted paths, such as "
         "tasks_app.api.SessionAuth."
@@ -171,10 +175,10 @@ def test_an_authenticator_that_is_none_is_an_error(path: str, why: str) -> None:
         ("TASK_SERVICE = 'os.path'", "tasks_app.E003"),
     ],
 )
-def test_a_site_with_a_wrong_setting_is_told_and_not_thrown_at(
+def test_wrong_setting_is_reported_without_a_traceback(
     tmp_path: Path, setting: str, found: str
 ) -> None:
-    """Also by its URLs, which include the API."""
+    """URLs include the API, so they must import in spite of it."""
     (tmp_path / "wrong.py").write_text(f"from project.settings import *\n{setting}\n")
     check = Process(
         ["manage.py", "check"],
@@ -196,7 +200,7 @@ NOT_THERE = "cannot be imported (No module named 'no')"
 
 
 @pytest.mark.parametrize(
-    ("manager", "why"),
+    ("manager", "reason"),
     [
         ("", "is not set"),
         (None, "is not set"),
@@ -207,12 +211,13 @@ NOT_THERE = "cannot be imported (No module named 'no')"
         ),
     ],
 )
-def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None, why: str) -> None:
+def test_channel_manager_without_tasks_is_an_error(manager: str | None, reason: str) -> None:
     with override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=manager):
-        assert told(check_streams) == [
+        assert messages_of(check_streams) == [
             (
                 "tasks_app.E004",
-                f"EVENTSTREAM_CHANNELMANAGER_CLASS {why}, so nothing checks who may see which "
+                f"EVENTSTREAM_CHANNELMANAGER_CLASS {reason}, so nothing checks "
+                "who may see which "
                 "task.",
                 'Set it to "tasks_app.streaming.channels.TaskChannelManager", '
                 "or to a subclass of it.",
@@ -221,7 +226,7 @@ def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None, 
 
 
 @pytest.mark.parametrize(
-    ("storage", "why"),
+    ("storage", "reason"),
     [
         ("", "is not set"),
         (None, "is not set"),
@@ -232,29 +237,29 @@ def test_a_channel_manager_that_knows_no_tasks_is_an_error(manager: str | None, 
         ),
     ],
 )
-def test_a_storage_that_knows_no_tasks_is_a_warning(storage: str | None, why: str) -> None:
+def test_storage_without_tasks_is_a_warning(storage: str | None, reason: str) -> None:
     with override_settings(EVENTSTREAM_STORAGE_CLASS=storage):
-        assert told(check_streams) == [
+        assert messages_of(check_streams) == [
             (
                 "tasks_app.W001",
-                f"EVENTSTREAM_STORAGE_CLASS {why}, so django-eventstream's own views cannot resume "
-                f"the streams of tasks.",
+                f"EVENTSTREAM_STORAGE_CLASS {reason}, so django-eventstream's own views "
+                "cannot resume the streams of tasks.",
                 'Set it to "tasks_app.streaming.storage.TaskEventStorage".',
             )
         ]
 
 
-def test_a_sites_own_subclasses_are_welcome() -> None:
+def test_subclasses_of_the_site_pass() -> None:
     with override_settings(
         EVENTSTREAM_CHANNELMANAGER_CLASS="tests.test_checks.OwnChannelManager",
         EVENTSTREAM_STORAGE_CLASS="tests.test_checks.OwnStorage",
     ):
-        assert told(check_streams) == []
+        assert messages_of(check_streams) == []
 
 
 @override_settings(ASGI_APPLICATION=None)
-def test_a_site_without_asgi_is_warned() -> None:
-    assert told(check_streams) == [
+def test_site_without_asgi_gets_a_warning() -> None:
+    assert messages_of(check_streams) == [
         (
             "tasks_app.W002",
             "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
@@ -265,8 +270,8 @@ def test_a_site_without_asgi_is_warned() -> None:
 
 
 @override_settings(EVENTSTREAM_ALLOW_ORIGIN="https://app.example", MIDDLEWARE=[CORS_MIDDLEWARE])
-def test_origins_named_in_two_places_are_a_warning() -> None:
-    assert told(check_origins) == [
+def test_origins_configured_twice_are_a_warning() -> None:
+    assert messages_of(check_origins) == [
         (
             "tasks_app.W012",
             "EVENTSTREAM_ALLOW_ORIGIN and django-cors-headers both allow origins to read "
@@ -278,9 +283,9 @@ def test_origins_named_in_two_places_are_a_warning() -> None:
 
 
 @pytest.mark.parametrize("origin", ["*", "https://app.example"])
-def test_credentials_of_any_origin_are_a_warning(origin: str) -> None:
+def test_credentials_for_any_origin_are_a_warning(origin: str) -> None:
     with override_settings(EVENTSTREAM_ALLOW_ORIGINS=[origin], EVENTSTREAM_ALLOW_CREDENTIALS=True):
-        found = told(check_origins)
+        found = messages_of(check_origins)
     assert [kind for kind, _, _ in found] == (["tasks_app.W013"] if origin == "*" else [])
 
 
@@ -306,7 +311,7 @@ Configure = Callable[..., None]
 
 @pytest.fixture
 def configure(tmp_path: Path) -> Iterator[Configure]:
-    """Let the site's database be another one, which nobody connects to."""
+    """Replace the site's database with another one. Nothing connects to it."""
     site = connections["default"]
 
     def use(engine: str = "sqlite3", **options: Any) -> None:
@@ -332,31 +337,29 @@ def configure(tmp_path: Path) -> Iterator[Configure]:
         ({"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA synchronous=NORMAL"}, [NO_WAL]),
     ],
 )
-def test_sqlite_as_it_is_configured(
-    configure: Configure, options: dict[str, Any], expected: list[Any]
-) -> None:
+def test_sqlite_options(configure: Configure, options: dict[str, Any], expected: list[Any]) -> None:
     configure(**options)
-    assert told(check_sqlite) == expected
+    assert messages_of(check_sqlite) == expected
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("WAL", []), ("DELETE", [NO_WAL])])
-def test_sqlite_as_its_file_is(
+def test_sqlite_journal_mode_of_the_file(
     configure: Configure, tmp_path: Path, mode: str, expected: list[Any]
 ) -> None:
-    """A file keeps its mode, whoever set it."""
+    """A file keeps its journal mode, whoever set it."""
     file = sqlite3.connect(tmp_path / "new.sqlite3")
     file.execute(f"PRAGMA journal_mode={mode}")
     file.execute("CREATE TABLE t (x)")
     file.close()
     configure(transaction_mode="IMMEDIATE")
-    assert told(check_sqlite) == expected
+    assert messages_of(check_sqlite) == expected
 
 
-def test_what_is_never_committed_is_an_error(configure: Configure) -> None:
-    assert told(check_commits) == []
+def test_autocommit_off_is_an_error(configure: Configure) -> None:
+    assert messages_of(check_commits) == []
     configure()
     connections["default"].settings_dict["AUTOCOMMIT"] = False
-    assert told(check_commits) == [
+    assert messages_of(check_commits) == [
         (
             "tasks_app.E006",
             "AUTOCOMMIT of the database 'default' is off: writes of workers and clean-ups "
@@ -368,7 +371,7 @@ def test_what_is_never_committed_is_an_error(configure: Configure) -> None:
 
 @pytest.fixture
 def narrow() -> Iterator[None]:
-    """Let the site's database be in SQL_ASCII, where databases have encodings."""
+    """Switch the site's database to SQL_ASCII, if it is PostgreSQL."""
     site = connections["default"]
     if site.vendor == "sqlite":
         yield
@@ -387,10 +390,13 @@ def narrow() -> Iterator[None]:
 
 
 @pytest.mark.django_db
-def test_an_encoding_that_lacks_characters_is_a_warning(narrow: None) -> None:
-    """Found only where a command is told to ask the database."""
-    assert told(check_encoding) == []
-    found = [(one.id, one.msg, one.hint) for one in check_encoding(None, databases=["default"])]
+def test_encoding_that_lacks_characters_is_a_warning(narrow: None) -> None:
+    """Only reported if the command checks databases."""
+    assert messages_of(check_encoding) == []
+    found = [
+        (message.id, message.msg, message.hint)
+        for message in check_encoding(None, databases=["default"])
+    ]
     if connections["default"].vendor == "sqlite":
         assert found == []
         return
@@ -407,7 +413,7 @@ def test_an_encoding_that_lacks_characters_is_a_warning(narrow: None) -> None:
 
 @pytest.mark.once
 def test_psycopg2_is_an_error(tmp_path: Path) -> None:
-    """Django takes it where it is all there is."""
+    """Django uses it if psycopg is not installed."""
     hide = "import sys, runpy; sys.modules['psycopg'] = None; sys.argv = ['manage.py', 'check',"
     hide += " '--tag', 'compatibility']; runpy.run_path('manage.py', run_name='__main__')"
     check = Process(["-c", hide], tmp_path / "log", DATABASE_URL="postgresql://nobody@/none")
@@ -417,6 +423,6 @@ def test_psycopg2_is_an_error(tmp_path: Path) -> None:
     assert "HINT: Install psycopg[binary] 3.2 or newer." in check.output
 
 
-def test_other_databases_need_none_of_it(configure: Configure) -> None:
+def test_sqlite_checks_skip_other_databases(configure: Configure) -> None:
     configure("postgresql")
-    assert told(check_sqlite) == []
+    assert messages_of(check_sqlite) == []

@@ -1,4 +1,4 @@
-"""Settings: typed, with defaults, and refused where they are nonsense."""
+"""Settings: types, defaults, and refused values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.test import override_settings
 
 from tasks_app.conf import PREFIX, TaskSettings, declared, task_settings
 
-#: As documented; a site's settings stand in for some of them here.
+#: As documented. The settings of this project override some of them.
 DEFAULTS = {
     "max_workers": 4,
     "timeout_seconds": 300.0,
@@ -39,17 +39,17 @@ DEFAULTS = {
 }
 
 
-def test_the_defaults() -> None:
+def test_defaults() -> None:
     assert TaskSettings().model_dump() == DEFAULTS
 
 
-def test_the_defaults_fit_together() -> None:
+def test_defaults_are_consistent() -> None:
     conf = TaskSettings()
     assert conf.lease_seconds >= 2 * conf.heartbeat_seconds
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "kept"),
+    ("name", "value", "stored"),
     [
         ("MAX_WORKERS", 1, 1),
         ("MAX_WORKERS", "8", 8),
@@ -63,12 +63,12 @@ def test_the_defaults_fit_together() -> None:
         ("STREAM_MAX_PER_USER", None, None),
     ],
 )
-def test_a_site_sets_them(name: str, value: Any, kept: Any) -> None:
+def test_site_overrides_settings(name: str, value: Any, stored: Any) -> None:
     with override_settings(**{PREFIX + name: value}):
-        assert getattr(task_settings(), name.lower()) == kept
+        assert getattr(task_settings(), name.lower()) == stored
 
 
-def test_what_is_set_is_forgotten_when_it_is_set_anew() -> None:
+def test_changed_settings_are_read_again() -> None:
     with override_settings(TASK_MAX_WORKERS=7):
         assert task_settings().max_workers == 7
         assert task_settings() is task_settings()
@@ -78,8 +78,8 @@ def test_what_is_set_is_forgotten_when_it_is_set_anew() -> None:
     assert task_settings().max_workers == 4
 
 
-#: A wrong value for every setting, and the rule it breaks.
-NONSENSE: list[tuple[str, Any, str]] = [
+#: An invalid value for every setting, and the rule it breaks.
+INVALID: list[tuple[str, Any, str]] = [
     ("MAX_WORKERS", 0, "Input should be greater than 0"),
     ("MAX_WORKERS", 1.5, "Input should be a valid integer, got a number with a fractional part"),
     ("MAX_WORKERS", None, "Input should be a valid integer"),
@@ -117,10 +117,8 @@ NONSENSE: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "rule"), NONSENSE)
-def test_nonsense_names_the_setting_the_value_and_the_rule(
-    name: str, value: Any, rule: str
-) -> None:
+@pytest.mark.parametrize(("name", "value", "rule"), INVALID)
+def test_error_names_setting_value_and_rule(name: str, value: Any, rule: str) -> None:
     with (
         override_settings(**{PREFIX + name: value}),
         pytest.raises(ImproperlyConfigured) as caught,
@@ -129,11 +127,11 @@ def test_nonsense_names_the_setting_the_value_and_the_rule(
     assert str(caught.value) == f"{PREFIX}{name} = {value!r}: {rule}"
 
 
-def test_every_setting_has_nonsense_that_is_refused() -> None:
-    assert {name.lower() for name, _, _ in NONSENSE} == set(TaskSettings.model_fields)
+def test_every_setting_has_an_invalid_value() -> None:
+    assert {name.lower() for name, _, _ in INVALID} == set(TaskSettings.model_fields)
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_errors_are_reported_together() -> None:
     with (
         override_settings(TASK_MAX_WORKERS=0, TASK_LEASE_SECONDS="x"),
         pytest.raises(ImproperlyConfigured) as caught,
@@ -146,12 +144,12 @@ def test_all_faults_are_told_at_once() -> None:
     )
 
 
-def test_other_settings_are_not_ours_to_judge() -> None:
+def test_settings_of_other_apps_are_ignored() -> None:
     with override_settings(TASK_OF_ANOTHER_APP="x", MAX_WORKERS=3):
         assert "of_another_app" not in declared()
         assert task_settings().max_workers == 4
 
 
-def test_settings_are_not_changed_at_run_time() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="Instance is frozen"):
         task_settings().max_workers = 9  # type: ignore[misc]

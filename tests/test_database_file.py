@@ -1,4 +1,4 @@
-"""Whether an open SQLite database still is the file that its path names."""
+"""Whether an open SQLite database is still the file at its path."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.once, pytest.mark.django_db]
 Open = Callable[[Any], tuple[DatabaseFile, Any]]
 
 
-def made(path: Path) -> Path:
-    """Make a database in WAL mode."""
+def create(path: Path) -> Path:
+    """Create a database in WAL mode."""
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE t (x)")
@@ -33,12 +33,12 @@ def made(path: Path) -> Path:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return made(tmp_path / "db.sqlite3")
+    return create(tmp_path / "db.sqlite3")
 
 
 @pytest.fixture
 def open_database() -> Iterator[Open]:
-    """Open a database as Django does, and note its file."""
+    """Open a database as Django does, and record its file."""
     wrappers = []
 
     def opened(name: Any, engine: str = "sqlite3") -> tuple[DatabaseFile, Any]:
@@ -55,13 +55,16 @@ def open_database() -> Iterator[Open]:
 
 
 def from_outside(path: Path, statement: str = "SELECT * FROM t") -> None:
-    """Open and close a database in another process, which deletes the log if it is the last."""
+    """Open and close a database in another process.
+
+    The last process to close it deletes the -wal file.
+    """
     code = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
     code += "d.execute(sys.argv[2]).fetchall(); d.close()"
     subprocess.run([sys.executable, "-c", code, str(path), statement], check=True)
 
 
-def test_ordinary_work_is_no_replacement(path: Path, open_database: Open) -> None:
+def test_ordinary_work_is_not_a_replacement(path: Path, open_database: Open) -> None:
     file, wrapper = open_database(path)
     with wrapper.cursor() as cursor:
         for statement in ("INSERT INTO t VALUES (1)", "PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM"):
@@ -70,7 +73,7 @@ def test_ordinary_work_is_no_replacement(path: Path, open_database: Open) -> Non
             file.verify()
 
 
-def test_a_log_that_the_last_one_deletes_is_no_replacement(path: Path, open_database: Open) -> None:
+def test_wal_deleted_on_last_close_is_not_a_replacement(path: Path, open_database: Open) -> None:
     file, wrapper = open_database(path)
     wrapper.close()
     file.closed()
@@ -86,7 +89,7 @@ def delete(path: Path) -> None:
 
 
 def restore(path: Path) -> None:
-    os.replace(made(path.with_name("backup")), path)
+    os.replace(create(path.with_name("backup")), path)
 
 
 def delete_log(path: Path) -> None:
@@ -99,13 +102,16 @@ def delete_index(path: Path) -> None:
 
 
 def drop_locks(path: Path) -> None:
-    """As a task does that copies the file; the next process then takes itself for the last."""
+    """Drop the file's locks, as a task that copies the file does.
+
+    The next process to close the database then takes itself for the last one.
+    """
     path.read_bytes()
     from_outside(path, "INSERT INTO t VALUES (2)")
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("damage", "message"),
     [
         (delete, "db.sqlite3 was deleted while it was open"),
         (restore, "db.sqlite3 was replaced by another file while it was open"),
@@ -114,27 +120,27 @@ def drop_locks(path: Path) -> None:
         (drop_locks, "db.sqlite3-wal was deleted while it was open"),
     ],
 )
-def test_a_file_that_others_do_not_get(
-    path: Path, open_database: Open, harm: Callable[[Path], None], said: str
+def test_replaced_or_deleted_file_is_detected(
+    path: Path, open_database: Open, damage: Callable[[Path], None], message: str
 ) -> None:
     file, _ = open_database(path)
-    harm(path)
-    with pytest.raises(DatabaseReplaced, match=said):
+    damage(path)
+    with pytest.raises(DatabaseReplaced, match=message):
         file.verify()
 
 
-def test_a_link_that_leads_elsewhere(path: Path, tmp_path: Path, open_database: Open) -> None:
+def test_link_to_another_file_is_detected(path: Path, tmp_path: Path, open_database: Open) -> None:
     link, other = tmp_path / "link", tmp_path / "other"
     link.symlink_to(path)
     file, _ = open_database(link)
     file.verify()
-    other.symlink_to(made(tmp_path / "db2.sqlite3"))
+    other.symlink_to(create(tmp_path / "db2.sqlite3"))
     os.replace(other, link)
     with pytest.raises(DatabaseReplaced, match="link was replaced"):
         file.verify()
 
 
-def test_another_file_when_it_is_opened_again(path: Path, open_database: Open) -> None:
+def test_another_file_at_reopening_is_detected(path: Path, open_database: Open) -> None:
     file, wrapper = open_database(path)
     wrapper.close()
     file.closed()
@@ -144,7 +150,7 @@ def test_another_file_when_it_is_opened_again(path: Path, open_database: Open) -
 
 
 @pytest.mark.parametrize("uri", [False, True])
-def test_a_relative_path_is_that_of_the_beginning(
+def test_relative_path_is_resolved_at_first_use(
     path: Path, open_database: Open, monkeypatch: pytest.MonkeyPatch, uri: bool
 ) -> None:
     monkeypatch.chdir(path.parent)
@@ -157,12 +163,12 @@ def test_a_relative_path_is_that_of_the_beginning(
 
 
 @pytest.mark.parametrize("name", [":memory:", "file:some?mode=memory&cache=shared"])
-def test_in_memory_there_is_no_file(open_database: Open, name: str) -> None:
+def test_in_memory_database_has_no_file(open_database: Open, name: str) -> None:
     file, _ = open_database(name)
     file.verify()
 
 
-def test_the_check_of_the_journal_mode_keeps_locks(path: Path, open_database: Open) -> None:
+def test_journal_mode_check_keeps_locks(path: Path, open_database: Open) -> None:
     file, wrapper = open_database(path)
     site = connections["default"]
     connections["default"] = wrapper

@@ -1,4 +1,4 @@
-"""What is refused when a task class is made, or started as if it were one."""
+"""What is refused when a task class is defined, or when something else is started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def declared(**namespace: Any) -> type[BaseTask]:
     return type("Made", (BaseTask,), namespace)
 
 
-def refused(**namespace: Any) -> str:
+def refusal(**namespace: Any) -> str:
     with pytest.raises(InvalidTask) as caught:
         declared(**namespace)
     return str(caught.value)
@@ -41,8 +41,8 @@ def refused(**namespace: Any) -> str:
         ("Results", Order, "Result"),
     ],
 )
-def test_a_misspelled_option_is_refused(name: str, value: Any, meant: str) -> None:
-    assert refused(**{name: value}) == (
+def test_misspelled_option_is_refused(name: str, value: Any, meant: str) -> None:
+    assert refusal(**{name: value}) == (
         f"Made has no option {name!r}. Did you mean {meant!r}? "
         f"If it is something else, rename it, or let its name start with _."
     )
@@ -69,7 +69,7 @@ def test_a_misspelled_option_of_a_mixin_is_refused() -> None:
     ],
 )
 def test_a_value_of_another_kind_is_refused(name: str, value: Any, rule: str) -> None:
-    assert refused(**{name: value}) == f"Made.{name} must be {rule}, not {value!r}."
+    assert refusal(**{name: value}) == f"Made.{name} must be {rule}, not {value!r}."
 
 
 @pytest.mark.parametrize(
@@ -83,20 +83,20 @@ def test_a_value_of_another_kind_is_refused(name: str, value: Any, rule: str) ->
         ("executes", lambda self: None),
     ],
 )
-def test_other_attributes_are_the_authors(name: str, value: Any) -> None:
+def test_other_attributes_are_allowed(name: str, value: Any) -> None:
     assert vars(declared(execute=Add.execute, **{name: value}))[name] is value
 
 
 @pytest.mark.parametrize("option", ["retry_on", "no_retry_on"])
 @pytest.mark.parametrize("wrong", [[OSError], "OSError", (OSError(),), (int,)])
-def test_errors_to_retry_are_exception_classes(option: str, wrong: Any) -> None:
-    """Anything else would raise in the worker, when the task has failed."""
-    assert refused(**{option: wrong}).startswith(
+def test_retry_errors_must_be_exception_classes(option: str, wrong: Any) -> None:
+    """Anything else would raise in the worker after the task has failed."""
+    assert refusal(**{option: wrong}).startswith(
         f"Made.{option} must be a tuple of exception classes, such as (OSError,), not "
     )
 
 
-def test_one_class_of_errors_is_a_tuple_of_one() -> None:
+def test_single_exception_class_is_allowed() -> None:
     assert declared(retry_on=OSError).retry_on is OSError
 
 
@@ -110,7 +110,7 @@ TAKES = "Made.execute must take progress first: execute(self, progress, …), no
 
 
 @pytest.mark.parametrize(
-    ("execute", "fault"),
+    ("execute", "message"),
     [
         (_async, "Made.execute is async, and tasks run in threads. Write a plain function; call "
                  "async code by asgiref.sync.async_to_sync."),
@@ -122,8 +122,8 @@ TAKES = "Made.execute must take progress first: execute(self, progress, …), no
                                               "execute(self, progress, …), not a staticmethod."),
     ],
 )  # fmt: skip
-def test_an_execute_that_no_worker_could_call_is_refused(execute: Any, fault: str) -> None:
-    assert refused(execute=execute) == fault
+def test_execute_that_no_worker_could_call_is_refused(execute: Any, message: str) -> None:
+    assert refusal(execute=execute) == message
 
 
 def _typed(self: object, handle: ProgressHandle) -> None: ...
@@ -134,22 +134,22 @@ def _typed_in_words(self: object, handle: "ProgressHandle | None") -> None: ... 
     "execute",
     [_typed, _typed_in_words, lambda self, _: None, lambda self, _progress: None],
 )
-def test_progress_is_known_by_its_name_or_its_type(execute: Any) -> None:
+def test_progress_is_recognized_by_name_or_type(execute: Any) -> None:
     assert declared(execute=execute).params_model().model_fields == {}
 
 
-def test_a_misspelled_execute_is_refused() -> None:
-    assert "Made has no option 'excute'. Did you mean 'execute'?" in refused(
+def test_misspelled_execute_is_refused() -> None:
+    assert "Made has no option 'excute'. Did you mean 'execute'?" in refusal(
         excute=lambda self, progress: None
     )
 
 
 def wrapped(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate without functools.wraps: nothing tells what it takes."""
+    """Decorate without functools.wraps, which hides the signature."""
     return lambda *args, **kwargs: execute(*args, **kwargs)
 
 
-def test_a_wrapper_that_hides_the_parameters_needs_a_model() -> None:
+def test_wrapper_that_hides_parameters_needs_a_model() -> None:
     hidden = declared(execute=wrapped(Add.execute))
     with pytest.raises(InvalidTask, match=r"^Made\.execute takes \*args, which declares nothing"):
         hidden.params_model()
@@ -162,13 +162,13 @@ def test_a_wrapper_that_hides_the_parameters_needs_a_model() -> None:
 # What is started.
 
 
-def test_a_class_and_its_path_are_a_task() -> None:
+def test_class_and_its_path_are_accepted() -> None:
     assert task_class(Add) is Add
     assert task_class("tests.tasks.Add") is Add
 
 
 class Lookalike:
-    """What a task of django.tasks looks like, where Django has them."""
+    """A stand-in for a task of django.tasks, which Django 5.2 lacks."""
 
 
 Lookalike.__module__ = "django.tasks.base"
@@ -185,18 +185,18 @@ Lookalike.__module__ = "django.tasks.base"
         (None, "Give a subclass of BaseTask, or its dotted path."),
     ],
 )
-def test_anything_else_is_answered_with_what_to_give(given: Any, remedy: str) -> None:
+def test_refusal_says_what_to_pass_instead(given: Any, remedy: str) -> None:
     with pytest.raises(InvalidTask) as caught:
         task_class(given)
     assert str(caught.value) == f"{given!r} is not a task class. {remedy}"
 
 
-def test_a_path_that_leads_elsewhere_is_unknown() -> None:
+def test_path_to_something_else_is_unknown() -> None:
     with pytest.raises(UnknownTask):
         task_class("tests.tasks.Order")
 
 
-def test_a_class_of_a_script_has_no_name() -> None:
+def test_class_in_a_script_has_no_name() -> None:
     """In a worker, `__main__` is another module."""
     task = declared(execute=Noop.execute, __module__="__main__")
     with pytest.raises(InvalidTask) as caught:
@@ -211,7 +211,7 @@ class _Fields(BaseModel):
     a: int
 
 
-def test_a_base_may_leave_execute_to_others() -> None:
+def test_base_class_may_lack_execute() -> None:
     base = declared(Params=_Fields)
     assert base.params_model() is _Fields
     assert declared().params_model().model_fields == {}

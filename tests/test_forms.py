@@ -1,4 +1,4 @@
-"""Forms made from the parameters of tasks: what they show, take, and say is wrong."""
+"""Forms made from a task's parameters: display, parsing and errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Point(BaseModel):
 
 
 def of(*, model_config: ConfigDict | None = None, **fields: Any) -> type[TaskForm]:
-    """The form of a task with these parameters: each a type, or a type and a default."""
+    """Return a form class with these parameters: each is a type, or a type and a default."""
     namespace: dict[str, Any] = {"__annotations__": {}, "model_config": model_config or {}}
     for name, given in fields.items():
         kind, *default = given if isinstance(given, tuple) else (given,)
@@ -82,17 +82,17 @@ def filled(form: type[TaskForm], **texts: str) -> TaskForm:
 
 
 def read(kind: Any, text: str, *default: Any) -> Any:
-    """What the model is given for a text; "(none)" where nothing is."""
+    """Return the parsed value of a text, or "(none)" if the model gets none."""
     form = filled(of(field=(kind, *default)), field=text)
     assert form.is_valid(), form.errors
     return form.params.get("field", "(none)")
 
 
-def shown(kind: Any, *default: Any) -> str:
+def rendered_field(kind: Any, *default: Any) -> str:
     return str(of(field=(kind, *default))()["field"])
 
 
-def faults(form: TaskForm) -> dict[str, list[str]]:
+def errors_of(form: TaskForm) -> dict[str, list[str]]:
     assert not form.is_valid()
     return {name: list(errors) for name, errors in form.errors.items()}
 
@@ -101,10 +101,10 @@ def field(form: TaskForm, name: str) -> BoundField:
     return form[name]
 
 
-# What is read.
+# Parsing.
 
 
-def test_a_task_without_parameters_has_a_form_without_fields() -> None:
+def test_form_of_a_task_without_parameters_has_no_fields() -> None:
     form = form_for(Noop)({})
     assert list(form) == []
     assert form.is_valid()
@@ -157,7 +157,7 @@ def test_a_task_without_parameters_has_a_form_without_fields() -> None:
     ],
     ids=str,
 )
-def test_text_becomes_what_the_model_takes(kind: Any, text: str, value: Any) -> None:
+def test_text_is_converted_for_the_model(kind: Any, text: str, value: Any) -> None:
     got = read(kind, text)
     assert (got, type(got)) == (value, type(value))
 
@@ -184,25 +184,25 @@ def test_text_becomes_what_the_model_takes(kind: Any, text: str, value: Any) -> 
     ],
     ids=str,
 )
-def test_left_empty_it_is_none_or_its_default(kind: Any, default: Any, value: Any) -> None:
+def test_empty_field_is_none_or_the_default(kind: Any, default: Any, value: Any) -> None:
     given = [] if default is ... else [default]
     assert read(kind, "", *given) == value
 
 
-def test_a_required_one_left_empty_is_missing() -> None:
+def test_empty_required_field_is_an_error() -> None:
     form = filled(of(word=str, number=int, day=datetime.date, points=list[int], colour=Colour))
-    assert faults(form) == {
+    assert errors_of(form) == {
         name: ["Required."] for name in ("word", "number", "day", "points", "colour")
     }
 
 
-def test_what_was_not_sent_is_not_given() -> None:
+def test_missing_field_is_not_passed() -> None:
     form = filled(of(word=(str, "x"), number=(int | None, 3), flag=(bool | None, True)))
     assert form.is_valid()
     assert form.params == {}
 
 
-def test_a_strict_model_is_given_its_types() -> None:
+def test_strict_model_gets_its_types() -> None:
     form = filled(form_for(StrictTask), day="2026-01-02", number="3")
     assert form.is_valid()
     assert form.params == {"day": datetime.date(2026, 1, 2), "number": 3}
@@ -216,27 +216,27 @@ def test_a_strict_model_is_given_its_types() -> None:
     assert form.is_valid(), form.errors
     assert form.params["days"] == {datetime.date(2026, 1, 2)}
     bad = filled(of(model_config=strict, days=set[int]), days='["x"]')
-    assert "days" in faults(bad)
+    assert "days" in errors_of(bad)
 
 
-def test_a_parameter_is_given_by_the_name_the_model_takes() -> None:
+def test_parameter_is_passed_by_the_name_the_model_takes() -> None:
     form = filled(form_for(TakesAlias), **{"from": "3"})
     assert form.is_valid()
     assert form.params == {"from": 3}
-    assert faults(filled(form_for(TakesAlias), **{"from": "x"})).keys() == {"from"}
+    assert errors_of(filled(form_for(TakesAlias), **{"from": "x"})).keys() == {"from"}
     alias = AliasChoices("number", "no")
     chosen = of(n=(int, Field(validation_alias=alias, serialization_alias="number")))
     assert filled(chosen, number="3").is_valid()
 
 
-def test_parameters_may_be_called_what_forms_have_already() -> None:
+def test_parameters_may_have_names_of_form_attributes() -> None:
     names = ["task", "prefix", "data", "fields", "is_valid", "queue", "params"]
     form = filled(of(**dict.fromkeys(names, int)), **dict.fromkeys(names, "1"))
     assert form.is_valid(), form.errors
     assert form.params == dict.fromkeys(names, 1)
 
 
-def test_one_of_each_kind() -> None:
+def test_one_field_of_each_type() -> None:
     form = filled(
         form_for(Everything),
         day="2026-01-02",
@@ -257,42 +257,42 @@ def test_one_of_each_kind() -> None:
 
 
 @OSLO
-def test_a_time_is_in_the_current_time_zone() -> None:
+def test_time_is_in_the_current_time_zone() -> None:
     with timezone.override("Europe/Oslo"):
-        moment = read(datetime.datetime, "2026-07-01T12:00")
-    assert moment.utcoffset() == datetime.timedelta(hours=2)
+        value = read(datetime.datetime, "2026-07-01T12:00")
+    assert value.utcoffset() == datetime.timedelta(hours=2)
     assert read(datetime.datetime, "2026-07-01T12:00Z").utcoffset() == datetime.timedelta()
     assert read(NaiveDatetime, "2026-07-01T12:00").tzinfo is None
     assert read(AwareDatetime, "2026-07-01T12:00").tzinfo is not None
 
 
 @OSLO
-def test_a_time_that_the_clocks_leave_out_is_told() -> None:
+def test_time_skipped_by_summer_time_is_an_error() -> None:
     with timezone.override("Europe/Oslo"):
         form = filled(of(at=datetime.datetime), at="2026-03-29T02:30")
-        [fault] = faults(form)["at"]
-    assert "Europe/Oslo" in fault
+        [error] = errors_of(form)["at"]
+    assert "Europe/Oslo" in error
 
 
 @override_settings(USE_TZ=False)
-def test_without_time_zones_a_time_has_none() -> None:
+def test_time_has_no_zone_without_use_tz() -> None:
     assert read(datetime.datetime, "2026-07-01T12:00").tzinfo is None
     assert read(AwareDatetime, "2026-07-01T12:00").tzinfo is not None
 
 
 @OSLO
-def test_a_default_time_is_shown_in_the_current_time_zone() -> None:
+def test_default_time_is_shown_in_the_current_time_zone() -> None:
     noon = datetime.datetime(2026, 7, 1, 12, tzinfo=datetime.UTC)
     with timezone.override("Europe/Oslo"):
-        assert 'type="datetime-local"' in shown(datetime.datetime, noon)
-        assert 'value="2026-07-01T14:00:00"' in shown(datetime.datetime, noon)
+        assert 'type="datetime-local"' in rendered_field(datetime.datetime, noon)
+        assert 'value="2026-07-01T14:00:00"' in rendered_field(datetime.datetime, noon)
 
 
-# What is shown.
+# Display.
 
 
 @pytest.mark.parametrize(
-    ("kind", "default", "said"),
+    ("kind", "default", "expected"),
     [
         (int, 5, ['type="number"', 'value="5"', 'step="1"']),
         (float, 0.5, ['type="number"', 'value="0.5"', 'step="any"']),
@@ -315,14 +315,14 @@ def test_a_default_time_is_shown_in_the_current_time_zone() -> None:
     ],
     ids=str,
 )
-def test_defaults_are_shown(kind: Any, default: Any, said: list[str]) -> None:
-    rendered = shown(kind, default)
-    for text in said:
+def test_defaults_are_shown(kind: Any, default: Any, expected: list[str]) -> None:
+    rendered = rendered_field(kind, default)
+    for text in expected:
         assert text in rendered
 
 
-def test_defaults_as_shown_are_taken_for_what_they_are() -> None:
-    """Nothing is changed by a form that is sent as it came."""
+def test_shown_defaults_are_read_back_unchanged() -> None:
+    """A form that is submitted as rendered changes nothing."""
     moment = datetime.datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=datetime.UTC)
     defaults: dict[str, tuple[Any, Any]] = {
         "number": (int, 5),
@@ -344,17 +344,17 @@ def test_defaults_as_shown_are_taken_for_what_they_are() -> None:
     assert given == model.model_validate({})
 
 
-def test_a_default_is_made_anew_for_each_form() -> None:
+def test_default_factory_runs_for_each_form() -> None:
     made = of(key=(uuid.UUID, Field(default_factory=uuid.uuid4)))
     assert made()["key"].value() != made()["key"].value()
 
 
-def test_a_choice_that_must_be_made_is_not_made_beforehand() -> None:
-    assert '<option value="" selected>---------' in shown(Colour)
-    assert '<option value=""' not in shown(Colour, Colour.BLUE)
+def test_required_choice_is_not_preselected() -> None:
+    assert '<option value="" selected>---------' in rendered_field(Colour)
+    assert '<option value=""' not in rendered_field(Colour, Colour.BLUE)
 
 
-def test_words_of_a_field() -> None:
+def test_labels_and_attributes_of_a_field() -> None:
     form = of(
         row_limit=(int, Field(3, description=XSS, examples=[10])),
         other=(int, Field(title="The other", ge=1, le=9)),
@@ -385,7 +385,7 @@ def test_words_of_a_field() -> None:
     assert str(field(form, "more").help_text) == "JSON"
 
 
-def test_no_text_becomes_markup() -> None:
+def test_text_is_escaped() -> None:
     class Loud(BaseModel):
         name: str = Field(XSS, title=XSS, description=XSS, examples=[XSS])
         kind: Literal["<b>"] = "<b>"
@@ -422,14 +422,14 @@ def test_no_text_becomes_markup() -> None:
     ],
     ids=str,
 )
-def test_a_secret_is_never_shown_again(kind: Any) -> None:
+def test_secret_is_never_shown_again(kind: Any) -> None:
     made = of(field=kind, other=int)
     form = filled(made, field='{"x": "s3cret"}', other="x")
-    assert "other" in faults(form)
+    assert "other" in errors_of(form)
     assert "s3cret" not in form.as_div()
 
 
-def test_a_secret_default_is_not_shown_and_holds() -> None:
+def test_secret_default_is_hidden_and_used() -> None:
     made = of(
         word=(SecretStr, SecretStr("p4ss")),
         point=(Point, Point(x=1)),
@@ -437,8 +437,8 @@ def test_a_secret_default_is_not_shown_and_holds() -> None:
     )
     rendered = made().as_div()
     assert 'type="password"' in rendered
-    for told in ("p4ss", "77", "****"):
-        assert told not in rendered
+    for secret in ("p4ss", "77", "****"):
+        assert secret not in rendered
     form = filled(made)
     assert form.is_valid(), form.errors
     assert made.task.validate_params(form.params) == {
@@ -460,51 +460,51 @@ def test_secrets_of_a_task() -> None:
     assert form.task.validate_params(form.params)["items"][0]["key"] == "c"
 
 
-# What is said.
+# Errors.
 
 
-def test_a_fault_stands_at_its_field_and_the_text_stays() -> None:
+def test_error_is_shown_at_its_field_and_keeps_the_text() -> None:
     form = filled(form_for(Add), a="one", b="2")
-    assert faults(form) == {"a": ["Must be a whole number."]}
+    assert errors_of(form) == {"a": ["Must be a whole number."]}
     rendered = str(form["a"])
     assert 'value="one"' in rendered
     assert 'aria-invalid="true"' in rendered
     assert f'aria-describedby="{form["a"].auto_id}_error"' in rendered
 
 
-def test_a_choice_that_is_none_is_refused_by_the_model() -> None:
+def test_unknown_choice_is_refused_by_the_model() -> None:
     form = filled(form_for(WithModel), number="0", kind="smuggle")
-    assert faults(form) == {
+    assert errors_of(form) == {
         "number": ["Must be more than 0."],
         "kind": ["Must be one of these: 'import' or 'export'."],
     }
 
 
-def test_a_fault_that_lies_deeper_says_where() -> None:
+def test_nested_error_has_its_path() -> None:
     form = filled(
         of(points=list[Point], both=int | list[int]),
         points='[{"x": 1}, {"x": "a", "key": 3}]',
         both='["x"]',
     )
-    found = faults(form)
+    found = errors_of(form)
     assert found["points"] == [
         "1.x: Must be a whole number.",
         "1.key: Must be text.",
     ]
-    assert {fault.partition(":")[0] for fault in found["both"]} == {"int", "list[int].0"}
+    assert {error.partition(":")[0] for error in found["both"]} == {"int", "list[int].0"}
 
 
-def test_what_is_no_json_is_told_by_line_and_column() -> None:
+def test_invalid_json_error_has_line_and_column() -> None:
     form = filled(of(points=list[int], other=int), points="[1,\n 2", other="x")
-    found = faults(form)
+    found = errors_of(form)
     assert found["points"] == ["Invalid JSON at line 2, column 3: Expecting ',' delimiter."]
     assert found.keys() == {"points", "other"}
     assert "[1,\n 2</textarea>" in str(form["points"])
     deep = filled(of(points=Any), points="[" * 200_000)
-    assert "Invalid JSON" in faults(deep)["points"][0]
+    assert "Invalid JSON" in errors_of(deep)["points"][0]
 
 
-def test_a_fault_of_all_of_them_is_nobodys() -> None:
+def test_error_of_the_whole_model_belongs_to_no_field() -> None:
     class Range(BaseModel):
         low: int = 0
         high: int = 0
@@ -516,21 +516,21 @@ def test_a_fault_of_all_of_them_is_nobodys() -> None:
             return self
 
     form = filled(form_for(task_of(Range)), low="3", high="1")
-    assert faults(form) == {"__all__": ["low must not be above high"]}
-    assert faults(filled(form_for(task_of(Range)), low="x", high="1")).keys() == {"low"}
+    assert errors_of(form) == {"__all__": ["low must not be above high"]}
+    assert errors_of(filled(form_for(task_of(Range)), low="x", high="1")).keys() == {"low"}
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])
-def test_what_no_row_holds_is_refused(text: str) -> None:
-    assert faults(filled(of(word=str), word=text))
+def test_unstorable_text_is_refused(text: str) -> None:
+    assert errors_of(filled(of(word=str), word=text))
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e999"])
-def test_numbers_that_are_none_are_refused(text: str) -> None:
-    assert faults(filled(of(number=float), number=text))
+def test_non_finite_number_is_refused(text: str) -> None:
+    assert errors_of(filled(of(number=float), number=text))
 
 
-def test_a_type_of_somebodys_own_falls_to_json() -> None:
+def test_custom_type_uses_json() -> None:
     class Odd:
         @classmethod
         def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
@@ -545,7 +545,7 @@ def test_a_type_of_somebodys_own_falls_to_json() -> None:
     assert read(Odd, '"x"') == "x"
 
 
-def test_a_task_whose_parameters_cannot_be_read_says_so() -> None:
+def test_task_with_unreadable_parameters_raises() -> None:
     class Nameless(BaseTask):
         def execute(self, progress: ProgressHandle, **anything: Any) -> None: ...
 
@@ -553,13 +553,13 @@ def test_a_task_whose_parameters_cannot_be_read_says_so() -> None:
         form_for(Nameless)
 
 
-def test_words_of_the_form_are_translated() -> None:
+def test_form_is_translated() -> None:
     with translation.override("de"):
-        assert ">Ja<" in shown(bool | None)
+        assert ">Ja<" in rendered_field(bool | None)
 
 
 @pytest.mark.parametrize("task", [ImportAirports, ExportAirports, FarthestReachable])
-def test_forms_of_the_sites_tasks_as_they_come_are_right(task: type[BaseTask]) -> None:
+def test_unchanged_forms_of_site_tasks_are_valid(task: type[BaseTask]) -> None:
     form = form_for(task)()
     values = {name: form[name].value() for name in form.fields}
     sent = filled(form_for(task), **{name: str(value) for name, value in values.items() if value})

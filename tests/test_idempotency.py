@@ -1,4 +1,4 @@
-"""One key of one owner starts one task, however often and however close together it is sent."""
+"""An owner's idempotency key starts one task, however often and quickly it is sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start(owner: Any, key: str | None = "k", a: int = 1, **options: Any) -> Task
     return task_service.start_task(Add, {"a": a}, owner=owner, idempotency_key=key, **options)
 
 
-def test_the_same_start_again_finds_the_first(ada: User) -> None:
+def test_same_start_again_returns_the_first_task(ada: User) -> None:
     first = start(ada)
     before = snapshot()
     again = start(ada)
@@ -45,7 +45,7 @@ def test_the_same_start_again_finds_the_first(ada: User) -> None:
     assert snapshot() == before
 
 
-def test_what_it_tells_is_how_the_task_stands_now(ada: User) -> None:
+def test_replay_returns_the_current_status(ada: User) -> None:
     first = ended(
         Status.FAILED,
         owner=ada,
@@ -57,12 +57,12 @@ def test_what_it_tells_is_how_the_task_stands_now(ada: User) -> None:
     assert (again.task_id, again.status) == (first.pk, Status.FAILED)
 
 
-def test_that_it_was_there_is_not_part_of_the_json(ada: User) -> None:
+def test_replayed_flag_is_not_in_the_json(ada: User) -> None:
     start(ada)
     assert set(start(ada).model_dump()) == {"task_id", "stream_url", "status"}
 
 
-def test_each_owner_has_keys_of_their_own(ada: User) -> None:
+def test_each_owner_has_separate_keys(ada: User) -> None:
     assert not start(User.objects.create_user("bob")).replayed
     assert not start(ada).replayed
     assert not start(ada, "another").replayed
@@ -71,7 +71,7 @@ def test_each_owner_has_keys_of_their_own(ada: User) -> None:
 
 
 @pytest.mark.parametrize(("task", "params"), [(Add, {"a": 2}), (Add, {"a": 1, "b": 3}), (Noop, {})])
-def test_a_key_that_started_something_else_is_refused(ada: User, task: Any, params: Any) -> None:
+def test_key_of_a_different_start_is_refused(ada: User, task: Any, params: Any) -> None:
     first = start(ada)
     before = snapshot()
     with pytest.raises(IdempotencyKeyReused) as caught:
@@ -84,7 +84,7 @@ def test_a_key_that_started_something_else_is_refused(ada: User, task: Any, para
     assert snapshot() == before
 
 
-def test_parameters_are_compared_as_they_are_understood(ada: User) -> None:
+def test_parameters_are_compared_after_validation(ada: User) -> None:
     start(ada)
     assert task_service.start_task(
         "tests.tasks.Add", {"b": "2", "a": "1"}, owner=ada, idempotency_key="k"
@@ -94,12 +94,12 @@ def test_parameters_are_compared_as_they_are_understood(ada: User) -> None:
 @pytest.mark.parametrize(
     "number", [5.972e24, 1e300, 123456789012345678901.0, -1e16, -0.0, 1e-7, 1.5, 0.1, 2**70, 10**24]
 )
-def test_numbers_are_the_same_however_a_database_gives_them_back(ada: User, number: float) -> None:
-    """PostgreSQL gives a large float back as the integer that its shortest digits spell."""
+def test_numbers_compare_equal_after_a_database_round_trip(ada: User, number: float) -> None:
+    """PostgreSQL returns a large float as the integer spelled by its shortest digits."""
     params = {"seen": [number, {"number": number}], "none": None}
 
-    def start_with(things: Any) -> TaskStartResponse:
-        return task_service.start_task(Echo, {"value": things}, owner=ada, idempotency_key="k")
+    def start_with(value: Any) -> TaskStartResponse:
+        return task_service.start_task(Echo, {"value": value}, owner=ada, idempotency_key="k")
 
     start_with(params)
     assert start_with(params).replayed
@@ -129,20 +129,20 @@ def test_values_that_python_takes_for_equal_are_other_parameters(
         start_with(second)
 
 
-def test_wrong_parameters_are_wrong_whatever_the_key(ada: User) -> None:
+def test_invalid_parameters_are_refused_even_with_a_used_key(ada: User) -> None:
     start(ada)
     with pytest.raises(InvalidParams):
         task_service.start_task(Add, {"a": "x"}, owner=ada, idempotency_key="k")
 
 
-def test_a_unique_key_of_its_own_is_no_hindrance(ada: User) -> None:
+def test_unique_key_does_not_prevent_a_replay(ada: User) -> None:
     first = start(ada, unique_key="u")
     assert start(ada, unique_key="u").task_id == first.task_id
     with pytest.raises(DuplicateTask):
         start(ada, "another", unique_key="u")
 
 
-def test_a_removed_task_frees_its_key(ada: User) -> None:
+def test_removed_task_frees_its_key(ada: User) -> None:
     first = start(ada)
     task_service.cancel_task(first.task_id)
     assert start(ada).replayed
@@ -150,7 +150,7 @@ def test_a_removed_task_frees_its_key(ada: User) -> None:
     assert not start(ada).replayed
 
 
-def test_a_repetition_does_not_inherit_the_key(ada: User) -> None:
+def test_retry_does_not_inherit_the_key(ada: User) -> None:
     first = start(ada)
     task_service.cancel_task(first.task_id)
     again = task_service.retry_task(first.task_id)
@@ -159,7 +159,7 @@ def test_a_repetition_does_not_inherit_the_key(ada: User) -> None:
 
 
 @pytest.mark.parametrize("owner", [None, AnonymousUser()])
-def test_a_key_needs_an_owner(owner: Any) -> None:
+def test_key_needs_an_owner(owner: Any) -> None:
     with pytest.raises(
         ValidationError, match="an idempotency_key belongs to an owner: give the owner"
     ):
@@ -168,38 +168,36 @@ def test_a_key_needs_an_owner(owner: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "fault"),
+    ("key", "message"),
     [
         ("", "String should have at least 1 character"),
         ("x" * 201, "String should have at most 200 characters"),
         ("a\0b", "must not contain a NUL character, which databases cannot store"),
     ],
 )
-def test_a_key_that_cannot_be_kept_is_refused(ada: User, key: str, fault: str) -> None:
-    with pytest.raises(ValidationError, match=fault):
+def test_invalid_key_is_refused(ada: User, key: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         start(ada, key)
 
 
 @pytest.mark.parametrize("option", ["queue", "unique_key"])
-def test_no_option_has_a_nul(option: str) -> None:
+def test_nul_in_an_option_is_refused(option: str) -> None:
     with pytest.raises(ValidationError, match="must not contain a NUL character"):
         task_service.start_task(Noop, **{option: "a\0b"})
 
 
 @pytest.mark.parametrize("year", [1899, 9999])
-def test_a_start_is_within_the_calendars_of_all_zones(year: int) -> None:
+def test_run_after_must_be_valid_in_all_time_zones(year: int) -> None:
     with pytest.raises(ValidationError, match="must be from the year 1900 to 9998"):
         task_service.start_task(Noop, run_after=datetime(year, 12, 31, 23, 59, tzinfo=UTC))
 
 
-def test_many_have_no_key_in_common(ada: User) -> None:
+def test_start_many_takes_no_key(ada: User) -> None:
     with pytest.raises(ValueError, match="an idempotency_key belongs to one start"):
         task_service.start_many(Noop, [{}], owner=ada, idempotency_key="k")
 
 
-def test_another_fault_of_the_database_is_not_hidden(
-    ada: User, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_integrity_errors_are_raised(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise IntegrityError("of another kind")
 
@@ -210,10 +208,10 @@ def test_another_fault_of_the_database_is_not_hidden(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("unique_key", [None, "u"])
-def test_of_many_at_the_same_moment_one_starts_it(
+def test_one_of_many_concurrent_starts_creates_the_task(
     ada: User, monkeypatch: pytest.MonkeyPatch, unique_key: str | None
 ) -> None:
-    """All of them have looked, and found nothing, before one writes."""
+    """All of them find no task with the key before the first one writes."""
     together = threading.Barrier(4)
     enqueue = lifecycle.enqueue
 
@@ -236,7 +234,7 @@ def test_of_many_at_the_same_moment_one_starts_it(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_callers_transaction_goes_on_after_a_replay(ada: User) -> None:
+def test_transaction_continues_after_a_replay(ada: User) -> None:
     first = saved(owner=ada, idempotency_key="k", name="tests.tasks.Add", params={"a": 1, "b": 2})
     with transaction.atomic():
         assert start(ada).task_id == first.pk

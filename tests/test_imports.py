@@ -1,4 +1,4 @@
-"""One import of task modules at a time."""
+"""Task modules are imported one at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ both = threading.Event()
 
 
 def other_begins(name: str) -> None:
-    """Give another thread the time to begin the other module."""
+    """Wait until another thread begins to import the other module, or for half a second."""
     begun.add(name)
     if len(begun) == 2:
         both.set()
@@ -40,7 +40,7 @@ def other_begins(name: str) -> None:
 
 @pytest.fixture
 def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two modules that import each other, in either order."""
+    """Create two modules that import each other."""
     begun.clear()
     both.clear()
     (tmp_path / "ring").mkdir()
@@ -54,26 +54,26 @@ def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ring")
-def test_threads_never_get_an_unfinished_module() -> None:
-    found: dict[str, object] = {}
+def test_threads_never_get_a_partially_imported_module() -> None:
+    results: dict[str, object] = {}
     meeting = threading.Barrier(2, timeout=10)
 
     def load(name: str) -> None:
         meeting.wait()
         try:
-            found[name] = resolve(f"ring.{name}.Task")().execute(None)
+            results[name] = resolve(f"ring.{name}.Task")().execute(None)
         except Exception as error:  # noqa: BLE001 - compared below
-            found[name] = error
+            results[name] = error
 
     threads = [threading.Thread(target=load, args=[name]) for name in "xy"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert found == {"x": "Task", "y": "Task"}
+    assert results == {"x": "Task", "y": "Task"}
 
 
-def test_a_slow_import_delays_only_what_is_not_loaded(
+def test_slow_import_delays_only_modules_that_are_not_loaded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(imports, "TURN_SECONDS", 0.05)
@@ -90,7 +90,7 @@ def test_a_slow_import_delays_only_what_is_not_loaded(
     try:
         assert resolve("tests.tasks.Add") is Add
         assert caplog.text == ""
-        # It may hang for ever, so others do not wait for ever.
+        # The import may never end, so others wait only for a limited time.
         with in_turn("another_module"):
             assert "importing another_module beside it" in caplog.text
     finally:
@@ -98,9 +98,9 @@ def test_a_slow_import_delays_only_what_is_not_loaded(
         thread.join(20)
 
 
-def test_a_module_may_ask_for_a_task_while_it_is_imported() -> None:
+def test_module_may_resolve_a_task_during_its_import() -> None:
     with in_turn("outer_module"):
-        # Unfinished itself, and so not taken for complete.
+        # It is unfinished itself, so it must not count as complete.
         sys.modules["outer_module"] = sys
         with in_turn("inner_module"):
             assert "outer_module" not in imports._complete

@@ -1,4 +1,4 @@
-"""The checker itself: it accepts what the lifecycle writes, and sees each kind of damage."""
+"""The checker itself accepts what the lifecycle writes and detects each kind of damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def alter(task: Task, **fields: Any) -> None:
     Task.objects.filter(pk=task.pk).update(**fields)
 
 
-def test_what_the_lifecycle_writes_holds(django_assert_num_queries: Any) -> None:
+def test_rows_written_by_the_lifecycle_pass(django_assert_num_queries: Any) -> None:
     seen = Seen()
     for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
         ended(status, max_attempts=2)
@@ -42,14 +42,14 @@ def test_what_the_lifecycle_writes_holds(django_assert_num_queries: Any) -> None
     assert check_invariants(seen) == 4
 
 
-def lose_the_first(task: Task) -> None:
+def delete_first_event(task: Task) -> None:
     first = TaskEvent.objects.filter(task=task).order_by("id").first()
     assert first is not None
     first.delete()
 
 
 DAMAGE: list[tuple[str, Callable[[Task], None]]] = [
-    ("came while None", lose_the_first),
+    ("came while None", delete_first_event),
     ("came while completed", lambda task: add(task, EventType.LOG)),
     ("came while completed", lambda task: add(task, EventType.STARTED, attempt=2)),
     ("came while completed", lambda task: add(task, EventType.QUEUED)),
@@ -67,16 +67,16 @@ DAMAGE: list[tuple[str, Callable[[Task], None]]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "damage"), DAMAGE)
-def test_damage_is_seen(fault: str, damage: Callable[[Task], object]) -> None:
+@pytest.mark.parametrize(("message", "damage"), DAMAGE)
+def test_damage_is_detected(message: str, damage: Callable[[Task], object]) -> None:
     task = ended(Status.COMPLETED, max_attempts=2)
     check_invariants()
     damage(task)
-    with pytest.raises(AssertionError, match=fault):
+    with pytest.raises(AssertionError, match=message):
         check_invariants()
 
 
-def test_a_task_that_was_cancelled_does_not_wait_again() -> None:
+def test_cancelled_task_does_not_become_pending_again() -> None:
     task, claim = claimed(max_attempts=2)
     lifecycle.retry({claim: BROKEN})
     request = TaskEvent.objects.filter(task=task).order_by("id").last()
@@ -102,8 +102,8 @@ CHANGES: list[tuple[str, Callable[[Task], None]]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "change"), CHANGES)
-def test_what_has_ended_may_not_change(fault: str, change: Callable[[Task], object]) -> None:
+@pytest.mark.parametrize(("message", "change"), CHANGES)
+def test_finished_task_does_not_change(message: str, change: Callable[[Task], object]) -> None:
     seen = Seen()
     task, claim = claimed()
     lifecycle.log({claim: [LogLine("info", "x")]})
@@ -111,25 +111,25 @@ def test_what_has_ended_may_not_change(fault: str, change: Callable[[Task], obje
     check_invariants(seen)
     change(task)
     check_invariants()
-    with pytest.raises(AssertionError, match=fault):
+    with pytest.raises(AssertionError, match=message):
         check_invariants(seen)
 
 
-def test_what_is_gone_does_not_come_back() -> None:
+def test_deleted_task_does_not_come_back() -> None:
     seen = Seen()
     task = enqueued()
     check_invariants(seen)
-    kept = Task.objects.get(pk=task.pk)
+    stored = Task.objects.get(pk=task.pk)
     events = list(TaskEvent.objects.filter(task_id=task.pk))
     task.delete()
     assert check_invariants(seen) == 0
-    kept.save(force_insert=True)
+    stored.save(force_insert=True)
     TaskEvent.objects.bulk_create(events)
     with pytest.raises(AssertionError, match="came back"):
         check_invariants(seen)
 
 
-def test_a_worker_or_an_owner_may_go() -> None:
+def test_worker_or_owner_may_be_deleted() -> None:
     seen = Seen()
     _, claim = claimed(worker())
     lifecycle.complete({claim: 1})

@@ -1,4 +1,4 @@
-"""Imports go down only, and other rules that the code keeps about itself."""
+"""Imports go down only, and other rules about the code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.once
 APP = Path(__file__).resolve().parent.parent / "tasks_app"
 FILES = sorted(path for path in APP.rglob("*.py") if "migrations" not in path.parts)
 
-#: From the lowest to the highest. What stands in one line may import each other where the line
-#: is one package, or the doors; and else only what stands below.
+#: From the lowest to the highest. A module may import from the lines below its own. In the last
+#: line, and within one package, modules may import each other.
 LAYERS = [
     {"states"},
     {"exceptions"},
@@ -59,7 +59,7 @@ def name_of(path: Path) -> str:
 
 
 def part_of(path: Path) -> str:
-    """The layer's name that a file belongs to: its module, or its package."""
+    """Return the name by which LAYERS knows a file: its module, or its package."""
     return path.relative_to(APP).parts[0].removesuffix(".py")
 
 
@@ -77,7 +77,7 @@ def ancestors(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(path: Path) -> Iterator[tuple[ast.stmt, list[str]]]:
-    """Each import of a file, and the parts of the app that it names."""
+    """Yield each import of a file with the parts of the app that it imports."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -111,7 +111,7 @@ def violations(path: Path) -> list[str]:
     ]
 
 
-def test_every_file_has_its_layer() -> None:
+def test_every_file_has_a_layer() -> None:
     parts = {part_of(path) for path in FILES} - {"__init__"}
     assert parts <= set(HEIGHT)
     assert len(FILES) > 30
@@ -122,7 +122,7 @@ def test_imports_go_down_only(path: Path) -> None:
     assert violations(path) == []
 
 
-def test_an_import_upwards_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upward_import_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.test_layers.APP", tmp_path)
     file = tmp_path / "models.py"
     file.write_text(
@@ -136,7 +136,7 @@ def test_an_import_upwards_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_no_import_of_the_app_hides_in_a_function(path: Path) -> None:
+def test_functions_do_not_import_the_app(path: Path) -> None:
     hidden = [
         f"{name_of(path)}:{node.lineno}"
         for node, parts in imports(path)
@@ -154,7 +154,7 @@ def test_no_import_of_the_app_hides_in_a_function(path: Path) -> None:
 @pytest.mark.parametrize(
     "path", [path for path in FILES if name_of(path) != "lifecycle.py"], ids=name_of
 )
-def test_only_the_lifecycle_writes_a_status(path: Path) -> None:
+def test_only_lifecycle_writes_status(path: Path) -> None:
     written = [
         node.lineno
         for node in ast.walk(parsed(path))
@@ -177,8 +177,8 @@ def test_only_the_lifecycle_writes_a_status(path: Path) -> None:
 VOCABULARY = {*Status.values, *EventType.values}
 
 
-def words(path: Path) -> set[str]:
-    """The strings of a file that are a status's or an event's name, but for docstrings."""
+def vocabulary_of(path: Path) -> set[str]:
+    """Return the strings of a file that are names of statuses or events, except docstrings."""
     return {
         node.value
         for node in ast.walk(parsed(path))
@@ -188,7 +188,7 @@ def words(path: Path) -> set[str]:
     }
 
 
-#: Said to people, or named for a page's script, in words that happen to be a status's.
+#: Text for people, or names for a page's script, that happen to be a status's.
 SAID: dict[str, set[str]] = {
     "api/problems.py": {"task_status"},
     "lifecycle.py": {"cancelled"},
@@ -200,13 +200,13 @@ SAID: dict[str, set[str]] = {
 @pytest.mark.parametrize(
     "path", [path for path in FILES if name_of(path) != "states.py"], ids=name_of
 )
-def test_statuses_and_events_are_named_in_one_place(path: Path) -> None:
-    assert words(path) <= SAID.get(name_of(path), set())
+def test_statuses_and_events_are_spelled_only_in_states(path: Path) -> None:
+    assert vocabulary_of(path) <= SAID.get(name_of(path), set())
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_nothing_sleeps(path: Path) -> None:
-    """What waits must hear of a shutdown."""
+    """A thread that waits must notice a shutdown."""
     sleeping = [
         node.lineno
         for node in ast.walk(parsed(path))
@@ -216,7 +216,7 @@ def test_nothing_sleeps(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_nothing_is_swallowed_in_silence(path: Path) -> None:
+def test_no_exception_is_silently_ignored(path: Path) -> None:
     silent = [
         node.lineno
         for node in ast.walk(parsed(path))
@@ -228,10 +228,10 @@ def test_nothing_is_swallowed_in_silence(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_is_one_idea(path: Path) -> None:
-    """What takes more lines than this to say is two."""
+def test_file_has_at_most_400_lines(path: Path) -> None:
+    """A longer file has more than one idea."""
     assert len(path.read_text().splitlines()) <= 400
 
 
-def test_no_file_is_named_for_nothing() -> None:
+def test_no_file_has_a_catch_all_name() -> None:
     assert not [name_of(path) for path in FILES if path.stem in ("utils", "helpers", "misc")]

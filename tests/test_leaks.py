@@ -1,4 +1,4 @@
-"""The guard itself: it sees each kind of leak, and waits for what is about to end."""
+"""The leak check itself detects each kind of leak, and waits for what is about to end."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from tests.leaks import left, look
 from tests.rows import enqueued, fresh
 from tests.streaming.watching import Watching
 
-#: How long to look for what does not end.
+#: Seconds to wait for something that does not end.
 BRIEFLY = 0.05
 
 
-def forever(end: threading.Event, call: Callable[[], object] = lambda: None) -> threading.Thread:
+def start_thread(
+    end: threading.Event, call: Callable[[], object] = lambda: None
+) -> threading.Thread:
     begun = threading.Event()
 
     def stay() -> None:
@@ -42,9 +44,9 @@ def forever(end: threading.Event, call: Callable[[], object] = lambda: None) -> 
     return thread
 
 
-def test_a_thread_is_named_with_where_it_is() -> None:
+def test_leaked_thread_is_reported_with_its_stack() -> None:
     before, end = look(), threading.Event()
-    thread = forever(end)
+    thread = start_thread(end)
     [leak] = left(before, BRIEFLY)
     end.set()
     thread.join()
@@ -53,16 +55,16 @@ def test_a_thread_is_named_with_where_it_is() -> None:
     assert left(before) == []
 
 
-def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
+def test_thread_that_is_about_to_end_is_no_leak() -> None:
     before, end = look(), threading.Event()
-    forever(end)
+    start_thread(end)
     threading.Timer(0.1, end.set).start()
     assert left(before) == []
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_connection_of_a_thread_that_ended_is_seen() -> None:
-    # The server is asked by this thread's connection.
+def test_connection_of_a_finished_thread_is_a_leak() -> None:
+    # The check queries the server through this thread's connection, so open it first.
     task = enqueued()
     before, kept = look(), []
 
@@ -76,7 +78,7 @@ def test_a_connection_of_a_thread_that_ended_is_seen() -> None:
     leaks = left(before, BRIEFLY)
     assert "connection 'default', which thread 'careless' opened and did not close" in leaks
     if connection.vendor == "postgresql":
-        # And by the server's own account.
+        # The server lists it too.
         assert any(leak.startswith("session ") and "tasks_app_task" in leak for leak in leaks)
     kept[0].inc_thread_sharing()
     kept[0].close()
@@ -84,7 +86,7 @@ def test_a_connection_of_a_thread_that_ended_is_seen() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_stream_left_open_is_seen() -> None:
+def test_open_stream_is_a_leak() -> None:
     owner = User.objects.create_user("ada")
     channel = task_channel(enqueued(owner=owner).pk)
 
@@ -100,7 +102,7 @@ def test_a_stream_left_open_is_seen() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
-def test_a_watch_left_open_is_seen(tmp_path: Path) -> None:
+def test_open_watch_is_a_leak(tmp_path: Path) -> None:
     before = look()
     with closing(sqlite3.connect(tmp_path / "db")) as database:
         database.execute("PRAGMA journal_mode = WAL")
@@ -111,7 +113,7 @@ def test_a_watch_left_open_is_seen(tmp_path: Path) -> None:
     assert left(before) == []
 
 
-def test_a_process_is_named_with_its_command() -> None:
+def test_leaked_process_is_reported_with_its_command() -> None:
     before = look()
     process = subprocess.Popen(["sleep", "60"])
     [leak] = left(before, BRIEFLY)
@@ -121,7 +123,7 @@ def test_a_process_is_named_with_its_command() -> None:
     assert left(before) == []
 
 
-def test_a_process_whose_parent_is_gone_is_seen() -> None:
+def test_orphaned_process_is_a_leak() -> None:
     before = look()
     shell = subprocess.run(
         ["sh", "-c", "sleep 60 >&- 2>&- & echo $!"], capture_output=True, check=True
@@ -153,7 +155,7 @@ def test_second():
 """
 
 
-def test_the_test_that_leaves_something_fails_and_no_other(tmp_path: Path) -> None:
+def test_only_the_leaking_test_fails(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(IMPATIENT)
     (tmp_path / "test_it.py").write_text(FORGETFUL)
     options = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider"]

@@ -1,4 +1,4 @@
-"""Each verb: the row and its event together, for the holder of the claim and for nobody else."""
+"""Each verb of the lifecycle writes the row and its event together, only for the claim's holder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.rows import (
 
 pytestmark = pytest.mark.django_db
 
-#: Every verb that a worker calls, on one claim.
+#: Every verb that a worker calls, applied to one claim.
 FENCED: dict[Verb, Callable[[Claim], list[Claim]]] = {
     Verb.RENEW: lambda claim: lifecycle.renew([claim]),
     Verb.REPORT: lambda claim: lifecycle.report({claim: TaskProgressUpdate(text="x", value=0.5)}),
@@ -55,7 +55,7 @@ FENCED: dict[Verb, Callable[[Claim], list[Claim]]] = {
 
 
 @contextmanager
-def changing_nothing() -> Iterator[None]:
+def unchanged() -> Iterator[None]:
     before = snapshot()
     yield
     assert snapshot() == before
@@ -65,39 +65,39 @@ def test_all_fenced_verbs_are_tested_here() -> None:
     assert set(FENCED) == {verb for verb, move in LEGAL.items() if move.fenced}
 
 
-# The fence.
+# Fencing.
 
 
 @pytest.mark.parametrize("verb", FENCED)
-def test_a_stale_token_writes_nothing(verb: Verb) -> None:
+def test_stale_token_writes_nothing(verb: Verb) -> None:
     task, _ = claimed(max_attempts=2)
     stale = Claim(task.pk, uuid.uuid4())
-    with changing_nothing():
+    with unchanged():
         assert FENCED[verb](stale) == [stale]
 
 
 @pytest.mark.parametrize("verb", FENCED)
-def test_a_claim_is_void_once_the_task_was_released(verb: Verb) -> None:
+def test_claim_is_stale_after_release(verb: Verb) -> None:
     _, claim = claimed(max_attempts=2)
     assert lifecycle.release([claim]) == []
-    with changing_nothing():
+    with unchanged():
         assert FENCED[verb](claim) == [claim]
 
 
 @pytest.mark.parametrize("verb", FENCED)
-def test_a_claim_is_void_once_another_worker_holds_the_same_attempt(verb: Verb) -> None:
+def test_claim_is_stale_if_another_claim_has_the_same_attempt(verb: Verb) -> None:
     first = worker()
     task, claim = claimed(first, max_attempts=2)
     lifecycle.release([claim])
     [again] = lifecycle.claim(first, 1)
     assert (again.pk, again.attempt) == (task.pk, task.attempt)
-    with changing_nothing():
+    with unchanged():
         assert FENCED[verb](claim) == [claim]
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
 @pytest.mark.parametrize("verb", FENCED)
-def test_no_worker_moves_what_has_ended(verb: Verb, status: Status) -> None:
+def test_worker_cannot_change_a_finished_task(verb: Verb, status: Status) -> None:
     _, claim = claimed()
     finish = {
         Status.COMPLETED: Verb.COMPLETE,
@@ -105,19 +105,19 @@ def test_no_worker_moves_what_has_ended(verb: Verb, status: Status) -> None:
         Status.CANCELLED: Verb.CANCEL,
     }
     assert FENCED[finish[status]](claim) == []
-    with changing_nothing():
+    with unchanged():
         assert FENCED[verb](claim) == [claim]
 
 
 @pytest.mark.parametrize("verb", FENCED)
-def test_a_claim_on_no_task_is_void(verb: Verb) -> None:
+def test_claim_of_a_missing_task_is_stale(verb: Verb) -> None:
     claim = Claim(uuid.uuid4(), uuid.uuid4())
-    with changing_nothing():
+    with unchanged():
         assert FENCED[verb](claim) == [claim]
 
 
 @pytest.mark.parametrize("verb", FENCED)
-def test_void_claims_do_not_hinder_good_ones(verb: Verb) -> None:
+def test_stale_claims_do_not_affect_valid_ones(verb: Verb) -> None:
     by = worker()
     _, good = claimed(by, max_attempts=2)
     other, _ = claimed(by, max_attempts=2)
@@ -125,27 +125,27 @@ def test_void_claims_do_not_hinder_good_ones(verb: Verb) -> None:
     before = Task.objects.filter(pk=other.pk).values().get()
     match verb:
         case Verb.RENEW | Verb.CANCEL | Verb.RELEASE:
-            void = getattr(lifecycle, verb)([stale, good])
+            refused = getattr(lifecycle, verb)([stale, good])
         case Verb.REPORT:
             update = TaskProgressUpdate(text="x", value=0.5)
-            void = lifecycle.report({stale: update, good: update})
+            refused = lifecycle.report({stale: update, good: update})
         case Verb.LOG:
-            void = lifecycle.log({stale: [LogLine("info", "x")], good: [LogLine("info", "x")]})
+            refused = lifecycle.log({stale: [LogLine("info", "x")], good: [LogLine("info", "x")]})
         case Verb.COMPLETE:
-            void = lifecycle.complete({stale: 1, good: 1})
+            refused = lifecycle.complete({stale: 1, good: 1})
         case _:
-            void = getattr(lifecycle, verb)({stale: BROKEN, good: BROKEN})
-    assert void == [stale]
+            refused = getattr(lifecycle, verb)({stale: BROKEN, good: BROKEN})
+    assert refused == [stale]
     assert FENCED[verb](good) == ([] if LEGAL[verb].target == Status.RUNNING else [good])
     assert Task.objects.filter(pk=other.pk).values().get() == before
     assert facts(other) == ["task_queued", "task_started"]
 
 
 @pytest.mark.parametrize("verb", FENCED)
-def test_nothing_to_write_is_nothing_written(verb: Verb) -> None:
+def test_empty_batch_writes_nothing(verb: Verb) -> None:
     empty: object = [] if verb in (Verb.RENEW, Verb.CANCEL, Verb.RELEASE) else {}
     claimed()
-    with changing_nothing():
+    with unchanged():
         assert getattr(lifecycle, verb)(empty) == []
 
 
@@ -156,7 +156,7 @@ def waits_until(event: TaskEvent) -> datetime:
     return datetime.fromisoformat(event.data["run_after"])
 
 
-def test_enqueue_writes_the_row_and_its_event() -> None:
+def test_enqueue_writes_row_and_event() -> None:
     before = timezone.now()
     task = enqueued(queue="mail", priority=3)
     stored = fresh(task)
@@ -170,19 +170,19 @@ def test_enqueue_writes_the_row_and_its_event() -> None:
     assert event.data == {"run_after": to_jsonable_python(stored.run_after)}
 
 
-def test_enqueue_keeps_the_time_it_was_given() -> None:
+def test_enqueue_keeps_run_after() -> None:
     later = timezone.now() + timedelta(hours=1)
     task = enqueued(run_after=later)
     assert fresh(task).run_after == later
     assert last_fact(task).data == {"run_after": to_jsonable_python(later)}
 
 
-def test_enqueue_keeps_the_order_it_was_given() -> None:
+def test_enqueue_keeps_order() -> None:
     tasks = [Task(name=f"tests.tasks.{letter}", run_after=None) for letter in "zyxabc"]
     lifecycle.enqueue(tasks)
     taken = lifecycle.claim(worker(), 10, now=timezone.now() + timedelta(seconds=1))
     assert [task.name[-1] for task in taken] == list("zyxabc")
-    # Not by chance: no two have the same moment.
+    # The order is not by chance: all have different times.
     assert sorted({task.run_after for task in taken}) == [task.run_after for task in taken]
     queued = TaskEvent.objects.filter(event_type=EventType.QUEUED).order_by("id")
     assert [event.task.name[-1] for event in queued] == list("zyxabc")
@@ -201,9 +201,9 @@ def test_enqueue_is_part_of_the_callers_transaction() -> None:
 
 
 @pytest.mark.parametrize("status", sorted(UNFINISHED))
-def test_a_unique_key_is_held_by_an_unfinished_task(status: Status) -> None:
+def test_unfinished_task_holds_its_unique_key(status: Status) -> None:
     holder = saved(status, unique_key="import")
-    with changing_nothing(), pytest.raises(DuplicateTask) as caught:
+    with unchanged(), pytest.raises(DuplicateTask) as caught:
         enqueued(unique_key="import")
     assert (caught.value.unique_key, caught.value.task_id) == ("import", holder.pk)
     assert str(caught.value) == (
@@ -213,32 +213,32 @@ def test_a_unique_key_is_held_by_an_unfinished_task(status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_a_finished_task_gives_its_unique_key_back(status: Status) -> None:
+def test_finished_task_frees_its_unique_key(status: Status) -> None:
     saved(status, unique_key="import")
     enqueued(unique_key="import")
     assert Task.objects.filter(unique_key="import").count() == 2
 
 
-def test_a_duplicate_refuses_the_whole_batch() -> None:
+def test_duplicate_refuses_the_whole_batch() -> None:
     holder = enqueued(unique_key="two")
     batch = [
         Task(name="tests.tasks.Noop", unique_key=key, run_after=None) for key in ("one", "two")
     ]
-    with changing_nothing(), pytest.raises(DuplicateTask) as caught:
+    with unchanged(), pytest.raises(DuplicateTask) as caught:
         lifecycle.enqueue(batch)
     assert (caught.value.unique_key, caught.value.task_id) == ("two", holder.pk)
 
 
-def test_one_key_for_two_of_a_batch_is_a_duplicate() -> None:
+def test_same_key_twice_in_a_batch_is_a_duplicate() -> None:
     batch = [Task(name="tests.tasks.Noop", unique_key="one", run_after=None) for _ in range(2)]
-    with changing_nothing(), pytest.raises(DuplicateTask) as caught:
+    with unchanged(), pytest.raises(DuplicateTask) as caught:
         lifecycle.enqueue(batch)
     assert (caught.value.unique_key, caught.value.task_id) == ("one", None)
     assert str(caught.value).startswith("Another task with the unique key 'one'")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_after_a_duplicate_the_callers_transaction_goes_on() -> None:
+def test_transaction_continues_after_a_duplicate() -> None:
     holder = enqueued(unique_key="import")
     with transaction.atomic():
         first = enqueued()
@@ -248,16 +248,16 @@ def test_after_a_duplicate_the_callers_transaction_goes_on() -> None:
     assert set(Task.objects.values_list("pk", flat=True)) == {holder.pk, first.pk, second.pk}
 
 
-def test_other_faults_of_a_row_are_no_duplicates() -> None:
+def test_other_integrity_errors_are_not_duplicates() -> None:
     enqueued(unique_key="import")
-    with changing_nothing(), pytest.raises(IntegrityError, match="tasks_timeout_positive"):
+    with unchanged(), pytest.raises(IntegrityError, match="tasks_timeout_positive"):
         enqueued(timeout_seconds=-1)
 
 
 # Claim.
 
 
-def test_claim_marks_the_row_and_tells_it(settings: Any) -> None:
+def test_claim_writes_row_and_event(settings: Any) -> None:
     settings.TASK_LEASE_SECONDS = 12
     by = worker(hostname="ada", pid=7)
     task = enqueued(max_attempts=2)
@@ -275,7 +275,7 @@ def test_claim_marks_the_row_and_tells_it(settings: Any) -> None:
     assert last_fact(task).data == {"attempt": 1, "max_attempts": 2, "worker": "ada:7"}
 
 
-def test_claim_takes_the_most_urgent_and_then_the_longest_due() -> None:
+def test_claim_order_is_priority_then_run_after() -> None:
     now = timezone.now()
     for name, priority, minutes in (
         ("d", 0, 1),
@@ -291,7 +291,7 @@ def test_claim_takes_the_most_urgent_and_then_the_longest_due() -> None:
     assert lifecycle.claim(by, 9) == []
 
 
-def test_what_is_not_due_is_not_claimed() -> None:
+def test_task_that_is_not_due_is_not_claimed() -> None:
     now = timezone.now()
     task = saved(run_after=now)
     by = worker()
@@ -303,11 +303,11 @@ def test_what_is_not_due_is_not_claimed() -> None:
 def test_only_pending_tasks_are_claimed(status: Status) -> None:
     saved(status)
     by = worker()
-    with changing_nothing():
+    with unchanged():
         assert lifecycle.claim(by, 1, now=timezone.now() + timedelta(days=9)) == []
 
 
-def test_a_worker_claims_from_its_queues() -> None:
+def test_worker_claims_from_its_queues() -> None:
     for queue in ("mail", "reports", "default"):
         saved(queue=queue, name=queue)
     taken = lifecycle.claim(worker(queues=["reports", "mail"]), 9)
@@ -322,7 +322,7 @@ def test_no_two_claims_share_a_task() -> None:
     assert {task.pk for batch in batches for task in batch} == saved_tasks
 
 
-def test_each_claim_draws_a_new_token() -> None:
+def test_each_claim_has_a_new_token() -> None:
     by = worker()
     _, first = claimed(by)
     lifecycle.release([first])
@@ -330,16 +330,16 @@ def test_each_claim_draws_a_new_token() -> None:
     assert again.fencing_token != first.token
 
 
-def test_a_claim_starts_the_progress_anew() -> None:
+def test_claim_resets_progress() -> None:
     saved(progress=0.5, progress_text="half")
     [taken] = lifecycle.claim(worker(), 1)
     assert (fresh(taken).progress, fresh(taken).progress_text) == (None, "")
 
 
-# What a claim may do while it holds.
+# Verbs that keep the claim.
 
 
-def test_renew_extends_the_lease_and_tells_nothing(settings: Any) -> None:
+def test_renew_extends_the_lease_without_an_event(settings: Any) -> None:
     settings.TASK_LEASE_SECONDS = 20
     task, claim = claimed()
     later = timezone.now() + timedelta(minutes=5)
@@ -348,7 +348,7 @@ def test_renew_extends_the_lease_and_tells_nothing(settings: Any) -> None:
     assert facts(task) == ["task_queued", "task_started"]
 
 
-def test_report_writes_over_the_last_progress_and_stores_no_event() -> None:
+def test_report_overwrites_progress_without_an_event() -> None:
     task, claim = claimed()
     for text, value in (("one", 0.25), ("two", None), ("three", 0.75)):
         assert lifecycle.report({claim: TaskProgressUpdate(text=text, value=value)}) == []
@@ -357,7 +357,7 @@ def test_report_writes_over_the_last_progress_and_stores_no_event() -> None:
     assert facts(task) == ["task_queued", "task_started"]
 
 
-def test_log_records_each_line_in_order() -> None:
+def test_log_writes_each_line_in_order() -> None:
     task, claim = claimed()
     lines = [LogLine("info", "one"), LogLine("error", "two"), LogLine("debug", "three")]
     assert lifecycle.log({claim: lines}) == []
@@ -369,14 +369,14 @@ def test_log_records_each_line_in_order() -> None:
     ]
 
 
-# How a claim ends.
+# Verbs that end the claim.
 
 
 def unclaimed(task: Task) -> bool:
     return task.fencing_token is None and task.lease_expires_at is None
 
 
-def test_complete_keeps_the_result() -> None:
+def test_complete_stores_the_result() -> None:
     task, claim = claimed()
     lifecycle.report({claim: TaskProgressUpdate(text="nearly", value=0.9)})
     now = timezone.now()
@@ -408,7 +408,7 @@ def test_results_of_a_batch_are_not_mixed_up() -> None:
         assert repr(last_fact(stored).data["result"]) == repr(result)
 
 
-def test_fail_keeps_the_error_and_its_traceback_from_viewers() -> None:
+def test_fail_stores_the_error_and_keeps_the_traceback_out_of_the_event() -> None:
     task, claim = claimed()
     assert lifecycle.fail({claim: Failure("KeyError", "'x'", "Traceback: secret")}) == []
     stored = fresh(task)
@@ -436,7 +436,7 @@ def test_cancel_ends_the_task() -> None:
     assert last_fact(task).data == {"progress": {"text": "half", "value": 0.5}}
 
 
-def test_retry_makes_the_task_wait(settings: Any) -> None:
+def test_retry_makes_the_task_pending_with_a_delay(settings: Any) -> None:
     settings.TASK_RETRY_BACKOFF_SECONDS = 10
     task, claim = claimed(max_attempts=2)
     now = timezone.now()
@@ -459,11 +459,11 @@ def test_retry_makes_the_task_wait(settings: Any) -> None:
 
 def test_release_does_not_count_the_attempt() -> None:
     task, claim = claimed()
-    place = task.run_after
+    run_after = task.run_after
     assert lifecycle.release([claim]) == []
     stored = fresh(task)
     assert (stored.status, stored.attempt, stored.started_at) == (Status.PENDING, 0, None)
-    assert stored.run_after == place
+    assert stored.run_after == run_after
     assert unclaimed(stored)
     assert facts(task) == ["task_queued", "task_started", "task_queued"]
     assert last_fact(task).data == {"reason": "released"}
@@ -472,7 +472,7 @@ def test_release_does_not_count_the_attempt() -> None:
 
 
 @pytest.mark.parametrize("verb", [Verb.RETRY, Verb.RELEASE])
-def test_what_was_asked_to_cancel_ends_instead_of_waiting(verb: Verb) -> None:
+def test_task_with_a_cancel_request_ends_instead_of_waiting(verb: Verb) -> None:
     by = worker()
     unwanted, claim = claimed(by, max_attempts=3)
     wanted, other = claimed(by, max_attempts=3)
@@ -491,7 +491,7 @@ def test_what_was_asked_to_cancel_ends_instead_of_waiting(verb: Verb) -> None:
 @pytest.mark.parametrize(
     ("attempt", "longest"), [(1, 10), (2, 20), (3, 40), (4, 60), (5, 60), (1000, 60), (10**9, 60)]
 )
-def test_backoff_doubles_up_to_the_cap(attempt: int, longest: float, settings: Any) -> None:
+def test_backoff_doubles_up_to_the_limit(attempt: int, longest: float, settings: Any) -> None:
     settings.TASK_RETRY_BACKOFF_SECONDS = 10
     settings.TASK_RETRY_BACKOFF_MAX_SECONDS = 60
     waits = [backoff(attempt).total_seconds() for _ in range(200)]
@@ -508,17 +508,17 @@ def heartbeat(settings: Any) -> timedelta:
     return timedelta(seconds=60)
 
 
-def test_rescue_waits_a_heartbeat_past_the_lease(heartbeat: timedelta) -> None:
+def test_rescue_waits_one_heartbeat_after_the_lease(heartbeat: timedelta) -> None:
     task, _ = claimed()
     for lapsed in (-heartbeat, heartbeat * 0, heartbeat * 0.9):
         lapse(task, lapsed)
-        with changing_nothing():
+        with unchanged():
             assert lifecycle.rescue() == []
     lapse(task, heartbeat * 1.1)
     assert [lost.pk for lost in lifecycle.rescue()] == [task.pk]
 
 
-def test_rescue_fails_what_has_no_attempt_left(heartbeat: timedelta) -> None:
+def test_rescue_fails_a_task_without_attempts_left(heartbeat: timedelta) -> None:
     by = worker(hostname="ada", pid=7)
     task, claim = claimed(by)
     lapse(task, heartbeat * 2)
@@ -526,15 +526,15 @@ def test_rescue_fails_what_has_no_attempt_left(heartbeat: timedelta) -> None:
     assert (lost.status, lost.fencing_token) == (Status.RUNNING, claim.token)
     stored = fresh(task)
     by.refresh_from_db()
-    beat = by.heartbeat_at.isoformat(timespec="seconds")
-    message = f"Worker ada:7 stopped responding; its last heartbeat was at {beat}."
+    heartbeat_at = by.heartbeat_at.isoformat(timespec="seconds")
+    message = f"Worker ada:7 stopped responding; its last heartbeat was at {heartbeat_at}."
     assert (stored.status, stored.error_type) == (Status.FAILED, "WorkerLost")
     assert stored.error_message == message
     assert facts(task) == ["task_queued", "task_started", "task_failed"]
     assert last_fact(task).data["error"] == {"type": "WorkerLost", "message": message}
 
 
-def test_rescue_retries_what_has_attempts_left(heartbeat: timedelta) -> None:
+def test_rescue_retries_a_task_with_attempts_left(heartbeat: timedelta) -> None:
     task, _ = claimed(max_attempts=2)
     lapse(task, heartbeat * 2)
     lifecycle.rescue()
@@ -546,7 +546,9 @@ def test_rescue_retries_what_has_attempts_left(heartbeat: timedelta) -> None:
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2])
-def test_rescue_cancels_what_was_asked_to(max_attempts: int, heartbeat: timedelta) -> None:
+def test_rescue_cancels_a_task_with_a_cancel_request(
+    max_attempts: int, heartbeat: timedelta
+) -> None:
     task, _ = claimed(max_attempts=max_attempts)
     lifecycle.request_cancel(task.pk)
     lapse(task, heartbeat * 2)
@@ -555,7 +557,7 @@ def test_rescue_cancels_what_was_asked_to(max_attempts: int, heartbeat: timedelt
     assert facts(task)[2:] == ["task_cancel_requested", "task_cancelled"]
 
 
-def test_rescue_leaves_live_leases_alone(heartbeat: timedelta) -> None:
+def test_rescue_ignores_valid_leases(heartbeat: timedelta) -> None:
     by = worker()
     lost, _ = claimed(by)
     alive, claim = claimed(by)
@@ -565,16 +567,16 @@ def test_rescue_leaves_live_leases_alone(heartbeat: timedelta) -> None:
     assert lifecycle.complete({claim: None}) == []
 
 
-def test_what_was_rescued_is_no_longer_the_first_workers(heartbeat: timedelta) -> None:
+def test_claim_is_stale_after_rescue(heartbeat: timedelta) -> None:
     task, claim = claimed(max_attempts=2)
     lapse(task, heartbeat * 2)
     lifecycle.rescue()
-    with changing_nothing():
+    with unchanged():
         assert lifecycle.complete({claim: "late"}) == [claim]
         assert lifecycle.rescue() == []
 
 
-def test_rescue_works_without_the_workers_record(heartbeat: timedelta) -> None:
+def test_rescue_works_without_the_workers_row(heartbeat: timedelta) -> None:
     by = worker()
     task, _ = claimed(by)
     by.delete()
@@ -585,7 +587,7 @@ def test_rescue_works_without_the_workers_record(heartbeat: timedelta) -> None:
     )
 
 
-def test_rescue_takes_the_longest_lost_first_and_no_more_than_asked(heartbeat: timedelta) -> None:
+def test_rescue_takes_the_oldest_first_up_to_its_limit(heartbeat: timedelta) -> None:
     by = worker()
     tasks = [claimed(by)[0] for _ in range(3)]
     for task, times in zip(tasks, (3, 4, 2), strict=True):
@@ -594,10 +596,10 @@ def test_rescue_takes_the_longest_lost_first_and_no_more_than_asked(heartbeat: t
     assert [lost.pk for lost in lifecycle.rescue(limit=2)] == [tasks[2].pk]
 
 
-# Request to cancel.
+# Cancel requests.
 
 
-def test_a_pending_task_is_cancelled_at_once() -> None:
+def test_cancel_of_pending_task_ends_it() -> None:
     task = enqueued()
     returned = lifecycle.request_cancel(task.pk, "ada")
     stored = fresh(task)
@@ -608,14 +610,14 @@ def test_a_pending_task_is_cancelled_at_once() -> None:
     assert lifecycle.claim(worker(), 1) == []
 
 
-def test_a_running_task_is_asked_once() -> None:
+def test_running_task_records_one_cancel_request() -> None:
     task, claim = claimed()
     returned = lifecycle.request_cancel(task.pk, "ada")
     stored = fresh(task)
     assert stored.status == Status.RUNNING
     assert stored.cancel_requested_at == returned.cancel_requested_at is not None
     assert last_fact(task).data == {"by": "ada"}
-    with changing_nothing():
+    with unchanged():
         again = lifecycle.request_cancel(task.pk, "bob")
     assert again.cancel_requested_at == stored.cancel_requested_at
     assert facts(task) == ["task_queued", "task_started", "task_cancel_requested"]
@@ -623,22 +625,22 @@ def test_a_running_task_is_asked_once() -> None:
     assert fresh(task).status == Status.COMPLETED
 
 
-def test_nobody_need_have_asked() -> None:
+def test_cancel_request_needs_no_user() -> None:
     task = enqueued()
     lifecycle.request_cancel(task.pk)
     assert last_fact(task).data == {}
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_what_has_finished_cannot_be_cancelled(status: Status) -> None:
+def test_finished_task_cannot_be_cancelled(status: Status) -> None:
     task = ended(status)
-    with changing_nothing(), pytest.raises(IllegalTransition) as caught:
+    with unchanged(), pytest.raises(IllegalTransition) as caught:
         lifecycle.request_cancel(task.pk)
     assert (caught.value.task_id, caught.value.status) == (task.pk, status)
     assert str(caught.value) == f"Task {task.pk} is {status} and cannot be cancelled."
 
 
-def test_what_is_not_there_cannot_be_cancelled() -> None:
+def test_missing_task_cannot_be_cancelled() -> None:
     missing = uuid.uuid4()
     with pytest.raises(TaskNotFound) as caught:
         lifecycle.request_cancel(missing)
@@ -648,7 +650,7 @@ def test_what_is_not_there_cannot_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_a_refused_cancel_leaves_the_callers_transaction_alone(status: Status) -> None:
+def test_refused_cancel_keeps_the_callers_transaction(status: Status) -> None:
     task = ended(status)
     with transaction.atomic():
         with pytest.raises(IllegalTransition):
@@ -657,11 +659,11 @@ def test_a_refused_cancel_leaves_the_callers_transaction_alone(status: Status) -
     assert facts(other) == ["task_queued"]
 
 
-# The database's own word.
+# Database constraints.
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_each_end_has_one_terminal_event(status: Status) -> None:
+def test_each_finished_task_has_one_terminal_event(status: Status) -> None:
     task = ended(status)
     terminal = [kind for kind in facts(task) if EventType(kind).is_terminal]
     assert terminal == [f"task_{status}"]
@@ -669,7 +671,7 @@ def test_each_end_has_one_terminal_event(status: Status) -> None:
 
 
 @pytest.mark.parametrize("second", sorted(event for event in EventType if event.is_terminal))
-def test_the_database_refuses_a_second_terminal_event(second: EventType) -> None:
+def test_database_refuses_a_second_terminal_event(second: EventType) -> None:
     task = ended(Status.COMPLETED)
     with pytest.raises(IntegrityError), transaction.atomic():
         TaskEvent.objects.create(task=task, event_type=second, timestamp=timezone.now())
@@ -677,20 +679,20 @@ def test_the_database_refuses_a_second_terminal_event(second: EventType) -> None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_row_and_its_event_commit_together() -> None:
-    """Were the event refused, the row would not have moved either."""
+def test_row_and_event_commit_together() -> None:
+    """If the event is refused, the row does not change either."""
     task, claim = claimed()
     TaskEvent.objects.create(task=task, event_type=EventType.FAILED, timestamp=timezone.now())
-    with changing_nothing(), pytest.raises(IntegrityError):
+    with unchanged(), pytest.raises(IntegrityError):
         lifecycle.complete({claim: 1})
     assert fresh(task).status == Status.RUNNING
     assert not connection.in_atomic_block
 
 
-# Attempts, and tasks started anew.
+# Attempts, and retries as a new task.
 
 
-def test_a_task_says_how_long_the_next_attempt_waits() -> None:
+def test_failure_sets_the_delay_of_the_next_attempt() -> None:
     task, claim = claimed(max_attempts=2)
     before = timezone.now()
     failure = replace(BROKEN, retry_after=timedelta(hours=3))
@@ -699,8 +701,8 @@ def test_a_task_says_how_long_the_next_attempt_waits() -> None:
     assert timedelta(hours=3) <= waits < timedelta(hours=3, minutes=5)
 
 
-def test_without_an_attempt_left_a_retry_fails() -> None:
-    """Not the next claim, which would fail for all it claims."""
+def test_retry_without_attempts_left_fails_the_task() -> None:
+    """Otherwise the next claim would fail, for all tasks that it claims."""
     task, claim = claimed(max_attempts=1)
     assert lifecycle.retry({claim: BROKEN}) == []
     assert (fresh(task).status, fresh(task).error_type) == (Status.FAILED, "ValueError")
@@ -708,7 +710,7 @@ def test_without_an_attempt_left_a_retry_fails() -> None:
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
-def test_what_did_not_end_well_is_started_anew(status: Status, owner: User) -> None:
+def test_retry_of_failed_or_cancelled_task_creates_a_new_one(status: Status, owner: User) -> None:
     old = ended(status, owner=owner, queue="mail", priority=3, params={"a": 1}, unique_key="k")
     before = snapshot()
     new = lifecycle.enqueue_again(old.pk, "ada")
@@ -722,7 +724,7 @@ def test_what_did_not_end_well_is_started_anew(status: Status, owner: User) -> N
     assert snapshot() == before
 
 
-def test_what_went_well_or_goes_on_is_not_started_anew() -> None:
+def test_completed_or_unfinished_task_cannot_be_retried() -> None:
     for task in (ended(Status.COMPLETED), claimed()[0], enqueued()):
         before = snapshot()
         with pytest.raises(IllegalTransition, match="and cannot be retried"):
@@ -730,7 +732,7 @@ def test_what_went_well_or_goes_on_is_not_started_anew() -> None:
         assert snapshot() == before
 
 
-def test_a_task_is_started_anew_once() -> None:
+def test_task_is_retried_only_once() -> None:
     old = ended(Status.FAILED)
     new = lifecycle.enqueue_again(old.pk)
     with pytest.raises(AlreadyRetried, match="was already retried") as caught:
@@ -740,12 +742,12 @@ def test_a_task_is_started_anew_once() -> None:
     assert Task.objects.count() == 2
 
 
-def test_what_is_gone_is_not_started_anew() -> None:
+def test_missing_task_cannot_be_retried() -> None:
     with pytest.raises(TaskNotFound):
         lifecycle.enqueue_again(uuid.uuid4())
 
 
-def test_a_unique_key_that_another_holds_now_keeps_a_task_from_being_started_anew() -> None:
+def test_retry_is_refused_if_another_task_holds_the_unique_key() -> None:
     old = ended(Status.FAILED, unique_key="k")
     enqueued(unique_key="k")
     with pytest.raises(DuplicateTask):

@@ -1,4 +1,4 @@
-"""How much a task may take, return and say: refused or cut off, and told in the guide."""
+"""Size limits of params, results and texts: refused or truncated, and documented in the guide."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tests.tasks import Noop
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: Of one, two, three and four bytes in UTF-8; the last is two units in UTF-16.
+#: One, two, three and four bytes in UTF-8. The last one is two units in UTF-16.
 LETTERS = ["a", "é", "€", "😀"]
-#: As many digits as an integer may have.
+#: The number of digits that an integer may have.
 DIGITS = 4300
 
 
@@ -48,27 +48,27 @@ def run(task: type[BaseTask], params: dict[str, Any], **options: Any) -> Task:
     return Task.objects.get(pk=started.task_id)
 
 
-def refused(task: type[BaseTask], params: dict[str, Any]) -> str:
-    """Return why a start is refused, which leaves nothing behind."""
+def refusal(task: type[BaseTask], params: dict[str, Any]) -> str:
+    """Return the error of a refused start, which must create no task."""
     with pytest.raises(InvalidParams) as caught:
         task_service.start_task(task, params)
     assert not Task.objects.exists()
-    [fault] = caught.value.errors.values()
-    return fault
+    [message] = caught.value.errors.values()
+    return message
 
 
-# What is refused.
+# Refused.
 
 
 @pytest.mark.parametrize("letter", LETTERS)
-def test_parameters_and_results_are_counted_in_bytes(letter: str) -> None:
-    room = JSON_MAX - len('{"value": ""}')
+def test_params_and_results_are_measured_in_bytes(letter: str) -> None:
+    max_bytes = JSON_MAX - len('{"value": ""}')
     size = len(letter.encode())
-    fits = letter * (room // size)
+    fits = letter * (max_bytes // size)
     assert run(Echo, {"value": fits}).result == fits
     Task.objects.all().delete()
-    fault = refused(Echo, {"value": fits + letter})
-    assert "1,048,576 is the most" in fault
+    message = refusal(Echo, {"value": fits + letter})
+    assert "1,048,576 is the most" in message
     times = (JSON_MAX - 2) // size
     assert run(Repeats, {"text": letter, "times": times}).status == Status.COMPLETED
     too_large = run(Repeats, {"text": letter, "times": times + 1})
@@ -80,21 +80,21 @@ def test_parameters_and_results_are_counted_in_bytes(letter: str) -> None:
 TOO_DEEP = f"levels deep, and {DEPTH_MAX} is the most|Maximum serialization depth exceeded"
 
 
-def test_parameters_may_be_nested_only_so_deep() -> None:
-    """And what a start accepts, the worker can read."""
-    fits = nested(DEPTH_MAX - 1)  # in an object themselves
+def test_params_have_a_maximum_depth() -> None:
+    """A worker can read whatever a start accepts."""
+    fits = nested(DEPTH_MAX - 1)  # inside an object
     task = run(Echo, {"value": fits})
     assert (task.status, task.result) == (Status.COMPLETED, fits)
     Task.objects.all().delete()
     for levels in (DEPTH_MAX, 200, 300, 1_000, 100_000):
-        assert re.search(TOO_DEEP, refused(Echo, {"value": nested(levels)}))
+        assert re.search(TOO_DEEP, refusal(Echo, {"value": nested(levels)}))
     in_objects: Any = 0
     for _ in range(DEPTH_MAX):
         in_objects = {"a": in_objects, "b": [1]}
-    assert re.search(TOO_DEEP, refused(Echo, {"value": in_objects}))
+    assert re.search(TOO_DEEP, refusal(Echo, {"value": in_objects}))
 
 
-def test_results_may_be_nested_only_so_deep() -> None:
+def test_results_have_a_maximum_depth() -> None:
     assert run(Nested, {"levels": DEPTH_MAX}).result == nested(DEPTH_MAX)
     for levels in (DEPTH_MAX + 1, 300, 1_000, 100_000):
         task = run(Nested, {"levels": levels})
@@ -102,15 +102,15 @@ def test_results_may_be_nested_only_so_deep() -> None:
         assert re.search(TOO_DEEP, task.error_message)
 
 
-def test_what_is_broad_is_not_deep() -> None:
+def test_wide_values_are_not_deep() -> None:
     rows = [{"a": [number]} for number in range(500)]
     assert run(Echo, {"value": rows}).result == rows
 
 
-def test_parameters_that_hold_themselves_are_refused() -> None:
+def test_circular_params_are_refused() -> None:
     ring: list[Any] = []
     ring.append(ring)
-    assert "Circular reference" in refused(Echo, {"value": ring})
+    assert "Circular reference" in refusal(Echo, {"value": ring})
 
 
 @pytest.mark.parametrize("value", [2**64, -(10**400), 10 ** (DIGITS - 1)])
@@ -119,8 +119,8 @@ def test_integers_may_be_large(value: int) -> None:
     assert (task.status, task.result) == (Status.COMPLETED, value)
 
 
-def test_integers_may_not_be_larger_than_python_prints() -> None:
-    assert f"{DIGITS} digits" in refused(Echo, {"value": 10**DIGITS})
+def test_integers_have_a_maximum_number_of_digits() -> None:
+    assert f"{DIGITS} digits" in refusal(Echo, {"value": 10**DIGITS})
     task = run(Digits, {"digits": DIGITS + 1})
     assert (task.status, task.error_type) == (Status.FAILED, "InvalidResult")
     assert f"{DIGITS} digits" in task.error_message
@@ -131,8 +131,8 @@ def test_integers_may_not_be_larger_than_python_prints() -> None:
     ("option", "most"),
     [("queue", QUEUE_MAX), ("unique_key", KEY_MAX), ("idempotency_key", KEY_MAX)],
 )
-def test_names_of_a_start_are_counted_in_characters(option: str, most: int, letter: str) -> None:
-    owner = User.objects.create_user("ada")  # an idempotency key is its owner's
+def test_names_in_a_start_are_measured_in_characters(option: str, most: int, letter: str) -> None:
+    owner = User.objects.create_user("ada")  # an idempotency key needs an owner
     task = run(Noop, {}, owner=owner, **{option: letter * most})
     assert getattr(task, option) == letter * most
     assert task.status == Status.COMPLETED
@@ -150,7 +150,7 @@ def test_names_of_a_start_are_counted_in_characters(option: str, most: int, lett
         ("timeout", 1e300, [float("inf"), float("nan"), 0, -1]),
     ],
 )
-def test_numbers_of_a_start_have_bounds(option: str, fits: float, wrong: list[float]) -> None:
+def test_numbers_in_a_start_have_bounds(option: str, fits: float, wrong: list[float]) -> None:
     task_service.start_task(Noop, **{option: fits})  # type: ignore[arg-type]
     for value in wrong:
         with pytest.raises(ValidationError, match=option):
@@ -163,25 +163,25 @@ def execute(self: BaseTask, progress: ProgressHandle) -> str:
 
 
 def of_length(characters: int) -> type[BaseTask]:
-    """A task class whose dotted path has so many characters, at the top level of this module."""
+    """Return a task class at the top level of this module with a dotted path of this length."""
     name = "T" * (characters - len(__name__) - 1)
     cls = type(name, (BaseTask,), {"execute": execute, "__module__": __name__})
     globals()[name] = cls
     return cls
 
 
-def test_a_dotted_path_fits_its_column() -> None:
+def test_dotted_path_must_fit_its_column() -> None:
     assert run(of_length(NAME_MAX), {}).result == "ran"
-    with pytest.raises(InvalidTask, match=f"may have {NAME_MAX}. Rename it"):
+    with pytest.raises(InvalidTask, match=rf"at most {NAME_MAX}\. Rename it"):
         task_service.start_task(of_length(NAME_MAX + 1))
     assert Task.objects.count() == 1
 
 
-# What is cut off.
+# Truncated.
 
 
 @pytest.mark.parametrize("letter", LETTERS)
-def test_texts_are_cut_off_between_characters_and_marked(letter: str) -> None:
+def test_texts_are_truncated_between_characters_and_marked(letter: str) -> None:
     task = run(SaysMuch, {"text": letter, "times": 120_000})
     assert task.progress_text == letter * (PROGRESS_MAX - 1) + "…"
     [line] = task.events.filter(event_type=EventType.LOG)
@@ -193,28 +193,28 @@ def test_texts_are_cut_off_between_characters_and_marked(letter: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "expected"),
     [
         (3, []),
         (4, ["1 more line was dropped (TASK_MAX_LOG_LINES: 3)"]),
         (9, ["6 more lines were dropped (TASK_MAX_LOG_LINES: 3)"]),
     ],
 )
-def test_lines_past_the_most_are_counted(settings: Any, lines: int, said: list[str]) -> None:
+def test_dropped_log_lines_are_counted(settings: Any, lines: int, expected: list[str]) -> None:
     settings.TASK_MAX_LOG_LINES = 3
     logged = run(LogsLines, {"lines": lines}).events.filter(event_type=EventType.LOG)
     messages = [line.data["message"] for line in logged.order_by("id")]
-    assert messages == ["line 0", "line 1", "line 2", *said]
+    assert messages == ["line 0", "line 1", "line 2", *expected]
 
 
-# What the guide says.
+# The guide.
 
 
-def test_the_guide_tells_the_limits() -> None:
-    told = {
-        what.replace("`", ""): most.partition(" ")[0] for what, most, _ in table(GUIDE, "Sizes")
+def test_guide_documents_the_limits() -> None:
+    documented = {
+        name.replace("`", ""): limit.partition(" ")[0] for name, limit, _ in table(GUIDE, "Sizes")
     }
-    assert told == {
+    assert documented == {
         "parameters": f"{JSON_MAX:,}",
         "result": f"{JSON_MAX:,}",
         "lists and objects within each other, in either": f"{DEPTH_MAX:,}",
@@ -233,12 +233,12 @@ def test_the_guide_tells_the_limits() -> None:
     assert f"more than {DIGITS:,} digits" in text
 
 
-def test_the_columns_hold_what_the_limits_allow() -> None:
-    for field, most in {
+def test_columns_fit_the_limits() -> None:
+    for field, limit in {
         "name": NAME_MAX,
         "queue": QUEUE_MAX,
         "unique_key": KEY_MAX,
         "idempotency_key": KEY_MAX,
         "error_type": TYPE_MAX,
     }.items():
-        assert Task._meta.get_field(field).max_length == most
+        assert Task._meta.get_field(field).max_length == limit

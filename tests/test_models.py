@@ -1,4 +1,4 @@
-"""What the database refuses, who sees what, and how a row shows itself."""
+"""Models: database constraints, visibility, and how rows describe themselves."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LEASED: dict[str, Any] = {"fencing_token": uuid.uuid4(), "lease_expires_at": NOW
 
 
 @pytest.mark.parametrize("status", Status)
-def test_the_rows_of_these_tests_are_sound(status: Status) -> None:
-    """So that what follows is refused for the one thing it changes."""
+def test_rows_of_these_tests_are_valid(status: Status) -> None:
+    """So that the rows below are refused only for what they change."""
     saved(status)
 
 
@@ -56,14 +56,12 @@ def test_the_rows_of_these_tests_are_sound(status: Status) -> None:
         ("tasks_timeout_positive", Status.PENDING, {"timeout_seconds": -1}),
     ],
 )
-def test_a_row_must_be_what_its_status_says(
-    constraint: str, status: Status, fields: dict[str, Any]
-) -> None:
+def test_row_must_match_its_status(constraint: str, status: Status, fields: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match=constraint), transaction.atomic():
         saved(status, **fields)
 
 
-def test_a_status_must_be_known() -> None:
+def test_unknown_status_is_refused() -> None:
     task = row()
     task.status = "paused"
     with pytest.raises(IntegrityError, match="tasks_status_known"), transaction.atomic():
@@ -81,13 +79,13 @@ def test_a_status_must_be_known() -> None:
         {"attempt": 3, "max_attempts": 3},
     ],
 )
-def test_what_is_just_within_bounds_is_welcome(fields: dict[str, Any]) -> None:
+def test_values_at_the_limits_are_accepted(fields: dict[str, Any]) -> None:
     saved(Status.RUNNING, **fields)
 
 
 @pytest.mark.parametrize("holder", sorted(set(Status) - TERMINAL))
 @pytest.mark.parametrize("other", sorted(set(Status) - TERMINAL))
-def test_two_unfinished_tasks_never_share_a_key(holder: Status, other: Status) -> None:
+def test_two_unfinished_tasks_cannot_share_a_unique_key(holder: Status, other: Status) -> None:
     saved(holder, unique_key="k")
     with pytest.raises(IntegrityError, match="unique"), transaction.atomic():
         saved(other, unique_key="k")
@@ -97,7 +95,7 @@ def test_two_unfinished_tasks_never_share_a_key(holder: Status, other: Status) -
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_finished_tasks_share_a_key_with_anybody(status: Status) -> None:
+def test_finished_tasks_may_share_a_unique_key(status: Status) -> None:
     for _ in range(2):
         saved(status, unique_key="k")
     saved(unique_key="k")
@@ -112,7 +110,7 @@ def test_only_facts_are_stored(kind: EventType) -> None:
 
 @pytest.mark.parametrize("second", sorted(event for event in FACTS if event.is_terminal))
 @pytest.mark.parametrize("first", sorted(event for event in FACTS if event.is_terminal))
-def test_a_task_has_one_terminal_event(first: EventType, second: EventType) -> None:
+def test_task_has_at_most_one_terminal_event(first: EventType, second: EventType) -> None:
     task, other = saved(), saved()
     TaskEvent.objects.create(task=task, event_type=first, timestamp=NOW)
     TaskEvent.objects.create(task=other, event_type=second, timestamp=NOW)
@@ -120,7 +118,7 @@ def test_a_task_has_one_terminal_event(first: EventType, second: EventType) -> N
         TaskEvent.objects.create(task=task, event_type=second, timestamp=NOW)
 
 
-def test_an_owner_uses_an_idempotency_key_once(django_user_model: Any) -> None:
+def test_idempotency_key_is_unique_per_owner(django_user_model: Any) -> None:
     ada, ben = (django_user_model.objects.create_user(name) for name in ("ada", "ben"))
     saved(Status.COMPLETED, owner=ada, idempotency_key="k")
     saved(owner=ben, idempotency_key="k")
@@ -130,7 +128,7 @@ def test_an_owner_uses_an_idempotency_key_once(django_user_model: Any) -> None:
 
 
 def test_every_constraint_is_tested_here() -> None:
-    """Whoever adds one adds the row it refuses."""
+    """A new constraint needs a row that it refuses."""
     names = {
         constraint.name for model in (Task, TaskEvent) for constraint in model._meta.constraints
     }
@@ -149,7 +147,7 @@ def test_every_constraint_is_tested_here() -> None:
     }
 
 
-def test_an_event_knows_its_transaction_where_transactions_have_ids() -> None:
+def test_event_records_its_transaction_on_postgresql() -> None:
     event = TaskEvent.objects.create(task=saved(), event_type=EventType.LOG, timestamp=NOW)
     event.refresh_from_db()
     if connection.vendor == "postgresql":
@@ -160,14 +158,14 @@ def test_an_event_knows_its_transaction_where_transactions_have_ids() -> None:
         assert event.transaction is None
 
 
-def test_a_tasks_events_go_with_it() -> None:
+def test_events_are_deleted_with_their_task() -> None:
     task = saved()
     TaskEvent.objects.create(task=task, event_type=EventType.LOG, timestamp=NOW)
     task.delete()
     assert not TaskEvent.objects.exists()
 
 
-def test_a_task_outlives_its_owner_and_its_worker() -> None:
+def test_task_outlives_its_owner_and_worker() -> None:
     owner, by = User.objects.create(username="ada"), worker()
     task = saved(Status.COMPLETED, owner=owner, worker=by)
     owner.delete()
@@ -176,7 +174,7 @@ def test_a_task_outlives_its_owner_and_its_worker() -> None:
     assert (task.owner, task.worker) == (None, None)
 
 
-# Who sees what.
+# Visibility.
 
 
 def user(name: str, **fields: Any) -> User:
@@ -193,33 +191,33 @@ def permitted(name: str, *codenames: str, **fields: Any) -> User:
     return User.objects.get(pk=someone.pk)
 
 
-def test_who_sees_which_tasks() -> None:
+def test_visible_tasks_per_user() -> None:
     owner, other = user("owner"), user("other")
     mine, theirs, nobodys = saved(owner=owner), saved(owner=other), saved()
     everything = {mine.pk, theirs.pk, nobodys.pk}
 
-    def seen(by: User | AnonymousUser) -> set[uuid.UUID]:
+    def visible(by: User | AnonymousUser) -> set[uuid.UUID]:
         return set(Task.objects.visible_to(by).values_list("pk", flat=True))
 
-    assert seen(AnonymousUser()) == set()
-    assert seen(owner) == {mine.pk}
-    assert seen(other) == {theirs.pk}
-    assert seen(user("stranger")) == set()
-    assert seen(user("staff", is_staff=True)) == set()
-    assert seen(permitted("changes", "change_task", "cancel_task", "delete_task")) == set()
-    assert seen(permitted("viewer", "view_task")) == everything
-    assert seen(permitted("staff viewer", "view_task", is_staff=True)) == everything
-    assert seen(user("root", is_superuser=True)) == everything
+    assert visible(AnonymousUser()) == set()
+    assert visible(owner) == {mine.pk}
+    assert visible(other) == {theirs.pk}
+    assert visible(user("stranger")) == set()
+    assert visible(user("staff", is_staff=True)) == set()
+    assert visible(permitted("changes", "change_task", "cancel_task", "delete_task")) == set()
+    assert visible(permitted("viewer", "view_task")) == everything
+    assert visible(permitted("staff viewer", "view_task", is_staff=True)) == everything
+    assert visible(user("root", is_superuser=True)) == everything
 
 
-@pytest.mark.parametrize("powers", [{}, {"is_superuser": True}])
-def test_an_inactive_user_sees_nothing(powers: dict[str, bool]) -> None:
-    gone = user("gone", is_active=False, **powers)
-    saved(owner=gone)
-    assert not Task.objects.visible_to(gone).exists()
+@pytest.mark.parametrize("fields", [{}, {"is_superuser": True}])
+def test_inactive_user_sees_nothing(fields: dict[str, bool]) -> None:
+    inactive = user("gone", is_active=False, **fields)
+    saved(owner=inactive)
+    assert not Task.objects.visible_to(inactive).exists()
 
 
-def test_what_is_visible_can_be_narrowed() -> None:
+def test_visible_to_can_be_filtered() -> None:
     owner = user("owner")
     saved(owner=owner)
     failed = saved(Status.FAILED, owner=owner)
@@ -227,10 +225,10 @@ def test_what_is_visible_can_be_narrowed() -> None:
     assert list(Task.objects.filter(status=Status.FAILED).visible_to(owner)) == [failed]
 
 
-# Scopes.
+# QuerySets.
 
 
-def test_scopes_by_status() -> None:
+def test_querysets_by_status() -> None:
     rows = {status: saved(status) for status in Status}
     assert set(Task.objects.unfinished()) == {rows[Status.PENDING], rows[Status.RUNNING]}
     assert set(Task.objects.running()) == {rows[Status.RUNNING]}
@@ -238,21 +236,24 @@ def test_scopes_by_status() -> None:
     assert set(Task.objects.waiting(["elsewhere"])) == set()
 
 
-def test_workers_that_are_lost(settings: Any) -> None:
-    """Those whose tasks are rescued: a heartbeat after the lease, unless they signed off."""
+def test_lost_workers(settings: Any) -> None:
+    """A worker is lost one heartbeat after its lease expired, unless it signed off.
+
+    Its tasks are rescued.
+    """
     settings.TASK_LEASE_SECONDS, settings.TASK_HEARTBEAT_SECONDS = 30, 10
     now = timezone.now()
 
-    def one(seconds: float, **fields: Any) -> Worker:
+    def beating(seconds: float, **fields: Any) -> Worker:
         return worker(heartbeat_at=now - timedelta(seconds=seconds), **fields)
 
-    one(39)
-    lost = one(41)
-    one(41, stopped_at=now)
+    beating(39)
+    lost = beating(41)
+    beating(41, stopped_at=now)
     assert list(Worker.objects.lost(now)) == list(Worker.primary.lost(now)) == [lost]
 
 
-# How a row shows itself.
+# Representation.
 
 
 def test_info_of_a_new_task() -> None:
@@ -272,7 +273,7 @@ def test_info_of_a_new_task() -> None:
     )
 
 
-def test_info_of_a_failed_task_says_no_more_than_its_owner_may_know() -> None:
+def test_info_of_a_failed_task_has_only_the_public_error() -> None:
     task = saved(
         Status.FAILED,
         created_at=NOW,
@@ -304,7 +305,7 @@ def test_info_of_a_completed_task_has_its_result() -> None:
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="Europe/Berlin")
-def test_info_has_zones_also_where_the_site_has_none() -> None:
+def test_info_has_time_zones_without_use_tz() -> None:
     naive = NOW.replace(tzinfo=None)
     task = row(
         Status.COMPLETED,
@@ -314,13 +315,13 @@ def test_info_has_zones_also_where_the_site_has_none() -> None:
         finished_at=naive,
     )
     info = task.info()
-    for moment in (info.created_time, info.start_time, info.end_time):
-        assert moment is not None
-        assert moment.isoformat() == "2026-01-02T03:04:05.000006+01:00"
+    for value in (info.created_time, info.start_time, info.end_time):
+        assert value is not None
+        assert value.isoformat() == "2026-01-02T03:04:05.000006+01:00"
     assert aware(NOW) is NOW
 
 
-def test_a_message_of_a_stored_event() -> None:
+def test_message_of_a_stored_event() -> None:
     event = TaskEvent(
         task=row(), event_type=EventType.LOG, timestamp=NOW, data={"level": "info", "message": "x"}
     )
@@ -332,7 +333,7 @@ def test_a_message_of_a_stored_event() -> None:
 
 @pytest.mark.parametrize("words", [None, "The file is empty."])
 @pytest.mark.parametrize("kind", [EventType.FAILED, EventType.RETRY_SCHEDULED])
-def test_a_message_of_an_error_has_what_is_for_the_owner(kind: Any, words: str | None) -> None:
+def test_error_message_for_owner_has_only_the_public_error(kind: Any, words: str | None) -> None:
     error = {"type": "KeyError", "message": "'x'"}
     data: dict[str, Any] = {"error": error} | ({"public_error": words} if words else {})
     event = TaskEvent(task=row(), event_type=kind, timestamp=NOW, data=data)
@@ -352,11 +353,11 @@ def test_a_message_of_an_error_has_what_is_for_the_owner(kind: Any, words: str |
         ("nodots", "nodots"),
     ],
 )
-def test_a_label_is_the_name_people_read(name: str, label: str) -> None:
+def test_label_is_the_verbose_name_if_there_is_one(name: str, label: str) -> None:
     assert row(name=name).label == label
 
 
-def test_a_row_has_a_stream_where_the_site_has_the_urls() -> None:
+def test_stream_url_needs_the_urls_of_the_app() -> None:
     task = row()
     assert task.stream_url == f"/tasks/{task.pk}/stream/"
     with override_settings(ROOT_URLCONF="tests.test_models"):
@@ -368,11 +369,11 @@ urlpatterns: list[Any] = []
 
 
 @pytest.mark.parametrize("status", Status)
-def test_a_row_knows_whether_it_is_over(status: Status) -> None:
+def test_is_terminal(status: Status) -> None:
     assert row(status).is_terminal is (status in TERMINAL)
 
 
-def test_rows_say_what_they_are() -> None:
+def test_str_of_rows() -> None:
     task = row(name="shop.tasks.Import")
     assert str(task) == f"shop.tasks.Import {task.pk}"
     assert str(worker(hostname="ada", pid=7)) == "ada:7"
@@ -380,7 +381,7 @@ def test_rows_say_what_they_are() -> None:
     assert str(event) == f"task_log of {task.pk}"
 
 
-def test_the_newest_task_comes_first() -> None:
+def test_newest_task_comes_first() -> None:
     for age in (2, 0, 1):
         saved(name=str(age), age=timedelta(hours=age))
     assert [task.name for task in Task.objects.all()] == ["0", "1", "2"]

@@ -1,7 +1,7 @@
-"""Who may do what through which door: every role, every action, every URL.
+"""Permissions of every role, for every action and URL.
 
-The task is the owner's. Where an action changes something, it does so for those alone whom the
-table lets pass; for all others everything stays as it was.
+The task belongs to the role "owner". An action changes data only for the roles that the table
+allows; for all others everything stays as it was.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.rows import saved, snapshot, worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: Each has nothing but what is said here. Staff come into the admin, and nobody else does.
+#: Each role has only the permissions listed here. Only staff can enter the admin.
 ROLES: dict[str, dict[str, Any]] = {
-    "nobody": {},
+    "anonymous": {},
     "inactive": {"is_active": False, "is_superuser": True, "is_staff": True},
     "stranger": {},
     "owner": {},
@@ -40,9 +40,9 @@ ROLES: dict[str, dict[str, Any]] = {
     "root": {"is_staff": True, "is_superuser": True},
 }
 
-#: Door, method or action, name of the URL, the status of the task beforehand; and what each role is
-#: answered, in their order: an asterisk where the task is in it, an exclamation mark where
-#: something was changed. 302 without one leads to the log-in, or away from what is not there.
+#: Columns: door, method or action, URL name, the task's status before the request, and then the
+#: response for each role in order. "*": the task is in the response. "!": something was changed. A
+#: 302 without either redirects to the log-in, or away from a missing object.
 TABLE = """
 api    GET             task_list         pending   401  401  200  200* 200* 200  200  200  200  200*
 api    POST            task_list         pending   401  401  403  403  403  403  403  403  202! 202!
@@ -89,7 +89,7 @@ worker GET             delete            pending   302  302  302  302  403  403 
 worker POST            delete            pending   302  302  302  302  403  403  403  403  403  403
 """
 
-#: Who is staff in other ways: the admin asks for the permission to view, and for that of the act.
+#: Other staff roles: the admin requires the permission to view and the permission of the action.
 STAFF: dict[str, dict[str, Any]] = {
     "viewer and canceller": {"is_staff": True, "may": "view_task cancel_task"},
     "viewer and retrier": {"is_staff": True, "may": "view_task retry_task"},
@@ -99,7 +99,7 @@ STAFF: dict[str, dict[str, Any]] = {
     "viewer of workers": {"is_staff": True, "may": "view_worker"},
 }
 
-#: The same of them, at the admin's doors.
+#: The same requests to the admin, by those roles.
 TABLE_OF_STAFF = """
 admin  GET             changelist        pending   200* 200* 200* 200* 200* 403
 admin  cancel_selected changelist        pending   302! 302  302  200* 200* 403
@@ -129,7 +129,7 @@ worker GET             delete            pending   403  403  403  403  403  403
 worker POST            delete            pending   403  403  403  403  403  403
 """
 
-#: Streams of all that one owns, and of all there is: the query in place of a method.
+#: Streams of all own tasks and of all tasks. The query string replaces the method.
 TABLE_OF_STREAMS = """
 api    mine=1          tasks_app_streams pending   401  401  200  200* 200  200  200  200  200  200
 api    all=1           tasks_app_streams pending   401  401  404  404  200* 404  404  404  404  200*
@@ -137,13 +137,13 @@ pages  mine=1          streams           pending   403  403  200  200* 200  200 
 pages  all=1           streams           pending   403  403  404  404  200* 404  404  404  404  200*
 """
 
-#: Owners who are something more, each with a task of their own, which opts in to be started.
+#: Owners with one more property. Each has a task of their own whose class can be started over HTTP.
 OWNERS: dict[str, dict[str, Any]] = {
     "who may start it": {"may": "start_task", "owns": True},
     "of the staff": {"is_staff": True, "owns": True},
 }
 
-#: The same of them, at the doors that owners come by.
+#: The same requests by those roles, for the API and the pages.
 TABLE_OF_OWNERS = """
 api    GET             task_list         pending   200* 200*
 api    POST            task_list         pending   202! 403
@@ -164,28 +164,32 @@ pages  GET             stream            pending   200* 200*
 pages  GET             streams           pending   200* 200*
 """
 
-#: URLs that tell nothing of anybody's task.
+#: URLs that show no task.
 OF_NO_TASK = {
-    "openapi-json": "what the API is",
-    "openapi-view": "a page about it",
-    "api-root": "shadowed by the list",
-    "tasks_app_task_add": "tasks are started, not added: refused to all",
+    "openapi-json": "the API's schema",
+    "openapi-view": "the API's documentation page",
+    "api-root": "never reached: the list has the same URL",
+    "tasks_app_task_add": "refused to everybody: tasks are started, not added",
 }
 
-LINES = [line.split() for line in TABLE.strip().splitlines()]
-LINES_OF_STAFF = [line.split() for line in TABLE_OF_STAFF.strip().splitlines()]
-LINES_OF_STREAMS = [line.split() for line in TABLE_OF_STREAMS.strip().splitlines()]
-LINES_OF_OWNERS = [line.split() for line in TABLE_OF_OWNERS.strip().splitlines()]
+LINES = [check_outcomes.split() for check_outcomes in TABLE.strip().splitlines()]
+LINES_OF_STAFF = [check_outcomes.split() for check_outcomes in TABLE_OF_STAFF.strip().splitlines()]
+LINES_OF_STREAMS = [
+    check_outcomes.split() for check_outcomes in TABLE_OF_STREAMS.strip().splitlines()
+]
+LINES_OF_OWNERS = [
+    check_outcomes.split() for check_outcomes in TABLE_OF_OWNERS.strip().splitlines()
+]
 NAMESPACES = {"api": "tasks_app_api", "pages": "tasks_app", "admin": "admin", "worker": "admin"}
 PREFIX = {"api": "", "pages": "", "admin": "tasks_app_task_", "worker": "tasks_app_worker_"}
-#: Of the admin's list, posted in place of a method.
+#: Actions of the admin's list; the action replaces the method.
 ACTIONS = {"cancel_selected", "retry_selected", "remove_selected"}
 
 
 def users(roles: dict[str, dict[str, Any]]) -> dict[str, User | None]:
-    found: dict[str, User | None] = {"nobody": None}
+    found: dict[str, User | None] = {"anonymous": None}
     for role, fields in {**roles, "owner": ROLES["owner"]}.items():
-        if role == "nobody":
+        if role == "anonymous":
             continue
         own = {name: value for name, value in fields.items() if name not in ("may", "owns")}
         found[role] = user = User.objects.create(username=role, **own)
@@ -207,93 +211,105 @@ def url_of(door: str, name: str, task: Task) -> str:
         return reverse(view, args=[task.worker_id if door == "worker" else task.pk])
 
 
-def answer(user: User | None, door: str, method: str, name: str, task: Task) -> str:
-    """What a request is answered, as the table has it."""
+def outcome(user: User | None, door: str, method: str, name: str, task: Task) -> str:
+    """Return the outcome of a request in the notation of the table."""
     url = url_of(door, name, task)
     if name.endswith(("stream", "streams")):
         query = method if "=" in method else f"task={task.pk}" if name.endswith("s") else ""
         status, _, body = first(scope(user, url, query))
-        return told(status, shown=str(task.pk) in body.decode())
+        return notation(status, contains_task=str(task.pk) in body.decode())
     client = Client()
     if user is not None:
         client.force_login(user)
-    before = everything()
+    before = all_rows()
     verb = "post" if method in ACTIONS else method.lower()
-    response: Any = getattr(client, verb)(url, **sent(door, method, name, task))
+    response: Any = getattr(client, verb)(url, **request_data(door, method, name, task))
     if method in ACTIONS and response.status_code == 200:
-        # It asks again before it acts.
-        again = sent(door, method, name, task)["data"] | {"confirmed": "yes"}
+        # The first response is a confirmation page.
+        again = request_data(door, method, name, task)["data"] | {"confirmed": "yes"}
         response = client.post(url, again)
-    shown = str(task.pk) in response.content.decode()
-    return told(response.status_code, shown=shown, changed=everything() != before)
+    contains_task = str(task.pk) in response.content.decode()
+    return notation(response.status_code, contains_task=contains_task, changed=all_rows() != before)
 
 
-def everything() -> tuple[Any, ...]:
+def all_rows() -> tuple[Any, ...]:
     return *snapshot(), list(Worker.objects.order_by("pk").values())
 
 
-def sent(door: str, method: str, name: str, task: Task) -> dict[str, Any]:
-    """What goes with the request."""
+def request_data(door: str, method: str, name: str, task: Task) -> dict[str, Any]:
+    """Return the keyword arguments of the request."""
     if (door, method, name) == ("api", "POST", "task_list"):
         return {"data": json.dumps({"task": Ping.name()}), "content_type": "application/json"}
     if method in ACTIONS:
         return {"data": {"action": method, "_selected_action": str(task.pk)}}
     if (door, method) == ("admin", "POST") and name in ("cancel", "remove"):
-        return {"data": {"confirmed": "yes"}}  # It has been asked.
+        return {"data": {"confirmed": "yes"}}  # already confirmed
     if door in ("admin", "worker"):
         return {"data": {"_ids": str(task.pk)} if name == "live" else {}}
     data = {"task": str(task.pk)} if name == "statuses" else {}
     return {"data": data, "headers": {"Accept": "application/json"}}
 
 
-def told(status: int, shown: bool, changed: bool = False) -> str:
-    return f"{status}{'!' if changed else '*' if shown and status == 200 else ''}"
-
-
-@pytest.mark.parametrize("line", [*LINES, *LINES_OF_STREAMS], ids=lambda line: "-".join(line[:3]))
-def test_each_role_is_answered_as_the_table_says(line: list[str]) -> None:
-    answers(line, ROLES)
-
-
-@pytest.mark.parametrize("line", LINES_OF_STAFF, ids=lambda line: "-".join(line[:3]))
-def test_staff_are_answered_as_their_table_says(line: list[str]) -> None:
-    answers(line, STAFF)
-
-
-@pytest.mark.parametrize("line", LINES_OF_OWNERS, ids=lambda line: "-".join(line[:3]))
-def test_owners_are_answered_as_their_table_says(line: list[str]) -> None:
-    answers(line, OWNERS, Ping.name())
+def notation(status: int, contains_task: bool, changed: bool = False) -> str:
+    return f"{status}{'!' if changed else '*' if contains_task and status == 200 else ''}"
 
 
 @pytest.mark.parametrize(
-    "line",
-    [line for line in [*LINES, *LINES_OF_STREAMS] if line[0] in ("api", "pages")],
-    ids=lambda line: "-".join(line[:3]),
+    "check_outcomes",
+    [*LINES, *LINES_OF_STREAMS],
+    ids=lambda check_outcomes: "-".join(check_outcomes[:3]),
 )
-def test_what_nobody_owns_is_a_strangers_to_all(line: list[str]) -> None:
-    """As where its owner's account was removed; to operators it is like any other."""
-    door, method, name, status, *expected = line
-    people, told_of = users(ROLES), dict(zip(ROLES, expected, strict=True))
-    for role in ("nobody", "owner", "viewer", "canceller", "retrier", "remover"):
+def test_each_role_gets_the_response_in_the_table(check_outcomes: list[str]) -> None:
+    answers(check_outcomes, ROLES)
+
+
+@pytest.mark.parametrize(
+    "check_outcomes", LINES_OF_STAFF, ids=lambda check_outcomes: "-".join(check_outcomes[:3])
+)
+def test_staff_get_the_responses_in_their_table(check_outcomes: list[str]) -> None:
+    answers(check_outcomes, STAFF)
+
+
+@pytest.mark.parametrize(
+    "check_outcomes", LINES_OF_OWNERS, ids=lambda check_outcomes: "-".join(check_outcomes[:3])
+)
+def test_owners_get_the_responses_in_their_table(check_outcomes: list[str]) -> None:
+    answers(check_outcomes, OWNERS, Ping.name())
+
+
+@pytest.mark.parametrize(
+    "check_outcomes",
+    [
+        check_outcomes
+        for check_outcomes in [*LINES, *LINES_OF_STREAMS]
+        if check_outcomes[0] in ("api", "pages")
+    ],
+    ids=lambda check_outcomes: "-".join(check_outcomes[:3]),
+)
+def test_task_without_owner_is_hidden_from_other_users(check_outcomes: list[str]) -> None:
+    """For example after its owner was deleted. Staff with permissions see it like any other."""
+    door, method, name, status, *expected = check_outcomes
+    people, responses = users(ROLES), dict(zip(ROLES, expected, strict=True))
+    for role in ("anonymous", "owner", "viewer", "canceller", "retrier", "remover"):
         task = saved(Status(status), name="tests.tasks.Noop")
-        found = answer(people[role], door, method, name, task)
-        assert found == told_of["stranger" if role == "owner" else role], role
+        actual = outcome(people[role], door, method, name, task)
+        assert actual == responses["stranger" if role == "owner" else role], role
 
 
 def answers(
-    line: list[str], roles: dict[str, dict[str, Any]], of: str = "tests.tasks.Noop"
+    check_outcomes: list[str], roles: dict[str, dict[str, Any]], of: str = "tests.tasks.Noop"
 ) -> None:
-    door, method, name, status, *expected = line
+    door, method, name, status, *expected = check_outcomes
     people, by = users(roles), worker()
     found = {}
     for role, fields in roles.items():
         owner = people[role if fields.get("owns") else "owner"]
         task = saved(Status(status), name=of, owner=owner, worker=by)
-        found[role] = answer(people[role], door, method, name, task)
+        found[role] = outcome(people[role], door, method, name, task)
     assert found == dict(zip(roles, expected, strict=True))
 
 
-def test_the_table_leaves_out_no_url() -> None:
+def test_table_has_every_url() -> None:
     doors: dict[str, list[Any]] = {
         "api": api.urlpatterns,
         "pages": pages.urlpatterns,
@@ -302,15 +318,19 @@ def test_the_table_leaves_out_no_url() -> None:
     }
     for door, patterns in doors.items():
         names = {one.name for one in patterns if isinstance(one, URLPattern) and one.name}
-        listed = {PREFIX[door] + name for told_of, _, name, *_ in LINES if told_of == door}
+        listed = {PREFIX[door] + name for line_door, _, name, *_ in LINES if line_door == door}
         assert listed == names - OF_NO_TASK.keys(), door
-    admins = [line[:4] for line in LINES if line[0] in ("admin", "worker")]
-    assert [line[:4] for line in LINES_OF_STAFF] == admins
-    others = [line[:4] for line in LINES if line[0] in ("api", "pages")]
-    assert [line[:4] for line in LINES_OF_OWNERS] == others
+    admins = [
+        check_outcomes[:4] for check_outcomes in LINES if check_outcomes[0] in ("admin", "worker")
+    ]
+    assert [check_outcomes[:4] for check_outcomes in LINES_OF_STAFF] == admins
+    others = [
+        check_outcomes[:4] for check_outcomes in LINES if check_outcomes[0] in ("api", "pages")
+    ]
+    assert [check_outcomes[:4] for check_outcomes in LINES_OF_OWNERS] == others
 
 
-def test_the_table_leaves_out_no_operation_and_no_action() -> None:
+def test_table_has_every_operation_and_action() -> None:
     operations = {
         (method, operation.url_name)
         for view in router.path_operations.values()
@@ -321,13 +341,13 @@ def test_the_table_leaves_out_no_operation_and_no_action() -> None:
     assert set(admin.site.get_model_admin(Task).actions) == ACTIONS
 
 
-def test_roles_have_each_permission_alone_and_beside_that_to_view() -> None:
-    """Otherwise one might stand for another, and nobody would see it."""
+def test_each_permission_has_a_role_alone_and_with_view() -> None:
+    """Otherwise one permission could work in place of another without a failing test."""
     named = {fields["may"] for fields in (ROLES | STAFF).values() if "may" in fields}
     codenames = Permission.objects.filter(
         content_type__app_label="tasks_app", content_type__model="task"
     ).values_list("codename", flat=True)
-    # Nothing asks for these two of Django's: tasks are neither added nor changed by hand.
+    # Nothing uses these two of Django's permissions: nobody adds or edits tasks in the admin.
     alone = set(codenames) - {"add_task", "change_task"}
     beside = {f"view_task {codename}" for codename in alone - {"view_task"}}
     assert named == alone | beside | {"view_worker"}

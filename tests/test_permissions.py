@@ -1,4 +1,4 @@
-"""Who may do what to which task: owners to their own, others by permission, action by action."""
+"""Rights to a task: owners have them, others need a permission for each action."""
 
 from __future__ import annotations
 
@@ -51,31 +51,31 @@ NONE = (False, False, False)
     ],
 )
 @pytest.mark.parametrize("owned", [True, False])
-def test_rights_to_what_is_not_ones_own(
+def test_rights_to_tasks_of_others(
     codenames: tuple[str, ...], fields: dict[str, Any], expected: tuple[bool, ...], owned: bool
 ) -> None:
     task = row(owner=someone() if owned else None)
     assert rights(someone(*codenames, **fields), task) == expected
 
 
-def test_rights_to_ones_own() -> None:
+def test_rights_to_own_tasks() -> None:
     user = someone()
     assert rights(user, row(owner=user)) == (True, True, False)
 
 
-def test_an_inactive_owner_has_no_rights() -> None:
+def test_inactive_owner_has_no_rights() -> None:
     user = someone(is_active=False)
     assert rights(user, row(owner=user)) == NONE
 
 
 @pytest.mark.parametrize("owned", [True, False])
-def test_nobody_has_no_rights(owned: bool) -> None:
-    """Not even to tasks that nobody owns."""
+def test_anonymous_user_has_no_rights(owned: bool) -> None:
+    """Not even to tasks without an owner."""
     task = row(owner=someone() if owned else None)
     assert rights(AnonymousUser(), task) == NONE
 
 
-def test_what_one_may_view_is_what_one_sees_in_lists() -> None:
+def test_lists_show_exactly_the_viewable_tasks() -> None:
     users: list[User | AnonymousUser] = [
         someone(),
         someone("view_task"),
@@ -94,7 +94,7 @@ def test_what_one_may_view_is_what_one_sees_in_lists() -> None:
 
 
 class Person(AbstractBaseUser):
-    """What Django's documentation calls the least that a user model is."""
+    """The minimal user model of Django's documentation."""
 
     username = models.CharField(max_length=150)
 
@@ -111,7 +111,7 @@ class People(BaseBackend):
         return Person.objects.filter(pk=user_id).first()
 
 
-def test_without_permissions_there_are_ones_own_tasks(settings: Any, rf: RequestFactory) -> None:
+def test_user_model_without_permissions_has_own_tasks(settings: Any, rf: RequestFactory) -> None:
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.People"]
     own, other = enqueued(owner=someone()), enqueued(owner=someone())
     person = Person.objects.get(pk=own.owner_id)
@@ -121,8 +121,8 @@ def test_without_permissions_there_are_ones_own_tasks(settings: Any, rf: Request
         assert "tests.tasks.Noop" in client.get(url.format(own.pk)).content.decode()
         assert "tests.tasks.Noop" not in client.get(url.format(other.pk)).content.decode()
     assert "<task-progress" in _list_of(person, rf)
-    found = client.post("/api/tasks/", {"task": "x"}, content_type="application/json")
-    assert found.status_code == 403
+    response = client.post("/api/tasks/", {"task": "x"}, content_type="application/json")
+    assert response.status_code == 403
     assert client.post(f"/tasks/{other.pk}/cancel/", headers=JSON).status_code == 404
     assert client.post(f"/tasks/{own.pk}/cancel/", headers=JSON).status_code == 200
     assert client.post(f"/tasks/{own.pk}/retry/", headers=JSON).status_code == 404

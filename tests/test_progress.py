@@ -1,4 +1,4 @@
-"""What a task may say, and how it is told to stop."""
+"""The progress handle: reports, logs, and requests to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks_app.schemas import TaskProgressUpdate
 
 
 class Number:
-    """A number of another library's, as numpy's and Decimal's are."""
+    """A number class of another library, like those of numpy."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -31,7 +31,7 @@ class Number:
 
 
 class AsksBack:
-    """What asks the handle for something while it is turned into words."""
+    """An object whose __str__ calls the handle."""
 
     def __init__(self, handle: ProgressHandle) -> None:
         self._handle = handle
@@ -42,7 +42,7 @@ class AsksBack:
 
 
 class FloatSubclass(float):
-    """As numpy.float64 is."""
+    """Like numpy.float64."""
 
 
 def latest(handle: ProgressHandle) -> tuple[str, float | None]:
@@ -53,7 +53,7 @@ def latest(handle: ProgressHandle) -> tuple[str, float | None]:
 
 
 @pytest.mark.parametrize(
-    ("value", "kept"),
+    ("value", "stored"),
     [
         (0.0, 0.0),
         (1.0, 1.0),
@@ -67,10 +67,10 @@ def latest(handle: ProgressHandle) -> tuple[str, float | None]:
         (FloatSubclass(0.25), 0.25),
     ],
 )
-def test_fractions_are_kept_as_floats(value: Any, kept: float) -> None:
+def test_fractions_are_stored_as_floats(value: Any, stored: float) -> None:
     handle = ProgressHandle()
     handle.send_progress_value(value)
-    assert handle.latest.value == kept
+    assert handle.latest.value == stored
     assert type(checked_fraction(value)) is float
 
 
@@ -92,7 +92,7 @@ def test_fractions_are_kept_as_floats(value: Any, kept: float) -> None:
         (10**400, "inf"),
     ],
 )
-def test_what_is_no_fraction_raises_at_once(value: Any, shown: str) -> None:
+def test_value_outside_the_range_raises(value: Any, shown: str) -> None:
     handle = ProgressHandle()
     handle.send_progress("before", 0.25)
     for call in senders(handle, value):
@@ -105,7 +105,7 @@ def test_what_is_no_fraction_raises_at_once(value: Any, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "text"),
     [
         ("0.5", "'0.5' (str)"),
         (b"0.5", "b'0.5' (bytes)"),
@@ -116,13 +116,13 @@ def test_what_is_no_fraction_raises_at_once(value: Any, shown: str) -> None:
         (None, "None (NoneType)"),
     ],
 )
-def test_what_is_no_number_raises_at_once(value: Any, shown: str) -> None:
+def test_value_that_is_not_a_number_raises(value: Any, text: str) -> None:
     handle = ProgressHandle()
     handle.send_progress("before", 0.25)
     for call in senders(handle, value):
         with pytest.raises(TypeError) as caught:
             call()
-        assert str(caught.value) == f"progress must be a number from 0.0 to 1.0, not {shown}"
+        assert str(caught.value) == f"progress must be a number from 0.0 to 1.0, not {text}"
     assert latest(handle) == ("before", 0.25)
 
 
@@ -135,12 +135,12 @@ def senders(handle: ProgressHandle, value: Any) -> list[Callable[[], None]]:
 
 def test_progress_never_goes_back() -> None:
     handle = ProgressHandle()
-    for value, kept in ((0.2, 0.2), (0.1, 0.2), (0.0, 0.2), (0.3, 0.3), (0.3, 0.3), (1.0, 1.0)):
+    for value, expected in ((0.2, 0.2), (0.1, 0.2), (0.0, 0.2), (0.3, 0.3), (0.3, 0.3), (1.0, 1.0)):
         handle.send_progress(f"at {value}", value)
-        assert latest(handle) == (f"at {value}", kept)
+        assert latest(handle) == (f"at {value}", expected)
 
 
-def test_text_and_value_go_their_own_ways() -> None:
+def test_text_and_value_are_independent() -> None:
     handle = ProgressHandle()
     assert latest(handle) == ("", None)
     handle.send_progress_text("looking")
@@ -151,7 +151,7 @@ def test_text_and_value_go_their_own_ways() -> None:
     assert latest(handle) == ("", 0.5)
 
 
-def test_text_is_made_from_whatever_comes_and_into_what_can_be_stored() -> None:
+def test_text_is_converted_and_made_storable() -> None:
     handle = ProgressHandle()
     handle.send_progress_text(42)  # type: ignore[arg-type]
     assert handle.latest.text == "42"
@@ -188,8 +188,8 @@ def test_advance_counts_to_the_total() -> None:
         (2 * 10**30, 10**30),
     ],
 )
-def test_numbers_of_all_kinds_are_counted(total: Any, steps: Any) -> None:
-    """Sums of a database are Decimals, for one."""
+def test_advance_takes_all_number_types(total: Any, steps: Any) -> None:
+    """For example, the database returns some sums as Decimals."""
     handle = ProgressHandle()
     handle.total = total
     handle.advance(steps)
@@ -198,16 +198,16 @@ def test_numbers_of_all_kinds_are_counted(total: Any, steps: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["2", True, [2]])
-def test_what_is_no_number_is_not_counted(wrong: Any) -> None:
+def test_advance_refuses_what_is_not_a_number(wrong: Any) -> None:
     handle = ProgressHandle()
-    shown = rf"must be a number, not {re.escape(repr(wrong))} \({type(wrong).__name__}\)"
+    message = rf"must be a number, not {re.escape(repr(wrong))} \({type(wrong).__name__}\)"
     handle.total = wrong
-    with pytest.raises(TypeError, match=f"total {shown}"):
+    with pytest.raises(TypeError, match=f"total {message}"):
         handle.advance()
     handle.total = 2
-    with pytest.raises(TypeError, match=f"steps {shown}"):
+    with pytest.raises(TypeError, match=f"steps {message}"):
         handle.advance(wrong)
-    with pytest.raises(TypeError, match=f"total {shown}"):
+    with pytest.raises(TypeError, match=f"total {message}"):
         list(handle.track("ab", total=wrong))
     assert handle.latest.value is None
 
@@ -225,7 +225,7 @@ def test_advance_needs_a_total(total: float | None) -> None:
 
 
 @pytest.mark.parametrize("steps", [float("nan"), float("inf"), -5])
-def test_a_refused_step_changes_nothing(steps: float) -> None:
+def test_refused_step_changes_nothing(steps: float) -> None:
     handle = ProgressHandle()
     handle.total = 10
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
@@ -235,7 +235,7 @@ def test_a_refused_step_changes_nothing(steps: float) -> None:
     assert handle.latest.value == 0.5
 
 
-def test_no_step_is_lost_between_threads() -> None:
+def test_concurrent_steps_are_all_counted() -> None:
     handle = ProgressHandle()
     handle.total = 8 * 500
     started = threading.Barrier(8)
@@ -257,42 +257,42 @@ def test_no_step_is_lost_between_threads() -> None:
 
 
 def values_while(handle: ProgressHandle, items: Iterator[Any]) -> list[float | None]:
-    """What the bar says while each item is worked on, and at the end."""
+    """Return the bar's value during each item, and at the end."""
     seen = [handle.latest.value for _ in items]
     return [*seen, handle.latest.value]
 
 
-def test_track_counts_what_has_a_length() -> None:
+def test_track_uses_the_length() -> None:
     handle = ProgressHandle()
     assert list(handle.track("abcd")) == list("abcd")
     handle = ProgressHandle()
     assert values_while(handle, handle.track("abcd")) == [None, 0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("many", [49, 98, 103])
+@pytest.mark.parametrize("count", [49, 98, 103])
 @pytest.mark.parametrize("within", [(0.0, 1.0), (0.2, 0.9)])
-def test_track_ends_at_its_end(many: int, within: tuple[float, float]) -> None:
-    """Of these, so many steps of a part each add up to something else."""
+def test_track_ends_exactly_at_the_end(count: int, within: tuple[float, float]) -> None:
+    """For these counts, adding equal float steps does not give exactly 1."""
     handle = ProgressHandle()
-    assert values_while(handle, handle.track(range(many), within=within))[-1] == within[1]
+    assert values_while(handle, handle.track(range(count), within=within))[-1] == within[1]
 
 
-def test_track_counts_to_a_total_where_there_is_no_length() -> None:
+def test_track_without_length_uses_the_total() -> None:
     handle = ProgressHandle()
     assert values_while(handle, handle.track(iter("ab"), total=4)) == [None, 0.25, 0.5]
 
 
-def test_a_total_goes_before_a_length() -> None:
+def test_total_takes_precedence_over_length() -> None:
     handle = ProgressHandle()
     assert values_while(handle, handle.track("ab", total=4)) == [None, 0.25, 0.5]
 
 
-def test_more_than_the_total_stays_at_the_end() -> None:
+def test_bar_stays_full_past_the_total() -> None:
     handle = ProgressHandle()
     assert values_while(handle, handle.track("abc", total=2)) == [None, 0.5, 1.0, 1.0]
 
 
-def test_track_without_a_total_leaves_the_bar_and_looks_whether_to_stop() -> None:
+def test_track_without_a_total_keeps_the_bar_and_checks_for_a_stop() -> None:
     handle = ProgressHandle()
     seen = []
     for item in handle.track(iter("abc")):
@@ -300,15 +300,15 @@ def test_track_without_a_total_leaves_the_bar_and_looks_whether_to_stop() -> Non
         assert handle.latest.value is None
     assert seen == list("abc")
 
-    def stopped_in_the_loop() -> None:
+    def loop_until_stopped() -> None:
         for _ in handle.track(iter("abc")):
             handle.stop(TaskCancelled())
 
     with pytest.raises(TaskCancelled):
-        stopped_in_the_loop()
+        loop_until_stopped()
 
 
-def test_phases_follow_each_other_within_their_parts_of_the_bar() -> None:
+def test_phases_use_their_parts_of_the_bar() -> None:
     handle = ProgressHandle()
     first = values_while(handle, handle.track("ab", within=(0.0, 0.5)))
     second = values_while(handle, handle.track("abcd", within=(0.5, 1.0)))
@@ -317,14 +317,14 @@ def test_phases_follow_each_other_within_their_parts_of_the_bar() -> None:
 
 
 @pytest.mark.parametrize(("bound", "error"), [(1.5, ValueError), ("0.5", TypeError)])
-def test_a_part_of_the_bar_is_made_of_fractions(bound: Any, error: type[Exception]) -> None:
+def test_bounds_of_a_phase_must_be_fractions(bound: Any, error: type[Exception]) -> None:
     handle = ProgressHandle()
     with pytest.raises(error, match="progress must be"):
         list(handle.track("ab", within=(0.0, bound)))
 
 
 @pytest.mark.parametrize(
-    ("options", "fault"),
+    ("options", "message"),
     [
         ({"total": -1}, "total must be 0 or more, or None if unknown, not -1"),
         ({"total": float("nan")}, "total must be 0 or more, or None if unknown, not nan"),
@@ -332,29 +332,29 @@ def test_a_part_of_the_bar_is_made_of_fractions(bound: Any, error: type[Exceptio
         ({"within": (0.8, 0.2)}, "within must be (start, end), the smaller first, not (0.8, 0.2)"),
     ],
 )
-def test_track_refuses_nonsense_before_the_first_item(options: Any, fault: str) -> None:
+def test_track_refuses_invalid_options_before_the_first_item(options: Any, message: str) -> None:
     handle = ProgressHandle()
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
         next(iter(handle.track("ab", text="reading", **options)))
-    assert str(caught.value) == fault
+    assert str(caught.value) == message
     assert latest(handle) == ("", None)
 
 
-@pytest.mark.parametrize("nothing", [[], iter([])])
-def test_track_of_nothing(nothing: Any) -> None:
+@pytest.mark.parametrize("items", [[], iter([])])
+def test_track_of_an_empty_iterable(items: Any) -> None:
     handle = ProgressHandle()
-    assert list(handle.track(nothing, text="none of it")) == []
+    assert list(handle.track(items, text="none of it")) == []
     assert latest(handle) == ("none of it", None)
 
 
-def test_track_says_its_text_first() -> None:
+def test_track_sends_its_text_first() -> None:
     handle = ProgressHandle()
     items = handle.track("ab", text="reading")
     assert next(iter(items)) == "a"
     assert latest(handle) == ("reading", None)
 
 
-def test_a_loop_left_early_leaves_the_bar_where_it_was() -> None:
+def test_loop_left_early_keeps_the_bar() -> None:
     handle = ProgressHandle()
     items = handle.track("abcd")
     next(items)
@@ -363,7 +363,7 @@ def test_a_loop_left_early_leaves_the_bar_where_it_was() -> None:
     assert handle.latest.value == 0.25
 
 
-def test_an_error_of_the_iterable_passes_through() -> None:
+def test_error_of_the_iterable_passes_through() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise KeyError("x")
@@ -393,20 +393,20 @@ def test_track_stops_between_items() -> None:
 
 
 @pytest.mark.parametrize("level", LOG_LEVELS)
-def test_each_level_is_kept(level: str) -> None:
+def test_level_is_stored(level: str) -> None:
     handle = ProgressHandle()
     handle.log("hello", level)
     assert handle.lines == [LogLine(level, "hello")]
 
 
-def test_a_line_is_information_unless_said_otherwise() -> None:
+def test_default_level_is_info() -> None:
     handle = ProgressHandle()
     handle.log("hello")
     assert handle.lines == [LogLine("info", "hello")]
 
 
 @pytest.mark.parametrize("level", ["INFO", "critical", "", 20, None])
-def test_other_levels_are_refused(level: Any) -> None:
+def test_unknown_level_is_refused(level: Any) -> None:
     handle = ProgressHandle()
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
         handle.log("hello", level)
@@ -414,15 +414,18 @@ def test_other_levels_are_refused(level: Any) -> None:
     assert handle.lines == []
 
 
-def test_what_a_message_does_to_become_words_holds_nobody_up() -> None:
-    """The worker takes what was said by the same lock."""
+def test_str_of_a_message_may_call_the_handle() -> None:
+    """With str() under the handle's lock it would deadlock.
+
+    The worker uses the same lock to take lines.
+    """
     handle = ProgressHandle()
     handle.send_progress_text("half-way")
     handle.log(AsksBack(handle))  # type: ignore[arg-type]
     assert [line.message for line in handle.take()[1]] == ["asked", "half-way"]
 
 
-def test_lines_are_made_into_what_can_be_stored() -> None:
+def test_lines_are_made_storable() -> None:
     handle = ProgressHandle()
     handle.log(KeyError("x"))  # type: ignore[arg-type]
     handle.log("nul \0, half a pair \udc00")
@@ -440,22 +443,22 @@ def test_lines_past_the_limit_are_counted_and_dropped(settings: Any) -> None:
     assert handle.lines == []
 
 
-def test_the_last_line_tells_how_many_were_dropped(settings: Any) -> None:
+def test_last_line_reports_the_dropped_lines(settings: Any) -> None:
     settings.TASK_MAX_LOG_LINES = 3
     handle = ProgressHandle()
     for number in range(3):
         handle.log(f"{number}")
-    _, kept = handle.take()
+    _, logged = handle.take()
     for _ in range(2):
         handle.log("too many")
-    assert [line.message for line in kept] == ["0", "1", "2"]
+    assert [line.message for line in logged] == ["0", "1", "2"]
     handle.take()
     handle.finish()
-    _, told = handle.take()
-    assert told == [LogLine("warning", "2 more lines were dropped (TASK_MAX_LOG_LINES: 3)")]
+    _, last = handle.take()
+    assert last == [LogLine("warning", "2 more lines were dropped (TASK_MAX_LOG_LINES: 3)")]
 
 
-def test_where_no_line_was_dropped_none_is_told(settings: Any) -> None:
+def test_no_report_without_dropped_lines(settings: Any) -> None:
     settings.TASK_MAX_LOG_LINES = 3
     handle = ProgressHandle()
     for number in range(3):
@@ -465,7 +468,7 @@ def test_where_no_line_was_dropped_none_is_told(settings: Any) -> None:
     assert handle.take() == (None, [])
 
 
-def test_lines_wait_until_they_are_taken() -> None:
+def test_lines_stay_until_taken() -> None:
     handle = ProgressHandle()
     for number in range(3):
         handle.log(f"{number}")
@@ -476,7 +479,7 @@ def test_lines_wait_until_they_are_taken() -> None:
 
 
 def calls(handle: ProgressHandle) -> list[Callable[[], Any]]:
-    """Every call of the handle that a task makes."""
+    """Return every call of the handle that a task can make."""
     return [
         lambda: handle.send_progress("x", 0.5),
         lambda: handle.send_progress_value(0.5),
@@ -491,7 +494,7 @@ def calls(handle: ProgressHandle) -> list[Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("reason", [TaskCancelled, TaskTimedOut, LeaseLost])
-def test_every_call_tells_a_task_to_stop(reason: type[TaskInterrupted]) -> None:
+def test_every_call_raises_after_a_stop(reason: type[TaskInterrupted]) -> None:
     handle = ProgressHandle()
     handle.total = 2
     assert not handle.is_cancelled
@@ -504,7 +507,7 @@ def test_every_call_tells_a_task_to_stop(reason: type[TaskInterrupted]) -> None:
             call()
 
 
-def test_except_exception_does_not_catch_it() -> None:
+def test_except_exception_does_not_catch_the_interruption() -> None:
     handle = ProgressHandle()
     handle.stop(TaskCancelled())
 
@@ -513,13 +516,13 @@ def test_except_exception_does_not_catch_it() -> None:
             handle.send_progress_text("x")
         except Exception:  # noqa: BLE001 - the point of it
             return "swallowed"
-        return "not told"
+        return "not stopped"
 
     with pytest.raises(TaskCancelled):
         stubborn()
 
 
-def test_the_first_reason_stands() -> None:
+def test_first_reason_is_kept() -> None:
     handle = ProgressHandle()
     first = TaskTimedOut("too long")
     handle.stop(first)
@@ -529,26 +532,26 @@ def test_the_first_reason_stands() -> None:
     assert caught.value is first
 
 
-def test_a_task_is_told_from_another_thread() -> None:
+def test_stop_from_another_thread() -> None:
     handle = ProgressHandle()
-    told = threading.Event()
+    stopped = threading.Event()
 
     def work() -> None:
         try:
             while True:
                 handle.check_cancelled()
         except TaskInterrupted:
-            told.set()
+            stopped.set()
 
     thread = threading.Thread(target=work)
     thread.start()
     handle.stop(TaskCancelled())
     thread.join(10)
-    assert told.is_set()
+    assert stopped.is_set()
 
 
-def test_what_was_said_with_the_last_breath_is_kept() -> None:
-    """The call that is interrupted has said its say."""
+def test_last_report_is_stored_before_the_interruption() -> None:
+    """A call stores its report before it raises."""
     handle = ProgressHandle()
     handle.stop(TaskCancelled())
     with pytest.raises(TaskCancelled):
@@ -563,24 +566,24 @@ def test_what_was_said_with_the_last_breath_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
+    ("reason", "message"),
     [
         (TaskCancelled(), "The task was cancelled."),
         (TaskTimedOut("too long"), "too long"),
     ],
 )
-def test_an_interruption_says_why(reason: TaskInterrupted, said: str) -> None:
+def test_interruption_has_a_message(reason: TaskInterrupted, message: str) -> None:
     handle = ProgressHandle()
     handle.stop(reason)
     with pytest.raises(TaskInterrupted) as caught:
         handle.check_cancelled()
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 # Taking.
 
 
-def test_take_hands_over_the_newest_once() -> None:
+def test_take_returns_the_newest_progress_once() -> None:
     handle = ProgressHandle()
     assert handle.take() == (None, [])
     for number in range(5):
@@ -594,7 +597,7 @@ def test_take_hands_over_the_newest_once() -> None:
     assert handle.take() == (progress, [LogLine("info", "more")])
 
 
-def test_one_notice_for_many_reports() -> None:
+def test_many_reports_send_one_notice() -> None:
     notices: list[str] = []
     handle = ProgressHandle(lambda: notices.append("!"))
     for _ in range(1000):
@@ -607,7 +610,7 @@ def test_one_notice_for_many_reports() -> None:
     assert notices == ["!", "!"]
 
 
-def test_a_look_is_no_report() -> None:
+def test_check_sends_no_notice() -> None:
     notices: list[str] = []
     handle = ProgressHandle(lambda: notices.append("!"))
     handle.check_cancelled()
@@ -617,10 +620,10 @@ def test_a_look_is_no_report() -> None:
     assert handle.take() == (None, [])
 
 
-def test_nothing_is_lost_between_a_busy_task_and_its_worker() -> None:
-    """Whatever the task says while it is taken from, the worker ends on the last of it."""
-    rung = threading.Event()
-    handle = ProgressHandle(rung.set)
+def test_no_report_is_lost_while_the_worker_takes() -> None:
+    """The task reports while the worker takes. The worker must end with the last report."""
+    notified = threading.Event()
+    handle = ProgressHandle(notified.set)
     steps = 3000
     lines: list[str] = []
     newest = TaskProgressUpdate()
@@ -634,8 +637,8 @@ def test_nothing_is_lost_between_a_busy_task_and_its_worker() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     while newest.text != f"{steps}" or len(lines) < steps // 10:
-        assert rung.wait(10), "the worker was not told of the last report"
-        rung.clear()
+        assert notified.wait(10), "the worker was not notified of the last report"
+        notified.clear()
         progress, new = handle.take()
         if progress is not None:
             assert (progress.value or 0) >= (newest.value or 0)

@@ -1,4 +1,4 @@
-"""The queries that run, and the indexes that were made for them, as the database plans them."""
+"""Query plans: each query must use the index made for it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from tests.streaming.watching import opening_of
 
 pytestmark = pytest.mark.django_db
 
-#: The tables that grow.
+#: Tables that grow.
 BIG = {Task._meta.db_table, TaskEvent._meta.db_table}
 TABLES = BIG | {Worker._meta.db_table}
 
 
 @contextmanager
 def statements() -> Iterator[list[tuple[str, Any]]]:
-    """Collect what is executed that reads or changes existing rows, with its parameters."""
+    """Collect the statements that read or change existing rows, with their parameters."""
     collected: list[tuple[str, Any]] = []
 
     def collect(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -59,13 +59,14 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
 
 
 def plan(sql: str, params: Any) -> tuple[set[str], set[str]]:
-    """Return the indexes that a statement uses, and the tables it reads whole."""
+    """Return the indexes that a statement uses, and the tables that it scans fully."""
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
-            # With the parameters bound, as it runs: a partial index is chosen by their values.
+            # With bound parameters, as it really runs: their values decide whether a partial index
+            # is used.
             cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
             return _plan_of_sqlite([str(found[3]) for found in cursor.fetchall()])
-        # A test's tables are so small that to read them whole is often best.
+        # The tables of a test are so small that a sequential scan is often fastest.
         cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", params)
         [[found]] = cursor.fetchall()
@@ -78,13 +79,13 @@ def plan(sql: str, params: Any) -> tuple[set[str], set[str]]:
 
 def _plan_of_sqlite(lines: list[str]) -> tuple[set[str], set[str]]:
     indexes: set[str] = set()
-    whole: set[str] = set()
+    scanned: set[str] = set()
     for line in lines:
         if found := re.match(r"(?:SEARCH|SCAN) (\w+) USING (?:COVERING )?INDEX (\w+)", line):
             indexes.add(found[2])
         elif found := re.match(r"SCAN (\w+)", line):
-            whole.add(found[1])
-    return indexes, whole & BIG
+            scanned.add(found[1])
+    return indexes, scanned & BIG
 
 
 def _nodes(found: Any) -> Iterator[dict[str, Any]]:
@@ -99,16 +100,16 @@ def _nodes(found: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def queries(**expected: int) -> Iterator[None]:
-    [(what, count)] = expected.items()
+def query_count(**expected: int) -> Iterator[None]:
+    [(name, count)] = expected.items()
     with CaptureQueriesContext(connection) as executed:
         yield
-    assert len(executed) == count, [what, *(query["sql"] for query in executed)]
+    assert len(executed) == count, [name, *(query["sql"] for query in executed)]
 
 
 @pytest.fixture
 def owner() -> User:
-    """Of a site that has run for a while: most tasks are over, some wait, and few run."""
+    """Return a user of a busy site: most tasks are finished, some pending, few running."""
     owner = User.objects.create(username="ada")
     by = worker()
     minute = timedelta(minutes=1)
@@ -136,92 +137,94 @@ def owner() -> User:
     return owner
 
 
-Doing = Callable[[], object]
+Operation = Callable[[], object]
 
 
-def claim(_owner: User) -> Doing:
+def claim(_owner: User) -> Operation:
     by = worker()
     return lambda: lifecycle.claim(by, 4)
 
 
-def claim_from_a_queue(_owner: User) -> Doing:
+def claim_from_a_queue(_owner: User) -> Operation:
     by = worker(queues=["q1"])
     return lambda: lifecycle.claim(by, 4)
 
 
-def among_many(prepare: Callable[[User], Doing]) -> Callable[[User], Doing]:
-    """As where more tasks may start than are put in order by themselves."""
+def among_many(prepare: Callable[[User], Operation]) -> Callable[[User], Operation]:
+    """Prepare as if more tasks are due than a claim sorts separately."""
 
-    def prepared(owner: User) -> Doing:
+    def prepared(owner: User) -> Operation:
         do = prepare(owner)
 
-        def doing() -> object:
+        def operation() -> object:
             with patch.object(claims, "FEW", 2):
                 return do()
 
-        return doing
+        return operation
 
     return prepared
 
 
-def prune(_owner: User) -> Doing:
+def prune(_owner: User) -> Operation:
     old = 4.9 * 3600
     return lambda: list(retention.prune(retention.Rule(old, old)))
 
 
-def count_for_a_prune(_owner: User) -> Doing:
+def count_for_a_prune(_owner: User) -> Operation:
     old = 4.9 * 3600
     return lambda: retention.count(retention.Rule(old, old))
 
 
-def some_task() -> Task:
+def any_completed_task() -> Task:
     return Task.objects.filter(status=Status.COMPLETED)[0]
 
 
-def resume_a_channel(_owner: User) -> Doing:
-    channel = task_channel(some_task().pk)
+def resume_channel(_owner: User) -> Operation:
+    channel = task_channel(any_completed_task().pk)
     return lambda: TaskEventStorage().get_events(channel, 5)
 
 
-def open_a_stream(_owner: User) -> Doing:
-    view, until = View([task_channel(some_task().pk)]), Cursor.now("default")
+def open_stream(_owner: User) -> Operation:
+    view, until = View([task_channel(any_completed_task().pk)]), Cursor.now("default")
     return lambda: opening_of(view, until.beginning(), until)
 
 
-def open_a_stream_of_an_owner(owner: User) -> Doing:
+def open_owner_stream(owner: User) -> Operation:
     view, until = View([owner_channel(owner.pk)]), Cursor.now("default")
     return lambda: opening_of(view, None, until)
 
 
 def feed() -> _Feed:
-    """The relay's reader, without its thread."""
+    """Return the relay's reader, without its thread."""
     made = _Feed()
     made.cursor = Cursor.now("default")
     return made
 
 
-def a_pass_of_the_relay(_owner: User) -> Doing:
-    made = feed()
-    TaskEvent.objects.create(task=some_task(), event_type=EventType.LOG, timestamp=timezone.now())
-    return made._pass
+def relay_pass(_owner: User) -> Operation:
+    reader = feed()
+    TaskEvent.objects.create(
+        task=any_completed_task(), event_type=EventType.LOG, timestamp=timezone.now()
+    )
+    return reader._pass
 
 
-def remove(_owner: User) -> Doing:
-    task_id = some_task().pk
+def remove(_owner: User) -> Operation:
+    task_id = any_completed_task().pk
     return lambda: retention.remove(task_id)
 
 
-def start_what_waits_already(_owner: User) -> Doing:
+def start_duplicate(_owner: User) -> Operation:
     saved(unique_key="one at a time")
 
-    def refused() -> None:
+    def expect_refusal() -> None:
         with pytest.raises(DuplicateTask):
             task_service.start_task("tests.tasks.Noop", unique_key="one at a time")
 
-    return refused
+    return expect_refusal
 
 
-def start_once_more(owner: User) -> Doing:
+def start_again_with_key(owner: User) -> Operation:
     def start() -> Any:
         return task_service.start_task("tests.tasks.Noop", owner=owner, idempotency_key="k")
 
@@ -229,27 +232,27 @@ def start_once_more(owner: User) -> Doing:
     return start
 
 
-def one_of_many(owner: User) -> Doing:
-    """Whether they have too many that are not over."""
+def check_unfinished_limit(owner: User) -> Operation:
+    """Check whether the owner has too many unfinished tasks."""
     return lambda: _within_the_limit(owner)
 
 
-def started_by_a_key(owner: User) -> Doing:
+def find_by_key(owner: User) -> Operation:
     return lambda: _started_by(owner, "k")
 
 
-def a_page_of(owner: User | None = None, **asked: Any) -> Doing:
+def list_page(owner: User | None = None, **filters: Any) -> Operation:
     tasks = Task.objects.all() if owner is None else Task.objects.filter(owner=owner)
-    return lambda: page_of(tasks, Filters(limit=2, **asked))
+    return lambda: page_of(tasks, Filters(limit=2, **filters))
 
 
-def the_next_page(_owner: User) -> Doing:
-    return a_page_of(cursor=page_of(Task.objects.all(), Filters(limit=2)).next, status=["failed"])
+def next_page(_owner: User) -> Operation:
+    return list_page(cursor=page_of(Task.objects.all(), Filters(limit=2)).next, status=["failed"])
 
 
-#: What is done, and the indexes of which it must use one: databases choose differently where two
-#: are as good.
-QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
+#: Operations and indexes. An operation must use at least one of its indexes: if two are equally
+#: good, the databases choose differently.
+QUERIES: dict[str, tuple[Callable[[User], Operation], set[str]]] = {
     "claim": (claim, {"tasks_due"}),
     "claim of many": (among_many(claim), {"tasks_waiting"}),
     "claim from a queue": (among_many(claim_from_a_queue), {"tasks_waiting_in_queue"}),
@@ -261,38 +264,38 @@ QUERIES: dict[str, tuple[Callable[[User], Doing], set[str]]] = {
     ),
     "prune": (prune, {"tasks_finished"}),
     "count for a prune": (count_for_a_prune, {"tasks_finished"}),
-    # A site has few workers, so that either will do.
+    # A site has few workers, so either index is fine.
     "prune workers": (
         lambda _: retention.prune_workers,
         {"tasks_worker_heartbeat", "tasks_app_worker_pkey"},
     ),
     "remove": (remove, {"tasks_event_of_task"}),
-    "resume a channel": (resume_a_channel, {"tasks_event_of_task"}),
-    "open a stream": (open_a_stream, {"tasks_event_of_task", "tasks_one_terminal_event"}),
-    "open a stream of an owner": (open_a_stream_of_an_owner, {"tasks_unfinished_of_owner"}),
-    "start what waits already": (start_what_waits_already, {"tasks_unique_key_unfinished"}),
-    "limit of the API": (one_of_many, {"tasks_unfinished_of_owner"}),
-    "idempotency key": (started_by_a_key, {"tasks_idempotency_key"}),
-    "page of the API": (lambda _: a_page_of(), {"tasks_newest"}),
-    "next page of the API": (the_next_page, {"tasks_newest"}),
+    "resume a channel": (resume_channel, {"tasks_event_of_task"}),
+    "open a stream": (open_stream, {"tasks_event_of_task", "tasks_one_terminal_event"}),
+    "open a stream of an owner": (open_owner_stream, {"tasks_unfinished_of_owner"}),
+    "start what waits already": (start_duplicate, {"tasks_unique_key_unfinished"}),
+    "limit of the API": (check_unfinished_limit, {"tasks_unfinished_of_owner"}),
+    "idempotency key": (find_by_key, {"tasks_idempotency_key"}),
+    "page of the API": (lambda _: list_page(), {"tasks_newest"}),
+    "next page of the API": (next_page, {"tasks_newest"}),
     "what waits in a queue": (
-        lambda _: a_page_of(status=["pending"], queue="q1"),
+        lambda _: list_page(status=["pending"], queue="q1"),
         {"tasks_newest"},
     ),
     "an owner's failed": (
-        lambda owner: a_page_of(owner, status=["failed"]),
+        lambda owner: list_page(owner, status=["failed"]),
         {"tasks_newest_of_owner"},
     ),
     "health": (lambda _: health, {"tasks_waiting", "tasks_due"}),
     "health of a queue": (lambda _: lambda: health("q1"), {"tasks_waiting_in_queue"}),
-    "start once more": (start_once_more, {"tasks_idempotency_key"}),
-    # On SQLite it finds new facts by their ids, which need no index of their own.
-    "relay": (a_pass_of_the_relay, {"tasks_finished", "tasks_leased", "tasks_event_transaction"}),
+    "start once more": (start_again_with_key, {"tasks_idempotency_key"}),
+    # On SQLite it finds new facts by id, which is the primary key.
+    "relay": (relay_pass, {"tasks_finished", "tasks_leased", "tasks_event_transaction"}),
 }
 
 
-def test_each_query_has_its_index(owner: User) -> None:
-    """And none reads a table whole that grows."""
+def test_each_query_uses_its_index(owner: User) -> None:
+    """And none fully scans a table that grows."""
     for name, (prepare, indexes) in QUERIES.items():
         do = prepare(owner)
         with transaction.atomic(), statements() as executed:
@@ -302,71 +305,71 @@ def test_each_query_has_its_index(owner: User) -> None:
         plans = [plan(*statement) for statement in executed]
         used = set().union(*(found for found, _ in plans))
         assert indexes & used, f"{name} uses {used}"
-        for (sql, _), (_, whole) in zip(executed, plans, strict=True):
-            assert not whole, f"{name} reads {whole} whole: {sql}"
+        for (sql, _), (_, scanned) in zip(executed, plans, strict=True):
+            assert not scanned, f"{name} reads {scanned} whole: {sql}"
 
 
-def test_a_claim_writes_its_rows_by_their_ids(owner: User) -> None:
-    """And not by their status, which all that wait have in common."""
+def test_claim_updates_rows_by_id(owner: User) -> None:
+    """Not by status, which all pending rows share."""
     do = among_many(claim)(owner)
     with statements() as executed:
         do()
     (few, _), (chosen, _), (written, _) = (plan(*statement) for statement in executed)
     assert few == {"tasks_due"}
     assert chosen == {"tasks_waiting"}
-    # PostgreSQL weighs it anew each time, and may look at both.
+    # PostgreSQL chooses each time, and may combine both.
     if connection.vendor == "sqlite":
         assert written == {"sqlite_autoindex_tasks_app_task_1"}
 
 
-def test_a_query_without_an_index_would_be_found(owner: User) -> None:
+def test_query_without_an_index_is_detected(owner: User) -> None:
     with statements() as executed:
         list(Task.objects.filter(progress_text="x").order_by())
     [statement] = executed
-    _, whole = plan(*statement)
-    assert whole == {Task._meta.db_table}
+    _, scanned = plan(*statement)
+    assert scanned == {Task._meta.db_table}
 
 
-# How many queries.
+# Query counts.
 
 
-#: Of `atomic` inside a transaction: one to set it, one to release it.
+#: Queries of a nested `atomic`: one to create the savepoint, one to release it.
 SAVEPOINT = 2
 
 
 def clock() -> int:
-    """PostgreSQL is asked for the time, SQLite's host is not."""
+    """Return the queries for the time: PostgreSQL is asked, on SQLite the host's clock is used."""
     return 0 if connection.vendor == "sqlite" else 1
 
 
 def notice() -> int:
-    """PostgreSQL tells those who listen, once in a transaction, such as that of a test."""
+    """Return the queries for a notification: on PostgreSQL one per transaction."""
     return 0 if connection.vendor == "sqlite" else 1
 
 
 @pytest.mark.parametrize("many", [1, 5, 30])
-def test_a_group_costs_as_many_queries_as_one(many: int) -> None:
+def test_query_count_does_not_depend_on_the_batch_size(many: int) -> None:
     by, now = worker(), timezone.now()
     tasks = [Task(name="tests.tasks.Noop", run_after=now) for _ in range(many)]
-    with queries(enqueue=2 + SAVEPOINT + clock() + notice()):
+    with query_count(enqueue=2 + SAVEPOINT + clock() + notice()):
         lifecycle.enqueue(tasks)
-    with queries(claim=4):
+    with query_count(claim=4):
         taken = lifecycle.claim(by, many, now=now)
     assert len(taken) == many
     claims = [claim_of(task) for task in taken]
-    with queries(renew=2):
+    with query_count(renew=2):
         lifecycle.renew(claims, now=now)
-    with queries(log=2 + clock()):
+    with query_count(log=2 + clock()):
         lifecycle.log({claim: [LogLine("info", "x")] * 3 for claim in claims})
-    with queries(complete=3):
+    with query_count(complete=3):
         lifecycle.complete({claim: {"rows": 3} for claim in claims}, now=now)
     assert Task.objects.filter(status=Status.COMPLETED).count() == many
 
 
 @pytest.mark.parametrize("many", [1, 5, 30])
-def test_a_group_that_is_released_costs_as_many_queries_as_one(many: int) -> None:
+def test_query_count_of_release_does_not_depend_on_the_batch_size(many: int) -> None:
     by, now = worker(), timezone.now()
     lifecycle.enqueue([Task(name="tests.tasks.Noop", run_after=now) for _ in range(many)])
     claims = [claim_of(task) for task in lifecycle.claim(by, many, now=now)]
-    with queries(release=3):
+    with query_count(release=3):
         lifecycle.release(claims, now=now)

@@ -1,7 +1,7 @@
-"""Two who write the same task at once, each with a connection of its own: one of them wins.
+"""Pairs of concurrent writes to one task, each on its own connection: one of them wins.
 
-Each pair meets in two ways: let go at the same moment, many times over; and one in the middle of
-its transaction while the other one comes, in both orders.
+Each pair meets in two ways. Both start at the same time, many times over. Or one begins while the
+other is in the middle of its transaction, in both orders.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from tests.rows import BROKEN, claimed, ended, enqueued, lapse, worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: How often each pair is let go.
+#: How often each pair starts at the same time.
 ROUNDS = int(os.environ.get("RACE_ROUNDS", "10"))
 DAY = timedelta(days=1)
-#: Everything that has finished goes.
+#: Prunes everything that has finished.
 ALL = Rule(0, 0)
 
-#: What a side of a race did: its answer, or the error it raised.
+#: The result of one side of a race: its return value, or the error it raised.
 Answer = Any
 
 
 class Sides:
-    """Threads with connections of their own, which outlive a round."""
+    """Threads with their own connections, which live longer than a round."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.pool = ThreadPoolExecutor(number)
 
     def at_once(self, *calls: Callable[[], Answer]) -> list[Answer]:
-        """Let all of them go at the same moment."""
-        line = threading.Barrier(len(calls), timeout=PATIENCE)
+        """Run all calls at the same time."""
+        barrier = threading.Barrier(len(calls), timeout=PATIENCE)
 
         def go(call: Callable[[], Answer]) -> Answer:
-            line.wait()
+            barrier.wait()
             return answer(call)
 
         return [future.result(PATIENCE) for future in [self.pool.submit(go, c) for c in calls]]
@@ -67,18 +67,18 @@ class Sides:
     def overlapping(
         self, first: Callable[[], Answer], second: Callable[[], Answer]
     ) -> list[Answer]:
-        """Let the second one come when the first has written and not yet committed."""
+        """Run the second call after the first has written, but before it commits."""
         wrote, comes, commit = threading.Event(), threading.Event(), threading.Event()
         waiter: list[int] = []
 
         def begin() -> Answer:
             with transaction.atomic():
-                found = answer(first)
+                result = answer(first)
                 wrote.set()
                 assert commit.wait(PATIENCE)
-            return found
+            return result
 
-        def meet() -> Answer:
+        def run_second() -> Answer:
             assert wrote.wait(PATIENCE)
             if connection.vendor == "postgresql":
                 connection.ensure_connection()
@@ -86,9 +86,11 @@ class Sides:
             comes.set()
             return answer(second)
 
-        futures = [self.pool.submit(begin), self.pool.submit(meet)]
+        futures = [self.pool.submit(begin), self.pool.submit(run_second)]
         assert comes.wait(PATIENCE)
-        eventually(lambda: futures[1].done() or waits(waiter), what="the second one waits, or ends")
+        eventually(
+            lambda: futures[1].done() or is_blocked(waiter), what="the second call waits or returns"
+        )
         commit.set()
         return [future.result(PATIENCE) for future in futures]
 
@@ -104,8 +106,11 @@ def answer(call: Callable[[], Answer]) -> Answer:
         return refused
 
 
-def waits(waiter: list[int]) -> bool:
-    """Whether a session waits for a lock. SQLite does not tell; there, whoever comes waits."""
+def is_blocked(waiter: list[int]) -> bool:
+    """Return whether a session waits for a lock.
+
+    SQLite does not show it; there the second writer always waits.
+    """
     if not waiter:
         return True
     with connection.cursor() as cursor:
@@ -117,14 +122,14 @@ def waits(waiter: list[int]) -> bool:
 
 @contextmanager
 def sides(number: int) -> Iterator[Sides]:
-    made = Sides(number)
+    race = Sides(number)
     try:
-        yield made
+        yield race
     finally:
-        made.close()
+        race.close()
 
 
-# The pairs. Each has a task made for them, what either does to it, and what then must hold.
+# Pairs: what to prepare, what each side does, and what must hold afterwards.
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Pair:
     prepare: Callable[[], Claim]
     one: Callable[[Claim], Answer]
     other: Callable[[Claim], Answer]
-    #: Given the claim, the task as it then stands or None if it is gone, and both answers.
+    #: Called with the claim, the task's row (None if deleted) and both results.
     holds: Callable[[Claim, Task | None, Answer, Answer], bool]
 
 
@@ -173,7 +178,7 @@ def request_cancel(claim: Claim) -> Answer:
 
 
 def prune(_claim: Claim) -> Answer:
-    # A few steps, as a worker goes: what another one holds is passed by, and looked at again.
+    # A few batches, as a worker does: a prune skips locked tasks, and looks at them again later.
     return sum(islice(retention.prune(ALL), 3))
 
 
@@ -191,7 +196,7 @@ def take(_claim: Claim) -> Answer:
     return [claim_of(task) for task in lifecycle.claim(by, 5)]
 
 
-def one_key(_claim: Claim) -> Answer:
+def enqueue_with_key(_claim: Claim) -> Answer:
     return enqueued(unique_key="one").pk
 
 
@@ -204,30 +209,30 @@ PAIRS = {
         lapsed,
         rescue,
         complete,
-        lambda claim, task, rescued, void: (
-            is_in(task, Status.PENDING) and void == [claim]
+        lambda claim, task, rescued, refused: (
+            is_in(task, Status.PENDING) and refused == [claim]
             if rescued
-            else is_in(task, Status.COMPLETED) and void == []
+            else is_in(task, Status.COMPLETED) and refused == []
         ),
     ),
     "rescue/report": Pair(
         lapsed,
         rescue,
         lambda claim: lifecycle.report({claim: TaskProgressUpdate(text="late", value=0.5)}),
-        # Here both may win: what was reported in time was reported.
-        lambda claim, task, rescued, void: (
+        # Both may win here: a report that came in time was written.
+        lambda claim, task, rescued, refused: (
             (rescued == [claim.task_id]) == is_in(task, Status.PENDING)
-            and void in ([], [claim])
+            and refused in ([], [claim])
             and task is not None
-            and (task.progress_text == "late") == (void == [])
+            and (task.progress_text == "late") == (refused == [])
         ),
     ),
     "rescue/log": Pair(
         lapsed,
         rescue,
         lambda claim: lifecycle.log({claim: [LogLine("info", "late")]}),
-        # The history is checked anyway: no line comes after the end of the attempt.
-        lambda claim, task, rescued, void: void in ([], [claim]),
+        # The history is checked anyway: no line may come after the end of the attempt.
+        lambda claim, task, rescued, refused: refused in ([], [claim]),
     ),
     "rescue/rescue": Pair(
         lapsed,
@@ -241,10 +246,10 @@ PAIRS = {
         lapsed,
         lambda claim: lifecycle.renew([claim]),
         rescue,
-        lambda claim, task, void, rescued: (
-            is_in(task, Status.PENDING) and void == [claim]
+        lambda claim, task, refused, rescued: (
+            is_in(task, Status.PENDING) and refused == [claim]
             if rescued
-            else is_in(task, Status.RUNNING) and void == []
+            else is_in(task, Status.RUNNING) and refused == []
         ),
     ),
     "cancel/complete": Pair(
@@ -261,10 +266,10 @@ PAIRS = {
         running,
         request_cancel,
         complete,
-        # It completes either way; who asks too late is told so.
-        lambda claim, task, asked, void: (
+        # It completes either way. A request that comes too late is refused.
+        lambda claim, task, asked, refused: (
             is_in(task, Status.COMPLETED)
-            and void == []
+            and refused == []
             and (asked == Status.RUNNING or isinstance(asked, IllegalTransition))
         ),
     ),
@@ -282,19 +287,19 @@ PAIRS = {
         running,
         request_cancel,
         lambda claim: lifecycle.release([claim]),
-        lambda claim, task, asked, void: is_in(task, Status.CANCELLED) and void == [],
+        lambda claim, task, asked, refused: is_in(task, Status.CANCELLED) and refused == [],
     ),
     "request_cancel/retry": Pair(
         running,
         request_cancel,
         retry,
-        lambda claim, task, asked, void: is_in(task, Status.CANCELLED) and void == [],
+        lambda claim, task, asked, refused: is_in(task, Status.CANCELLED) and refused == [],
     ),
     "request_cancel/rescue": Pair(
         lapsed,
         request_cancel,
         rescue,
-        # A rescue passes by what another one holds, and comes again at the next heartbeat.
+        # A rescue skips tasks that others have locked, and tries again at the next heartbeat.
         lambda claim, task, asked, rescued: (
             is_in(task, Status.CANCELLED) if rescued else is_in(task, Status.RUNNING)
         ),
@@ -311,24 +316,24 @@ PAIRS = {
         running,
         retry,
         prune,
-        lambda claim, task, void, pruned: (
-            is_in(task, Status.PENDING) and void == [] and pruned == 0
+        lambda claim, task, refused, pruned: (
+            is_in(task, Status.PENDING) and refused == [] and pruned == 0
         ),
     ),
     "complete/prune": Pair(
         running,
         complete,
         prune,
-        lambda claim, task, void, pruned: (
-            void == [] and (task is None if pruned else is_in(task, Status.COMPLETED))
+        lambda claim, task, refused, pruned: (
+            refused == [] and (task is None if pruned else is_in(task, Status.COMPLETED))
         ),
     ),
     "complete/remove": Pair(
         running,
         complete,
         remove,
-        lambda claim, task, void, removed: (
-            void == []
+        lambda claim, task, refused, removed: (
+            refused == []
             and (
                 task is None
                 if removed is None
@@ -380,8 +385,8 @@ PAIRS = {
     ),
     "enqueue/enqueue": Pair(
         failed,
-        one_key,
-        one_key,
+        enqueue_with_key,
+        enqueue_with_key,
         lambda claim, task, one, other: (
             isinstance(one, DuplicateTask) != isinstance(other, DuplicateTask)
             and Task.objects.filter(unique_key="one").count() == 1
@@ -390,8 +395,8 @@ PAIRS = {
     "complete/enqueue": Pair(
         lambda: running(unique_key="one"),
         complete,
-        one_key,
-        lambda claim, task, void, new: (
+        enqueue_with_key,
+        lambda claim, task, refused, new: (
             is_in(task, Status.COMPLETED)
             and Task.objects.unfinished().count() == (not isinstance(new, DuplicateTask))
         ),
@@ -407,20 +412,20 @@ def check(pair: Pair, claim: Claim, one: Answer, other: Answer, seen: Seen) -> N
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
-def test_let_go_at_once(pair: Pair) -> None:
+def test_started_at_the_same_time(pair: Pair) -> None:
     seen = Seen()
     worker()
     with sides(2) as race:
         for number in range(ROUNDS):
             claim = pair.prepare()
             calls = [partial(pair.one, claim), partial(pair.other, claim)]
-            # Whoever comes to the line last tends to leave it first.
+            # The thread that reaches the barrier last tends to leave it first.
             answers = race.at_once(*(calls[:: (-1) ** number]))[:: (-1) ** number]
             check(pair, claim, *answers, seen)
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
-def test_one_comes_while_the_other_has_not_committed(pair: Pair) -> None:
+def test_second_begins_before_the_first_commits(pair: Pair) -> None:
     seen = Seen()
     worker()
     with sides(2) as race:
@@ -435,7 +440,7 @@ def test_one_comes_while_the_other_has_not_committed(pair: Pair) -> None:
 # More than two.
 
 
-def test_many_claim_at_once_and_each_task_goes_to_one() -> None:
+def test_concurrent_claims_give_each_task_to_one_worker() -> None:
     by = [worker(pid=number) for number in range(4)]
     with sides(4) as race:
         for limit in (1, 3, 50):
@@ -449,14 +454,14 @@ def test_many_claim_at_once_and_each_task_goes_to_one() -> None:
                 return taken
 
             answers = race.at_once(*(partial(drain, one) for one in by))
-            # Who passed by what others held has seen nothing; one more look leaves nothing.
+            # A claim that skipped locked tasks may have found nothing, so claim once more.
             claims = [claim for taken in (*answers, drain(by[0])) for claim in taken]
             assert sorted(claim.task_id for claim in claims) == sorted(waiting)
             assert lifecycle.complete(dict.fromkeys(claims, 1)) == []
             check_invariants()
 
 
-def test_many_rescue_at_once_and_each_task_is_taken_back_once() -> None:
+def test_concurrent_rescues_take_each_task_once() -> None:
     by = worker()
     with sides(4) as race:
         for _ in range(5):
@@ -476,14 +481,14 @@ def test_many_rescue_at_once_and_each_task_is_taken_back_once() -> None:
 
 
 class Storm:
-    """Holds, ends, takes back, cancels and deletes tasks that others do the same to, in batches."""
+    """Calls random verbs in batches on tasks that other threads change too."""
 
     def __init__(self, by: Worker, claims: list[Claim], seed: int) -> None:
         self.by = by
         self.claims = claims
         self.chance = random.Random(seed)
 
-    def rage(self) -> None:
+    def run(self) -> None:
         verbs = [
             lambda: lifecycle.complete(dict.fromkeys(self.some(2), 1)),
             lambda: lifecycle.retry(dict.fromkeys(self.some(3), BROKEN)),
@@ -510,13 +515,13 @@ class Storm:
 
     def lapse(self) -> None:
         doomed = [claim.task_id for claim in self.some(4)]
-        # In one order, as the lifecycle writes.
+        # In the same order as the lifecycle, to avoid deadlocks.
         for task in Task.objects.running().filter(pk__in=doomed).order_by("pk"):
             past = timezone.now() - DAY
             Task.objects.running().filter(pk=task.pk).update(lease_expires_at=past)
 
 
-def test_a_storm_leaves_order_and_meets_no_deadlock() -> None:
+def test_random_concurrent_verbs_keep_invariants_without_deadlock() -> None:
     by = worker()
     seen = Seen()
     claims: list[Claim] = []
@@ -526,5 +531,5 @@ def test_a_storm_leaves_order_and_meets_no_deadlock() -> None:
                 [Task(name="tests.tasks.Noop", run_after=None, max_attempts=3) for _ in range(20)]
             )
             claims += map(claim_of, lifecycle.claim(by, 40))
-            race.at_once(*(Storm(by, claims, 4 * number + side).rage for side in range(4)))
+            race.at_once(*(Storm(by, claims, 4 * number + side).run for side in range(4)))
             check_invariants(seen)

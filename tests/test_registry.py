@@ -1,4 +1,4 @@
-"""Which task classes there are, and what a name means that somebody typed."""
+"""The registry of task classes, and finding a class by a name that a user typed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Base(BaseTask):
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An app of a site, that has no tasks yet; its tasks module."""
+    """Create an app without tasks in a site, and return the path of its tasks module."""
     (tmp_path / "registry_shop").mkdir()
     (tmp_path / "registry_shop" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -52,14 +52,14 @@ def names(tasks: list[type[BaseTask]]) -> list[str]:
     return [task.name() for task in tasks]
 
 
-def test_tasks_of_installed_apps_are_found_and_those_imported_anyhow() -> None:
+def test_finds_tasks_of_installed_apps_and_imported_ones() -> None:
     found = registry.tasks()
     assert {ImportAirports, ExportAirports, Noop} <= set(found)
     assert names(found) == sorted(names(found))
     assert len(found) == len(set(found))
 
 
-def test_bases_and_classes_no_worker_can_import_are_none() -> None:
+def test_base_and_local_classes_are_not_found() -> None:
     class Local(BaseTask):
         def execute(self, progress: ProgressHandle) -> None:
             pass
@@ -67,7 +67,7 @@ def test_bases_and_classes_no_worker_can_import_are_none() -> None:
     assert not {Local, BaseTask, SiteTask} & set(registry.tasks())
 
 
-def test_a_module_is_imported_when_somebody_asks(shop: Path) -> None:
+def test_module_is_imported_on_the_first_lookup(shop: Path) -> None:
     shop.write_text(GOOD)
     with installed():
         assert "registry_shop.tasks" not in sys.modules
@@ -76,12 +76,12 @@ def test_a_module_is_imported_when_somebody_asks(shop: Path) -> None:
         assert "registry_shop.tasks.Base" not in names(registry.startable_tasks())
 
 
-def test_an_app_without_tasks_is_no_problem(shop: Path) -> None:
+def test_app_without_tasks_is_no_problem(shop: Path) -> None:
     with installed():
         assert registry.problems() == {}
 
 
-def test_a_class_of_a_reloaded_module_is_found_once(shop: Path) -> None:
+def test_class_of_a_reloaded_module_is_found_once(shop: Path) -> None:
     shop.write_text(GOOD)
     with installed():
         first = registry.find("Sweep")
@@ -91,13 +91,13 @@ def test_a_class_of_a_reloaded_module_is_found_once(shop: Path) -> None:
         assert [task for task in registry.tasks() if task.__name__ == "Sweep"] == [second]
 
 
-def test_startable_are_those_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_startable_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Noop not in registry.startable_tasks()
     monkeypatch.setattr(Noop, "startable", True)
     assert Noop in registry.startable_tasks()
 
 
-def test_a_broken_module_is_told_of_and_costs_the_others_nothing(
+def test_broken_module_is_reported_and_others_still_work(
     shop: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop.write_text(GOOD + "\nimport not_installed_anywhere\n")
@@ -110,21 +110,19 @@ def test_a_broken_module_is_told_of_and_costs_the_others_nothing(
             }
         assert "registry_shop.tasks cannot be imported" in caplog.text
         assert ImportAirports in registry.tasks()
-        # It stands in a module that has failed, where no worker could import it.
+        # Its module failed to import, so no worker could import it.
         assert not [task for task in registry.tasks() if task.__name__ == "Sweep"]
         with pytest.raises(UnknownTask, match="No module named 'not_installed_anywhere'"):
             registry.find("registry_shop.tasks.Sweep")
-        # What it lacked has come.
+        # Now the import succeeds.
         shop.write_text(GOOD + "\n# mended, and of another length\n")
         assert registry.problems() == {}
         assert registry.find("Sweep")
 
 
-def test_a_fault_is_logged_when_it_comes_and_not_each_time_somebody_asks(
-    shop: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def faults(source: str) -> list[str]:
-        """What three looks log of a module."""
+def test_import_error_is_logged_once(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def logged_errors(source: str) -> list[str]:
+        """Return what three lookups log about a module."""
         caplog.clear()
         shop.write_text(source)
         for _ in range(3):
@@ -133,28 +131,28 @@ def test_a_fault_is_logged_when_it_comes_and_not_each_time_somebody_asks(
         return [str(record.exc_info and record.exc_info[1]) for record in caplog.records]
 
     with installed(), caplog.at_level(logging.ERROR, logger="tasks_app.registry"):
-        assert faults("raise OSError(1)") == ["1"]
-        assert faults("raise OSError('another, of another length')") == [
+        assert logged_errors("raise OSError(1)") == ["1"]
+        assert logged_errors("raise OSError('another, of another length')") == [
             "another, of another length"
         ]
-        assert faults("# mended, and of a third length") == []
-        assert faults("raise OSError('another, of another length')") == [
+        assert logged_errors("# mended, and of a third length") == []
+        assert logged_errors("raise OSError('another, of another length')") == [
             "another, of another length"
         ]
 
 
 @pytest.mark.parametrize("name", ["tests.tasks.Add", "Add"])
-def test_a_path_or_a_class_name_finds_it(name: str) -> None:
+def test_finds_by_path_or_class_name(name: str) -> None:
     assert registry.find(name) is Add
 
 
-def test_a_path_finds_what_is_not_known_yet() -> None:
-    """As a worker would, be it a task in a module that nobody has imported."""
+def test_path_finds_a_task_that_is_not_imported_yet() -> None:
+    """As in a worker, the path of any importable module is enough."""
     sys.modules.pop("benchmarks.tasks", None)
     assert registry.find("benchmarks.tasks.Ticks").name() == "benchmarks.tasks.Ticks"
 
 
-def test_a_name_that_several_bear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ambiguous_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Add(BaseTask):
         def execute(self, progress: ProgressHandle) -> None:
             pass
@@ -170,7 +168,7 @@ def test_a_name_that_several_bear_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("ImportAirport", "the nearest are project.airports.tasks.ImportAirports"),
         ("importairports", "the nearest are project.airports.tasks.ImportAirports"),
@@ -185,14 +183,14 @@ def test_a_name_that_several_bear_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         ("tests.tasks.Path", "it is a 'type', not a subclass of BaseTask"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(name: str, said: str) -> None:
+def test_unknown_name_error_suggests_the_nearest(name: str, message: str) -> None:
     with pytest.raises(UnknownTask) as raised:
         registry.find(name)
-    assert f"There is no task {name!r}: {said}" in str(raised.value)
+    assert f"There is no task {name!r}: {message}" in str(raised.value)
 
 
-def test_only_those_asked_for_are_found_or_offered() -> None:
-    """A door that lets one start some tells nothing of the others."""
+def test_find_is_restricted_to_the_given_classes() -> None:
+    """A form that can start only some tasks must not reveal the others."""
     among = [ImportAirports, Noop]
     assert registry.find("ImportAirports", among) is ImportAirports
     for name in ("ExportAirports", "project.airports.tasks.ExportAirports", "tests.tasks.Add"):
@@ -202,8 +200,8 @@ def test_only_those_asked_for_are_found_or_offered() -> None:
         assert "tests.tasks.Add" not in raised.value.why
 
 
-def told_of_the_shop() -> list[tuple[str | None, str]]:
-    """What check says; classes of other tests are faulty, too."""
+def shop_messages() -> list[tuple[str | None, str]]:
+    """Return what check reports about the shop. Other tests define broken classes too."""
     return [
         (found.id, found.msg)
         for found in check_tasks(None)
@@ -211,7 +209,7 @@ def told_of_the_shop() -> list[tuple[str | None, str]]:
     ]
 
 
-def test_a_class_that_nothing_can_run_is_told_by_check(shop: Path) -> None:
+def test_check_reports_classes_that_cannot_run(shop: Path) -> None:
     shop.write_text(
         "from tasks_app.base import BaseTask\n"
         "from tests.tasks import Order\n"
@@ -225,7 +223,7 @@ def test_a_class_that_nothing_can_run_is_told_by_check(shop: Path) -> None:
     )
     with installed():
         assert names(registry.unfinished()) == ["registry_shop.tasks.Forgotten"]
-        assert told_of_the_shop() == [
+        assert shop_messages() == [
             (
                 "tasks_app.W021",
                 "registry_shop.tasks.Forgotten has no execute(), and no subclass.",
@@ -243,7 +241,7 @@ def test_a_class_that_nothing_can_run_is_told_by_check(shop: Path) -> None:
         ]
 
 
-def test_a_module_that_cannot_be_imported_is_told_by_check(shop: Path) -> None:
+def test_check_reports_a_module_that_cannot_be_imported(shop: Path) -> None:
     shop.write_text(
         "from tasks_app.base import BaseTask\n"
         "class Sweep(BaseTask):\n"
@@ -251,9 +249,9 @@ def test_a_module_that_cannot_be_imported_is_told_by_check(shop: Path) -> None:
         "    def execute(self, progress): ...\n"
     )
     with installed():
-        [(code, said)] = told_of_the_shop()
+        [(code, message)] = shop_messages()
     assert code == "tasks_app.W020"
-    assert said.startswith(
+    assert message.startswith(
         "registry_shop.tasks cannot be imported: InvalidTask: Sweep has no option 'max_attempt'. "
         "Did you mean 'max_attempts'?"
     )

@@ -1,4 +1,4 @@
-"""How long finished tasks stay, and that nothing else goes."""
+"""Retention of finished tasks: what is pruned, removed, and kept."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture(autouse=True)
-def many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first batch on, as it becomes where no rows of the site's go with the tasks."""
+def large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start with large batches, as a prune does without rows of the site to delete."""
     monkeypatch.setattr(retention, "ROWS", 500)
 
 
@@ -48,7 +48,7 @@ def names() -> set[str]:
 
 @pytest.fixture
 def aged() -> None:
-    """One task of each status for each of three ages; the unfinished ones are as old."""
+    """Create one task per status for each of three ages."""
     for status in Status:
         for days in (1, 5, 10):
             saved(status, name=f"{status} {days}", age=DAY * days)
@@ -79,37 +79,37 @@ UNTOUCHED = {f"{status} {days}" for status in UNFINISHED for days in (1, 5, 10)}
     ],
 )
 @pytest.mark.usefixtures("aged")
-def test_what_a_rule_takes_and_leaves(rule: Rule, left: set[str]) -> None:
-    going = 15 - len(UNTOUCHED | left)
-    assert retention.count(rule) == going
-    assert sum(retention.prune(rule)) == going
+def test_rule_prunes_and_keeps(rule: Rule, left: set[str]) -> None:
+    expected = 15 - len(UNTOUCHED | left)
+    assert retention.count(rule) == expected
+    assert sum(retention.prune(rule)) == expected
     assert names() == UNTOUCHED | left
     assert retention.count(rule) == 0
 
 
-def test_a_site_sets_the_rule(settings: Any) -> None:
+def test_rule_comes_from_settings(settings: Any) -> None:
     settings.TASK_RETENTION_SECONDS = 100
     settings.TASK_FAILED_RETENTION_SECONDS = None
     assert Rule.of_site() == Rule(100, None, TERMINAL)
 
 
-def test_events_go_with_their_tasks() -> None:
-    gone = [ended(status) for status in sorted(TERMINAL)]
-    stays = enqueued()
-    assert sum(retention.prune(Rule(0, 0))) == len(gone)
-    assert list(Task.objects.all()) == [stays]
-    assert list(TaskEvent.objects.all()) == list(stays.events.all())
+def test_events_are_deleted_with_their_tasks() -> None:
+    finished = [ended(status) for status in sorted(TERMINAL)]
+    pending = enqueued()
+    assert sum(retention.prune(Rule(0, 0))) == len(finished)
+    assert list(Task.objects.all()) == [pending]
+    assert list(TaskEvent.objects.all()) == list(pending.events.all())
 
 
-def rows_at_a_time(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Let each batch delete so many rows, however fast."""
+def fix_batch_rows(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Make each batch delete this number of rows, however long it takes."""
     monkeypatch.setattr(retention, "ROWS", rows)
     monkeypatch.setattr(retention, "ROWS_MIN", rows)
     monkeypatch.setattr(Prune, "_took", lambda self, seconds: None)
 
 
-def history(task: Task, lines: int) -> list[TaskEvent]:
-    """Give a finished task a history with so many log lines."""
+def add_history(task: Task, lines: int) -> list[TaskEvent]:
+    """Give a finished task a history with this number of log lines."""
     end = {
         Status.COMPLETED: EventType.COMPLETED,
         Status.FAILED: EventType.FAILED,
@@ -121,8 +121,8 @@ def history(task: Task, lines: int) -> list[TaskEvent]:
     )
 
 
-def test_a_prune_goes_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows_at_a_time(monkeypatch, 12)
+def test_prune_works_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    fix_batch_rows(monkeypatch, 12)
     for _ in range(7):
         saved(Status.COMPLETED, age=DAY)
     batches = retention.prune(Rule(0, 0))
@@ -133,17 +133,17 @@ def test_a_prune_goes_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (batches.removed, batches.kept) == (7, 0)
 
 
-def test_a_full_last_batch_is_followed_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows_at_a_time(monkeypatch, 8)
+def test_no_empty_batch_after_a_full_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fix_batch_rows(monkeypatch, 8)
     for _ in range(4):
         saved(Status.COMPLETED, age=DAY)
     assert list(retention.prune(Rule(0, 0))) == [2, 2]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_each_batch_is_a_transaction_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a prune that is cut off keeps what it did, and holds no lock meanwhile."""
-    rows_at_a_time(monkeypatch, 4)
+def test_each_batch_is_its_own_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prune that is interrupted keeps what it did, and holds no lock between batches."""
+    fix_batch_rows(monkeypatch, 4)
     for _ in range(2):
         saved(Status.COMPLETED, age=DAY)
     next(retention.prune(Rule(0, 0)))
@@ -151,8 +151,8 @@ def test_each_batch_is_a_transaction_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert Task.objects.count() == 1
 
 
-def test_what_ends_while_it_runs_stays() -> None:
-    """So that a prune ends, however fast tasks do."""
+def test_task_that_ends_during_a_prune_is_kept() -> None:
+    """So a prune ends, however fast tasks finish."""
     saved(Status.COMPLETED, age=DAY)
     batches = retention.prune(Rule(0, 0))
     assert next(batches) == 1
@@ -164,10 +164,10 @@ def test_what_ends_while_it_runs_stays() -> None:
 # Long histories.
 
 
-def test_a_batch_is_bounded_by_events_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows_at_a_time(monkeypatch, 20)
+def test_batch_is_limited_by_events_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fix_batch_rows(monkeypatch, 20)
     for _ in range(6):
-        history(saved(Status.COMPLETED, age=DAY), lines=5)
+        add_history(saved(Status.COMPLETED, age=DAY), lines=5)
     batches = []
     before = TaskEvent.objects.count()
     for removed in retention.prune(Rule(0, 0)):
@@ -181,13 +181,13 @@ def test_a_batch_is_bounded_by_events_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
 @pytest.mark.parametrize("lines", [7, 8, 9, 36])
-def test_a_long_history_goes_from_its_beginning_and_its_end_with_the_task(
+def test_long_history_is_deleted_oldest_first_and_its_end_with_the_task(
     monkeypatch: pytest.MonkeyPatch, status: Status, lines: int
 ) -> None:
-    """Whoever looks between two batches finds its newest events, and always its end."""
-    rows_at_a_time(monkeypatch, 10)
+    """Between two batches a reader finds the newest events, and always the terminal one."""
+    fix_batch_rows(monkeypatch, 10)
     task = saved(status, age=DAY)
-    ids = [event.pk for event in history(task, lines)]
+    ids = [event.pk for event in add_history(task, lines)]
     batches = retention.prune(Rule(0, 0))
     while next(batches) == 0:
         left = list(task.events.order_by("id").values_list("pk", flat=True))
@@ -199,26 +199,26 @@ def test_a_long_history_goes_from_its_beginning_and_its_end_with_the_task(
     assert next(batches, None) is None
 
 
-def test_a_prune_that_was_killed_is_taken_up_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows_at_a_time(monkeypatch, 10)
-    task, stays = saved(Status.FAILED, age=DAY), saved()
-    history(task, 50)
+def test_next_prune_continues_an_interrupted_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fix_batch_rows(monkeypatch, 10)
+    task, pending = saved(Status.FAILED, age=DAY), saved()
+    add_history(task, 50)
     assert next(retention.prune(Rule(0, 0))) == 0
     assert 3 < task.events.count() < 53
     assert sum(retention.prune(Rule(0, 0))) == 1
-    assert list(Task.objects.all()) == [stays]
+    assert list(Task.objects.all()) == [pending]
 
 
-# The size of a batch.
+# Batch size.
 
 
-def test_a_history_goes_at_once_though_a_prune_begins_with_one_task(
+def test_short_history_is_deleted_in_one_batch_with_its_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(retention, "ROWS", ROWS_OF_A_TASK)
     tasks = [saved(Status.COMPLETED, age=DAY) for _ in range(3)]
     for task in tasks:
-        history(task, 50)
+        add_history(task, 50)
     batches = retention.prune(Rule(0, 0))
     assert next(batches) == 1
     left = [task.events.count() for task in Task.objects.all()]
@@ -226,7 +226,7 @@ def test_a_history_goes_at_once_though_a_prune_begins_with_one_task(
     assert sum(batches) == 2
 
 
-def test_a_batch_is_halved_when_it_was_slow_and_doubled_when_it_was_fast() -> None:
+def test_batch_size_halves_when_slow_and_doubles_when_fast() -> None:
     prune = Prune(Rule(0, 0))
     for _ in range(20):
         prune._took(0.0)
@@ -242,10 +242,13 @@ def test_a_batch_is_halved_when_it_was_slow_and_doubled_when_it_was_fast() -> No
     assert prune.rows == ROWS_MIN
 
 
-def test_a_batch_that_took_very_long_is_followed_by_much_smaller_ones(
+def test_very_slow_batch_reduces_the_size_to_the_minimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is rows of the site's that take so long, and nobody else may write, or renew a lease."""
+    """Only other rows of the site make it that slow.
+
+    All other writers, and the renewal of leases, wait for it.
+    """
     monkeypatch.setattr(retention, "ROWS", ROWS_OF_A_TASK)
     prune = Prune(Rule(0, 0))
     prune._took(60.0)
@@ -259,8 +262,8 @@ def test_a_batch_that_took_very_long_is_followed_by_much_smaller_ones(
     assert prune.rows == ROWS_OF_A_TASK
 
 
-def test_many_rows_go_in_small_statements_and_little_memory() -> None:
-    """20,000 rows, of which one task has a quarter."""
+def test_many_rows_are_deleted_with_small_statements_and_little_memory() -> None:
+    """20,000 rows. A quarter of them belongs to one task."""
     tasks = [row(Status.COMPLETED, age=DAY) for _ in range(3_750)]
     Task.objects.bulk_create(tasks)
     TaskEvent.objects.bulk_create(
@@ -278,7 +281,7 @@ def test_many_rows_go_in_small_statements_and_little_memory() -> None:
     def watch(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         nonlocal statements
         statements += 1
-        # A statement names its tasks, and nothing is read but ids, by pages.
+        # A statement lists task ids, and only ids are read, page by page.
         assert len(params or ()) <= ROWS_MAX // 4 + 20
         assert sql.startswith(("SELECT COUNT", "DELETE", "UPDATE", "SAVEPOINT", "RELEASE")) or (
             "LIMIT" in sql or "IN (" in sql or "statement_timestamp" in sql
@@ -289,26 +292,26 @@ def test_many_rows_go_in_small_statements_and_little_memory() -> None:
     try:
         with connection.execute_wrapper(watch):
             removed = list(retention.prune(Rule(0, 0)))
-        _, most = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert sum(removed) == 3_750
     assert max(removed) <= ROWS_MAX // 4
     assert statements <= 12 * len(removed) + 20
-    assert most < 8_000_000
+    assert peak < 8_000_000
     assert not TaskEvent.objects.exists()
 
 
-# What may not go.
+# Protected tasks.
 
 
 @contextmanager
-def table_of_the_site(on_delete: Any, **options: Any) -> Iterator[Any]:
+def site_table(on_delete: Any, **options: Any) -> Iterator[Any]:
     class Receipt(models.Model):
         task = models.ForeignKey(Task, on_delete, related_name="+", **options)
 
         class Meta:
-            # An app that is installed: of others Django's deletion knows nothing.
+            # The app must be installed: Django's deletion ignores models of others.
             app_label = "airports"
 
         def __str__(self) -> str:
@@ -330,43 +333,45 @@ def table_of_the_site(on_delete: Any, **options: Any) -> Iterator[Any]:
     [
         (models.PROTECT, "through protected foreign keys: 'Receipt.task'"),
         (models.RESTRICT, "through restricted foreign keys: 'Receipt.task'"),
-        # The database itself refuses, and not before the transaction ends.
+        # Only the database itself refuses, at the end of the transaction.
         (models.DO_NOTHING, "(?i)foreign key constraint"),
     ],
 )
-def test_what_the_site_protects_stays_and_the_rest_goes(
+def test_protected_tasks_are_kept_and_the_rest_pruned(
     transactional_db: None, on_delete: Any, refusal: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with table_of_the_site(on_delete) as kept:
-        _some_are_protected(kept, refusal, caplog)
+    with site_table(on_delete) as model:
+        check_protected_tasks(model, refusal, caplog)
 
 
-def _some_are_protected(kept: Any, refusal: str, caplog: pytest.LogCaptureFixture) -> None:
+def check_protected_tasks(model: Any, refusal: str, caplog: pytest.LogCaptureFixture) -> None:
     tasks = [saved(Status.COMPLETED, age=DAY + timedelta(seconds=n)) for n in range(20)]
     protected = [tasks[number] for number in (0, 7, 8, 19)]
     for task in protected:
-        history(task, lines=2)
-        kept.objects.create(task=task)
+        add_history(task, lines=2)
+        model.objects.create(task=task)
     prune = retention.prune(Rule(0, 0))
     assert sum(prune) == 16
     assert (prune.removed, prune.kept) == (16, 4)
     assert set(Task.objects.all()) == set(protected)
     assert all(task.events.count() == 5 for task in protected)
-    told = [record.getMessage() for record in caplog.records if record.name == "tasks_app.cleanup"]
-    assert len(told) == 4
+    messages = [
+        record.getMessage() for record in caplog.records if record.name == "tasks_app.cleanup"
+    ]
+    assert len(messages) == 4
     for task in protected:
         start = f"Task {task.pk} is past its retention and cannot be removed: "
-        [line] = [line for line in told if line.startswith(start)]
+        [line] = [line for line in messages if line.startswith(start)]
         assert re.search(refusal, line)
 
 
-def test_however_many_may_not_go_that_ended_together(
+def test_many_protected_tasks_with_the_same_end_time(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are neither tried again and again nor in the way of others, and the log is not full."""
-    rows_at_a_time(monkeypatch, 12)
+    """They are not retried for ever, do not block others, and do not flood the log."""
+    fix_batch_rows(monkeypatch, 12)
     moment = timezone.now() - DAY
-    with table_of_the_site(models.PROTECT) as model:
+    with site_table(models.PROTECT) as model:
         for number in range(40):
             task = saved(Status.CANCELLED, finished_at=moment)
             if number % 4:
@@ -376,21 +381,21 @@ def test_however_many_may_not_go_that_ended_together(
         assert sum(prune) == 11
         assert prune.kept == 30
         assert not Task.objects.filter(pk=later.pk).exists()
-        assert len([one for one in caplog.records if one.levelname == "WARNING"]) == WARNINGS
+        assert [record.levelname for record in caplog.records].count("WARNING") == WARNINGS
 
 
 @pytest.mark.parametrize(("on_delete", "left"), [(models.CASCADE, 0), (models.SET_NULL, 3)])
-def test_other_rows_of_the_site_follow_their_rule(
+def test_other_rows_of_the_site_follow_on_delete(
     transactional_db: None, on_delete: Any, left: int
 ) -> None:
-    with table_of_the_site(on_delete, null=True) as model:
+    with site_table(on_delete, null=True) as model:
         for _ in range(3):
             model.objects.create(task=saved(Status.COMPLETED, age=DAY))
         assert sum(retention.prune(Rule(0, 0))) == 3
         assert model.objects.filter(task=None).count() == model.objects.count() == left
 
 
-def test_a_repetition_outlives_what_it_repeats() -> None:
+def test_retry_outlives_its_original() -> None:
     old = [saved(Status.FAILED, age=DAY) for _ in range(30)]
     again = [saved(Status.COMPLETED, retried_from=task) for task in old]
     with CaptureQueriesContext(connection) as executed:
@@ -403,7 +408,7 @@ def test_a_repetition_outlives_what_it_repeats() -> None:
 # Trouble with the database.
 
 
-def test_a_batch_that_failed_for_want_of_a_database_is_asked_for_again() -> None:
+def test_batch_is_repeated_after_a_database_error() -> None:
     tasks = [saved(Status.COMPLETED, age=DAY) for _ in range(3)]
     prune = retention.prune(Rule(0, 0))
     for table in ("FROM", "DELETE"):
@@ -419,35 +424,35 @@ def test_a_batch_that_failed_for_want_of_a_database_is_asked_for_again() -> None
     assert list(prune) == [3]
 
 
-# Workers' records.
+# Workers' rows.
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_records_of_workers_outlive_them_for_a_day(stopped: bool) -> None:
-    def one(name: str, age: timedelta) -> Worker:
-        moment = timezone.now() - age
-        return worker(hostname=name, heartbeat_at=moment, stopped_at=moment if stopped else None)
+def test_worker_rows_are_kept_for_a_day(stopped: bool) -> None:
+    def worker_of_age(name: str, age: timedelta) -> Worker:
+        seen_at = timezone.now() - age
+        return worker(hostname=name, heartbeat_at=seen_at, stopped_at=seen_at if stopped else None)
 
-    _old, recent = one("old", DAY * 1.01), one("recent", DAY * 0.99)
+    _old, recent = worker_of_age("old", DAY * 1.01), worker_of_age("recent", DAY * 0.99)
     assert retention.prune_workers() == 1
     assert list(Worker.objects.all()) == [recent]
     assert retention.prune_workers() == 0
 
 
 @pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED])
-def test_the_record_stays_while_a_task_bears_it(status: Status) -> None:
-    """Its history says who ran it; and whoever rescues it names the worker that was lost."""
+def test_worker_row_is_kept_while_a_task_refers_to_it(status: Status) -> None:
+    """The task's page shows who ran it, and a rescue names the lost worker."""
     old = worker(heartbeat_at=timezone.now() - DAY * 9)
     saved(status, worker=old)
     assert retention.prune_workers() == 0
     assert list(Worker.objects.all()) == [old]
 
 
-# One task.
+# A single task.
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_a_finished_task_is_removed_with_its_history(status: Status) -> None:
+def test_finished_task_is_removed_with_its_history(status: Status) -> None:
     task, other = ended(status), ended(status)
     retention.remove(task.pk)
     assert list(Task.objects.all()) == [other]
@@ -456,7 +461,7 @@ def test_a_finished_task_is_removed_with_its_history(status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(UNFINISHED))
-def test_an_unfinished_task_is_not_removed(status: Status) -> None:
+def test_unfinished_task_is_not_removed(status: Status) -> None:
     task = saved(status)
     TaskEvent.objects.create(task=task, event_type=EventType.QUEUED, timestamp=timezone.now())
     before = snapshot()
@@ -466,7 +471,7 @@ def test_an_unfinished_task_is_not_removed(status: Status) -> None:
     assert snapshot() == before
 
 
-def test_what_is_not_there_is_not_removed() -> None:
+def test_missing_task_is_not_removed() -> None:
     with pytest.raises(TaskNotFound):
         retention.remove(uuid.uuid4())
 
@@ -476,13 +481,16 @@ KEEPING = [models.PROTECT, models.RESTRICT, models.DO_NOTHING]
 
 @pytest.mark.parametrize("on_delete", KEEPING)
 @pytest.mark.parametrize("within", [False, True], ids=["by itself", "in a transaction"])
-def test_what_the_site_protects_is_not_removed(
+def test_protected_task_is_not_removed(
     transactional_db: None, on_delete: Any, within: bool
 ) -> None:
-    """And is told at once, so that whoever removes many goes on with the others."""
-    with table_of_the_site(on_delete) as model:
+    """The error comes immediately, not at the commit.
+
+    So a bulk removal continues with the other tasks.
+    """
+    with site_table(on_delete) as model:
         tasks = [saved(Status.COMPLETED) for _ in range(2)]
-        history(tasks[0], lines=2)
+        add_history(tasks[0], lines=2)
         model.objects.create(task=tasks[0])
         before = snapshot()
         with transaction.atomic() if within else nullcontext():
@@ -493,9 +501,9 @@ def test_what_the_site_protects_is_not_removed(
         assert [task.pk for task in Task.objects.all()] == [tasks[0].pk]
 
 
-def test_what_the_database_alone_knows_to_keep_is_not_removed(transactional_db: None) -> None:
-    """As where a migration by hand refers to tasks."""
-    with table_of_the_site(models.DO_NOTHING) as model:
+def test_task_protected_only_by_the_database_is_not_removed(transactional_db: None) -> None:
+    """For example by a foreign key that a hand-written migration created."""
+    with site_table(models.DO_NOTHING) as model:
         task = saved(Status.COMPLETED)
         model.objects.create(task=task)
         del apps.all_models["airports"]["receipt"]

@@ -1,4 +1,4 @@
-"""Hands and worker survive what is odd: errors, results, transactions, deleted rows, replicas."""
+"""Threads and workers survive unusual errors, results, transactions, deleted rows and replicas."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def working(hands: int = 1) -> Iterator[Working]:
 
 
 @pytest.mark.parametrize("which", ODD_ERRORS)
-def test_a_hand_survives_an_odd_error_and_tells_it(which: str) -> None:
+def test_thread_survives_an_odd_error_and_reports_it(which: str) -> None:
     odd = task_service.start_task(RaisesOdd, {"which": which})
     after = task_service.start_task(Add, {"a": 1})
     assert drain() == 2
@@ -106,23 +106,23 @@ def test_a_hand_survives_an_odd_error_and_tells_it(which: str) -> None:
         ("half a surrogate", "ValueError", "? and \ufffd"),
     ],
 )
-def test_how_an_odd_error_is_told(which: str, kind: str, message: str) -> None:
+def test_report_of_an_odd_error(which: str, kind: str, message: str) -> None:
     outcome = execute(made(RaisesOdd, params={"which": which}))
     assert outcome.verb is Verb.FAIL
     assert (outcome.value.type, outcome.value.message) == (kind, message)
 
 
-def test_a_long_traceback_is_cut_off() -> None:
-    told = execute(made(RaisesOdd, params={"which": "long traceback"})).value.traceback
-    assert len(told) == TRACEBACK_MAX
-    assert told.startswith("Traceback (most recent call last):")
-    assert told.endswith("…")
+def test_long_traceback_is_truncated() -> None:
+    text = execute(made(RaisesOdd, params={"which": "long traceback"})).value.traceback
+    assert len(text) == TRACEBACK_MAX
+    assert text.startswith("Traceback (most recent call last):")
+    assert text.endswith("…")
 
 
 # What the database refuses.
 
 
-def test_a_refused_result_fails_its_task_alone(reins: Path) -> None:
+def test_refused_result_fails_only_its_task(reins: Path) -> None:
     with working(3) as worker:
         neighbour = task_service.start_task(Steps, {"reins": reins})
         begins(neighbour.task_id)
@@ -141,7 +141,7 @@ def test_a_refused_result_fails_its_task_alone(reins: Path) -> None:
         assert worker.end() == 25
 
 
-def test_a_worker_goes_on_whose_row_was_deleted(reins: Path) -> None:
+def test_worker_continues_after_its_row_was_deleted(reins: Path) -> None:
     with working(2) as worker:
         running = task_service.start_task(Steps, {"reins": reins})
         begins(running.task_id)
@@ -157,7 +157,7 @@ def test_a_worker_goes_on_whose_row_was_deleted(reins: Path) -> None:
 # What a task leaves behind.
 
 
-def test_an_open_transaction_does_not_reach_the_next_task() -> None:
+def test_open_transaction_does_not_reach_the_next_task() -> None:
     task_service.start_task(LeavesOpen)
     after = [task_service.start_task(MakesUsers, {"names": [name]}) for name in ("ada", "bob")]
     assert drain(hands=1) == 3
@@ -165,7 +165,7 @@ def test_an_open_transaction_does_not_reach_the_next_task() -> None:
     assert set(User.objects.values_list("username", flat=True)) == {"ada", "bob"}
 
 
-def test_swallowed_interruptions_do_not_pile_up() -> None:
+def test_swallowed_interruptions_do_not_accumulate() -> None:
     handle = ProgressHandle()
     handle.stop(TaskCancelled())
     lengths = set()
@@ -177,7 +177,7 @@ def test_swallowed_interruptions_do_not_pile_up() -> None:
     assert len(lengths) == 1
 
 
-def test_what_is_said_while_stopping_is_kept() -> None:
+def test_log_during_a_stop_is_kept() -> None:
     handle = ProgressHandle()
     handle.stop(TaskCancelled())
     with pytest.raises(TaskCancelled):
@@ -189,7 +189,7 @@ def test_what_is_said_while_stopping_is_kept() -> None:
 # Sizes.
 
 
-def test_parameters_have_a_most() -> None:
+def test_params_have_a_maximum_size() -> None:
     whole = JSON_MAX - len('{"value": ""}')
     task_service.start_task(Echo, {"value": "x" * whole})
     with pytest.raises(InvalidParams) as caught:
@@ -201,7 +201,7 @@ def test_parameters_have_a_most() -> None:
     assert Task.objects.count() == 1
 
 
-def test_a_result_has_a_most() -> None:
+def test_result_has_a_maximum_size() -> None:
     fits = task_service.start_task(Large, {"size": JSON_MAX - 2})
     too_large = task_service.start_task(Large, {"size": JSON_MAX})
     assert drain() == 2
@@ -214,7 +214,7 @@ def test_a_result_has_a_most() -> None:
     )
 
 
-def test_what_a_task_says_is_cut_off() -> None:
+def test_progress_text_and_log_are_truncated() -> None:
     started = task_service.start_task(Wordy, {"size": 20_000})
     exact = task_service.start_task(Wordy, {"size": PROGRESS_MAX})
     assert drain() == 2
@@ -225,11 +225,11 @@ def test_what_a_task_says_is_cut_off() -> None:
     assert task_of(exact).progress_text == "p" * PROGRESS_MAX
 
 
-# A worker that has nothing to do.
+# An idle worker.
 
 
-def test_a_due_prune_does_not_keep_a_stopping_worker_awake() -> None:
-    """It prunes no more once it was told to stop, so it must not wait for that either."""
+def test_due_prune_does_not_wake_a_stopping_worker() -> None:
+    """A stopping worker no longer prunes, so it must not wait for the next prune either."""
     coordinator = Coordinator(1)
     run = made(Noop)
     run.began = time.monotonic()
@@ -244,11 +244,11 @@ def test_a_due_prune_does_not_keep_a_stopping_worker_awake() -> None:
     assert coordinator._patience() > 1.0
 
 
-# A site that reads from a replica.
+# A site with a read replica.
 
 
 class Replica:
-    """Sends reads of tasks where there is no database: to ask it is an error."""
+    """Routes reads of tasks to a database that does not exist, so that such a read fails."""
 
     def db_for_read(self, model: type[Any], **hints: Any) -> str | None:
         return "replica" if model._meta.app_label == "tasks_app" else None
@@ -262,14 +262,14 @@ def replica(settings: Any) -> None:
 
 
 @pytest.mark.usefixtures("replica")
-def test_what_decides_reads_the_database_that_is_written_to() -> None:
+def test_decisions_read_the_primary() -> None:
     assert Task.objects.all().db == "replica"
     assert {query.db for query in (Task.primary.running(), TaskEvent.primary.all())} == {"default"}
     assert facts_of("tasks").db == "default"
 
 
 @pytest.mark.usefixtures("replica")
-def test_a_worker_asks_no_replica() -> None:
+def test_worker_reads_no_replica() -> None:
     done = task_service.start_task(Add, {"a": 1})
     failed = task_service.start_task(RaisesOdd, {"which": "mute"}, max_attempts=2)
     task_service.cancel_task(failed.task_id)
@@ -282,7 +282,7 @@ def test_a_worker_asks_no_replica() -> None:
 
 
 @pytest.mark.usefixtures("replica")
-def test_a_start_and_a_removal_ask_no_replica() -> None:
+def test_start_and_removal_read_no_replica() -> None:
     started = task_service.start_task(Noop, unique_key="k")
     with pytest.raises(DuplicateTask):
         task_service.start_task(Noop, unique_key="k")
@@ -294,8 +294,8 @@ def test_a_start_and_a_removal_ask_no_replica() -> None:
 @pytest.mark.usefixtures("replica")
 @pytest.mark.parametrize(("view", "status"), [("cancel", Status.PENDING), ("retry", Status.FAILED)])
 @pytest.mark.parametrize("door", ["page", "admin", "api"])
-def test_a_button_asks_no_replica(admin_client: Client, door: str, view: str, status: Any) -> None:
-    """It may be pressed before the replica has the task."""
+def test_button_reads_no_replica(admin_client: Client, door: str, view: str, status: Any) -> None:
+    """A user may press it before the replica has the task."""
     task = saved(status)
     url = {
         "page": reverse(f"tasks_app:{view}", args=[task.pk]),
@@ -320,7 +320,7 @@ def test_a_button_asks_no_replica(admin_client: Client, door: str, view: str, st
         "/api/tasks/{}/events",
     ],
 )
-def test_a_look_at_what_was_just_started_asks_no_replica(admin_client: Client, url: str) -> None:
+def test_page_of_a_new_task_reads_no_replica(admin_client: Client, url: str) -> None:
     task = saved(Status.FAILED)
     again = task_service.retry_task(task.pk).task_id
     response = admin_client.get(url.format(again))
@@ -329,7 +329,7 @@ def test_a_look_at_what_was_just_started_asks_no_replica(admin_client: Client, u
 
 
 @pytest.mark.usefixtures("replica")
-def test_a_retry_leads_to_the_new_task_without_a_replica(admin_client: Client) -> None:
+def test_retry_redirects_to_the_new_task_without_a_replica(admin_client: Client) -> None:
     url = reverse("tasks_app:retry", args=[saved(Status.FAILED).pk])
     answer = admin_client.post(url, headers={"Accept": "text/html"})
     again = Task.primary.get(retried_from__isnull=False)
@@ -338,8 +338,8 @@ def test_a_retry_leads_to_the_new_task_without_a_replica(admin_client: Client) -
 
 
 @pytest.mark.usefixtures("replica")
-def test_a_list_that_follows_asks_no_replica(rf: RequestFactory) -> None:
-    """It resumes from a cursor of the database that is written to."""
+def test_live_list_reads_no_replica(rf: RequestFactory) -> None:
+    """It resumes from a cursor of the primary."""
     request = rf.get("/")
     request.user = User.objects.create_user("ada")
     started = task_service.start_task(Noop, owner=request.user)
@@ -348,7 +348,7 @@ def test_a_list_that_follows_asks_no_replica(rf: RequestFactory) -> None:
 
 
 @pytest.mark.usefixtures("replica")
-def test_a_stream_asks_no_replica() -> None:
+def test_stream_reads_no_replica() -> None:
     ada = User.objects.create_user("ada")
     started = task_service.start_task(Noop, owner=ada)
     channel = task_channel(started.task_id)
@@ -359,20 +359,22 @@ def test_a_stream_asks_no_replica() -> None:
     assert b"event: task_completed" in opening
 
 
-# Two starts at once.
+# Concurrent starts.
 
 
-def test_a_key_whose_holder_ends_just_now_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The insert was refused for a task that has ended by the time it is looked for."""
+def test_unique_key_is_free_if_its_holder_ends_during_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The insert was refused because of a task that has ended before it is looked up."""
     first = task_service.start_task(Noop, unique_key="k")
     look = lifecycle._holder_of_key
 
-    def ended_meanwhile(keys: Any) -> Task | None:
+    def end_before_lookup(keys: Any) -> Task | None:
         if task_of(first).status == Status.PENDING:
             task_service.cancel_task(first.task_id)
         return look(keys)
 
-    monkeypatch.setattr(lifecycle, "_holder_of_key", ended_meanwhile)
+    monkeypatch.setattr(lifecycle, "_holder_of_key", end_before_lookup)
     second = task_service.start_task(Noop, unique_key="k")
     assert facts(task_of(second)) == ["task_queued"]
     with pytest.raises(DuplicateTask) as caught:
@@ -380,8 +382,8 @@ def test_a_key_whose_holder_ends_just_now_is_free(monkeypatch: pytest.MonkeyPatc
     assert caught.value.task_id == second.task_id
 
 
-def test_a_claim_of_a_worker_whose_row_is_gone_holds() -> None:
-    """Who deletes a worker's record takes nothing from the task that it runs."""
+def test_claim_stays_valid_after_the_worker_row_was_deleted() -> None:
+    """Deleting a worker's row does not take away the task that it runs."""
     task, claim = claimed()
     Worker.objects.all().delete()
     assert fresh(task).worker is None

@@ -1,4 +1,4 @@
-"""Streams over ASGI: by their consumer, and by the plain view where there is none."""
+"""Streams over ASGI: with the Channels consumer, and with the plain view."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def communicator(
     )
 
 
-async def begun(asked: ApplicationCommunicator, request: dict[str, Any]) -> tuple[int, bytes]:
-    """Send a request; return the status and the first bytes of the answer."""
+async def open_stream(asked: ApplicationCommunicator, request: dict[str, Any]) -> tuple[int, bytes]:
+    """Send a request, and return the status and the first bytes of the response."""
     await asked.send_input(request)
     head = await asked.receive_output(10)
     body = await asked.receive_output(10)
@@ -79,12 +79,12 @@ REQUEST: dict[str, Any] = {"type": "http.request", "body": b"", "more_body": Fal
 
 
 @pytest.mark.parametrize("query", ["mine=1", "all=1", "task="])
-def test_the_consumer_streams_until_its_client_leaves(ada: User, query: str) -> None:
+def test_consumer_streams_until_the_client_disconnects(ada: User, query: str) -> None:
     task = enqueued(owner=ada)
     asked = communicator(ada, STREAMS, f"task={task.pk}" if query == "task=" else query)
 
     async def go() -> tuple[int, bytes]:
-        found = await begun(asked, REQUEST)
+        found = await open_stream(asked, REQUEST)
         await asked.send_input({"type": "http.disconnect"})
         await asked.wait(10)
         return found
@@ -94,24 +94,24 @@ def test_the_consumer_streams_until_its_client_leaves(ada: User, query: str) -> 
     assert b"event: task_status" in body
 
 
-def test_a_body_is_not_waited_for(ada: User) -> None:
-    """Of a request that goes on, the first message is answered: the rest need not come."""
+def test_response_does_not_wait_for_the_body(ada: User) -> None:
+    """The response follows the first message of a request; the rest need not arrive."""
     asked = communicator(ada, STREAMS, "mine=1", method="POST")
     request = {"type": "http.request", "body": bytes(100_000), "more_body": True}
 
     async def go() -> tuple[int, bytes]:
-        found = await begun(asked, request)
+        found = await open_stream(asked, request)
         await asked.wait(10)
         return found
 
     assert async_to_sync(go)() == (405, b"Streams are read by GET.")
 
 
-def test_the_consumer_refuses_more_fields_than_django_reads(ada: User) -> None:
+def test_consumer_refuses_more_fields_than_django_allows(ada: User) -> None:
     asked = communicator(ada, STREAMS, TOO_MANY)
 
     async def go() -> int:
-        status, _ = await begun(asked, REQUEST)
+        status, _ = await open_stream(asked, REQUEST)
         await asked.wait(10)
         return status
 
@@ -122,10 +122,10 @@ def test_the_consumer_refuses_more_fields_than_django_reads(ada: User) -> None:
     ("prefix", "root_path"), [("", ""), ("/sub", ""), ("", "/sub"), ("/sub", "/other")]
 )
 @pytest.mark.parametrize("path", ["/de/tasks/stream/", "/en/tasks/stream/", "/plain/stream/"])
-def test_the_consumer_serves_streams_wherever_they_are(
+def test_consumer_serves_streams_under_any_prefix(
     ada: User, settings: Any, path: str, prefix: str, root_path: str
 ) -> None:
-    """Below what a language, a server or a setting puts before a path."""
+    """A language, a server or a setting may add a prefix to the path."""
     settings.ROOT_URLCONF = "tests.i18n_urls"
     settings.LANGUAGES = [("en", "English"), ("de", "Deutsch")]
     settings.FORCE_SCRIPT_NAME = prefix or None
@@ -149,11 +149,11 @@ def test_the_consumer_serves_streams_wherever_they_are(
     assert consumed == [(prefix or root_path) + path]
 
 
-# The site's middleware.
+# Middleware of the site.
 
 
 def served(settings: Any, *middleware: str, first: bool = False) -> ASGIApp:
-    """The site with more middleware, within its own or before it."""
+    """Return the site with additional middleware, after its own or before it."""
     more = [
         name if name.startswith("django") else f"tests.site_middleware.{name}"
         for name in middleware
@@ -165,12 +165,12 @@ def served(settings: Any, *middleware: str, first: bool = False) -> ASGIApp:
 def answered(
     site: ASGIApp, user: User | None, path: str = STREAMS, query: str = "mine=1", **more: Any
 ) -> tuple[int, dict[str, str], bytes]:
-    """Ask for a stream, read its beginning, and leave."""
+    """Open a stream, read its first bytes, and disconnect."""
     scope = communicator(user, path, query, more.pop("method", "GET")).scope
     for name, value in more.items():
         key = name.replace("_", "-").encode()
-        kept = [pair for pair in scope["headers"] if pair[0] != key]
-        scope["headers"] = [*kept, (key, value.encode())]
+        others = [pair for pair in scope["headers"] if pair[0] != key]
+        scope["headers"] = [*others, (key, value.encode())]
     asked = ApplicationCommunicator(site, scope)
 
     async def go() -> tuple[int, dict[str, str], bytes]:
@@ -188,7 +188,7 @@ def answered(
     return async_to_sync(go)()
 
 
-def test_a_stream_is_that_of_the_user_whom_middleware_names(ada: User, settings: Any) -> None:
+def test_stream_belongs_to_the_user_set_by_middleware(ada: User, settings: Any) -> None:
     bob = User.objects.create_user("bob")
     hers, his = enqueued(owner=ada), enqueued(owner=bob)
     site = served(settings, "acting")
@@ -215,8 +215,8 @@ def test_a_stream_is_that_of_the_user_whom_middleware_names(ada: User, settings:
     ],
     ids=["sync", "gzip", "conditional", "cache"],
 )
-def test_what_middleware_adds_stays(ada: User, settings: Any, middleware: list[str]) -> None:
-    """And what it does to an ordinary response does not harm the stream, however often opened."""
+def test_headers_from_middleware_are_kept(ada: User, settings: Any, middleware: list[str]) -> None:
+    """Changes for ordinary responses do not break the stream, even when it is opened again."""
     enqueued(owner=ada)
     site = served(settings, *middleware, first=True)
     for _ in range(2):
@@ -231,16 +231,16 @@ def test_what_middleware_adds_stays(ada: User, settings: Any, middleware: list[s
     ("middleware", "expected"),
     [("closed", (503, b"Back soon.")), ("replacing", (200, b"Read the new terms first."))],
 )
-def test_what_middleware_refuses_is_no_stream(
+def test_response_that_middleware_replaces_is_no_stream(
     ada: User, settings: Any, middleware: str, expected: tuple[int, bytes]
 ) -> None:
-    """Even when the view has opened one: nobody listens then."""
+    """If the view has opened a stream already, it is closed."""
     status, _, body = answered(served(settings, middleware), ada)
     assert (status, body) == expected
     assert not get_listener_manager().listeners_by_channel
 
 
-def test_urls_that_middleware_chooses_are_served(
+def test_urlconf_set_by_middleware_is_used(
     ada: User, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "StreamResponse", None)
@@ -250,7 +250,7 @@ def test_urls_that_middleware_chooses_are_served(
 
 @pytest.mark.parametrize("door", [STREAMS, "/api/tasks/stream"])
 @pytest.mark.parametrize("case", ["every request", "rotated key", "new password", "logged out"])
-def test_a_stream_never_writes_a_session(ada: User, settings: Any, case: str, door: str) -> None:
+def test_stream_never_writes_a_session(ada: User, settings: Any, case: str, door: str) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = case == "every request"
     scope = communicator(ada, door, "mine=1").scope
     [cookie] = [value.decode() for name, value in scope["headers"] if name == b"cookie"]
@@ -268,19 +268,19 @@ def test_a_stream_never_writes_a_session(ada: User, settings: Any, case: str, do
     is_refused = case in ("new password", "logged out")
     assert status == (200 if not is_refused else 401 if "api" in door else 403)
     assert list(Session.objects.values()) == before
-    # It may be an old one by now, or the new one may not be this request's to delete.
+    # The client may have a newer session cookie by now, and this request must not delete it.
     assert headers.get("set-cookie") == "mark=seen; Path=/"
 
 
-def test_only_some_streams_open_at_a_time(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else all who come back after a deploy would take a database connection each."""
-    lock, now, most = threading.Lock(), 0, 0
+def test_openings_are_limited(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each client that reconnects after a deploy would take a database connection."""
+    lock, now, peak = threading.Lock(), 0, 0
 
     def readable(user: Any, channels: Any) -> Any:
-        nonlocal now, most
+        nonlocal now, peak
         with lock:
             now += 1
-            most = max(most, now)
+            peak = max(peak, now)
         threading.Event().wait(0.02)
         with lock:
             now -= 1
@@ -292,26 +292,26 @@ def test_only_some_streams_open_at_a_time(ada: User, monkeypatch: pytest.MonkeyP
     asked = [communicator(ada, STREAMS, "mine=1") for _ in range(8)]
 
     async def go() -> list[int]:
-        found = await asyncio.gather(*(begun(one, REQUEST) for one in asked))
+        found = await asyncio.gather(*(open_stream(one, REQUEST) for one in asked))
         for one in asked:
             await one.send_input({"type": "http.disconnect"})
             await one.wait(10)
         return [status for status, _ in found]
 
     assert async_to_sync(go)() == [200] * 8
-    assert most == 2
+    assert peak == 2
 
 
-def test_the_streams_of_a_user_are_bounded(ada: User, settings: Any) -> None:
-    """A client that leaves makes room, and other users are not affected."""
+def test_streams_per_user_are_limited(ada: User, settings: Any) -> None:
+    """A client that disconnects makes room. Other users are not affected."""
     settings.TASK_STREAM_MAX_PER_USER = 2
     bob = User.objects.create_user("bob")
     first, second = (communicator(ada, STREAMS, "mine=1") for _ in range(2))
 
     async def opened(asked: ApplicationCommunicator) -> int:
-        return (await begun(asked, REQUEST))[0]
+        return (await open_stream(asked, REQUEST))[0]
 
-    async def left(asked: ApplicationCommunicator) -> None:
+    async def close_stream(asked: ApplicationCommunicator) -> None:
         await asked.send_input({"type": "http.disconnect"})
         await asked.wait(10)
 
@@ -319,11 +319,11 @@ def test_the_streams_of_a_user_are_bounded(ada: User, settings: Any) -> None:
         statuses = [await opened(first), await opened(second)]
         for asked in more[:3]:
             statuses.append(await opened(asked))
-            await left(asked)
-        await left(first)
+            await close_stream(asked)
+        await close_stream(first)
         statuses.append(await opened(more[3]))
-        await left(more[3])
-        await left(second)
+        await close_stream(more[3])
+        await close_stream(second)
         return statuses
 
     api = "/api/tasks/stream"
@@ -334,8 +334,8 @@ def test_the_streams_of_a_user_are_bounded(ada: User, settings: Any) -> None:
 
 
 @pytest.mark.parametrize("length", [None, "3000000"])
-def test_a_body_that_the_api_refuses_is_not_read(ada: User, length: str | None) -> None:
-    """Whoever sends it. What of it has come is dropped, and the rest need not come."""
+def test_body_refused_by_the_api_is_not_read(ada: User, length: str | None) -> None:
+    """Whoever sends it. The part that has arrived is dropped, and the rest need not arrive."""
     scope = communicator(None, "/api/tasks/", method="POST").scope
     scope["headers"].append((b"content-type", b"application/json"))
     if length:
@@ -344,7 +344,7 @@ def test_a_body_that_the_api_refuses_is_not_read(ada: User, length: str | None) 
     request = {"type": "http.request", "body": bytes(100_000), "more_body": True}
 
     async def go() -> tuple[int, bytes]:
-        found = await begun(asked, request)
+        found = await open_stream(asked, request)
         await asked.wait(10)
         return found
 
@@ -369,7 +369,7 @@ def client(ada: User) -> Iterator[AsyncClient]:
 
 @pytest.mark.usefixtures("atomic_requests")
 @pytest.mark.parametrize("query", ["mine=1", "all=1", "task=", "one"])
-def test_the_view_streams(ada: User, client: AsyncClient, query: str) -> None:
+def test_view_streams(ada: User, client: AsyncClient, query: str) -> None:
     task = enqueued(owner=ada)
     url = {
         "task=": f"{STREAMS}?task={task.pk}",
@@ -386,10 +386,10 @@ def test_the_view_streams(ada: User, client: AsyncClient, query: str) -> None:
     assert b"event: task_status" in chunk
 
 
-def test_the_view_says_that_a_stream_is_not_to_be_changed(
+def test_view_forbids_transformation_of_the_stream(
     ada: User, client: AsyncClient, settings: Any
 ) -> None:
-    """Compressed, each chunk would be a file of its own, of which browsers read the first."""
+    """If each chunk were compressed as a separate file, browsers would read only the first."""
     settings.MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", *settings.MIDDLEWARE]
     enqueued(owner=ada)
 
@@ -405,22 +405,22 @@ def test_the_view_says_that_a_stream_is_not_to_be_changed(
 
 
 @pytest.mark.usefixtures("atomic_requests")
-def test_the_view_refuses_what_the_consumer_refuses(client: AsyncClient) -> None:
+def test_view_refuses_what_the_consumer_refuses(client: AsyncClient) -> None:
     assert async_to_sync(client.get)(STREAMS).status_code == 400
     assert async_to_sync(client.get)(f"{STREAMS}?{TOO_MANY}").status_code == 400
     assert async_to_sync(client.post)(STREAMS).status_code in (403, 405)
 
 
 @pytest.mark.parametrize("at", ASKED)
-def test_a_database_that_is_away_is_503(
+def test_unavailable_database_gives_503(
     at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Wherever it is noticed, before the first byte."""
+    """At every query before the first byte."""
     asked = communicator(ada, STREAMS, "all=1")
     take_away(monkeypatch, at)
 
     async def answered() -> tuple[int, bytes]:
-        status, body = await begun(asked, {"type": "http.request"})
+        status, body = await open_stream(asked, {"type": "http.request"})
         await asked.wait()
         return status, body
 

@@ -1,4 +1,4 @@
-"""What application code calls: every option, every refusal."""
+"""The service that application code calls: options and refusals."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def started(task: Any = Noop, params: Any = None, **options: Any) -> Task:
     return Task.objects.get(pk=task_service.start_task(task, params, **options).task_id)
 
 
-# Starting.
+# Start.
 
 
-def test_start_writes_the_row_and_says_where_to_watch() -> None:
+def test_start_writes_row_and_returns_stream_url() -> None:
     response = task_service.start_task(Add, {"a": 1})
     task = Task.objects.get()
     assert response == TaskStartResponse(
@@ -50,16 +50,16 @@ def test_start_writes_the_row_and_says_where_to_watch() -> None:
     assert facts(task) == ["task_queued"]
 
 
-def test_a_site_without_the_urls_has_no_stream() -> None:
+def test_site_without_urls_has_no_stream_url() -> None:
     with override_settings(ROOT_URLCONF="tests.test_models"):
         assert task_service.start_task(Noop).stream_url is None
 
 
-def test_a_task_is_named_by_its_path_as_well() -> None:
+def test_task_may_be_given_by_path() -> None:
     assert started("tests.tasks.Add", {"a": 1}).name == "tests.tasks.Add"
 
 
-def test_options_left_out_are_the_classs_and_the_sites(settings: Any) -> None:
+def test_missing_options_come_from_class_and_settings(settings: Any) -> None:
     settings.TASK_TIMEOUT_SECONDS = 77
     plain, urgent = started(Noop), started(Urgent)
     assert (plain.queue, plain.priority, plain.timeout_seconds) == ("default", 0, 77)
@@ -67,7 +67,7 @@ def test_options_left_out_are_the_classs_and_the_sites(settings: Any) -> None:
     assert (urgent.queue, urgent.priority, urgent.timeout_seconds) == ("urgent", 10, None)
 
 
-def test_every_option_goes_into_the_row() -> None:
+def test_every_option_is_stored_in_the_row() -> None:
     owner = User.objects.create(username="ada")
     later = timezone.now() + timedelta(hours=1)
     task = started(
@@ -86,21 +86,21 @@ def test_every_option_goes_into_the_row() -> None:
 
 
 @pytest.mark.parametrize("priority", [0, -100, 100])
-def test_a_priority_of_nought_is_a_priority(priority: int) -> None:
+def test_priority_zero_overrides_the_class(priority: int) -> None:
     assert started(Urgent, priority=priority).priority == priority
 
 
-def test_no_timeout_is_not_the_sites_timeout() -> None:
+def test_timeout_none_means_no_timeout() -> None:
     assert started(Noop, timeout=None).timeout_seconds is None
 
 
 @pytest.mark.parametrize("owner", [None, AnonymousUser()])
-def test_nobody_may_own_a_task(owner: Any) -> None:
+def test_task_may_have_no_owner(owner: Any) -> None:
     assert started(owner=owner).owner_id is None
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "fault"),
+    ("option", "value", "message"),
     [
         ("owner", "ada", "Value error, must be a user, such as request.user, or None"),
         ("queue", "", "String should have at least 1 character"),
@@ -122,15 +122,17 @@ def test_nobody_may_own_a_task(owner: Any) -> None:
         ),
     ],
 )
-def test_an_option_that_makes_no_sense_is_named(option: str, value: Any, fault: str) -> None:
+def test_invalid_option_is_named(option: str, value: Any, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         task_service.start_task(Noop, **{option: value})
-    assert {error["msg"] for error in caught.value.errors() if error["loc"][0] == option} >= {fault}
+    assert {error["msg"] for error in caught.value.errors() if error["loc"][0] == option} >= {
+        message
+    }
     assert not Task.objects.exists()
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "fault"),
+    ("option", "value", "message"),
     [
         ("queue", "x" * 200, "String should have at most 100 characters"),
         ("priority", 101, "Input should be less than or equal to 100"),
@@ -138,23 +140,23 @@ def test_an_option_that_makes_no_sense_is_named(option: str, value: Any, fault: 
         ("max_attempts", 0, "Input should be greater than or equal to 1"),
     ],
 )
-def test_an_option_of_a_class_that_makes_no_sense_is_named(
-    option: str, value: Any, fault: str
-) -> None:
+def test_invalid_option_of_a_class_is_named(option: str, value: Any, message: str) -> None:
     task = type("Wrong", (Noop,), {option: value})
     with pytest.raises(ValidationError) as caught:
         task_service.start_task(task)
-    assert [(error["loc"], error["msg"]) for error in caught.value.errors()] == [((option,), fault)]
+    assert [(error["loc"], error["msg"]) for error in caught.value.errors()] == [
+        ((option,), message)
+    ]
     assert snapshot() == ([], [])
 
 
-def test_an_option_that_is_none_is_named() -> None:
+def test_unknown_option_is_named() -> None:
     with pytest.raises(ValidationError, match="colour\n  Extra inputs are not permitted"):
         task_service.start_many(Noop, [{}], colour="red")
 
 
 @override_settings(USE_TZ=False)
-def test_where_there_are_no_zones_times_have_none() -> None:
+def test_naive_times_are_required_without_use_tz() -> None:
     with pytest.raises(ValidationError, match="must be a naive datetime, because USE_TZ is off"):
         task_service.start_task(Noop, run_after=datetime(2026, 1, 2, tzinfo=UTC))
 
@@ -169,30 +171,32 @@ def test_where_there_are_no_zones_times_have_none() -> None:
         (Abstract, {}, InvalidTask),
     ],
 )
-def test_what_cannot_run_is_not_written(task: Any, params: Any, error: type[Exception]) -> None:
+def test_task_that_cannot_run_is_not_written(
+    task: Any, params: Any, error: type[Exception]
+) -> None:
     with pytest.raises(error):
         task_service.start_task(task, params)
     assert snapshot() == ([], [])
 
 
-def test_wrong_parameters_are_told_by_field() -> None:
+def test_invalid_params_are_reported_by_field() -> None:
     with pytest.raises(InvalidParams) as caught:
         task_service.start_task(WithModel, {"number": -1})
     assert caught.value.errors == {"number": "Input should be greater than 0"}
 
 
-def test_a_task_without_execute_is_not_started() -> None:
+def test_task_without_execute_is_not_started() -> None:
     with pytest.raises(InvalidTask) as caught:
         task_service.start_task(Abstract)
     assert str(caught.value) == "Abstract has no execute() of its own, so it cannot run."
 
 
-def test_parameters_may_be_a_model() -> None:
+def test_params_may_be_a_model() -> None:
     assert started(WithModel, Order(number=3)).params == {"number": 3, "kind": "import"}
 
 
 @pytest.mark.parametrize("status", sorted(UNFINISHED))
-def test_a_unique_key_keeps_others_out(status: Status) -> None:
+def test_unique_key_of_an_unfinished_task_is_refused(status: Status) -> None:
     holder = saved(status, unique_key="k")
     with pytest.raises(DuplicateTask) as caught:
         task_service.start_task(Noop, unique_key="k")
@@ -200,17 +204,17 @@ def test_a_unique_key_keeps_others_out(status: Status) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_start_is_part_of_the_callers_transaction() -> None:
+def test_start_is_part_of_the_callers_transaction() -> None:
     with transaction.atomic():
         task_service.start_task(Noop)
         transaction.set_rollback(True)
     assert snapshot() == ([], [])
 
 
-# Starting many.
+# Start many.
 
 
-def test_many_start_in_order() -> None:
+def test_start_many_keeps_order() -> None:
     responses = task_service.start_many(Add, ({"a": number} for number in range(5)), queue="mail")
     tasks = {task.pk: task for task in Task.objects.all()}
     in_order = [tasks[response.task_id] for response in responses]
@@ -220,26 +224,26 @@ def test_many_start_in_order() -> None:
     assert [response.status for response in responses] == [Status.PENDING] * 5
 
 
-def test_many_can_be_none() -> None:
+def test_start_many_accepts_an_empty_list() -> None:
     assert task_service.start_many(Noop, []) == []
 
 
-def test_one_wrong_among_many_starts_none() -> None:
+def test_one_invalid_item_starts_none() -> None:
     with pytest.raises(InvalidParams):
         task_service.start_many(Add, [{"a": 1}, {"a": "x"}])
     assert snapshot() == ([], [])
 
 
-def test_one_key_for_many_is_a_duplicate() -> None:
+def test_start_many_with_one_unique_key_is_a_duplicate() -> None:
     with pytest.raises(DuplicateTask):
         task_service.start_many(Noop, [{}, {}], unique_key="k")
     assert snapshot() == ([], [])
 
 
-# Looking.
+# Read.
 
 
-def test_the_status_of_a_task() -> None:
+def test_get_task_status() -> None:
     task = ended(Status.FAILED)
     info = task_service.get_task_status(task.pk)
     assert info == task.info()
@@ -248,17 +252,17 @@ def test_the_status_of_a_task() -> None:
 
 
 @pytest.mark.parametrize("call", ["get_task_status", "cancel_task", "remove_completed_task"])
-def test_what_is_not_there_is_not_found(call: str) -> None:
+def test_missing_task_is_not_found(call: str) -> None:
     missing = uuid.uuid4()
     with pytest.raises(TaskNotFound) as caught:
         getattr(task_service, call)(missing)
     assert caught.value.task_id == missing
 
 
-# Ending.
+# End.
 
 
-def test_cancel_says_who() -> None:
+def test_cancel_records_the_user() -> None:
     ada = User.objects.create(username="ada")
     pending = started()
     info = task_service.cancel_task(pending.pk, by=ada)
@@ -281,7 +285,7 @@ def test_cancel_of_a_finished_task_is_refused(status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_remove_takes_the_history_too(status: Status) -> None:
+def test_remove_deletes_the_history_too(status: Status) -> None:
     task, other = ended(status), ended(status)
     task_service.remove_completed_task(task.pk)
     assert list(Task.objects.all()) == [other]
@@ -289,7 +293,7 @@ def test_remove_takes_the_history_too(status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(UNFINISHED))
-def test_remove_leaves_what_has_not_finished(status: Status) -> None:
+def test_remove_of_an_unfinished_task_is_refused(status: Status) -> None:
     task = saved(status)
     before = snapshot()
     with pytest.raises(IllegalTransition) as caught:
@@ -300,17 +304,17 @@ def test_remove_leaves_what_has_not_finished(status: Status) -> None:
     assert snapshot() == before
 
 
-# The site's own.
+# Replacement by the site.
 
 
 class Counting(TaskService):
-    """A service of a site's own."""
+    """A site's own service."""
 
     def start_task(self, *args: Any, **options: Any) -> TaskStartResponse:
         return super().start_task(*args, **options | {"queue": "counted"})
 
 
-def test_a_site_replaces_the_service() -> None:
+def test_site_replaces_the_service() -> None:
     with override_settings(TASK_SERVICE="tests.test_service.Counting"):
         assert isinstance(task_service, Counting)
         assert started().queue == "counted"

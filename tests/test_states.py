@@ -1,4 +1,4 @@
-"""The table is whole, and everything that lists statuses or events agrees with it."""
+"""The table of legal moves is complete, and every other list of statuses or events matches it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tasks_app.states import (
     Verb,
 )
 
-#: The lifecycle's functions that are named otherwise: one function asks of any status to end.
+#: Verbs whose lifecycle function has another name. request_cancel covers both.
 NAMED = {Verb.WITHDRAW: "request_cancel"}
 
 
-def test_every_verb_has_its_row() -> None:
+def test_every_verb_has_a_row() -> None:
     assert set(LEGAL) == set(Verb)
 
 
 @pytest.mark.parametrize("verb", Verb)
-def test_every_verb_has_its_function(verb: Verb) -> None:
+def test_every_verb_has_a_function(verb: Verb) -> None:
     function = getattr(lifecycle, NAMED.get(verb, verb.value))
     assert function.__module__ == lifecycle.__name__
 
@@ -38,11 +38,11 @@ def test_nothing_leaves_a_terminal_status() -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_a_status_knows_whether_it_is_terminal(status: Status) -> None:
+def test_status_is_terminal(status: Status) -> None:
     assert status.is_terminal is (status in {Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 
-def test_every_status_is_reached() -> None:
+def test_every_status_is_reachable() -> None:
     reached = {move.target for move in LEGAL.values() if not move.sources}
     while more := {
         move.target
@@ -68,29 +68,29 @@ def test_each_terminal_event_belongs_to_one_terminal_status() -> None:
         (EventType.CANCELLED, Status.CANCELLED),
     }
     assert {event for event, _ in pairs} == TERMINAL_EVENTS
-    told_elsewhere = {move.event for move in LEGAL.values() if move.target not in TERMINAL}
-    assert not told_elsewhere & TERMINAL_EVENTS
+    other_events = {move.event for move in LEGAL.values() if move.target not in TERMINAL}
+    assert not other_events & TERMINAL_EVENTS
 
 
 @pytest.mark.parametrize("event", EventType)
-def test_an_event_knows_whether_it_is_terminal(event: EventType) -> None:
+def test_event_is_terminal(event: EventType) -> None:
     assert event.is_terminal is (event in TERMINAL_EVENTS)
 
 
-def test_every_fact_is_told_by_a_verb_and_no_state_is_a_fact() -> None:
-    told = {move.event for move in LEGAL.values() if move.event}
-    assert told - {EventType.PROGRESS} == FACTS
+def test_every_fact_has_a_verb_and_no_state_is_a_fact() -> None:
+    events = {move.event for move in LEGAL.values() if move.event}
+    assert events - {EventType.PROGRESS} == FACTS
     assert set(EventType) - FACTS == {EventType.STATUS, EventType.PROGRESS}
 
 
 @pytest.mark.parametrize("verb", Verb)
-def test_what_moves_a_running_task_names_its_token(verb: Verb) -> None:
-    """But for asking it to cancel, which changes no more than a timestamp."""
+def test_verbs_that_move_a_running_task_are_fenced(verb: Verb) -> None:
+    """Except the cancel request, which only sets a timestamp."""
     from_running = Status.RUNNING in LEGAL[verb].sources
     assert LEGAL[verb].fenced is (from_running and verb is not Verb.REQUEST_CANCEL)
 
 
-def test_the_models_offer_the_statuses_and_events_of_the_table() -> None:
+def test_model_choices_match_the_table() -> None:
     assert Task._meta.get_field("status").choices == Status.choices
     assert TaskEvent._meta.get_field("event_type").choices == EventType.choices
     longest = max(len(value) for value in Status.values)
@@ -99,7 +99,7 @@ def test_the_models_offer_the_statuses_and_events_of_the_table() -> None:
     assert TaskEvent._meta.get_field("event_type").max_length >= longest
 
 
-def test_the_constraints_are_made_from_the_table() -> None:
+def test_constraints_are_made_from_the_table() -> None:
     """Each list of statuses in a constraint or index is one of the table's."""
     lists = [
         frozenset(value)

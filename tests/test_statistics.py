@@ -1,4 +1,4 @@
-"""How all tasks and workers stand, in numbers."""
+"""Statistics of all tasks and workers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def waiting(at: datetime, **fields: Any) -> Task:
     return saved(created_at=NOON - DAY, run_after=at, **fields)
 
 
-def test_nothing_is_nothing() -> None:
+def test_empty_database() -> None:
     found = overview()
     assert (found.ready, found.later, found.running) == (0, 0, 0)
     assert (found.queues, found.workers) == ([], [])
@@ -46,7 +46,7 @@ def test_nothing_is_nothing() -> None:
     assert (found.hands, found.stuck) == (0, 0)
 
 
-def test_queues_those_first_in_which_tasks_wait_longest() -> None:
+def test_queues_with_the_longest_wait_come_first() -> None:
     waiting(NOON - 2 * MINUTE, queue="a")
     waiting(NOON, queue="a")
     waiting(NOON + MINUTE, queue="a")
@@ -68,7 +68,7 @@ def test_queues_those_first_in_which_tasks_wait_longest() -> None:
     assert (found.ready, found.later, found.running) == (3, 2, 2)
 
 
-def test_of_very_many_queues_some_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_queues_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "QUEUES", 2)
     for number in range(5):
         waiting(NOON - MINUTE * number, queue=f"q{number}")
@@ -77,12 +77,12 @@ def test_of_very_many_queues_some_are_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.other_queues, found.ready) == (3, 5)
 
 
-def test_what_ended_minute_by_minute_and_hour_by_hour() -> None:
+def test_finished_tasks_per_minute_and_per_hour() -> None:
     ended(Status.COMPLETED, NOON)
     ended(Status.COMPLETED, NOON - timedelta(seconds=45))
     ended(Status.FAILED, NOON - timedelta(seconds=46))
     ended(Status.CANCELLED, NOON - timedelta(minutes=59, seconds=45))
-    ended(Status.COMPLETED, NOON - HOUR)  # Of the minute before the first.
+    ended(Status.COMPLETED, NOON - HOUR)  # One minute too old.
     ended(Status.FAILED, NOON - timedelta(hours=23))
     ended(Status.FAILED, NOON - timedelta(hours=23, minutes=31))
     found = overview()
@@ -106,8 +106,8 @@ def test_what_ended_minute_by_minute_and_hour_by_hour() -> None:
     assert (day.total, day.failed) == (6, 2)
 
 
-def test_workers_alive_lost_and_stopped() -> None:
-    conf_lease_and_heartbeat = timedelta(seconds=13)  # of the site's settings
+def test_alive_lost_and_stopped_workers() -> None:
+    conf_lease_and_heartbeat = timedelta(seconds=13)  # settings of this project
     alive = worker(hostname="alive", heartbeat_at=NOON - conf_lease_and_heartbeat, stuck=2)
     worker(
         hostname="lost",
@@ -129,7 +129,7 @@ def test_workers_alive_lost_and_stopped() -> None:
     assert (found.hands, found.stuck) == (4, 2)
 
 
-def test_of_very_many_workers_the_lost_ones_are_told_and_all_are_counted(
+def test_number_of_workers_is_limited_but_all_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(statistics, "WORKERS", 3)
@@ -147,7 +147,7 @@ def test_of_very_many_workers_the_lost_ones_are_told_and_all_are_counted(
     assert (found.hands, found.stuck) == (12, 3)
 
 
-def test_the_number_of_queries_is_constant() -> None:
+def test_number_of_queries_is_constant() -> None:
     def queries() -> int:
         with CaptureQueriesContext(connection) as executed:
             overview()
@@ -163,7 +163,7 @@ def test_the_number_of_queries_is_constant() -> None:
     assert queries() == before == 5
 
 
-def test_each_query_has_its_index() -> None:
+def test_queries_use_their_indexes() -> None:
     """And none reads finished tasks row by row."""
     now = timezone.now()
     Task.objects.bulk_create(
@@ -181,7 +181,7 @@ def test_each_query_has_its_index() -> None:
     plans = [plan(*statement) for statement in executed]
     used = set().union(*(indexes for indexes, _ in plans))
     assert {"tasks_finished", "tasks_leased"} <= used
-    # Any index serves that holds nothing which is over.
+    # Any index without finished tasks will do.
     assert used & {
         "tasks_waiting_in_queue",
         "tasks_waiting",
@@ -189,4 +189,4 @@ def test_each_query_has_its_index() -> None:
         "tasks_unique_key_unfinished",
         "tasks_unfinished_of_owner",
     }
-    assert [whole for _, whole in plans if whole] == []
+    assert [scanned for _, scanned in plans if scanned] == []

@@ -1,4 +1,4 @@
-"""What a start accepts arrives in the task as it was given; what would not is refused there."""
+"""Stored JSON: the task gets exactly what was accepted; anything else is refused at the start."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Point:
 
 
 class Money:
-    """Compares by identity, as a class does that says nothing else."""
+    """Compares by identity, as classes do by default."""
 
     def __init__(self, amount: str, currency: str = "EUR") -> None:
         self.amount, self.currency = amount, currency
@@ -101,7 +101,7 @@ seen: list[dict[str, Any]] = []
 
 
 def arrives(kind: Any, value: Any, *default: Any) -> Any:
-    """Start a task with a value for a parameter of a type; return what the task gets."""
+    """Start a task with a value for a parameter of this type, and return what the task gets."""
     made = create_model("Made", value=(kind, *(default or (...,))))
     task = task_of(made)
     stored = json.loads(json.dumps(task.validate_params({"value": value})))
@@ -109,7 +109,7 @@ def arrives(kind: Any, value: Any, *default: Any) -> Any:
     return seen.pop()["value"]
 
 
-def refused(params: type[BaseModel], given: Any) -> dict[str, str]:
+def errors_of(params: type[BaseModel], given: Any) -> dict[str, str]:
     with pytest.raises(InvalidParams) as caught:
         task_of(params).validate_params(given)
     return caught.value.errors
@@ -136,25 +136,25 @@ def refused(params: type[BaseModel], given: Any) -> dict[str, str]:
         (re.Pattern, re.compile("a+")),
         (datetime.datetime, datetime.datetime(2026, 1, 2)),  # noqa: DTZ001 - without a zone
         (datetime.time, datetime.time(12, tzinfo=datetime.UTC)),
-        # An equal value of the base type is the same value.
+        # A value of the base type that compares equal is accepted.
         (Any, State.OPEN),
         (Any, Text("x")),
         (dict[str, str], {State.OPEN: "x"}),
     ],
 )
-def test_an_accepted_value_arrives(kind: Any, value: Any) -> None:
+def test_accepted_value_arrives_unchanged(kind: Any, value: Any) -> None:
     assert arrives(kind, value) == create_model("Given", value=(kind, ...))(value=value).value
 
 
-def test_values_that_differ_from_themselves_arrive() -> None:
+def test_values_unequal_to_themselves_arrive() -> None:
     number = Annotated[decimal.Decimal, Field(allow_inf_nan=True)]
     assert arrives(number, decimal.Decimal("NaN")).is_nan()
     assert vars(arrives(Money, Money("1.10"))) == vars(Money("1.10"))
 
 
 @pytest.mark.parametrize("fold", [0, 1])
-def test_a_time_that_a_change_of_clocks_repeats_arrives(fold: int) -> None:
-    """By `==` it equals nothing in another zone, not even itself."""
+def test_ambiguous_time_arrives_unchanged(fold: int) -> None:
+    """With `==` it equals nothing in another time zone, not even itself."""
     given = datetime.datetime(2026, 10, 25, 2, 30, fold=fold, tzinfo=BERLIN)
     assert arrives(datetime.datetime, given).isoformat() == given.isoformat()
 
@@ -169,14 +169,14 @@ def test_a_time_that_a_change_of_clocks_repeats_arrives(fold: int) -> None:
         (int | None, None, None),
     ],
 )
-def test_a_default_arrives_as_its_annotation_says(kind: Any, default: Any, arrived: Any) -> None:
-    """Pydantic does not validate defaults: until it is read, it is what the code says."""
+def test_default_is_converted_to_its_annotation(kind: Any, default: Any, arrived: Any) -> None:
+    """Pydantic does not validate defaults, so the stored default is validated when it is read."""
     task = task_of(create_model("Made", value=(kind, default)))
     task().run(ProgressHandle(), task.validate_params({}))
     assert seen.pop() == {"value": arrived}
 
 
-def test_private_attributes_are_no_part_of_the_parameters() -> None:
+def test_private_attributes_are_not_stored() -> None:
     dog = Animal(name="Rex")
     dog._seen = 3
     assert arrives(Animal, dog)._seen == 0
@@ -188,7 +188,7 @@ ANNOTATE = "annotate the type of the value, of its items and of its keys"
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "faults"),
+    ("kind", "value", "messages"),
     [
         (Any, decimal.Decimal("1.10"), [ALTERED, ANNOTATE]),
         (Any, DAY, [ALTERED]),
@@ -213,16 +213,14 @@ ANNOTATE = "annotate the type of the value, of its items and of its keys"
         (Annotated[list[str], BeforeValidator(str.split)], "a b", [REFUSED, "TypeError"]),
     ],
 )
-def test_a_value_that_would_arrive_changed_is_refused(
-    kind: Any, value: Any, faults: list[str]
-) -> None:
-    errors = refused(create_model("Made", value=(kind, ...)), {"value": value})
+def test_value_that_would_change_is_refused(kind: Any, value: Any, messages: list[str]) -> None:
+    errors = errors_of(create_model("Made", value=(kind, ...)), {"value": value})
     [(field, said)] = errors.items()
-    # Of an error that Pydantic does not catch nobody knows the field.
+    # An error that Pydantic does not catch has no field.
     assert field.partition(".")[0] == ("" if "TypeError" in said else "value")
-    for fault in faults:
-        assert fault in said
-    # What stood there may be secret.
+    for message in messages:
+        assert message in said
+    # The value may be secret.
     assert "hunter2" not in said
 
 
@@ -262,13 +260,13 @@ BY_WHO = "set serialization_alias='who', by which the field is read"
         (Animal, Dog(name="Rex", tail=2), {"tail": ALTERED}),
     ],
 )
-def test_a_field_that_is_not_read_as_it_is_written_is_refused(
+def test_field_that_is_read_differently_is_refused(
     params: type[BaseModel], given: Any, errors: dict[str, str]
 ) -> None:
-    found = refused(params, given)
-    assert found.keys() == errors.keys()
-    for field, said in errors.items():
-        assert said in found[field]
+    actual = errors_of(params, given)
+    assert actual.keys() == errors.keys()
+    for field, message in errors.items():
+        assert message in actual[field]
 
 
 @pytest.mark.parametrize(
@@ -280,30 +278,28 @@ def test_a_field_that_is_not_read_as_it_is_written_is_refused(
         (Loose, {"a": [1]}),
     ],
 )
-def test_a_field_that_is_read_as_it_is_written_is_accepted(
-    params: type[BaseModel], given: Any
-) -> None:
+def test_field_that_is_read_as_written_is_accepted(params: type[BaseModel], given: Any) -> None:
     task = task_of(params)
     task().run(ProgressHandle(), task.validate_params(given))
     seen.pop()
 
 
-def test_a_models_instance_is_validated_as_it_is_now() -> None:
+def test_instance_is_validated_in_its_current_state() -> None:
     params = create_model("Made", number=(Annotated[int, Field(gt=0)], ...), most=(int, 3))
     given = params(number=1)
     assert task_of(params).validate_params(given) == {"number": 1, "most": 3}
     given.number = -1  # type: ignore[attr-defined]
-    assert "Input should be greater than 0" in refused(params, given)["number"]
+    assert "Input should be greater than 0" in errors_of(params, given)["number"]
 
 
-def test_an_instance_keeps_what_its_dump_leaves_out() -> None:
+def test_excluded_field_of_an_instance_is_refused() -> None:
     params = field_of(int, 10, exclude=True)
-    assert "remove exclude=True" in refused(params, params(name=3))["name"]
+    assert "remove exclude=True" in errors_of(params, params(name=3))["name"]
 
 
-def test_a_set_of_models_is_refused_in_words() -> None:
+def test_set_of_models_is_refused_with_a_message() -> None:
     class Point(BaseModel, frozen=True):
         x: int
 
-    errors = refused(create_model("Made", value=(frozenset[Point], ...)), {"value": [{"x": 1}]})
+    errors = errors_of(create_model("Made", value=(frozenset[Point], ...)), {"value": [{"x": 1}]})
     assert "unhashable" in errors[""]

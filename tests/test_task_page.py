@@ -1,4 +1,4 @@
-"""The page of one task, and the way to start it anew from there."""
+"""The page of one task, and retrying it from there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks_app.service import task_service
 from tasks_app.states import Status
 from tests.rows import claimed, ended, enqueued, saved, snapshot
 
-#: As a site has it that includes the app's URLs and nothing before them.
+#: A site that includes only the app's URLs.
 urlpatterns = [path("tasks/", include("tasks_app.urls"))]
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
@@ -67,7 +67,7 @@ def retry_of(task: Task) -> str:
 # The page.
 
 
-def test_the_owner_sees_a_card(ada: User) -> None:
+def test_owner_sees_a_card(ada: User) -> None:
     task = enqueued(owner=ada)
     assert page_of(task) == task.get_absolute_url()
     response = client_of(ada).get(page_of(task))
@@ -75,29 +75,29 @@ def test_the_owner_sees_a_card(ada: User) -> None:
     assert text.count('data-form="card"') == 1
     assert "<h1>Noop</h1>" in text
     assert 'class="back"' not in text
-    # A page that stands alone, and needs nothing but files of this site.
+    # A standalone page that needs only files of this site.
     assert text.startswith("<!doctype html>")
     assert "<style" not in text
     assert response["Content-Security-Policy"] == POLICY
 
 
-def test_who_may_view_all_sees_it_and_others_do_not(ada: User) -> None:
+def test_viewer_sees_the_page_and_others_do_not(ada: User) -> None:
     task = enqueued(owner=ada)
     assert client_of(permitted("view_task")).get(page_of(task)).status_code == 200
     bob = User.objects.create_user("bob")
     assert client_of(bob).get(page_of(task)).status_code == 404
-    gone = reverse("tasks_app:task", args=[uuid.uuid4()])
-    assert client_of(bob).get(gone).status_code == 404
+    missing = reverse("tasks_app:task", args=[uuid.uuid4()])
+    assert client_of(bob).get(missing).status_code == 404
 
 
-def test_strangers_are_asked_who_they_are(settings: Settings, ada: User) -> None:
+def test_anonymous_user_is_redirected_to_login(settings: Settings, ada: User) -> None:
     settings.LOGIN_URL = "/login/"
     for url in (page_of(enqueued(owner=ada)), reverse("tasks_app:task", args=[uuid.uuid4()])):
         assert Client().get(url)["Location"] == f"/login/?next={url}"
 
 
 @pytest.mark.parametrize(
-    ("back", "shown"),
+    ("back", "accepted"),
     [
         ("/admin/?q=1&p=2", True),
         ("http://testserver/there/", True),
@@ -107,13 +107,13 @@ def test_strangers_are_asked_who_they_are(settings: Settings, ada: User) -> None
         ("", False),
     ],
 )
-def test_the_way_back_leads_to_this_site_only(ada: User, back: str, shown: bool) -> None:
+def test_back_link_leads_only_to_this_site(ada: User, back: str, accepted: bool) -> None:
     response = client_of(ada).get(page_of(enqueued(owner=ada)), {"next": back})
-    assert response.context["back"] == (back if shown else "")
-    assert ('class="back"' in response.content.decode()) is shown
+    assert response.context["back"] == (back if accepted else "")
+    assert ('class="back"' in response.content.decode()) is accepted
 
 
-def test_a_site_gives_it_its_own_looks(ada: User, tmp_path: Path, settings: Settings) -> None:
+def test_site_overrides_the_base_template(ada: User, tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "tasks_app").mkdir()
     (tmp_path / "tasks_app" / "base.html").write_text(
         "<title>{% block title %}{% endblock %}</title>OURS{% block content %}{% endblock %}"
@@ -126,7 +126,7 @@ def test_a_site_gives_it_its_own_looks(ada: User, tmp_path: Path, settings: Sett
     assert 'data-form="card"' in text
 
 
-def test_everything_of_a_card_is_escaped(ada: User) -> None:
+def test_card_is_escaped(ada: User) -> None:
     task, claim = claimed(owner=ada, name=XSS)
     lifecycle.log({claim: [LogLine(XSS, XSS)]})
     lifecycle.complete({claim: {"x": XSS}})
@@ -138,7 +138,7 @@ def test_everything_of_a_card_is_escaped(ada: User) -> None:
 # Retry.
 
 
-def test_a_failed_task_is_retried_and_the_new_ones_page_opens(ada: User) -> None:
+def test_retry_redirects_to_the_new_task(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada)
     user = permitted("retry_task", "view_task")
     assert 'data-part="retry"' in client_of(user).get(page_of(task)).content.decode()
@@ -151,17 +151,17 @@ def test_a_failed_task_is_retried_and_the_new_ones_page_opens(ada: User) -> None
     assert 'data-part="retry"' not in text
 
 
-def test_a_form_may_name_where_to_go(ada: User) -> None:
+def test_next_of_a_form_is_followed(ada: User) -> None:
     user = permitted("retry_task")
     first, second = ended(Status.FAILED, owner=ada), ended(Status.FAILED, owner=ada)
     there = client_of(user).post(retry_of(first), {"next": "/there/"})
     assert there["Location"] == "/there/"
-    # A page that this user may not see would be a dead end.
+    # This user may not see the new task's page, so the redirect leads elsewhere.
     away = client_of(user).post(retry_of(second), {"next": "https://elsewhere.example/"})
     assert away["Location"] == "/"
 
 
-def test_a_script_is_answered_in_json(ada: User) -> None:
+def test_script_gets_json(ada: User) -> None:
     task = ended(Status.CANCELLED, owner=ada)
     response = client_of(permitted("retry_task")).post(retry_of(task), headers=JSON)
     new = Task.objects.get(retried_from=task)
@@ -169,7 +169,7 @@ def test_a_script_is_answered_in_json(ada: User) -> None:
     assert response.json() == new.started().model_dump(mode="json")
 
 
-def test_only_the_first_retry_counts_and_the_second_leads_there(ada: User) -> None:
+def test_second_retry_leads_to_the_first(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada)
     client = client_of(permitted("retry_task", "view_task"))
     client.post(retry_of(task))
@@ -181,7 +181,7 @@ def test_only_the_first_retry_counts_and_the_second_leads_there(ada: User) -> No
     assert Task.objects.count() == 2
 
 
-def test_who_may_not_see_the_repetition_is_not_told_which_it_is(ada: User) -> None:
+def test_new_task_is_hidden_from_users_who_may_not_see_it(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada)
     client = client_of(permitted("retry_task"))
     client.post(retry_of(task))
@@ -192,7 +192,7 @@ def test_who_may_not_see_the_repetition_is_not_told_which_it_is(ada: User) -> No
 
 
 @pytest.mark.parametrize("status", [Status.PENDING, Status.RUNNING, Status.COMPLETED])
-def test_what_did_not_end_badly_is_not_retried(ada: User, status: Status) -> None:
+def test_task_that_did_not_fail_cannot_be_retried(ada: User, status: Status) -> None:
     task = saved(status, owner=ada)
     client = client_of(permitted("retry_task", "view_task"))
     before = snapshot()
@@ -205,7 +205,7 @@ def test_what_did_not_end_badly_is_not_retried(ada: User, status: Status) -> Non
     assert snapshot() == before
 
 
-def test_a_duplicate_is_told(ada: User) -> None:
+def test_duplicate_is_reported(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada, unique_key="one")
     enqueued(owner=ada, unique_key="one")
     client = client_of(permitted("retry_task"))
@@ -216,25 +216,25 @@ def test_a_duplicate_is_told(ada: User) -> None:
 
 
 @pytest.mark.parametrize("sees", [True, False])
-def test_a_unique_key_is_told_to_who_may_see_the_task(ada: User, sees: bool) -> None:
+def test_unique_key_is_shown_only_to_users_who_may_see_the_task(ada: User, sees: bool) -> None:
     task = ended(Status.FAILED, owner=ada, unique_key="pay of bob")
     other = enqueued(owner=ada, unique_key="pay of bob")
     client = client_of(permitted("retry_task", *(["view_task"] if sees else [])))
-    told = client.post(retry_of(task), headers=JSON).json()
-    assert ("pay of bob" in str(told)) is sees
-    assert told.get("task") == (str(other.pk) if sees else None)
+    answer = client.post(retry_of(task), headers=JSON).json()
+    assert ("pay of bob" in str(answer)) is sees
+    assert answer.get("task") == (str(other.pk) if sees else None)
 
 
-@pytest.mark.parametrize("who", ["nobody", "another", "owner", "viewer"])
-def test_who_may_not_retry_learns_nothing(ada: User, who: str) -> None:
-    """The owner too, where the task does not opt in to being started over HTTP."""
+@pytest.mark.parametrize("role", ["nobody", "another", "owner", "viewer"])
+def test_retry_without_permission_gives_404(ada: User, role: str) -> None:
+    """This includes the owner, unless the task class allows a start over HTTP."""
     task = ended(Status.FAILED, owner=ada)
     client: Any = {
         "nobody": Client,
         "another": lambda: client_of(User.objects.create_user("bob")),
         "owner": lambda: client_of(ada),
         "viewer": lambda: client_of(permitted("view_task")),
-    }[who]()
+    }[role]()
     before = snapshot()
     response = client.post(retry_of(task), headers=JSON)
     assert (response.status_code, response.json()) == (404, NOT_FOUND)
@@ -242,7 +242,7 @@ def test_who_may_not_retry_learns_nothing(ada: User, who: str) -> None:
     assert snapshot() == before
 
 
-def test_it_wants_a_token_and_a_post(ada: User) -> None:
+def test_retry_needs_csrf_token_and_post(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada)
     client = Client(enforce_csrf_checks=True)
     client.force_login(permitted("retry_task"))
@@ -251,7 +251,7 @@ def test_it_wants_a_token_and_a_post(ada: User) -> None:
     assert Task.objects.count() == 1
 
 
-def test_a_task_that_goes_meanwhile_is_not_found(
+def test_task_deleted_during_the_retry_is_not_found(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = ended(Status.FAILED, owner=ada)

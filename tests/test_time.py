@@ -1,4 +1,4 @@
-"""Clocks that jump: summer time, steps of a clock, leap days, naive times, microseconds."""
+"""Time: summer time, clock steps, leap days, naive times, microseconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.tasks import Noop
 pytestmark = pytest.mark.django_db
 
 BERLIN = ZoneInfo("Europe/Berlin")
-#: When Berlin's clocks go from 2 to 3, and from 3 to 2.
+#: Berlin's clocks change from 2 to 3, and from 3 to 2.
 SPRING = datetime(2026, 3, 29, 1, tzinfo=UTC)
 AUTUMN = datetime(2026, 10, 25, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -38,7 +38,7 @@ INSTANT = timedelta(microseconds=1)
 
 @pytest.fixture(params=["aware UTC", "aware Berlin", "naive Berlin"])
 def site(request: pytest.FixtureRequest, settings: Any) -> str:
-    """How a site may keep its time."""
+    """Configure one of the ways in which a site keeps its time."""
     kind, zone = request.param.split()
     settings.USE_TZ = kind == "aware"
     settings.TIME_ZONE = {"UTC": "UTC", "Berlin": "Europe/Berlin"}[zone]
@@ -56,7 +56,7 @@ def take(by: Worker) -> list[Claim]:
 
 @pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
 @pytest.mark.parametrize("after", [-2 * HOUR, HOUR, 5 * HOUR], ids=["before", "after", "later"])
-def test_a_delayed_task_is_due_at_its_time(
+def test_delayed_task_is_due_at_its_time(
     site: str, clock: Clock, change: datetime, after: timedelta
 ) -> None:
     clock.now = change - 3 * HOUR
@@ -71,7 +71,7 @@ def test_a_delayed_task_is_due_at_its_time(
     check_invariants()
 
 
-def test_the_hour_that_comes_twice_has_two_tasks(settings: Any, clock: Clock) -> None:
+def test_both_repeated_hours_have_their_task(settings: Any, clock: Clock) -> None:
     settings.TIME_ZONE = "Europe/Berlin"
     wall = datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN)
     second = task_service.start_task(Noop, run_after=wall.replace(fold=1))
@@ -84,7 +84,7 @@ def test_the_hour_that_comes_twice_has_two_tasks(settings: Any, clock: Clock) ->
         assert [claim.task_id for claim in take(by)] == [started.task_id]
 
 
-def test_the_hour_that_does_not_come_has_its_task_too(settings: Any, clock: Clock) -> None:
+def test_skipped_hour_has_its_task(settings: Any, clock: Clock) -> None:
     settings.TIME_ZONE = "Europe/Berlin"
     started = task_service.start_task(Noop, run_after=datetime(2026, 3, 29, 2, 30, tzinfo=BERLIN))
     clock.now = SPRING + 30 * MINUTE
@@ -92,8 +92,8 @@ def test_the_hour_that_does_not_come_has_its_task_too(settings: Any, clock: Cloc
 
 
 @pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
-def test_a_task_lives_through_the_change(site: str, clock: Clock, change: datetime) -> None:
-    """Whatever the site's clocks say: each step is written, and each is told with its zone."""
+def test_task_runs_through_the_clock_change(site: str, clock: Clock, change: datetime) -> None:
+    """Every step is written, and every time is reported with a zone, in all configurations."""
     seen = Seen()
     by = worker()
     clock.now = change - 3 * SECOND
@@ -104,7 +104,7 @@ def test_a_task_lives_through_the_change(site: str, clock: Clock, change: dateti
     assert lifecycle.renew([claim]) == []
     assert lifecycle.retry({claim: BROKEN}) == []
     check_invariants(seen)
-    # By naive clocks that went back, what was due before is due an hour later.
+    # Naive clocks went back an hour, so the task is due an hour later.
     clock.now = change + 2 * HOUR
     [claim] = take(by)
     assert lifecycle.complete({claim: 1}) == []
@@ -116,7 +116,7 @@ def test_a_task_lives_through_the_change(site: str, clock: Clock, change: dateti
 
 
 @pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
-def test_a_worker_that_renews_is_not_lost_in_the_change(
+def test_renewing_worker_is_not_lost_during_the_clock_change(
     site: str, clock: Clock, change: datetime
 ) -> None:
     other = worker()
@@ -126,7 +126,7 @@ def test_a_worker_that_renews_is_not_lost_in_the_change(
     Task.objects.update(run_after=local(start))
     [claim] = take(other)
     for beat in range(12):
-        # The two of them beat in turns.
+        # The two workers have alternating heartbeats.
         clock.now = start + beat * 10 * SECOND
         rescuer.beat(10.0 * beat)
         clock.now += 5 * SECOND
@@ -135,7 +135,7 @@ def test_a_worker_that_renews_is_not_lost_in_the_change(
 
 
 @pytest.mark.parametrize("change", [SPRING, AUTUMN], ids=["spring", "autumn"])
-def test_a_worker_that_dies_in_the_change_is_found_out(
+def test_worker_that_dies_during_the_clock_change_is_detected(
     site: str, clock: Clock, change: datetime
 ) -> None:
     rescuer = Rescuer(0.0)
@@ -152,19 +152,18 @@ def test_a_worker_that_dies_in_the_change_is_found_out(
                 return beat * 10.0
         return float("inf")
 
-    # A lease and a heartbeat, and what it takes to be sure. Naive clocks that go back wait longer.
+    # A lease, a heartbeat and the rescuer's confirmation. Naive clocks that go back take an hour
+    # more.
     naive = site.startswith("naive") and change == AUTUMN
     assert 40 < seconds_until_failed() <= (3600 if naive else 0) + 100
     check_invariants()
 
 
-# A clock that is stepped.
+# Clock steps.
 
 
 @pytest.mark.parametrize("step", [10 * MINUTE, -10 * MINUTE], ids=["forth", "back"])
-def test_who_holds_a_claim_keeps_it_when_the_clock_is_stepped(
-    site: str, clock: Clock, step: timedelta
-) -> None:
+def test_claim_survives_a_clock_step(site: str, clock: Clock, step: timedelta) -> None:
     seen = Seen()
     task = enqueued()
     [claim] = take(worker())
@@ -178,8 +177,8 @@ def test_who_holds_a_claim_keeps_it_when_the_clock_is_stepped(
     check_invariants(seen)
 
 
-def test_who_was_wrongly_rescued_writes_nothing_more(clock: Clock) -> None:
-    """The fence holds whatever a clock said."""
+def test_wrongly_rescued_worker_writes_nothing(clock: Clock) -> None:
+    """The fencing token decides, whatever the clock says."""
     seen = Seen()
     task = enqueued(max_attempts=2)
     by = worker()
@@ -203,19 +202,20 @@ def lost(clock: Clock, settings: Any) -> Task:
     return task
 
 
-def test_a_step_forward_makes_nobody_look_lost(clock: Clock, lost: Task) -> None:
+def test_forward_step_makes_no_worker_look_lost(clock: Clock, lost: Task) -> None:
     rescuer = Rescuer(0.0)
     statuses = []
     for beat in range(1, 8):
-        # Stepped once, or the machine slept: the monotonic clock did not go along.
+        # A step, or the machine slept: the monotonic clock did not move with it.
         clock.now += 10 * SECOND + (HOUR if beat == 2 else timedelta())
         rescuer.beat(10.0 * beat)
         statuses.append(fresh(lost).status)
-    # The step is seen at the second beat; a lease later, at 50 seconds, 20 more make sure.
+    # The step is seen at the second heartbeat. A lease later, at 50 s, another 20 s confirm the
+    # loss.
     assert statuses == [*[Status.RUNNING] * 6, Status.FAILED]
 
 
-def test_slow_clocks_are_none_that_are_stepped(clock: Clock, lost: Task) -> None:
+def test_fast_clock_is_not_a_step(clock: Clock, lost: Task) -> None:
     rescuer = Rescuer(0.0)
     for beat in range(1, 5):
         clock.now += 10.4 * SECOND
@@ -223,10 +223,10 @@ def test_slow_clocks_are_none_that_are_stepped(clock: Clock, lost: Task) -> None
     assert fresh(lost).status == Status.FAILED
 
 
-# The calendar.
+# Calendar.
 
 
-def test_a_leap_day_is_a_day(site: str, clock: Clock) -> None:
+def test_leap_day(site: str, clock: Clock) -> None:
     clock.now = datetime(2028, 2, 28, 12, tzinfo=UTC)
     leap = datetime(2028, 2, 29, 12, tzinfo=UTC)
     task = task_service.start_task(Noop, run_after=local(leap))
@@ -237,7 +237,7 @@ def test_a_leap_day_is_a_day(site: str, clock: Clock) -> None:
     [claim] = take(by)
     lifecycle.complete({claim: None})
     assert task_service.get_task_status(task.task_id).end_time == leap
-    # 365 days after a leap day are a day less than a year.
+    # 365 days after a leap day end one day before the same date of the next year.
     year = Rule(365 * 86400, 365 * 86400)
     clock.now = datetime(2029, 2, 28, 12, tzinfo=UTC)
     assert sum(retention.prune(year)) == 0
@@ -245,22 +245,23 @@ def test_a_leap_day_is_a_day(site: str, clock: Clock) -> None:
     assert sum(retention.prune(year)) == 1
 
 
-def test_a_new_year_does_not_change_the_order(site: str, clock: Clock) -> None:
-    clock.now = datetime(2026, 12, 31, 22, 59, 59, 999_999, tzinfo=UTC)  # Berlin's last moment.
+def test_new_year_keeps_the_order(site: str, clock: Clock) -> None:
+    # The last microsecond of the year in Berlin.
+    clock.now = datetime(2026, 12, 31, 22, 59, 59, 999_999, tzinfo=UTC)
     tasks = [Task(name="tests.tasks.Noop", run_after=None) for _ in range(3)]
     lifecycle.enqueue(tasks)
     by = worker()
     assert [claim.task_id for claim in take(by)] == [tasks[0].pk]
     clock.now += 2 * INSTANT
-    # Retried for a moment that is past in no year.
+    # The next ones are due in the new year.
     assert [claim.task_id for claim in take(by)] == [task.pk for task in tasks[1:]]
     assert lifecycle.rescue() == []
     check_invariants()
 
 
 @pytest.mark.parametrize("micro", [0, 1, 100_000, 999_999])
-def test_a_microsecond_decides(site: str, clock: Clock, micro: int) -> None:
-    """SQLite compares texts, and writes a whole second without a fraction."""
+def test_due_and_expiry_to_the_microsecond(site: str, clock: Clock, micro: int) -> None:
+    """SQLite compares text, and writes a whole second without a fraction."""
     due = clock.now.replace(microsecond=micro)
     clock.now = due - MINUTE
     task = task_service.start_task(Noop, run_after=local(due))
@@ -270,7 +271,7 @@ def test_a_microsecond_decides(site: str, clock: Clock, micro: int) -> None:
     clock.now = due
     [claim] = take(by)
     clock.now = due + 40 * SECOND
-    # Now the lease has run out for just as long as a heartbeat.
+    # The lease has now been expired for exactly one heartbeat.
     assert lifecycle.rescue() == []
     clock.now += INSTANT
     assert [lost.pk for lost in lifecycle.rescue()] == [task.task_id]
@@ -281,10 +282,10 @@ def test_a_microsecond_decides(site: str, clock: Clock, micro: int) -> None:
     assert sum(retention.prune(Rule(None, 60))) == 1
 
 
-# The database's own clock.
+# The database's clock.
 
 
-def test_the_databases_time_is_as_its_columns_are(site: str) -> None:
+def test_database_time_matches_the_columns(site: str) -> None:
     now = database_now("default")
     assert timezone.is_aware(now) == django_settings.USE_TZ
     assert abs(now - timezone.now()) < HOUR / 2

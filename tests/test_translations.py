@@ -1,8 +1,8 @@
-"""Pages are in one language: none of our words is borrowed from Django's translations.
+"""Pages are in one language: no text of ours uses Django's translations.
 
-Django's catalogues and an app's are one. A word of ours that Django happens to know, such as
-"Search", would be translated where its neighbours are not, and in Django's sense of it. Such words
-have the context "tasks_app".
+An app's catalogue is merged with Django's. A text of ours that Django also has, such as "Search",
+would be translated although the texts around it are not, and with Django's meaning. Such texts have
+the context "tasks_app".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from django.utils.translation.template import templatize
 
 from tests.test_layers import APP, FILES
 
-#: What is Django's own on every page of the admin, or in its forms, and stays the same on ours.
+#: Texts that Django itself shows on every admin page or in its forms. Ours may use the same.
 DJANGOS = {"Home", "Error:", "Yes", "No"}
 CALL = re.compile(r"""\b(n?gettext\w*)\(u?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
@@ -53,8 +53,8 @@ def words() -> Iterator[tuple[str, str]]:
             yield path.name, word
 
 
-def of_django() -> set[str]:
-    """What Django translates into German or French, without a context."""
+def django_texts() -> set[str]:
+    """Return what Django translates into German or French without a context."""
     found: set[str] = set()
     for language in ("de", "fr"):
         pattern = f"**/locale/{language}/LC_MESSAGES/django.mo"
@@ -66,8 +66,8 @@ def of_django() -> set[str]:
 
 
 @pytest.mark.once
-def test_no_word_is_borrowed_from_django() -> None:
-    known, ours = of_django(), list(words())
+def test_no_text_uses_djangos_translation() -> None:
+    known, ours = django_texts(), list(words())
     assert {"Search", "Delete", "Yes"} <= known
     assert len(ours) > 200
     borrowed = [(where, word) for where, word in ours if word in known]
@@ -75,12 +75,12 @@ def test_no_word_is_borrowed_from_django() -> None:
 
 
 @pytest.mark.django_db
-def test_a_page_in_german_is_not_half_german(admin_client: Client, settings: Any) -> None:
+def test_german_page_does_not_mix_languages(admin_client: Client, settings: Any) -> None:
     settings.LANGUAGES = [("en", "English"), ("de", "Deutsch")]
     page = admin_client.get(
         reverse("admin:tasks_app_task_changelist"), headers={"Accept-Language": "de"}
     )
     assert page.headers["Content-Language"] == "de"
-    assert "Abmelden" in page.content.decode()  # Django's own
+    assert "Abmelden" in page.content.decode()  # Django's own text
     assert ">Search</button>" in page.content.decode()
     assert "Suchen" not in page.content.decode()

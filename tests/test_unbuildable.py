@@ -1,4 +1,4 @@
-"""Task classes whose models cannot be built: every door says so, and none breaks."""
+"""Task classes whose models cannot be built: every view reports it, and none fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MISSING = "email-validator is not installed, run `pip install 'pydantic[email]'`
 
 
 class Address(str):
-    """Lacks what it needs, as Pydantic's EmailStr does without email-validator."""
+    """Raises on use, as Pydantic's EmailStr does without email-validator."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, *_: object) -> Any:
@@ -31,7 +31,7 @@ class Address(str):
 
 
 class Shy(str):
-    """Can be validated, but not described."""
+    """Can be validated, but has no JSON schema."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, handler: Any) -> Any:
@@ -92,7 +92,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("task", BROKEN)
-def test_it_is_refused_where_it_is_started(task: type[BaseTask], admin_client: Client) -> None:
+def test_start_is_refused(task: type[BaseTask], admin_client: Client) -> None:
     with pytest.raises(InvalidTask) as caught:
         task_service.start_task(task, {"to": "ada@example.org"})
     assert str(caught.value) == BROKEN[task]
@@ -108,7 +108,7 @@ def test_it_is_refused_where_it_is_started(task: type[BaseTask], admin_client: C
 
 
 @pytest.mark.parametrize("task", [*BROKEN, Undescribed])
-def test_pages_of_its_tasks_show_no_values(task: type[BaseTask], admin_client: Client) -> None:
+def test_pages_of_its_tasks_hide_values(task: type[BaseTask], admin_client: Client) -> None:
     row = rows.saved(
         rows.Status.COMPLETED, name=task.name(), params={"to": "s3cret"}, result="also s3cret"
     )
@@ -119,16 +119,18 @@ def test_pages_of_its_tasks_show_no_values(task: type[BaseTask], admin_client: C
     assert admin_client.get(reverse("task", args=[row.pk])).status_code == 200
 
 
-def test_a_form_shows_no_default_that_cannot_be_made() -> None:
+def test_form_without_a_working_default_is_empty() -> None:
     assert form_for(NoDefault)()["to"].value() is None
     assert "to" in str(form_for(NoDefault)())
 
 
-def test_check_names_it_and_what_to_do() -> None:
-    told = {message.msg: message.hint for message in check_tasks(None) if __name__ in message.hint}
+def test_check_reports_it_with_a_hint() -> None:
+    messages = {
+        message.msg: message.hint for message in check_tasks(None) if __name__ in message.hint
+    }
     undescribed = "The parameters of Undescribed cannot be read: no schema today"
-    assert told.keys() == {*BROKEN.values(), undescribed}
-    assert told[BROKEN[InSignature]] == (
+    assert messages.keys() == {*BROKEN.values(), undescribed}
+    assert messages[BROKEN[InSignature]] == (
         f"Tasks of {InSignature.name()} cannot be started, and pages hide their values. "
         f"Change the annotation, or install what its type needs."
     )

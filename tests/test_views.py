@@ -1,4 +1,4 @@
-"""What pages ask for, by whom, and how it is answered."""
+"""The views that pages call: permissions and responses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def permitted(*codenames: str) -> User:
 
 
 def undated(response: Any) -> dict[str, Any]:
-    """Return the JSON of an answer, without the server's time."""
+    """Return the JSON of a response without the server's time."""
     data: dict[str, Any] = response.json()
     assert timezone.now() - datetime.fromisoformat(data.pop("time")) < timedelta(minutes=1)
     return data
@@ -60,8 +60,8 @@ def cancel_of(task_id: uuid.UUID) -> str:
     return reverse("tasks_app:cancel", args=[task_id])
 
 
-def test_a_script_is_told_also_where_the_site_wants_a_login(ada: User, settings: Any) -> None:
-    """Whoever has no session is not redirected to a page that it cannot read."""
+def test_script_gets_a_status_code_if_the_site_requires_a_login(ada: User, settings: Any) -> None:
+    """A script without a session is not redirected to a login page, which it could not read."""
     settings.MIDDLEWARE = [
         *settings.MIDDLEWARE,
         "django.contrib.auth.middleware.LoginRequiredMiddleware",
@@ -75,10 +75,10 @@ def test_a_script_is_told_also_where_the_site_wants_a_login(ada: User, settings:
     assert client.get(task.get_absolute_url()).status_code == 302
 
 
-# One task's status.
+# Status of one task.
 
 
-def test_the_status_of_ones_own_task(ada: User) -> None:
+def test_status_of_own_task(ada: User) -> None:
     task = saved(Status.COMPLETED, owner=ada, result={"rows": 3})
     response = client_of(ada).get(status_of(task.pk))
     assert response.status_code == 200
@@ -88,39 +88,39 @@ def test_the_status_of_ones_own_task(ada: User) -> None:
     assert response.json()["result"] == {"rows": 3}
 
 
-def test_the_traceback_is_not_shown(ada: User) -> None:
+def test_traceback_is_not_in_the_status(ada: User) -> None:
     task = saved(Status.FAILED, owner=ada, error_traceback="Traceback: secret")
     response = client_of(ada).get(status_of(task.pk))
     assert response.json()["error"] == {"type": None, "message": "The task failed."}
     assert b"secret" not in response.content
 
 
-@pytest.mark.parametrize("who", ["nobody", "another", "canceller"])
-def test_the_status_of_anothers_task_is_not_found(ada: User, who: str) -> None:
+@pytest.mark.parametrize("role", ["nobody", "another", "canceller"])
+def test_status_of_other_users_task_is_not_found(ada: User, role: str) -> None:
     task = saved(owner=ada)
     user = {
         "nobody": lambda: None,
         "another": lambda: User.objects.create_user("bob"),
         "canceller": lambda: permitted("cancel_task"),
-    }[who]()
+    }[role]()
     response = client_of(user).get(status_of(task.pk))
     assert (response.status_code, response.json()) == (404, NOT_FOUND)
 
 
-def test_what_is_not_there_looks_like_what_is_not_yours(ada: User) -> None:
+def test_missing_task_gets_the_same_response(ada: User) -> None:
     response = client_of(ada).get(status_of(uuid.uuid4()))
     assert (response.status_code, response.json()) == (404, NOT_FOUND)
 
 
-def test_whoever_may_view_all_sees_anothers_task(ada: User) -> None:
+def test_viewer_of_all_sees_other_users_task(ada: User) -> None:
     task = saved(owner=ada)
     assert client_of(permitted("view_task")).get(status_of(task.pk)).status_code == 200
 
 
-# Many tasks' statuses.
+# Statuses of many tasks.
 
 
-def test_statuses_leave_out_what_is_not_yours(ada: User) -> None:
+def test_statuses_omit_other_users_tasks(ada: User) -> None:
     mine, other = saved(owner=ada), saved()
     third = saved(Status.COMPLETED, owner=ada)
     query = {"task": [str(mine.pk), str(other.pk), str(third.pk), str(uuid.uuid4())]}
@@ -131,13 +131,13 @@ def test_statuses_leave_out_what_is_not_yours(ada: User) -> None:
     assert found == {str(task.pk): task.info().model_dump(mode="json") for task in (mine, third)}
 
 
-def test_a_task_that_waits_for_long_says_whether_a_worker_takes_it(
+def test_long_wait_reports_a_missing_worker(
     ada: User,
     settings: Any,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At the price of two queries, however many such tasks there are."""
+    """It costs two queries, however many such tasks there are."""
     settings.DEBUG = True
     monkeypatch.setattr(display, "_warned", {})
     old = timedelta(seconds=11)
@@ -145,34 +145,37 @@ def test_a_task_that_waits_for_long_says_whether_a_worker_takes_it(
     others = [saved(owner=ada, age=old), saved(owner=ada), saved(Status.FAILED, owner=ada, age=old)]
     query = {"task": [str(task.pk) for task in mails + others]}
 
-    def said(user: User) -> list[Any]:
+    def reported(user: User) -> list[Any]:
         tasks = client_of(user).get(reverse("tasks_app:statuses"), query).json()["tasks"]
         found = {info["task_id"]: info.get("no_worker") for info in tasks}
         return [found[str(task.pk)] for task in [mails[0], *others]]
 
-    nobody = "Waiting for a worker"
-    assert said(ada) == [nobody, nobody, None, None]
+    message = "Waiting for a worker"
+    assert reported(ada) == [message, message, None, None]
     command = "Waiting for a worker. Start one: manage.py run_tasks"
-    assert said(permitted("view_task")) == [command, command, None, None]
+    assert reported(permitted("view_task")) == [command, command, None, None]
     warning = "No worker runs tasks of queue default, mails. Start one: manage.py run_tasks"
-    assert [record.getMessage() for record in caplog.records] == [warning]  # and not each time
+    # and not for each request
+    assert [record.getMessage() for record in caplog.records] == [warning]
     page = client_of(ada).get(mails[0].get_absolute_url()).content.decode()
-    assert f'data-no-worker="{nobody}"' in page
-    assert f'<span data-part="state" dir="auto">{nobody}</span>' in page
+    assert f'data-no-worker="{message}"' in page
+    assert f'<span data-part="state" dir="auto">{message}</span>' in page
     worker(queues=["mails"])
-    assert said(ada) == ["", nobody, None, None]
+    assert reported(ada) == ["", message, None, None]
     worker()
-    assert said(ada) == ["", "", None, None]
+    assert reported(ada) == ["", "", None, None]
     assert "data-no-worker" not in client_of(ada).get(mails[0].get_absolute_url()).content.decode()
 
 
-def test_statuses_for_nobody(ada: User) -> None:
+def test_statuses_need_a_login(ada: User) -> None:
     task = saved(owner=ada)
     response = client_of(None).get(reverse("tasks_app:statuses"), {"task": str(task.pk)})
     assert (response.status_code, response.json()) == (403, {"detail": "Log in to see tasks."})
 
 
-def test_statuses_cost_as_many_queries_for_many(ada: User, django_assert_num_queries: Any) -> None:
+def test_number_of_queries_for_statuses_is_constant(
+    ada: User, django_assert_num_queries: Any
+) -> None:
     client = client_of(ada)
     ids = [str(saved(owner=ada).pk) for _ in range(20)]
     with django_assert_num_queries(5):  # session, user, two for permissions, tasks
@@ -196,16 +199,18 @@ def test_statuses_cost_as_many_queries_for_many(ada: User, django_assert_num_que
         ),
     ],
 )
-def test_statuses_of_nonsense(ada: User, settings: Any, query: Any, detail: str) -> None:
+def test_invalid_statuses_query_is_refused(
+    ada: User, settings: Any, query: Any, detail: str
+) -> None:
     settings.TASK_STREAM_MAX_TASKS = 3
     response = client_of(ada).get(reverse("tasks_app:statuses"), query)
     assert (response.status_code, response.json()) == (400, {"detail": detail})
 
 
-# Cancelling.
+# Cancel.
 
 
-def test_a_script_cancels_and_is_answered_in_json(ada: User) -> None:
+def test_script_cancels_and_gets_json(ada: User) -> None:
     task = enqueued(owner=ada)
     response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
     assert response.status_code == 200
@@ -214,13 +219,13 @@ def test_a_script_cancels_and_is_answered_in_json(ada: User) -> None:
     assert last_fact(task).data == {"by": "ada"}
 
 
-def test_a_running_task_is_asked_to_cancel(ada: User) -> None:
+def test_cancel_of_running_task_is_a_request(ada: User) -> None:
     task, _ = claimed(owner=ada)
     response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
     assert (response.json()["status"], response.json()["cancel_requested"]) == ("running", True)
 
 
-def test_whoever_may_cancel_cancels_anothers(ada: User) -> None:
+def test_user_with_permission_cancels_other_users_task(ada: User) -> None:
     task = enqueued(owner=ada)
     response = client_of(permitted("cancel_task")).post(cancel_of(task.pk), headers=JSON)
     assert response.status_code == 200
@@ -229,14 +234,16 @@ def test_whoever_may_cancel_cancels_anothers(ada: User) -> None:
 
 
 @pytest.mark.parametrize("headers", [JSON, {}])
-@pytest.mark.parametrize("who", ["nobody", "another", "viewer"])
-def test_others_cancel_nothing(ada: User, who: str, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("role", ["nobody", "another", "viewer"])
+def test_user_without_permission_cannot_cancel(
+    ada: User, role: str, headers: dict[str, str]
+) -> None:
     task = enqueued(owner=ada)
     user = {
         "nobody": lambda: None,
         "another": lambda: User.objects.create_user("bob"),
         "viewer": lambda: permitted("view_task", "change_task", "delete_task"),
-    }[who]()
+    }[role]()
     before = snapshot()
     response = client_of(user).post(cancel_of(task.pk), headers=headers)
     assert response.status_code == 404
@@ -245,19 +252,19 @@ def test_others_cancel_nothing(ada: User, who: str, headers: dict[str, str]) -> 
     assert snapshot() == before
 
 
-def test_nobody_cancels_what_nobody_owns() -> None:
+def test_anonymous_user_cannot_cancel_a_task_without_owner() -> None:
     task = enqueued()
     assert client_of(None).post(cancel_of(task.pk)).status_code == 404
     assert fresh(task).status == Status.PENDING
 
 
-def test_what_is_not_there_cannot_be_cancelled(ada: User) -> None:
+def test_missing_task_cannot_be_cancelled(ada: User) -> None:
     response = client_of(ada).post(cancel_of(uuid.uuid4()), headers=JSON)
     assert (response.status_code, response.json()) == (404, NOT_FOUND)
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_what_has_finished_is_a_conflict(ada: User, status: Status) -> None:
+def test_cancel_of_finished_task_is_a_conflict(ada: User, status: Status) -> None:
     task = ended(status, owner=ada)
     before = snapshot()
     response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
@@ -266,24 +273,24 @@ def test_what_has_finished_is_a_conflict(ada: User, status: Status) -> None:
     assert snapshot() == before
 
 
-def test_what_ended_and_went_meanwhile_is_not_there(
+def test_task_deleted_during_the_cancel_is_not_found(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = ended(Status.COMPLETED, owner=ada)
     cancel = task_service.cancel_task
 
-    def late(task_id: uuid.UUID, **options: Any) -> Any:
+    def cancel_and_delete(task_id: uuid.UUID, **options: Any) -> Any:
         try:
             return cancel(task_id, **options)
         finally:
             Task.objects.filter(pk=task_id).delete()
 
-    monkeypatch.setattr("tasks_app.views.task_service.cancel_task", late)
+    monkeypatch.setattr("tasks_app.views.task_service.cancel_task", cancel_and_delete)
     response = client_of(ada).post(cancel_of(task.pk), headers=JSON)
     assert (response.status_code, response.json()) == (404, NOT_FOUND)
 
 
-def test_a_form_needs_its_token(ada: User) -> None:
+def test_cancel_needs_csrf_token(ada: User) -> None:
     task = enqueued(owner=ada)
     client = client_of(ada, enforce_csrf_checks=True)
     assert client.post(cancel_of(task.pk), headers=JSON).status_code == 403
@@ -317,7 +324,7 @@ HOME = "http://testserver/tasks/"
         ("\0/", None, "/"),
     ],
 )
-def test_a_form_goes_back_to_a_page_of_this_site(
+def test_form_redirects_only_within_this_site(
     ada: User, following: str | None, referer: str | None, location: str
 ) -> None:
     task = enqueued(owner=ada)
@@ -330,14 +337,14 @@ def test_a_form_goes_back_to_a_page_of_this_site(
     assert fresh(task).status == Status.CANCELLED
 
 
-def test_a_secure_page_goes_back_to_no_insecure_one(ada: User) -> None:
+def test_https_page_does_not_redirect_to_http(ada: User) -> None:
     task = enqueued(owner=ada)
     response = client_of(ada).post(cancel_of(task.pk), {"next": HOME}, secure=True)
     assert response.headers["Location"] == "/"
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_a_form_that_came_too_late_goes_back_all_the_same(ada: User, status: Status) -> None:
+def test_late_cancel_form_redirects_too(ada: User, status: Status) -> None:
     task = ended(status, owner=ada)
     response = client_of(ada).post(
         cancel_of(task.pk), {"next": "/tasks/"}, headers={"Accept": "text/html"}
@@ -345,12 +352,12 @@ def test_a_form_that_came_too_late_goes_back_all_the_same(ada: User, status: Sta
     assert (response.status_code, response.headers["Location"]) == (302, "/tasks/")
 
 
-# Methods and kinds.
+# Methods.
 
 
 @pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
 @pytest.mark.parametrize("name", ["status", "statuses"])
-def test_statuses_are_only_read(ada: User, name: str, method: str) -> None:
+def test_statuses_are_read_only(ada: User, name: str, method: str) -> None:
     task = saved(owner=ada)
     url = reverse(f"tasks_app:{name}", args=[task.pk] if name == "status" else [])
     response = getattr(client_of(ada), method)(url)
@@ -359,7 +366,7 @@ def test_statuses_are_only_read(ada: User, name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["get", "put", "patch", "delete"])
-def test_a_cancel_is_posted(ada: User, method: str) -> None:
+def test_cancel_requires_post(ada: User, method: str) -> None:
     task = enqueued(owner=ada)
     response = getattr(client_of(ada), method)(cancel_of(task.pk))
     assert (response.status_code, response.headers["Allow"]) == (405, "POST")
@@ -375,7 +382,7 @@ def test_streams_need_asgi(ada: User, name: str) -> None:
     assert response.content == b"Streams need ASGI; serve this site by uvicorn or daphne."
 
 
-def test_the_urls() -> None:
+def test_urls() -> None:
     task_id = uuid.UUID(int=0)
     assert {
         name: reverse(f"tasks_app:{name}", args=args)
@@ -395,12 +402,12 @@ def test_the_urls() -> None:
     }
 
 
-# To cancel is not to see.
+# Permission to cancel does not include permission to view.
 
-TOLD = {"task_id", "status", "cancel_requested"}
+VISIBLE_TO_CANCELLER = {"task_id", "status", "cancel_requested"}
 
 
-def test_whoever_may_only_cancel_is_told_no_more_than_that(ada: User) -> None:
+def test_canceller_gets_only_the_status(ada: User) -> None:
     task, _ = claimed(owner=ada, params={"token": "secret"})
     response = client_of(permitted("cancel_task")).post(cancel_of(task.pk), headers=JSON)
     assert response.status_code == 200
@@ -411,28 +418,28 @@ def test_whoever_may_only_cancel_is_told_no_more_than_that(ada: User) -> None:
     }
 
 
-def test_whoever_may_only_cancel_is_shown_no_result(ada: User) -> None:
+def test_canceller_does_not_get_the_result(ada: User) -> None:
     task = saved(Status.COMPLETED, owner=ada, result="secret", progress_text="secret")
     response = client_of(permitted("cancel_task")).post(cancel_of(task.pk), headers=JSON)
-    assert (response.status_code, set(undated(response))) == (409, TOLD)
+    assert (response.status_code, set(undated(response))) == (409, VISIBLE_TO_CANCELLER)
     assert b"secret" not in response.content
 
 
 @pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED])
-def test_whoever_may_cancel_and_view_is_told_all(ada: User, status: Status) -> None:
+def test_canceller_who_may_view_gets_everything(ada: User, status: Status) -> None:
     task = saved(status, owner=ada)
     user = permitted("cancel_task", "view_task")
     response = client_of(user).post(cancel_of(task.pk), headers=JSON)
     assert set(undated(response)) == set(task.info().model_dump())
 
 
-def test_more_fields_than_django_reads_are_refused(ada: User) -> None:
+def test_more_fields_than_django_allows_are_refused(ada: User) -> None:
     url = reverse("tasks_app:statuses") + "?" + "&".join(["task=x"] * 1001)
     assert client_of(ada).get(url).status_code == 400
 
 
 @pytest.mark.parametrize("view", ["cancel", "retry"])
-def test_the_way_back_stays_below_the_prefix_of_the_site(ada: User, view: str) -> None:
+def test_redirect_keeps_the_script_prefix(ada: User, view: str) -> None:
     """A browser need not send a Referer."""
     ada.user_permissions.set(Permission.objects.filter(codename="retry_task"))
     url, client = f"/tasks/{enqueued(owner=ada).pk}/{view}/", client_of(ada)

@@ -15,7 +15,7 @@ from tasks_app.service import TaskService
 from tasks_app.states import RETRIABLE, TERMINAL, UNFINISHED, Status
 from tests.api.asking import API, client_of, problem, someone
 from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot
-from tests.test_retention import KEEPING, table_of_the_site
+from tests.test_retention import KEEPING, site_table
 
 pytestmark = pytest.mark.django_db
 
@@ -195,7 +195,7 @@ def test_what_has_not_finished_is_not_removed(ada: User, client: Client, status:
 @pytest.mark.parametrize("on_delete", KEEPING)
 def test_what_the_site_protects_is_not_removed(ada: User, client: Client, on_delete: Any) -> None:
     task = ended(Status.COMPLETED, owner=ada)
-    with table_of_the_site(on_delete) as model:
+    with site_table(on_delete) as model:
         model.objects.create(task=task)
         before = snapshot()
         told = problem(client.delete(of(task)), 409)
