@@ -1,7 +1,7 @@
-"""Has anybody committed since I last looked?
+"""Change signals: has anyone committed since the last look?
 
-The worker asks so that it starts new tasks at once, the relay so that it sends what is new. Where
-something can tell, an idle process costs next to nothing; elsewhere it looks on a timer.
+The worker uses them to start new tasks without delay, and the relay to send new events. If the
+database can signal commits, an idle process does almost nothing. Otherwise it looks on a timer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["Changes", "announce", "watch"]
 
 
 def watch(using: str) -> Changes:
-    """Return what best tells of commits to this database. Close it when done."""
+    """Return the best available change signal for this database. Close it when done."""
     connection = connections[using]
-    if _is_told_by_redis():
+    if _uses_redis():
         return redis.RedisChanges()
-    if _is_told_by_postgresql(connection):
+    if _uses_listen(connection):
         return postgresql.PostgreSQLChanges(using)
     name = connection.settings_dict["NAME"]
     if connection.vendor == "sqlite" and os.path.isfile(name):
@@ -34,31 +34,31 @@ def watch(using: str) -> Changes:
 
 
 def announce(using: str) -> None:
-    """Have those who watch learn that the running transaction brings something, if it commits.
+    """Signal the watching processes once the current transaction commits.
 
-    Tells once, however often it is called within a transaction, and nothing of what is rolled
-    back, be it to a savepoint. Where the database itself tells, as SQLite does, this does nothing.
+    Sends one signal however often it is called in a transaction, and none for what is rolled back,
+    also to a savepoint. Does nothing if the database itself signals commits, as SQLite does.
     """
     connection = connections[using]
-    if _is_told_by_redis():
+    if _uses_redis():
         after_commit = redis.publish
-    elif _is_told_by_postgresql(connection):
-        after_commit = postgresql.told
+    elif _uses_listen(connection):
+        after_commit = postgresql.notified
     else:
         return
-    # Django forgets a hook with the savepoint that it was set in, PostgreSQL a notice likewise. So
-    # where the hook stands, the notice does.
+    # When a savepoint is rolled back, Django drops the hooks that were set in it, and PostgreSQL
+    # drops the NOTIFY. So the NOTIFY is pending exactly if the hook is.
     if any(after_commit in hook for hook in connection.run_on_commit):
         return
-    if after_commit is postgresql.told:
+    if after_commit is postgresql.notified:
         postgresql.notify(connection)
     transaction.on_commit(after_commit, using=using)
 
 
-def _is_told_by_redis() -> bool:
-    # As django-eventstream asks it.
+def _uses_redis() -> bool:
+    # The same test as in django-eventstream.
     return hasattr(settings, "EVENTSTREAM_REDIS")
 
 
-def _is_told_by_postgresql(connection: BaseDatabaseWrapper) -> bool:
+def _uses_listen(connection: BaseDatabaseWrapper) -> bool:
     return connection.vendor == "postgresql" and task_settings().listen

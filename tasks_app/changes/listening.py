@@ -1,4 +1,4 @@
-"""Waiting for a server's notices."""
+"""Change signals that arrive as notices over a connection to a server."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tasks_app.conf import task_settings
 
 
 class Line(Protocol):
-    """A connection on which a server tells of commits."""
+    """A connection on which a server sends a notice of each commit."""
 
     def fileno(self) -> int:
-        """Return what becomes readable when a notice comes, or when the line is cut."""
+        """Return a descriptor that becomes readable on a notice, or when the connection is lost."""
         ...
 
     def take(self) -> bool:
-        """Take in what came, without waiting. Return whether there was a notice.
+        """Take the notices that arrived, without waiting. Return whether there was one.
 
-        Raises whatever its library does if the line is cut.
+        Raises an error of the client library if the connection is lost.
         """
         ...
 
@@ -29,23 +29,23 @@ class Line(Protocol):
 
 
 class Listening(Changes):
-    """Sleeps until a notice comes over a line to a server, and looks now and then all the same.
+    """Waits for notices from a server, and also looks now and then.
 
-    While there is no line it looks on the timer, and tries for another. A line is opened in a
-    thread of its own, since that may block for as long as a network can; and when it stands, there
-    may be something new: nobody heard what was told meanwhile.
+    Without a line, it looks on a timer and tries to open one. A line is opened in a separate
+    thread, because connecting may block for long. Once it is open, there may be something new:
+    notices sent before that were not received.
     """
 
-    #: How the log names the server.
+    #: The server's name in the log.
     service: str
-    #: With a line, the look that catches a notice that never came.
+    #: With a line, how often to look in case a notice was lost.
     safety_seconds: float
 
     def __init__(self) -> None:
         super().__init__()
         self._line: Line | None = None
-        self._outage = Outage(self.service, "looking for changes on a timer meanwhile")
-        #: Guards what the opening thread and this one both write.
+        self._outage = Outage(self.service, "looking for changes on a timer until it does")
+        #: Guards what both this thread and the opening thread write.
         self._lock = threading.Lock()
         self._closed = self._opening = False
         self._opened: Line | Exception | None = None
@@ -77,19 +77,19 @@ class Listening(Changes):
         super().close()
 
     def _maybe(self) -> bool:
-        """Return whether there may be something: told, missed, or due for a look."""
-        told = self._listen() if self._line else self._has_line_now()
-        if told or time.monotonic() >= self._due:
+        """Return whether there may be something new: after a notice, a lost line, or some time."""
+        noticed = self._listen() if self._line else self._has_line_now()
+        if noticed or time.monotonic() >= self._due:
             seconds = self.safety_seconds if self._line else task_settings().poll_interval_seconds
             self._due = time.monotonic() + seconds
             return True
         return False
 
     def _listen(self) -> bool:
-        assert self._line  # noqa: S101 - asked of a line only
+        assert self._line  # noqa: S101 - only called with a line
         try:
             return self._line.take()
-        except Exception as error:  # noqa: BLE001 - of any library; another line is opened
+        except Exception as error:  # noqa: BLE001 - any library's error; another line is opened
             self._line.close()
             self._line = None
             self._outage.strike(error)
@@ -115,7 +115,7 @@ class Listening(Changes):
         opened: Line | Exception
         try:
             opened = self.open()
-        except Exception as error:  # noqa: BLE001 - of any library; the timer serves meanwhile
+        except Exception as error:  # noqa: BLE001 - any library's error; the timer takes over
             opened = error
         with self._lock:
             self._opening = False

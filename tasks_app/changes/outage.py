@@ -1,4 +1,4 @@
-"""Leaving alone for a while what does not answer."""
+"""Pauses between tries while a server does not answer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tasks_app.schemas import escaped
 
 logger = SafeLogger("tasks_app.changes")
 
-#: Between two tries: doubles with each that fails.
+#: The pause between two tries. It doubles with each failure.
 PAUSE_SECONDS, PAUSE_MAX_SECONDS = 0.1, 5.0
 
 
 class Outage:
-    """When to try again, and what to tell the log: once when it begins, once when it is over.
+    """Decides when to try a server again, and logs the beginning and the end of an outage.
 
-    Any thread may call.
+    Its methods may be called from any thread.
     """
 
     def __init__(self, service: str, meanwhile: str) -> None:
@@ -26,28 +26,28 @@ class Outage:
         self._lock = threading.Lock()
         self._lasts = False
         self._pause = 0.0
-        #: By the monotonic clock.
+        #: Times of the monotonic clock.
         self._retry_at = self._over_at = 0.0
 
     def may_try(self) -> bool:
-        """Return whether the time has come. While it lasts, that is one caller's in each pause."""
+        """Return whether to try now. During an outage, one caller per pause gets True."""
         with self._lock:
-            moment = time.monotonic()
-            if moment < self._retry_at:
+            now = time.monotonic()
+            if now < self._retry_at:
                 return False
             if self._lasts:
-                self._retry_at = moment + self._pause
+                self._retry_at = now + self._pause
             return True
 
     def strike(self, error: BaseException) -> None:
-        """Take note that it does not answer."""
+        """Note that the server does not answer."""
         with self._lock:
-            moment = time.monotonic()
-            # What fails again just after it answered is tried no more often for that.
-            if not self._lasts and moment - self._over_at > PAUSE_MAX_SECONDS:
+            now = time.monotonic()
+            # Keep the long pause if the last outage ended only a short time ago.
+            if not self._lasts and now - self._over_at > PAUSE_MAX_SECONDS:
                 self._pause = 0.0
             self._pause = min(max(self._pause * 2, PAUSE_SECONDS), PAUSE_MAX_SECONDS)
-            self._retry_at = moment + self._pause
+            self._retry_at = now + self._pause
             if not self._lasts:
                 self._lasts = True
                 logger.warning(
@@ -58,7 +58,7 @@ class Outage:
                 )
 
     def end(self) -> None:
-        """Take note that it answers."""
+        """Note that the server answers."""
         if self._lasts:
             with self._lock:
                 self._lasts = False

@@ -1,4 +1,4 @@
-"""PostgreSQL: LISTEN, and NOTIFY with each commit."""
+"""Change signals of PostgreSQL: NOTIFY with each commit, received by LISTEN."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from tasks_app.changes.listening import Listening
 
-#: Notices stay within one database. Sites that share one wake each other, and find nothing.
+#: The channel of the notices. Sites in one database share it: they wake each other for nothing.
 CHANNEL = "tasks_app"
-#: Unless the site sets others: a line that a network forgot is found out within a minute.
+#: Defaults for what the site does not set. A dead connection is detected within a minute.
 OPTIONS = {
     "connect_timeout": 10,
     "keepalives_idle": 30,
@@ -21,7 +21,7 @@ OPTIONS = {
 
 
 class PostgreSQLChanges(Listening):
-    """Hears what `notify` tells, on a connection of its own."""
+    """Receives what `notify` sends, on a separate connection."""
 
     service = "LISTEN on PostgreSQL"
     safety_seconds = 5.0
@@ -35,7 +35,7 @@ class PostgreSQLChanges(Listening):
 
 
 class PostgreSQLLine:
-    """A connection that listens, made as Django makes its own, but outside of any pool."""
+    """A connection for LISTEN, opened with Django's parameters, but never from a pool."""
 
     def __init__(self, django: Any) -> None:
         options = OPTIONS | django.get_connection_params() | {"autocommit": True}
@@ -52,22 +52,22 @@ class PostgreSQLLine:
     def take(self) -> bool:
         server = self._connection.pgconn
         server.consume_input()
-        told = False
+        noticed = False
         while server.notifies():
-            told = True
+            noticed = True
         if self._connection.closed:
             raise ConnectionError("the connection is lost")
-        return told
+        return noticed
 
     def close(self) -> None:
         self._connection.close()
 
 
 def notify(connection: BaseDatabaseWrapper) -> None:
-    """Tell those who listen when the running transaction commits."""
+    """Send a notice to the listening processes when the current transaction commits."""
     with connection.cursor() as cursor:
         cursor.execute(f"NOTIFY {CHANNEL}")
 
 
-def told() -> None:
-    """Stand among a transaction's hooks for the notice that it holds."""
+def notified() -> None:
+    """Do nothing. As a hook of a transaction, it marks that the transaction holds a NOTIFY."""

@@ -1,4 +1,4 @@
-"""Redis: a notice with each commit, from any host to any other, whatever the database."""
+"""Change signals over Redis: a notice with each commit, between hosts, for any database."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from django.core.signals import setting_changed
 from tasks_app.changes.listening import Listening
 from tasks_app.changes.outage import Outage
 
-# Loaded where it is used only: it may not be installed, and takes each process a while.
+# Imported only where it is used: it may not be installed, and importing it is slow.
 if TYPE_CHECKING:
     import redis
 
-#: Redis knows channels by name only. Sites that share a server wake each other, and find nothing.
+#: The channel of the notices. Sites that share a Redis server wake each other for nothing.
 CHANNEL = "tasks_app"
-#: The most that a commit waits for a server that does not answer, at the first and at each try.
+#: How long a commit waits for a server that does not answer, at the first and at each later try.
 PUBLISH_TIMEOUT = 0.25
 CONNECT_TIMEOUT = 5.0
-#: How soon the reading thread hears that it is not wanted any more.
+#: How long it takes the reading thread to notice that it must stop.
 READ_SECONDS = 1.0
 
 
 def client(timeout: float) -> redis.Redis:
-    """Return a client of the site's server that tries once, and for no longer than this."""
+    """Return a client of the site's server that tries once and has this time limit."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -42,7 +42,7 @@ def client(timeout: float) -> redis.Redis:
 
 
 class RedisChanges(Listening):
-    """Hears what `publish` tells. A notice that Redis loses costs up to a second."""
+    """Receives what `publish` sends. A notice that Redis loses delays changes by up to a second."""
 
     service = "Redis"
     safety_seconds = 1.0
@@ -52,7 +52,7 @@ class RedisChanges(Listening):
 
 
 class RedisLine:
-    """A subscription. A thread reads it, since the library does not say what to wait for."""
+    """A subscription. A thread reads it, because the library does not expose its descriptor."""
 
     def __init__(self) -> None:
         self._closed = False
@@ -75,10 +75,10 @@ class RedisLine:
 
     def take(self) -> bool:
         try:
-            told = self._hearing.recv(4096)
+            received = self._hearing.recv(4096)
         except BlockingIOError:
             return False
-        if not told:
+        if not received:
             raise self._error or ConnectionError("the subscription ended")
         return True
 
@@ -90,9 +90,9 @@ class RedisLine:
         try:
             while not self._closed:
                 if self._subscription.get_message(timeout=READ_SECONDS):
-                    with suppress(BlockingIOError):  # It has more to read than it needs.
+                    with suppress(BlockingIOError):  # The reader has a byte to read already.
                         self._speaking.send(b"!")
-        except Exception as error:  # noqa: BLE001 - `take` raises it where it is heard
+        except Exception as error:  # noqa: BLE001 - `take` raises it in the reader's thread
             self._error = error
         finally:
             self._subscription.close()
@@ -100,11 +100,11 @@ class RedisLine:
 
 
 class Publisher:
-    """This process's voice. Belongs to all its threads."""
+    """Publishes this process's notices. All its threads share it."""
 
     def __init__(self) -> None:
         self._client = client(PUBLISH_TIMEOUT)
-        self._outage = Outage("Redis", "what is committed here is noticed up to a second late")
+        self._outage = Outage("Redis", "commits here may be noticed a second late")
 
     def publish(self) -> None:
         import redis
@@ -123,7 +123,7 @@ _publisher: Publisher | None = None
 
 
 def publish() -> None:
-    """Tell those who listen. Never raises for want of a server, and hardly waits for one."""
+    """Notify the listening processes. Never raises without a server, and hardly waits for one."""
     global _publisher
     if _publisher is None:
         _publisher = Publisher()

@@ -1,4 +1,4 @@
-"""SQLite: a counter that every commit changes, read when the kernel reports a write."""
+"""Change signals of SQLite: a counter that changes with every commit, read after each write."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from tasks_app.changes.timer import Changes
 if sys.platform == "linux":
     from inotify_simple import INotify, flags
 
-#: With a kernel that reports writes, the look that catches a report that never came.
+#: How often to look, in case the kernel's report of a write is lost.
 SAFETY_SECONDS = 1.0
-#: Without, how often to look: 3 microseconds each, 2 % of a core for this many.
+#: How often to look if the kernel reports nothing. A look takes 3 microseconds; at
+#: this interval, it all takes 2 % of a core.
 LOOK_SECONDS = 0.01
-#: How long a look waits where somebody keeps even readers out.
+#: How long a look waits if another process locks out even readers.
 LOCKED_SECONDS = 0.5
-#: The report of a write may come a moment before its commit can be read.
+#: Pauses after a report: it may come a moment before the commit is visible.
 SETTLE_SECONDS = (0.0002, 0.0005, 0.001, 0.002)
 
 
 class SQLiteChanges(Changes):
-    """Compares `PRAGMA data_version`, when the kernel reports a write or on a short timer.
+    """Compares `PRAGMA data_version` after the kernel reports a write, or on a short timer.
 
-    The pragma's value changes when another connection commits, so it is read on a connection of
-    its own. The report comes from inotify on the write-ahead log, a file that SQLite keeps for as
-    long as a connection is open.
+    The value changes when another connection commits, so it is read on a separate connection. The
+    report comes from inotify on the write-ahead log. SQLite keeps that file as long as a connection
+    is open.
     """
 
     def __init__(self, path: str) -> None:
@@ -74,7 +75,7 @@ class SQLiteChanges(Changes):
         try:
             version = self._look()
         except sqlite3.OperationalError:
-            # Locked for recovery, or out of descriptors: whoever asks the database learns which.
+            # Locked for recovery, or no descriptors left. The caller's own query will show which.
             return True
         changed = version != self._version
         self._version = version
@@ -84,7 +85,7 @@ class SQLiteChanges(Changes):
         log = f"{self._path}-wal"
         if sys.platform != "linux" or not os.path.exists(log):
             return None
-        # Where the host's limit of instances or watches is reached, the timer serves.
+        # If the host's limit of inotify instances or watches is reached, the timer is used.
         with suppress(OSError):
             inotify = INotify(nonblocking=True)
             try:
@@ -96,5 +97,5 @@ class SQLiteChanges(Changes):
         return None
 
     def _reported(self) -> bool:
-        """Take the kernel's reports; return whether there were any."""
+        """Take the kernel's reports. Return whether there were any."""
         return bool(self._inotify.read(timeout=0))

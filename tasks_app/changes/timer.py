@@ -1,4 +1,4 @@
-"""The timer, which serves every database, and what all ways to wait have in common."""
+"""The timer as a change signal for any database, and the base of all change signals."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tasks_app.conf import task_settings
 
 
 class Changes:
-    """Waits for commits on a timer; subclasses know better.
+    """Waits for commits on a timer. Subclasses use better signals.
 
-    `wait` belongs to one thread; `wake` may be called from any, and from a signal handler.
+    Call `wait` from one thread only. `wake` may be called from any thread or a signal handler.
     """
 
     def __init__(self) -> None:
         self._waking, self._woken = socket.socketpair()
         self._waking.setblocking(False)
         self._woken.setblocking(False)
-        #: Saves a system call for each of many `wake` in a row.
+        #: Saves a system call for repeated calls of `wake`.
         self._awake = False
         self._due = 0.0
 
     def wait(self, timeout: float) -> bool:
-        """Sleep until somebody may have committed, `wake` is called, or seconds have passed.
+        """Sleep until there may be a commit, `wake` is called, or the timeout is over.
 
-        Returns whether there may be something new in the database. A commit between two calls
-        is never missed: it ends the second at once.
+        Return whether there may be something new in the database. A commit between two calls is
+        never missed: the second call returns immediately.
         """
         self._sleep(min(timeout, self._due - time.monotonic()))
         if time.monotonic() < self._due:
@@ -41,18 +41,18 @@ class Changes:
         return True
 
     def wake(self) -> None:
-        """End the present or the next `wait`."""
+        """End the current or the next `wait`."""
         if not self._awake:
             self._awake = True
-            with suppress(OSError):  # Closed just now: nobody waits any more.
+            with suppress(OSError):  # It was just closed, so no thread waits any more.
                 self._waking.send(b"!")
 
     def pause(self, seconds: float) -> None:
-        """Sleep for so long, whatever is committed; `wake` ends it."""
+        """Sleep for this long, even if something is committed. `wake` ends it."""
         self._sleep(seconds)
 
     def close(self) -> None:
-        self._awake = True  # Whoever wakes it from now on finds nothing to do.
+        self._awake = True  # Later calls of `wake` do nothing.
         self._waking.close()
         self._woken.close()
 
@@ -68,14 +68,14 @@ class Changes:
         self.close()
 
     def _sleep(self, timeout: float, *others: Any) -> bool:
-        """Sleep until woken, until one of the others is readable, or until seconds have passed.
+        """Sleep until woken, until one of the others is readable, or until the timeout is over.
 
-        Returns whether `wake` was called.
+        Return whether `wake` was called.
         """
         if self._woken not in _readable([self._woken, *others], max(timeout, 0)):
             return False
-        # In this order: the other way round, the byte of a call in between would be read with the
-        # first, and its flag would keep all later calls from sending one.
+        # Clear the bytes before the flag. In the other order, a call in between would set the flag
+        # and lose its byte, and then no later call would send one.
         self._woken.recv(4096)
         self._awake = False
         return True
@@ -85,8 +85,8 @@ def _readable(sources: Sequence[Any], timeout: float) -> Collection[Any]:
     try:
         return select.select(sources, [], [], timeout)[0]
     except ValueError:
-        # A descriptor above 1023, in a process with that many streams open. What takes those
-        # counts in milliseconds, which is too coarse where it need not be.
+        # A descriptor is above 1023, in a process with that many open streams. Selectors take
+        # those, but only count in milliseconds, which is too coarse to use always.
         with selectors.DefaultSelector() as selector:
             for source in sources:
                 selector.register(source, selectors.EVENT_READ)

@@ -1,4 +1,4 @@
-"""What all commands about tasks are: ended by words and a code, not by a traceback."""
+"""The base of all task commands: errors end them with a message and an exit code."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from tasks_app.management.terminal import INTERRUPTED, plain_errors, utf8
 
-#: Those of this app and what else is no model: since Django 6 models ask the database what it can,
-#: which commands are to wait for, or to tell of, in their own words.
+#: This app's system checks, and others that are not about models. Since Django 6, checks of models
+#: query the database; the commands handle a missing database themselves.
 CHECKS = [Tags.compatibility, Tags.security]
 
 
 class TaskCommand(BaseCommand):
-    """Has the errors of tasks and of the database, closed pipes and Ctrl-C end it in good order."""
+    """Ends with an exit code on errors of tasks or the database, closed pipes and Ctrl-C."""
 
     requires_system_checks = CHECKS
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(prog_name, subcommand, **kwargs)
-        # Whatever has no type of its own.
+        # The type of arguments that declare none.
         parser.register("type", None, utf8)
         return parser
 
     def run_from_argv(self, argv: list[str]) -> None:
         for stream in (sys.stdout, sys.stderr):
-            # What the encoding of a terminal lacks is shown as its number.
+            # Escape characters that the terminal's encoding lacks.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
@@ -39,8 +39,8 @@ class TaskCommand(BaseCommand):
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
-            # Who read it has enough, such as `head`. What is still in the buffer must go somewhere,
-            # or Python complains of it at its end.
+            # The reader, such as `head`, has stopped reading. The rest of the buffer must go
+            # somewhere, or Python complains when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
 
@@ -49,5 +49,5 @@ class TaskCommand(BaseCommand):
             try:
                 return super().execute(*args, **options)
             finally:
-                # Here a closed pipe is heard of, and not after the end.
+                # Raise BrokenPipeError here, and not when Python exits.
                 self.stdout.flush()

@@ -1,4 +1,4 @@
-"""Starting a worker anew when code changes, by Django's autoreloader."""
+"""Restarting a worker when code changes, by Django's autoreloader."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from django.utils import autoreload
 from tasks_app.management.signals import heard
 from tasks_app.worker.shutdown import Exit
 
-#: What a process exits with that wants to be started anew: Django's own code for that.
+#: The exit code of a process that wants to be restarted: the one that Django uses.
 CHANGED = 3
 #: The terminal and the parent process send one signal within this time.
 SAME_SIGNAL_SECONDS = 0.5
 
 
 def is_child() -> bool:
-    """Whether this process is the one that works, and not the one that starts it again."""
+    """Return whether this process is the one that works, and not its parent that restarts it."""
     return os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
 
 
 class Once:
-    """Takes signals of one number within a moment for one signal, in a child of `keep_running`."""
+    """Treats equal signals within a short time as one, in a child of `keep_running`."""
 
     def __init__(self) -> None:
-        self._heard: dict[int, float] = {}
+        #: When each signal last counted, by the monotonic clock.
+        self._times: dict[int, float] = {}
 
     def is_new(self, number: int) -> bool:
-        before, now = self._heard.get(number, -SAME_SIGNAL_SECONDS), time.monotonic()
+        before, now = self._times.get(number, -SAME_SIGNAL_SECONDS), time.monotonic()
         if is_child() and now - before < SAME_SIGNAL_SECONDS:
             return False
-        self._heard[number] = now
+        self._times[number] = now
         return True
 
 
 class _Watch(autoreload.StatReloader):
-    """Calls back for files that nothing else takes care of, as templates are."""
+    """Calls back for changed files that no other receiver handles, as it does templates."""
 
     def __init__(self, changed: Callable[[Path], None]) -> None:
         super().__init__()
@@ -56,51 +57,52 @@ class _Watch(autoreload.StatReloader):
 def keep_running(say: Callable[[str], None]) -> int:
     """Run this command in a child process, and again after each change of its code.
 
-    Returns the child's exit code once it ends for another reason. The child stays in the process
-    group, so that it can be stopped by Ctrl-Z and read from the terminal, as a debugger does. A
-    signal of the terminal's therefore reaches it twice, also from here; see `Once`.
+    Return the child's exit code once it ends for another reason. The child stays in the process
+    group of this one, so that Ctrl-Z can stop it and it can read from the terminal, as a debugger
+    does. Therefore a signal from the terminal reaches it twice, also through this process: see
+    `Once`.
     """
     environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
     child: subprocess.Popen[bytes] | None = None
-    told: list[int] = []
+    received: list[int] = []
     unsent: list[int] = []
 
     def hear(number: int) -> None:
-        told.append(number)
+        received.append(number)
         if child is None or child.poll() is not None:
             unsent.append(number)
         else:
             child.send_signal(number)
 
     with heard(hear):
-        while not told:
+        while not received:
             child = subprocess.Popen(  # noqa: S603 - this very command
                 autoreload.get_child_arguments(), env=environment
             )
-            # A signal that came just before there was a child to hear it.
+            # Forward signals that came before the child existed.
             while unsent:
                 child.send_signal(unsent.pop(0))
             code = child.wait()
-            if told or code == Exit.DONE:
+            if received or code == Exit.DONE:
                 return code
             if code not in (CHANGED, Exit.RECYCLE):
                 say(f"The worker ended with code {code}. It starts again when its code changes.")
-                _wait_for_change(told)
-    return 128 + told[0]
+                _wait_for_change(received)
+    return 128 + received[0]
 
 
-def _wait_for_change(told: list[int]) -> None:
-    """Wait until a file of the site changes, or a signal comes."""
+def _wait_for_change(received: list[int]) -> None:
+    """Wait until a file of the site changes or a signal is received."""
     changed: list[Path] = []
     for _ in _Watch(changed.append).tick():
-        if changed or told:
+        if changed or received:
             return
 
 
 def work_until_changed(work: Callable[[], None], stop: Callable[[Path], None]) -> bool:
-    """Work in a thread until that ends; return whether it was to end since the code changed.
+    """Run `work` in a thread until it ends. Return whether it ended because the code changed.
 
-    `stop` tells the worker to end in good order. Signals are heard meanwhile.
+    `stop` asks the worker to end in good order. Signals are handled while this waits.
     """
     ended = threading.Event()
     failed: list[BaseException] = []

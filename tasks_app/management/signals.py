@@ -1,4 +1,4 @@
-"""How a worker's process is told to stop, and how it ends."""
+"""Signals that stop a worker's process, and how the process ends."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-#: What tells a process to end: a supervisor, Ctrl-C, a terminal that closes, Ctrl-\ and what some
-#: container images send.
+#: Signals that end a process: from a supervisor, Ctrl-C, a closed terminal, Ctrl-\, and those that
+#: some container images send.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
-#: How long threads that tasks left behind may delay the end of the process.
+#: How many seconds threads that tasks left behind may delay the end of the process.
 END_SECONDS = 2.0
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End the process although threads still run tasks, whatever would wait for them.
+    """End the process immediately, even if threads still run tasks.
 
-    They are daemons, but at its exit Python waits for the threads of every ThreadPoolExecutor, in
-    which a task may be stuck; and a worker that has signed off must make room for the next.
+    They are daemon threads, but at exit Python waits for the threads of every ThreadPoolExecutor,
+    and a task may be stuck in one. A worker that has signed off must make room for the next one.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # Its terminal was closed; the code still tells how it ended.
+        with suppress(OSError):  # The terminal was closed. The exit code still gives the outcome.
             stream.flush()
     os._exit(code)
 
 
 @contextmanager
 def ended_soon() -> Iterator[None]:
-    """End the process soon after this block, whatever threads that began within it still do.
+    """End the process soon after this block, even if threads that started in it still run.
 
-    At its exit Python waits for the threads of every ThreadPoolExecutor, in one of which a task may
-    have left something that does not end. What ends by itself, and what is registered with atexit,
-    has END_SECONDS. Meant for what a process does last.
+    At exit, Python waits for the threads of every ThreadPoolExecutor, and a task may have left
+    something in one that never ends. Threads and functions registered with atexit have END_SECONDS
+    to finish. Use this for the last thing that a process does.
     """
-    known = threading.enumerate()
+    before = threading.enumerate()
     code = 1
 
     def end() -> None:
@@ -54,21 +54,21 @@ def ended_soon() -> Iterator[None]:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         raise
     finally:
-        if any(thread not in known for thread in threading.enumerate()):
+        if any(thread not in before for thread in threading.enumerate()):
             threading.Thread(target=end, name="end", daemon=True).start()
 
 
 def write_at_once(stream: Any, text: str) -> None:
-    """Write to the file of a stream, past its buffer, as a signal handler must.
+    """Write to the file of a stream, bypassing its buffer, as a signal handler must.
 
-    The handler may have come while the same thread writes to the stream, which cannot be entered
-    twice. Does nothing where there is no file, or nobody reads it any more.
+    The handler may interrupt a write of the same thread to the same stream, which is not reentrant.
+    Does nothing if there is no file, or if its reader is gone.
     """
     with suppress(OSError, AttributeError):
         os.write(stream.fileno(), text.encode("ascii", "replace"))
 
 
-#: What a process that is forked from this one calls first.
+#: Functions that a process forked from this one calls first.
 _in_forks: list[Callable[[], None]] = []
 
 
@@ -82,10 +82,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @contextmanager
 def heard(hear: Callable[[int], None]) -> Iterator[None]:
-    """Have signals that end a process heard instead; a process that a task forks ends as usual.
+    """Call `hear` for signals that would end the process. Processes that a task forks end as usual.
 
-    SIGHUP is left alone where it is ignored, as nohup has it. Python runs signal handlers in the
-    main thread, so elsewhere this does nothing.
+    SIGHUP stays ignored if it was ignored, as under nohup. Python runs signal handlers in the main
+    thread only, so in another thread this does nothing.
     """
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
@@ -106,8 +106,8 @@ def heard(hear: Callable[[int], None]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    # A forked process restores them at once. It may hang on a lock that another thread held at the
-    # fork, and then only a signal that needs no Python code ends it.
+    # A forked process restores the handlers first. It may hang on a lock that another thread held
+    # during the fork. Then only a signal that needs no Python code can end it.
     _in_forks.append(restore)
     try:
         yield

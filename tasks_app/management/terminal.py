@@ -1,4 +1,4 @@
-"""What the commands share: reading what somebody typed, and telling them of a task."""
+"""What the commands share: parsing of arguments, and messages about tasks."""
 
 from __future__ import annotations
 
@@ -37,61 +37,61 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNITS = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60}
-#: The fewest characters by which a task may be named, where no other begins with them.
+#: The fewest characters of an id that identify a task, if no other task's id starts with them.
 PREFIX_MIN = 4
-#: The longest duration in days, a century: past it dates end, and so does sense.
+#: The longest duration in days: a century, because dates have an upper limit.
 DAYS_MAX = 36_500
 #: The most rows that a command prints.
 ROWS_MAX = 100_000
-#: What of a task may be long, and is printed by nothing but `show_task --with-traceback`.
+#: Columns that may be long. Only `show_task --with-traceback` prints one of them.
 UNSHOWN = ("params", "error_traceback")
-#: Of a process that SIGINT ended.
+#: The exit code of a process that SIGINT ended.
 INTERRUPTED = 130
 
 
 class Exit(IntEnum):
-    """How a command ends, for those who wait for it."""
+    """Exit codes of the commands."""
 
     DONE = 0
-    #: The task failed; or what was asked for was not possible.
+    #: The task failed, or the request could not be carried out.
     FAILED = 1
-    #: What was asked for makes no sense: the argument parser's own code.
+    #: The input is invalid. The argument parser uses the same code.
     USAGE = 2
     #: The task was cancelled.
     CANCELLED = 3
     #: An unfinished task has the unique key.
     DUPLICATE = 4
-    #: The database did not answer, or is not migrated. Of sysexits.h: the next try may do better.
+    #: The database did not answer or is not migrated. From sysexits.h: a later try may succeed.
     TEMPFAIL = 75
 
 
 def utf8(text: str) -> str:
-    """Read a text, but for bytes in another encoding, which no database stores."""
+    """Return a text, but refuse bytes in another encoding, which databases cannot store."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError(
-            f"character {error.start + 1} is no UTF-8; write it in that encoding"
+            f"character {error.start + 1} is not UTF-8; use that encoding"
         ) from None
     return text
 
 
 def given(text: str) -> str:
-    """Read a text that says something: an empty one is most often a variable that is not set."""
+    """Return a text that is not empty: an empty one usually comes from a variable that is unset."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("must not be empty; leave it out where none is meant")
+        raise argparse.ArgumentTypeError("must not be empty; leave the option out instead")
     return utf8(text)
 
 
 def in_range(option: str, value: int, least: int, most: int | None = None) -> None:
-    """Raise CommandError for a number that an option does not take."""
+    """Raise CommandError if a number is out of the option's range."""
     if value < least or (most is not None and value > most):
         rule = f"{least} or more" if most is None else f"from {least} to {most}"
         raise CommandError(f"{option} must be {rule}, not {value}", returncode=Exit.USAGE)
 
 
 def duration(text: str) -> float:
-    """Read a duration such as 3600, 90m, 12h or 7d, as seconds."""
+    """Parse a duration such as 3600, 90m, 12h or 7d. Return seconds."""
     number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
     try:
         seconds = float(number) * UNITS[unit]
@@ -99,7 +99,7 @@ def duration(text: str) -> float:
         seconds = -1
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no duration; write seconds, or a number with s, m, h or d, such as 7d"
+            f"{text!r} is not a duration; write seconds, or a number with s, m, h or d, such as 7d"
         )
     if seconds > DAYS_MAX * UNITS["d"]:
         raise argparse.ArgumentTypeError(f"{text!r} is too long; give {DAYS_MAX}d at most")
@@ -107,17 +107,17 @@ def duration(text: str) -> float:
 
 
 def find_task(text: str) -> Task:
-    """Return the task of an id, or of its beginning. Raises CommandError."""
+    """Return the task with an id, or with an id that starts like this. Raises CommandError."""
     digits = text.lower().replace("-", "")
     if not digits or set(digits) - set("0123456789abcdef") or len(digits) > 32:
         raise CommandError(
-            f"{text!r} is no id of a task, which is a UUID such as "
+            f"{text!r} is not a task id, which is a UUID such as "
             f"4b989876-840f-48f8-84a9-bfd1b9303794, or its beginning.",
             returncode=Exit.USAGE,
         )
     if len(digits) < PREFIX_MIN:
         raise CommandError(
-            f"{text!r} is too short; give {PREFIX_MIN} characters of the id or more.",
+            f"{text!r} is too short; give at least {PREFIX_MIN} characters of the id.",
             returncode=Exit.USAGE,
         )
     bounds = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
@@ -137,15 +137,15 @@ def find_task(text: str) -> Task:
 
 
 def find_tasks(texts: Iterable[str]) -> list[Task]:
-    """Return the tasks of these ids, each once. Raises CommandError if one is not found.
+    """Return the tasks with these ids, each once. Raises CommandError if one is not found.
 
-    So a typing error in the last comes before anything is done to the first.
+    So a typo in the last id is reported before anything is done to the first task.
     """
     return list(dict.fromkeys(find_task(text) for text in texts))
 
 
 def find_user(name: str) -> User:
-    """Return the user of a name. Raises CommandError."""
+    """Return the user with this name. Raises CommandError."""
     users = get_user_model()
     try:
         return users._default_manager.get_by_natural_key(name)
@@ -155,7 +155,7 @@ def find_user(name: str) -> User:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Tell of what is wrong with a task by its message, without a traceback."""
+    """Turn errors of tasks and the database into CommandErrors, shown without a traceback."""
     try:
         yield
     except InvalidParams as error:
@@ -169,7 +169,7 @@ def plain_errors() -> Iterator[None]:
         message = f"{error} It is task {error.retried_as}."
         raise CommandError(message, returncode=Exit.FAILED) from error
     except ValidationError as error:
-        message = f"An option is wrong: {joined(by_field(error.errors()))}"
+        message = f"Invalid option: {joined(by_field(error.errors()))}"
         raise CommandError(message, returncode=Exit.USAGE) from error
     except (UnknownTask, InvalidTask, IdempotencyKeyReused) as error:
         raise CommandError(str(error), returncode=Exit.USAGE) from error
@@ -177,14 +177,14 @@ def plain_errors() -> Iterator[None]:
         raise CommandError(str(error), returncode=Exit.FAILED) from error
     except (*TROUBLE, ProgrammingError) as error:
         if isinstance(error, ProgrammingError) and not is_unmigrated(error):
-            raise  # A mistake of ours.
+            raise  # This is a bug.
         raise CommandError(database_fault(error), returncode=Exit.TEMPFAIL) from error
 
 
 def each(tasks: Iterable[Task], act: Callable[[Task], T]) -> tuple[list[T], list[CommandError]]:
-    """Do it to one task after the other; return what came of it, and why not of the others.
+    """Call `act` for one task after the other. Return the results, and the errors of the others.
 
-    A refusal keeps nothing from the rest. A database that does not answer does.
+    After an error, the next task follows, unless the database does not answer.
     """
     done: list[T] = []
     refused: list[CommandError] = []
@@ -199,8 +199,8 @@ def each(tasks: Iterable[Task], act: Callable[[Task], T]) -> tuple[list[T], list
     return done, refused
 
 
-def tell(refused: list[CommandError]) -> None:
-    """Raise the refusals, if there are any, as one CommandError: with their code if all have it."""
+def raise_refusals(refused: list[CommandError]) -> None:
+    """Raise the errors, if any, as one CommandError. If all have the same code, it has that too."""
     if refused:
         codes = {error.returncode for error in refused}
         code = Exit.TEMPFAIL if Exit.TEMPFAIL in codes else Exit.FAILED
@@ -209,33 +209,33 @@ def tell(refused: list[CommandError]) -> None:
 
 
 def reread(task_id: UUID, *left_out: str) -> Task:
-    """Return a task as it stands, without some columns. Raises CommandError."""
+    """Return the current state of a task, without some columns. Raises CommandError."""
     try:
         return Task.primary.defer(*left_out).get(pk=task_id)
     except Task.DoesNotExist:
-        message = f"Task {task_id} was removed meanwhile."
+        message = f"Task {task_id} was removed in the meantime."
         raise CommandError(message, returncode=Exit.FAILED) from None
 
 
 def as_json(data: Any) -> str:
-    """Return data as JSON, where schemas stand for what they hold."""
+    """Return data as JSON; schemas are dumped."""
 
     def jsonable(value: Any) -> Any:
         return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
-    # In ASCII: for every encoding, and without what steers a terminal.
+    # In ASCII, which every encoding has, and without control characters for a terminal.
     return json.dumps(data, default=jsonable)
 
 
 def code_of(task: Task) -> Exit:
-    """Return what a command that waited for a task exits with."""
+    """Return the exit code of a command that waited for this task."""
     return {Status.COMPLETED: Exit.DONE, Status.CANCELLED: Exit.CANCELLED}.get(
         Status(task.status), Exit.FAILED
     )
 
 
 def ending(task: Task) -> str:
-    """Say how a task ended."""
+    """Return how a task ended, in words."""
     match task.status:
         case Status.COMPLETED:
             if task.result is None:

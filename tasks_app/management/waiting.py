@@ -1,4 +1,4 @@
-"""Waiting for a task, and showing meanwhile how it goes."""
+"""Waiting for a task, and showing its progress."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tasks_app.states import EventType, Status
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.trouble import TROUBLE, Trouble, database_fault
 
-#: How often it looks at a task, where the database does not say that something happened; and how
-#: long it leaves it alone where others commit all the time.
+#: How often to look at a task if no change is signalled; and how long to pause between two looks if
+#: others commit all the time.
 LOOK_SECONDS, REST_SECONDS = 1.0, 0.05
-#: How long a task may wait before it is worth asking whether there is anybody to run it.
+#: How long a task may be pending before it is worth checking whether a worker is running.
 ALONE_SECONDS = 3.0
 
 
 def wait_for(task: Task, *, follow: bool) -> Task:
-    """Return the task once it has ended; meanwhile, if asked to, show how it goes on stderr.
+    """Return the task once it has ended. If `follow` is true, show its progress on stderr.
 
-    The database tells of changes where it can, as it does to workers. Where it does not answer,
-    the next look may. Raises CommandError where the task was removed.
+    The database signals changes if it can, as it does for workers. If it does not answer, this
+    keeps trying. Raises CommandError if the task is removed.
     """
     alone_at = time.monotonic() + ALONE_SECONDS
     trouble = Trouble()
@@ -56,23 +56,23 @@ def wait_for(task: Task, *, follow: bool) -> Task:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, above the bar if there is one."""
+    """Write a line to stderr, above the bar if one is shown."""
     tqdm.write(line, file=sys.stderr)
 
 
 def _warn_if_alone(task: Task) -> None:
     if health(queue=task.queue).workers_alive == 0:
-        say(f"No worker of the queue {task.queue!r} is alive. Start one by manage.py run_tasks")
+        say(f"No worker is running for queue {task.queue!r}. Start one: manage.py run_tasks")
 
 
 class _Follower:
-    """A bar on a terminal, or lines where there is none; and the task's log."""
+    """Shows a progress bar on a terminal, or lines elsewhere; and the task's log."""
 
     def __init__(self, task: Task, *, enabled: bool) -> None:
         self._enabled = enabled
         self._seen = 0
-        #: The text and the tenths done of the last line.
-        self._said: tuple[str, int] = "", 0
+        #: The last line's text and the tenths done.
+        self._last: tuple[str, int] = "", 0
         self._bar: tqdm[Any] = tqdm(
             total=100,
             desc=escaped(task.label),
@@ -94,21 +94,21 @@ class _Follower:
             say(line)
         if self._bar.disable:
             text = escaped(task.progress_text)
-            news = text, int((task.progress or 0.0) * 10)
-            if news not in (self._said, ("", 0)):
+            state = text, int((task.progress or 0.0) * 10)
+            if state not in (self._last, ("", 0)):
                 value = f"{task.progress:.0%} " if task.progress is not None else ""
                 say(f"{value}{text}".rstrip())
-            self._said = news
+            self._last = state
         else:
             self._bar.set_postfix_str(escaped(task.progress_text), refresh=False)
-            # An attempt that begins anew may go back.
+            # A new attempt starts at the beginning again.
             self._bar.n = round((task.progress or 0.0) * 100)
             self._bar.refresh()
 
     def _log(self, task: Task) -> Iterator[str]:
-        news = TaskEvent.primary.filter(
+        events = TaskEvent.primary.filter(
             task=task, id__gt=self._seen, event_type=EventType.LOG
         ).order_by("id")
-        for event in news:
+        for event in events:
             self._seen = event.pk
             yield escaped(f"{event.data['level']}: {event.data['message']}")

@@ -130,7 +130,7 @@ def test_each_outage_is_logged_once(wired: Wired, caplog: pytest.LogCaptureFixtu
     wired.refuse = None
     settled(wired)
     assert told(caplog) == [
-        "The wire does not answer (cut); looking for changes on a timer meanwhile",
+        "The wire does not answer (cut); looking for changes on a timer until it does",
         "The wire answers again",
     ]
 

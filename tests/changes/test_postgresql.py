@@ -134,7 +134,7 @@ def test_a_line_that_is_cut_is_replaced(
     assert changes.wait(LONG)
     trouble, end = told(caplog)
     assert trouble.startswith("LISTEN on PostgreSQL does not answer (")
-    assert trouble.endswith("); looking for changes on a timer meanwhile")
+    assert trouble.endswith("); looking for changes on a timer until it does")
     assert end == "LISTEN on PostgreSQL answers again"
 
 

@@ -105,8 +105,8 @@ def test_while_redis_is_down_it_looks_on_the_timer(
     # One line for each end of the wire, however many commits: those who hear, those who tell.
     lines = told(caplog)
     for meaning in (
-        "looking for changes on a timer meanwhile",
-        "what is committed here is noticed up to a second late",
+        "looking for changes on a timer until it does",
+        "commits here may be noticed a second late",
     ):
         assert sum(line.endswith(meaning) for line in lines) == 1
     assert lines.count("Redis answers again") == 2

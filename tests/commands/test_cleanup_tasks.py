@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from tqdm import tqdm
 
-from tasks_app.management.commands.cleanup_tasks import duration, told
+from tasks_app.management.commands.cleanup_tasks import duration, report
 from tasks_app.management.terminal import Exit
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
@@ -60,8 +60,7 @@ def left() -> set[str]:
 @pytest.mark.usefixtures("aged")
 def test_it_prunes_as_the_site_says() -> None:
     assert cleanup() == (
-        "Removed 5 finished tasks; took back 0 from lost workers; "
-        "removed 0 records of gone workers.\n"
+        "Removed 5 finished tasks; rescued 0 from lost workers; removed 0 old worker records.\n"
     )
     assert left() == {"completed 1", "cancelled 1", "failed 1", "failed 10"}
     assert Task.objects.unfinished().count() == 6
@@ -119,12 +118,12 @@ def test_programs_read_json() -> None:
 def test_it_tells_of_what_needs_a_look(settings: Any) -> None:
     worker(heartbeat_at=timezone.now() - timedelta(hours=1))
     assert cleanup() == (
-        "Removed 0 finished tasks; took back 0 from lost workers; "
-        "removed 0 records of gone workers; 1 workers never signed off.\n"
+        "Removed 0 finished tasks; rescued 0 from lost workers; "
+        "removed 0 old worker records; 1 workers never signed off.\n"
     )
-    assert told(Summary(removed=3, kept=2)) == (
-        "Stopped before the end: removed 3 finished tasks; took back 0 from lost workers; "
-        "removed 0 records of gone workers; 2 tasks could not be removed (see the log)."
+    assert report(Summary(removed=3, kept=2)) == (
+        "Stopped early: removed 3 finished tasks; rescued 0 from lost workers; "
+        "removed 0 old worker records; 2 tasks could not be removed (see the log)."
     )
 
 
@@ -210,8 +209,8 @@ def test_a_database_that_stays_locked_ends_it(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.returncode == 75
     assert str(caught.value) == (
         "The database did not answer: database is locked. Run it again later. "
-        "Stopped before the end: removed 0 finished tasks; took back 0 from lost workers; "
-        "removed 0 records of gone workers."
+        "Stopped early: removed 0 finished tasks; rescued 0 from lost workers; "
+        "removed 0 old worker records."
     )
     assert len(left()) == 9
 
@@ -296,7 +295,7 @@ def test_a_duration(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         duration(text)
-    fault = f"{text!r} is no duration; write seconds, or a number with s, m, h or d, such as 7d"
+    fault = f"{text!r} is not a duration; write seconds, or a number with s, m, h or d, such as 7d"
     assert str(caught.value) == fault
-    with pytest.raises(CommandError, match="is no duration; write seconds"):
+    with pytest.raises(CommandError, match="is not a duration; write seconds"):
         cleanup(f"--older-than={text}")

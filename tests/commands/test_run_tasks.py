@@ -159,7 +159,7 @@ def test_it_says_what_it_is_and_what_it_did() -> None:
     assert database.startswith(f"Database: {connection.display_name} {name}")
     assert database.endswith("('default')")
     assert threads == "Threads: 3. Queues: all."
-    assert how == "Runs what is ready, then stops."
+    assert how == "Runs the tasks that are ready, then stops."
     assert re.fullmatch(r"Worker stopped after \S+ s and 2 tasks\.", ending)
     assert "Queues: mail, reports." in said("--queues", "mail,reports")
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 NOOP = ["start_task", "tests.tasks.Noop"]
 DEEP = "[" * 100_000
-#: As Python reads a byte that is no UTF-8 from a command line.
+#: As Python reads a byte that is not UTF-8 from a command line.
 STRANGE = "caf\udce9"
 
 
@@ -42,45 +42,45 @@ def shell(capsys: pytest.CaptureFixture[str], settings: Settings) -> Shell:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([*NOOP, "--idempotency-key", "k"], "An option is wrong: Value error, an idempotency_key"),
-        (["list_tasks", "--before", "0001-01-01T00:00:00+14:00"], "is no moment; write 2026-"),
+        ([*NOOP, "--idempotency-key", "k"], "Invalid option: Value error, an idempotency_key"),
+        (["list_tasks", "--before", "0001-01-01T00:00:00+14:00"], "is not a time; write 2026-"),
         ([*NOOP, "--delay", "9000000d"], "--delay: '9000000d' is too long; give 36500d at most"),
         ([*NOOP, "--delay", "1e20"], "is too long"),
         ([*NOOP, "--timeout", "1e20"], "is too long"),
-        ([*NOOP, "--delay", "soon"], "'soon' is no duration"),
+        ([*NOOP, "--delay", "soon"], "'soon' is not a duration"),
         ([*NOOP, "--priority", "high"], "--priority: invalid int value"),
-        ([*NOOP, "--params-json", DEEP], "the text is nested too deeply; 100 levels are the most"),
+        ([*NOOP, "--params-json", DEEP], "the text is nested too deeply; the limit is 100 levels"),
         ([*NOOP, "--param", f"v:={DEEP}"], "the value of 'v' is nested too deeply"),
-        ([*NOOP, "--params-json", "[1]"], "is no JSON object"),
+        ([*NOOP, "--params-json", "[1]"], "is not a JSON object"),
         ([*NOOP, "--owner", ""], "--owner: must not be empty"),
         ([*NOOP, "--queue", " "], "--queue: must not be empty"),
-        ([*NOOP, "--owner", STRANGE], "--owner: character 4 is no UTF-8"),
-        ([*NOOP, "--unique-key", STRANGE], "--unique-key: character 4 is no UTF-8"),
-        ([*NOOP, "--param", f"v={STRANGE}"], "--param: character 6 is no UTF-8"),
-        (["start_task", STRANGE], "name: character 4 is no UTF-8"),
+        ([*NOOP, "--owner", STRANGE], "--owner: character 4 is not UTF-8"),
+        ([*NOOP, "--unique-key", STRANGE], "--unique-key: character 4 is not UTF-8"),
+        ([*NOOP, "--param", f"v={STRANGE}"], "--param: character 6 is not UTF-8"),
+        (["start_task", STRANGE], "name: character 4 is not UTF-8"),
         (["cleanup_tasks", "--older-than", "3000000d"], "is too long"),
         (["list_tasks", "--limit", "99999999999999999999"], "--limit must be from 1 to 100000"),
         (["list_tasks", "--limit", "0"], "--limit must be from 1 to 100000, not 0"),
         (["list_tasks", "--owner", ""], "--owner: must not be empty"),
-        (["list_tasks", "--owner", STRANGE], "--owner: character 4 is no UTF-8"),
+        (["list_tasks", "--owner", STRANGE], "--owner: character 4 is not UTF-8"),
         (["list_tasks", "--queue", ""], "--queue: must not be empty"),
-        (["list_tasks", "--queue", STRANGE], "--queue: character 4 is no UTF-8"),
+        (["list_tasks", "--queue", STRANGE], "--queue: character 4 is not UTF-8"),
         (["list_tasks", "--name", ""], "--name: must not be empty"),
-        (["list_tasks", "--name", STRANGE], "--name: character 4 is no UTF-8"),
+        (["list_tasks", "--name", STRANGE], "--name: character 4 is not UTF-8"),
         (["list_tasks", "--status", "paused"], "invalid choice: 'paused'"),
-        (["list_tasks", "--before", "noon"], "'noon' is no moment; write 2026-"),
-        (["list_tasks", "--before", "2026-13-01T00:00"], "is no moment"),
+        (["list_tasks", "--before", "noon"], "'noon' is not a time; write 2026-"),
+        (["list_tasks", "--before", "2026-13-01T00:00"], "is not a time"),
         (["show_task", "TASK", "--events", "99999999999999999999"], "--events must be from 0 to"),
         (["show_task", "TASK", "--events", "-1"], "--events must be from 0 to 100000, not -1"),
-        (["show_task", STRANGE], "task: character 4 is no UTF-8"),
-        (["cancel_task", "TASK", "nonsense"], "'nonsense' is no id of a task"),
-        (["cancel_task", "TASK", STRANGE], "character 4 is no UTF-8"),
-        (["retry_task", "TASK", "nonsense"], "'nonsense' is no id of a task"),
+        (["show_task", STRANGE], "task: character 4 is not UTF-8"),
+        (["cancel_task", "TASK", "nonsense"], "'nonsense' is not a task id"),
+        (["cancel_task", "TASK", STRANGE], "character 4 is not UTF-8"),
+        (["retry_task", "TASK", "nonsense"], "'nonsense' is not a task id"),
         (["tasks_health", "--queue", ""], "--queue: must not be empty"),
         (["tasks_health", "--max-wait", "1e20"], "is too long"),
         (["tasks_health", "--min-workers", "-1"], "--min-workers must be 0 or more, not -1"),
         (["run_tasks", "--drain", "--max-workers", "0"], "--max-workers must be 1 or more, not 0"),
-        (["run_tasks", "--drain", "--queues", STRANGE], "--queues: character 4 is no UTF-8"),
+        (["run_tasks", "--drain", "--queues", STRANGE], "--queues: character 4 is not UTF-8"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
@@ -133,7 +133,7 @@ def test_the_same_start_again_is_told_as_such(owner: User, shell: Shell) -> None
     again = shell(*NOOP, *key)
     assert (again.code, again.out) == (
         0,
-        f"Started before, by the same key: Noop: {Task.objects.get().pk}\n",
+        f"Already started with this key: Noop: {Task.objects.get().pk}\n",
     )
     other = shell("start_task", "tests.tasks.Add", "--param", "a=1", *key)
     assert (other.code, other.out) == (2, "")
@@ -202,7 +202,7 @@ def test_a_list_looks_through_so_many_and_says_where_it_ended(shell: Shell) -> N
         found = shell("list_tasks", option, value)
         assert (found.code, found.out) == (0, "No tasks.\n")
         further = found.err.split()[-2:]
-        assert found.err == f"Looked through 3 tasks. For older ones: {' '.join(further)}\n"
+        assert found.err == f"Searched 3 tasks. For older ones: {' '.join(further)}\n"
         assert further[0] == "--before"
     found = shell("list_tasks", "--status", "failed", "--json", *further)
     assert [task["task_id"] for task in json.loads(found.out)] == [

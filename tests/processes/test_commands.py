@@ -121,7 +121,7 @@ def test_every_encoding_will_do(encoding: str) -> None:
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
-        (signal.SIGINT, 130, "Interrupted. Tasks that were asked to stop will do so all the same."),
+        (signal.SIGINT, 130, "Interrupted. Tasks that were asked to stop will still stop."),
         (signal.SIGTERM, -signal.SIGTERM, ""),
     ],
 )
@@ -150,7 +150,7 @@ def test_what_is_removed_meanwhile_is_waited_for_no_longer(run: Run) -> None:
     waiting.says("is alive")
     Task.objects.all().delete()
     assert waiting.wait() == 1
-    assert waiting.output.endswith(f"CommandError: Task {task_id} was removed meanwhile.\n")
+    assert waiting.output.endswith(f"CommandError: Task {task_id} was removed in the meantime.\n")
 
 
 # A terminal.

@@ -16,8 +16,8 @@ from tasks_app.management.terminal import (
     each,
     ending,
     find_tasks,
+    raise_refusals,
     reread,
-    tell,
 )
 from tasks_app.management.waiting import wait_for
 from tasks_app.models import Task
@@ -27,14 +27,14 @@ from tasks_app.states import Status
 
 class Command(TaskCommand):
     help = (
-        "Cancels tasks: those that wait at once; those that run are asked to stop. Exits with 0 "
-        "when that was possible for all of them, and with --wait when all ended as cancelled; "
-        "else with 1. One that cannot be cancelled keeps no other from it. 2: wrong input, and "
-        "nothing was done; 75: the database did not answer. Ctrl-C ends the waiting alone."
+        "Cancels pending tasks and asks running tasks to stop. Tasks that cannot be cancelled are "
+        "reported, and the others are still cancelled. Exits with 0 if this worked for all tasks "
+        "(with --wait: if all ended as cancelled), else with 1. 2: wrong input, nothing was done; "
+        "75: the database did not answer. Ctrl-C stops only the waiting."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("tasks", nargs="+", metavar="task", help="An id, or its beginning.")
+        parser.add_argument("tasks", nargs="+", metavar="task", help="A task id, or its beginning.")
         parser.add_argument("--wait", action="store_true", help="Wait until they have ended.")
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="Print them as a JSON array."
@@ -49,15 +49,15 @@ class Command(TaskCommand):
                 refused += gone
         except KeyboardInterrupt:
             raise CommandError(
-                "Interrupted. Tasks that were asked to stop will do so all the same.",
+                "Interrupted. Tasks that were asked to stop will still stop.",
                 returncode=INTERRUPTED,
             ) from None
         if as_json:
             self._print_json(found)
         else:
             for task in found:
-                self.stdout.write(f"{task.pk}: {said(task)}")
-        tell(refused)
+                self.stdout.write(f"{task.pk}: {outcome(task)}")
+        raise_refusals(refused)
         if wait and any(task.status != Status.CANCELLED for task in found):
             sys.exit(Exit.FAILED)
 
@@ -66,10 +66,10 @@ class Command(TaskCommand):
 
 
 def cancelled(task: Task) -> Task:
-    """Return the task as it then stands."""
+    """Cancel a task and return its state after that."""
     task_service.cancel_task(task.pk)
     return reread(task.pk, *UNSHOWN)
 
 
-def said(task: Task) -> str:
-    return ending(task) if task.is_terminal else "Asked to stop."
+def outcome(task: Task) -> str:
+    return ending(task) if task.is_terminal else "Stopping…"

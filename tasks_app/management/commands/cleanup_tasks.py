@@ -1,4 +1,4 @@
-"""Delete finished tasks past their retention, and take back those of lost workers."""
+"""Delete finished tasks past their retention, and rescue tasks of lost workers."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from tasks_app.worker.trouble import TROUBLE, is_unmigrated
 class Command(TaskCommand):
     help = (
         "Deletes finished tasks past their retention (TASK_RETENTION_SECONDS, "
-        "TASK_FAILED_RETENTION_SECONDS), in batches, and takes back the tasks of workers that "
-        "were lost. Made for cron; safe beside running workers and beside itself. Shows its "
-        "progress on a terminal. SIGINT or SIGTERM: ends after the present batch and says what was "
-        "done. Exits with 0 when all was done, 2 on wrong input, 75 when the database did not "
-        f"answer for {PATIENCE_SECONDS:g} seconds, 130 after SIGINT, 143 after SIGTERM; what was "
-        "done until then stays done."
+        "TASK_FAILED_RETENTION_SECONDS) in batches, and rescues the tasks of lost workers. Run it "
+        "from cron; it is safe beside workers and beside other clean-ups. Shows its progress on a "
+        "terminal. On SIGINT or SIGTERM, it stops after the current batch and reports what it did. "
+        "Exits with 0 if everything was done, 2 on wrong input, 75 if the database did not "
+        f"answer for {PATIENCE_SECONDS:g} seconds, 130 after SIGINT, 143 after SIGTERM. Finished "
+        "batches stay done in any case."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--dry-run", action="store_true", help="Say what would be deleted, and change nothing."
+            "--dry-run", action="store_true", help="Report what would be deleted; change nothing."
         )
         parser.add_argument(
             "--older-than",
             type=duration,
             metavar="AGE",
-            help="Delete what finished longer ago than this (3600, 90m, 12h, 7d), whatever the "
-            "settings say.",
+            help="Delete tasks that finished longer ago than this (3600, 90m, 12h, 7d), instead of "
+            "using the settings.",
         )
         parser.add_argument(
             "--status",
@@ -84,24 +84,24 @@ class Command(TaskCommand):
                 raise
             raise CommandError(
                 f"The database did not answer: {str(error).strip()}. Run it again later. "
-                f"{told(cleanup.summary)}",
+                f"{report(cleanup.summary)}",
                 returncode=Exit.TEMPFAIL,
             ) from error
-        self._print(asdict(cleanup.summary) if as_json else told(cleanup.summary))
+        self._print(asdict(cleanup.summary) if as_json else report(cleanup.summary))
         if signals:
             sys.exit(128 + signals[0])
 
-    def _print(self, what: dict[str, Any] | str) -> None:
-        self.stdout.write(what if isinstance(what, str) else json.dumps(what))
+    def _print(self, data: dict[str, Any] | str) -> None:
+        self.stdout.write(data if isinstance(data, str) else json.dumps(data))
 
 
-def told(summary: Summary) -> str:
-    """Say what was done, and of the rest what there is."""
+def report(summary: Summary) -> str:
+    """Return what was done and what is left, in words."""
     parts = [
-        f"{'Removed' if summary.complete else 'Stopped before the end: removed'} "
+        f"{'Removed' if summary.complete else 'Stopped early: removed'} "
         f"{summary.removed} finished tasks",
-        f"took back {summary.taken_back} from lost workers",
-        f"removed {summary.workers_removed} records of gone workers",
+        f"rescued {summary.taken_back} from lost workers",
+        f"removed {summary.workers_removed} old worker records",
     ]
     if summary.kept:
         parts.append(f"{summary.kept} tasks could not be removed (see the log)")
@@ -112,15 +112,15 @@ def told(summary: Summary) -> str:
 
 @contextmanager
 def stopped_by_signals(cleanup: Cleanup) -> Iterator[list[int]]:
-    """Stop it at the first SIGTERM or SIGINT, and yield the list that the number is added to.
+    """Stop the clean-up at the first SIGTERM or SIGINT. Yield a list that receives its number.
 
-    A second signal does what it would without this. Python hears signals in the main thread only.
+    A second signal has its usual effect. Python handles signals in the main thread only.
     """
-    heard: list[int] = []
-    hears = threading.current_thread() is threading.main_thread()
+    received: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
 
     def hear(number: int, _frame: object) -> None:
-        heard.append(number)
+        received.append(number)
         restore()
         cleanup.stop()
 
@@ -128,21 +128,21 @@ def stopped_by_signals(cleanup: Cleanup) -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    numbers = (signal.SIGTERM, signal.SIGINT) if hears else ()
+    numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
     before = {number: signal.signal(number, hear) for number in numbers}
     try:
-        yield heard
+        yield received
     finally:
         restore()
 
 
 def progress_bar(rule: retention.Rule) -> tqdm[Any]:
-    """A bar of the tasks to remove, where somebody sees it."""
-    seen = sys.stderr.isatty()
+    """Return a progress bar of the tasks to remove, shown only on a terminal."""
+    on_terminal = sys.stderr.isatty()
     return tqdm(
-        total=retention.count(rule) if seen else None,
+        total=retention.count(rule) if on_terminal else None,
         desc="Removing finished tasks",
         unit=" tasks",
         dynamic_ncols=True,
-        disable=not seen,
+        disable=not on_terminal,
     )

@@ -29,23 +29,23 @@ from tasks_app.schemas import escaped
 from tasks_app.states import UNFINISHED, Status
 
 WORDS = {key: str(word) for key, word in display.WORDS.items()}
-#: How many tasks it looks through for those that are asked for, where no index has them.
+#: How many tasks to search if no index selects the requested ones.
 WINDOW = 50_000
 
 
-def moment(text: str) -> datetime:
-    """Read a moment in the site's time zone, or in the one that it names."""
-    found = moment_of(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no moment; write 2026-11-25T16:30:00")
-    return found
+def read_time(text: str) -> datetime:
+    """Parse a time. Without a zone, it is in the site's time zone."""
+    time = moment_of(text)
+    if time is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 2026-11-25T16:30:00")
+    return time
 
 
 class Command(TaskCommand):
     help = (
-        f"Lists tasks, the newest first. Looks through {WINDOW:,} tasks for a status, a name or a "
-        "queue, and says so on stderr where there are more. Exits with 0, also when there are "
-        "none; 2 on wrong input; 75 when the database does not answer."
+        f"Lists tasks, the newest first. Searches {WINDOW:,} tasks for a status, a name or a "
+        "queue, and reports on stderr if there are more. Exits with 0, also if there are no tasks; "
+        "2 on wrong input; 75 if the database does not answer."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -61,9 +61,9 @@ class Command(TaskCommand):
         parser.add_argument("--queue", type=given, help="Only tasks of this queue.")
         parser.add_argument("--owner", type=given, metavar="USER", help="Only tasks of this user.")
         parser.add_argument(
-            "--before", type=moment, metavar="TIME", help="Only tasks made before this moment."
+            "--before", type=read_time, metavar="TIME", help="Only tasks created before this time."
         )
-        parser.add_argument("--limit", type=int, default=20, help="At most so many. Default: 20.")
+        parser.add_argument("--limit", type=int, default=20, help="At most this many. Default: 20.")
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="Print them as a JSON array."
         )
@@ -91,7 +91,7 @@ class Command(TaskCommand):
             try:
                 wanted["name"] = find(name).name()
             except UnknownTask as error:
-                # Rows may bear the name of a class that is gone.
+                # Rows may have the name of a class that no longer exists.
                 wanted["name"], unknown = name, error
         tasks = Task.primary.defer(*UNSHOWN, *([] if as_json else ["result"]))
         if owner:
@@ -102,7 +102,7 @@ class Command(TaskCommand):
         found = list(tasks[:limit])
         if end is not None and len(found) < limit:
             older = f"--before {aware(end).isoformat()}"
-            self.stderr.write(f"Looked through {WINDOW:,} tasks. For older ones: {older}")
+            self.stderr.write(f"Searched {WINDOW:,} tasks. For older ones: {older}")
         if not found and unknown is not None:
             raise unknown
         if as_json:
@@ -118,9 +118,9 @@ class Command(TaskCommand):
 
 
 def newest(tasks: TaskQuerySet, wanted: dict[str, Any]) -> tuple[TaskQuerySet, datetime | None]:
-    """Return the tasks that are wanted, the newest first, and where the window over them ends.
+    """Return the requested tasks, the newest first, and the time at which the search window ends.
 
-    None if there is no window, or it holds all of them.
+    The time is None if there is no window, or if it contains all tasks.
     """
     ordered = tasks.order_by("-created_at")
     if not wanted:
@@ -128,10 +128,10 @@ def newest(tasks: TaskQuerySet, wanted: dict[str, Any]) -> tuple[TaskQuerySet, d
     if UNFINISHED.issuperset(wanted.get("status__in", Status)):
         unfinished = tasks.unfinished()
         if unfinished.order_by()[: WINDOW + 1].count() <= WINDOW:
-            # An index has them, however old they are; that of the order would be read to its end.
+            # An index has the unfinished tasks. The one of the order might be read to its end.
             by_age = Unindexed("created_at").desc()
             return unfinished.filter(**wanted).order_by(by_age), None
-    # The last one in the window, and the first one beyond.
+    # The last task in the window, and the first one beyond it.
     edge = ordered.values_list("created_at", flat=True)[WINDOW - 1 : WINDOW + 1]
     end, beyond = (*edge, None, None)[:2]
     if beyond is None:
@@ -140,10 +140,10 @@ def newest(tasks: TaskQuerySet, wanted: dict[str, Any]) -> tuple[TaskQuerySet, d
 
 
 def line(task: Task) -> str:
-    """A task in one line."""
+    """Return a task as one line."""
     created = timezone.localtime(aware(task.created_at)).strftime("%Y-%m-%d %H:%M:%S")
     percent = display.percent(task, WORDS)
-    now = task.error_message if task.status == Status.FAILED else task.progress_text
-    text = escaped(" ".join(now.split()))
+    latest = task.error_message if task.status == Status.FAILED else task.progress_text
+    text = escaped(" ".join(latest.split()))
     label = escaped(task.label)
     return f"{task.pk}  {created}  {task.status:<9}  {percent:>4}  {label}  {text}".rstrip()

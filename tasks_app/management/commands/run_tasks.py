@@ -29,18 +29,18 @@ from tasks_app.worker.run import NEVER
 from tasks_app.worker.shutdown import Exit
 from tasks_app.worker.watchdog import Watchdog
 
-#: What the records of this app are at -v 2 and -v 3.
+#: The log level at -v 2 and -v 3.
 LEVELS = {2: logging.INFO, 3: logging.DEBUG}
-#: Why a worker ended, where it was not told to.
+#: Why a worker ended without being asked to.
 REASONS = {
     Exit.REPLACED: "the database file was replaced",
-    Exit.UNRELEASED: "the database did not take back its tasks",
+    Exit.UNRELEASED: "its tasks could not be released",
     Exit.RECYCLE: "its process needs to be replaced",
 }
 
 
 def queue_names(text: str) -> list[str]:
-    """Read names between commas: at least one, for no name at all would mean every queue."""
+    """Return the names between commas. Requires one, because no name would mean every queue."""
     names = [name.strip() for name in utf8(text).split(",") if name.strip()]
     if not names:
         raise argparse.ArgumentTypeError("names no queue; leave it out to take tasks from all")
@@ -50,13 +50,13 @@ def queue_names(text: str) -> list[str]:
 class Command(BaseCommand):
     requires_system_checks = CHECKS
     help = (
-        "Runs background tasks until it is stopped. SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGQUIT: "
-        "claims no more and ends when the running tasks have, or have been released after "
-        "TASK_SHUTDOWN_GRACE_SECONDS; a second signal ends at once. -v 0 says nothing of its own, "
-        "-v 1 that it starts and ends, -v 2 also what becomes of each task, -v 3 all that its log "
-        "has. Exits with 0 in good order, 2 on wrong input, 72 where the database file was "
-        "replaced, 74 where the database did not take the release of its tasks, 75 where too many "
-        "threads are stuck, 134 (SIGABRT) where code held the interpreter's lock for a lease."
+        "Runs background tasks until it is stopped. On SIGTERM, SIGINT (Ctrl-C), SIGHUP or "
+        "SIGQUIT, it claims no more tasks and ends when the running tasks have ended, or were "
+        "released after TASK_SHUTDOWN_GRACE_SECONDS; a second signal ends it immediately. -v 0 "
+        "prints nothing, -v 1 its start and end, -v 2 also what happens to each task, -v 3 all of "
+        "its log. Exits with 0 after a normal stop, 2 on wrong input, 72 if the database file was "
+        "replaced, 74 if its tasks could not be released, 75 if too many threads are stuck, 134 "
+        "(SIGABRT) if code held the interpreter's lock for as long as a lease."
     )
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -65,7 +65,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--max-workers", type=int, help="Tasks to run at a time. Default: TASK_MAX_WORKERS."
+            "--max-workers", type=int, help="Threads that run tasks. Default: TASK_MAX_WORKERS."
         )
         parser.add_argument(
             "--queues",
@@ -73,14 +73,14 @@ class Command(BaseCommand):
             help="Comma-separated queues to take tasks from. Default: all of them.",
         )
         parser.add_argument(
-            "--drain", action="store_true", help="Run what is ready, then exit with 0."
+            "--drain", action="store_true", help="Run the tasks that are ready, then exit with 0."
         )
-        parser.add_argument("--max-tasks", type=int, help="Exit after so many tasks.")
+        parser.add_argument("--max-tasks", type=int, help="Exit after this many tasks.")
         parser.add_argument(
             "--reload",
             action="store_true",
-            help="For development: start anew when code changes, after the running tasks have "
-            "ended or been released.",
+            help="For development: restart when code changes, after the running tasks have ended "
+            "or were released.",
         )
 
     def handle(
@@ -119,7 +119,7 @@ class Command(BaseCommand):
         except Exception:
             if not coordinator.hands_left:
                 raise
-            # Python would say so after it has waited for them.
+            # Python would print it only after waiting for the threads.
             traceback.print_exc()
             end_at_once(1)
         self.say(self.ending())
@@ -130,19 +130,19 @@ class Command(BaseCommand):
             sys.exit(code)
 
     def say(self, text: str) -> None:
-        """Write to stdout, whatever LOGGING says; unless asked not to, or nobody reads it."""
+        """Write to stdout, unless -v 0 is given. Independent of LOGGING."""
         if not self.verbosity:
             return
         try:
             self.stdout.write(text)
             self.stdout.flush()
         except OSError:
-            # Its terminal was closed. What is in the buffer must go somewhere, or Python complains
-            # at its end.
+            # The terminal was closed. The rest of the buffer must go somewhere, or Python complains
+            # when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def stop(self, number: int) -> None:
-        """Hear a signal: the first lets running tasks end."""
+        """Handle a signal: after the first one, running tasks may finish."""
         if not self.once.is_new(number):
             return
         first = not self.coordinator.shutdown.requested
@@ -176,7 +176,7 @@ class Command(BaseCommand):
 
 
 def banner(coordinator: Coordinator) -> str:
-    """Say what a worker is, what it does, and how to stop it."""
+    """Return what the worker is, what it does, and how to stop it."""
     connection = connections[coordinator.using]
     settings = connection.settings_dict
     host = f" on {settings['HOST']}" if settings["HOST"] else ""
@@ -186,7 +186,7 @@ def banner(coordinator: Coordinator) -> str:
             f"Worker {socket.gethostname()}:{os.getpid()} of django-tasks-app {version()}",
             f"Database: {connection.display_name} {settings['NAME']}{host} ({alias()!r})",
             f"Threads: {coordinator.hands}. Queues: {queues}.",
-            "Runs what is ready, then stops."
+            "Runs the tasks that are ready, then stops."
             if coordinator.drain
             else "Stop it with Ctrl-C: running tasks may finish. -v 2 shows each task.",
         ]
@@ -197,11 +197,11 @@ def version() -> str:
     try:
         return metadata.version("django-tasks-app")
     except metadata.PackageNotFoundError:
-        return "(not installed)"  # Its folder lies within the site.
+        return "(not installed)"  # Its directory is part of the site.
 
 
 def spoken(seconds: float) -> str:
-    """Return a time as people say it, such as 3 min 20 s."""
+    """Return a duration in words, such as 3 min 20 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
@@ -210,9 +210,9 @@ def spoken(seconds: float) -> str:
 
 @contextmanager
 def logged(stream: Any, verbosity: int) -> Iterator[None]:
-    """Write the records of this app to a stream, from the level that the verbosity asks for.
+    """Write the log of this app to a stream, from the level for this verbosity.
 
-    On a console it leaves out the records that a handler of the site's writes there.
+    On a console, it leaves out records that one of the site's own handlers already writes there.
     """
     if (level := LEVELS.get(verbosity)) is None:
         yield
@@ -233,15 +233,15 @@ def logged(stream: Any, verbosity: int) -> Iterator[None]:
 
 
 def is_console(stream: Any) -> bool:
-    """Whether a stream is the stdout or stderr of this process."""
+    """Return whether a stream is the stdout or stderr of this process."""
     try:
         return stream.fileno() in (1, 2)
     except (AttributeError, OSError, ValueError):
-        return False  # It is closed, or has no file.
+        return False  # Closed, or without a file.
 
 
 def written_by_site(record: logging.LogRecord, own: logging.Handler) -> bool:
-    """Whether another handler than our own writes a record to the console."""
+    """Return whether another handler than our own writes a record to the console."""
     logger: logging.Logger | None = logging.getLogger(record.name)
     while logger:
         for handler in logger.handlers:

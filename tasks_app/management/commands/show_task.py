@@ -25,8 +25,8 @@ from tasks_app.schemas import escaped
 
 class Command(TaskCommand):
     help = (
-        "Shows a task and the newest of its history; not its parameters, which may be secret. "
-        "Exits with 0; 1 when there is no such task; 2 on wrong input; 75 when the database does "
+        "Shows a task and its newest events, but not its parameters, which may be secret. "
+        "Exits with 0; 1 if the task does not exist; 2 on wrong input; 75 if the database does "
         "not answer."
     )
 
@@ -36,9 +36,9 @@ class Command(TaskCommand):
             "--events",
             type=int,
             default=50,
-            help="At most so many, the newest. Default: 50.",
+            help="At most this many events, the newest. Default: 50.",
         )
-        parser.add_argument("--with-traceback", action="store_true", help="With the traceback.")
+        parser.add_argument("--with-traceback", action="store_true", help="Show the traceback.")
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="Print it as one JSON object."
         )
@@ -70,7 +70,7 @@ class Command(TaskCommand):
 
 
 def described(task: Task) -> dict[str, str]:
-    """What there is to say of a task, each under its name."""
+    """Return the properties of a task to show, by name."""
     now = timezone.now()
     return {
         "Task": f"{task.pk}",
@@ -83,19 +83,19 @@ def described(task: Task) -> dict[str, str]:
         "Queue": task.queue,
         "Owner": str(task.owner or ""),
         "Worker": str(task.worker or ""),
-        "Created": moment(task.created_at),
-        "Started": moment(task.started_at) if task.started_at else "",
-        "Ended": moment(task.finished_at) if task.finished_at else "",
-        "Repeats": str(task.retried_from_id or ""),
+        "Created": local_time(task.created_at),
+        "Started": local_time(task.started_at) if task.started_at else "",
+        "Ended": local_time(task.finished_at) if task.finished_at else "",
+        "Retry of": str(task.retried_from_id or ""),
         "Outcome": ending(task) if task.is_terminal else "",
     }
 
 
-def moment(value: Any) -> str:
+def local_time(value: Any) -> str:
     return timezone.localtime(aware(value)).isoformat(sep=" ", timespec="seconds")
 
 
 def line(event: TaskEvent) -> str:
-    """An event in one line."""
+    """Return an event as one line."""
     data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
-    return escaped(f"{moment(event.timestamp)}  {event.event_type}  {data}").rstrip()
+    return escaped(f"{local_time(event.timestamp)}  {event.event_type}  {data}").rstrip()

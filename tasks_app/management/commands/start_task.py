@@ -1,4 +1,4 @@
-"""Start a task, and wait for it if asked to."""
+"""Start a task, and optionally wait for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tasks_app.service import task_service
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """Read NAME=TEXT, or NAME:=JSON."""
+    """Parse NAME=TEXT or NAME:=JSON."""
     name, equals, value = utf8(text).partition("=")
     if not equals or not name.rstrip(":"):
         raise argparse.ArgumentTypeError(
@@ -45,35 +45,36 @@ def parameter(text: str) -> tuple[str, Any]:
 
 
 def parameters(text: str) -> dict[str, Any]:
-    """Read a JSON object."""
+    """Parse a JSON object."""
     found = read_json(utf8(text), "the text")
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError('the text is no JSON object, such as {"name": 1}')
+        raise argparse.ArgumentTypeError('the text is not a JSON object, such as {"name": 1}')
     return found
 
 
 def read_json(text: str, what: str) -> Any:
-    """Read JSON. What is wrong is told without what stands there: cron mails it, secrets too."""
+    """Parse JSON. An error does not quote the text, which may be secret: cron mails errors."""
     try:
         return json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{what} is no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"{what} is not JSON: {error}") from None
     except RecursionError:
-        fault = f"{what} is nested too deeply; {DEPTH_MAX} levels are the most"
+        fault = f"{what} is nested too deeply; the limit is {DEPTH_MAX} levels"
         raise argparse.ArgumentTypeError(fault) from None
 
 
 def timeout(text: str) -> float | None:
-    """Read a duration, or `none` for no limit."""
+    """Parse a duration, or `none` for no limit."""
     return None if text == "none" else duration(text)
 
 
 class Command(TaskCommand):
     help = (
-        "Starts a task. With --wait or --follow it ends with the task, and its exit code tells "
-        "how: 0 completed, 1 failed, 3 cancelled. Else 0 means that the task waits. 2: wrong "
-        "input, also an idempotency key that started something else; 4: an unfinished task has "
-        "the unique key; 75: the database did not answer. Ctrl-C ends the waiting, not the task."
+        "Starts a task. With --wait or --follow, it waits for the task and exits with 0 if the "
+        "task completed, 1 if it failed, 3 if it was cancelled. Without them, it exits with 0 once "
+        "the task is queued. 2: wrong input, or the idempotency key started something else; 4: an "
+        "unfinished task has the unique key; 75: the database did not answer. Ctrl-C stops the "
+        "waiting, not the task."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -94,7 +95,7 @@ class Command(TaskCommand):
             help="Parameters as a JSON object; --param adds to it.",
         )
         parser.add_argument(
-            "--owner", type=given, metavar="USER", help="The user whose task it is."
+            "--owner", type=given, metavar="USER", help="The user who owns the task."
         )
         parser.add_argument("--queue", type=given, help="Default: the class's.")
         parser.add_argument("--priority", type=int, help="Higher runs first. Default: the class's.")
@@ -102,10 +103,10 @@ class Command(TaskCommand):
             "--delay", type=duration, metavar="TIME", help="Not before 90s, 10m, 2h or 1d from now."
         )
         parser.add_argument(
-            "--unique-key", metavar="KEY", help="Refuse while an unfinished task has this key."
+            "--unique-key", metavar="KEY", help="Refuse if an unfinished task has this key."
         )
         parser.add_argument(
-            "--idempotency-key", metavar="KEY", help="Find what the owner started by this key."
+            "--idempotency-key", metavar="KEY", help="If the owner used this key, return that task."
         )
         parser.add_argument(
             "--timeout",
@@ -118,7 +119,7 @@ class Command(TaskCommand):
         waiting = parser.add_mutually_exclusive_group()
         waiting.add_argument("--wait", action="store_true", help="Wait until the task has ended.")
         waiting.add_argument(
-            "--follow", action="store_true", help="The same, and show its progress and its log."
+            "--follow", action="store_true", help="Also wait, and show its progress and its log."
         )
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="Print the task as JSON."
@@ -147,19 +148,19 @@ class Command(TaskCommand):
         )
         task = reread(started.task_id, *UNSHOWN)
         if not (wait or follow):
-            how = "Started before, by the same key:" if started.replayed else "Started"
-            self._tell(started if as_json else f"{how} {task.label}: {task.pk}")
+            how = "Already started with this key:" if started.replayed else "Started"
+            self._print(started if as_json else f"{how} {task.label}: {task.pk}")
             return
         try:
             task = wait_for(task, follow=follow)
         except KeyboardInterrupt:
             raise CommandError(
-                f"No longer waiting. The task goes on; to stop it: cancel_task {task.pk}",
+                f"No longer waiting. The task continues; to stop it: cancel_task {task.pk}",
                 returncode=INTERRUPTED,
             ) from None
-        self._tell(task.info(for_staff=True) if as_json else ending(task))
+        self._print(task.info(for_staff=True) if as_json else ending(task))
         if (code := code_of(task)) is not Exit.DONE:
             sys.exit(code)
 
-    def _tell(self, what: Any) -> None:
-        self.stdout.write(what if isinstance(what, str) else as_json(what))
+    def _print(self, data: Any) -> None:
+        self.stdout.write(data if isinstance(data, str) else as_json(data))

@@ -1,4 +1,4 @@
-"""Tell whether tasks are being worked on, for probes."""
+"""Report whether workers are alive and tasks are being run, for probes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tasks_app.worker.trouble import database_fault
 
 class Command(TaskCommand):
     help = (
-        "Tells whether workers live, how long the oldest task waits and what is stuck. Exits with "
-        "0 when all is within the limits, 1 when it is not or the database does not answer, 2 on "
-        "wrong input. Made for the probes of Docker and Kubernetes, and for cron."
+        "Reports how many workers are alive, how long the oldest task has waited and how many "
+        "threads are stuck. Exits with 0 if all is within the limits, 1 if not or if the database "
+        "does not answer, 2 on wrong input. For probes of Docker and Kubernetes, and for cron."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -27,31 +27,31 @@ class Command(TaskCommand):
             "--min-workers",
             type=int,
             default=1,
-            help="At least so many workers must live. Default: 1.",
+            help="Fewest workers that must be alive. Default: 1.",
         )
         parser.add_argument(
             "--max-wait",
             type=duration,
             metavar="TIME",
-            help="No task that could start may wait for longer (90s, 10m, 2h). Default: no limit.",
+            help="Longest time a ready task may wait (90s, 10m, 2h). Default: no limit.",
         )
         parser.add_argument(
             "--max-stuck",
             type=int,
             default=0,
-            help="At most so many threads may be stuck, and tasks without a living worker be "
-            "overdue for rescue. Default: 0.",
+            help="Most threads that may be stuck, and most tasks that may be overdue for rescue. "
+            "Default: 0.",
         )
         parser.add_argument(
-            "--queue", type=given, help="Only the tasks of this queue, and who takes them."
+            "--queue", type=given, help="Only tasks of this queue, and the workers that take them."
         )
         parser.add_argument(
             "--this-host",
             action="store_true",
-            help="Only workers of this host, such as the one in this container, and what they run.",
+            help="Only workers of this host, such as the one in this container, and their tasks.",
         )
         parser.add_argument(
-            "--json", action="store_true", dest="as_json", help="Print what was found as JSON."
+            "--json", action="store_true", dest="as_json", help="Print the report as JSON."
         )
 
     def handle(
@@ -76,8 +76,8 @@ class Command(TaskCommand):
             raise CommandError(fault, returncode=Exit.FAILED) from error
         problems = found.problems(Limits(min_workers, max_wait, max_stuck))
         if as_json:
-            told = {"healthy": not problems, "problems": problems} | found.model_dump(mode="json")
-            self.stdout.write(json.dumps(told))
+            report = {"healthy": not problems, "problems": problems}
+            self.stdout.write(json.dumps(report | found.model_dump(mode="json")))
         else:
             self.stdout.write(sentence(found))
         if problems:
@@ -85,7 +85,7 @@ class Command(TaskCommand):
 
 
 def sentence(found: Health) -> str:
-    """What was found, in words."""
+    """Return the findings in words."""
     wait = "none"
     if found.oldest_waiting_seconds is not None:
         wait = f"the oldest for {found.oldest_waiting_seconds:.0f} s"
