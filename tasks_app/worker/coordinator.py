@@ -125,7 +125,7 @@ class Coordinator:
                 self._abandon(error)
             finally:
                 self._leave()
-        logger.info("Worker %s stopped; %d tasks ended", self.worker, self.ended)
+        logger.info("Worker %s stopped (tasks ended: %d)", self.worker, self.ended)
         return self.ended
 
     def _register(self, changes: Changes) -> bool:
@@ -318,7 +318,7 @@ class Coordinator:
     def _heed_shutdown(self, moment: float) -> None:
         if self.shutdown.heed(moment):
             logger.info(
-                "Worker %s is stopping; %d running tasks have %g s to finish",
+                "Worker %s is stopping (running tasks: %d; they have %g s to finish)",
                 self.worker,
                 len(self.runs),
                 task_settings().shutdown_grace_seconds,

@@ -59,8 +59,9 @@ def missing_is_trouble() -> Iterator[None]:
 def database_fault(error: Exception) -> str:
     """Say what is wrong with a database in trouble, and what to do if that is known."""
     if is_unmigrated(error):
-        said = str(error).strip()
-        return f"The database lacks a table or a column: {said}. Run manage.py migrate"
+        # PostgreSQL goes on with the statement, over several lines.
+        name = str(error).strip().partition("\n")[0]
+        return f"The database lacks a table or a column: {name}. Run manage.py migrate"
     return f"The database does not answer: {explained(error)}"
 
 

@@ -223,6 +223,7 @@ def test_a_database_without_tables_is_told_as_such(tmp_path: Path) -> None:
         assert (code, out) == (75, ""), (command, err)
         assert err.startswith("CommandError: The database lacks a table or a column: "), command
         assert err.endswith(". Run manage.py migrate\n"), command
+        assert err.count("\n") == 1, command
     [(code, out, err)] = many(["tasks_health", "--json"], DATABASE_URL=url)
     assert (code, json.loads(out)["healthy"]) == (1, False)
     assert json.loads(out)["problems"] == [err.removeprefix("CommandError: ").strip()]

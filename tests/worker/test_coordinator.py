@@ -489,9 +489,9 @@ def test_the_life_of_the_worker_is_information(log: Log) -> None:
     ]  # fmt: skip
     assert lives == [
         ("INFO", f"Worker {record} started: 2 hands, all queues"),
-        ("INFO", f"Worker {record} stopped; 3 tasks ended"),
+        ("INFO", f"Worker {record} stopped (tasks ended: 3)"),
         ("INFO", f"Worker {record} started: 2 hands, queues mail, reports"),
-        ("INFO", f"Worker {record} stopped; 0 tasks ended"),
+        ("INFO", f"Worker {record} stopped (tasks ended: 0)"),
     ]
 
 
