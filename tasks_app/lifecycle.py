@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, F, OuterRef
+from django.db.models import Exists, F, OuterRef, QuerySet
 
 from tasks_app.backoff import backoff
 from tasks_app.base import resolve
@@ -23,12 +23,7 @@ from tasks_app.changes import announce
 from tasks_app.claims import Claim, Failure, claim_of, ready, worker_lost
 from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
-from tasks_app.exceptions import (
-    AlreadyRetried,
-    DuplicateTask,
-    IllegalTransition,
-    TaskNotFound,
-)
+from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.ledger import UNCLAIMED, Row, alias, hold, record, update, waiting, who
 from tasks_app.models import Task, Worker
 from tasks_app.progress import LogLine
@@ -75,27 +70,31 @@ def enqueue(tasks: Sequence[Task], data: Mapping[str, Any] | None = None) -> Non
 
 
 def enqueue_again(task_id: uuid.UUID, by: str = "") -> Task:
-    """Enqueue a failed or cancelled task anew: a row of its own, which names the one it repeats.
+    """Enqueue a failed or cancelled task again, as a new row that names the old one.
 
-    The finished row stays as it is, with its history. Of any number who ask at once, one starts it.
-    Raises TaskNotFound; IllegalTransition where the task has not failed or been cancelled;
-    AlreadyRetried; UnknownTask where its class no longer exists, so that no worker could run it;
-    and DuplicateTask where another task took over its unique key.
+    The old row and its history stay. If several callers ask at the same time, only one starts it.
+    Raises TaskNotFound; IllegalTransition if the task has not failed or been cancelled;
+    AlreadyRetried; UnknownTask if its class no longer exists, so that no worker could run it; and
+    DuplicateTask if another task has its unique key by now.
     """
-    using = alias()
-    with transaction.atomic(using=using):
-        try:
-            task = Task.primary.select_for_update(of=("self",), no_key=True).get(pk=task_id)
-        except Task.DoesNotExist:
-            raise TaskNotFound(task_id) from None
-        if task.status not in RETRIABLE:
-            raise IllegalTransition(task_id, Status(task.status), "retried")
-        if again := Task.primary.filter(retried_from=task).first():
-            raise AlreadyRetried(task_id, Status(task.status), again.pk)
-        resolve(task.name)
+    # Importing may take long, and on SQLite a transaction keeps all others from writing.
+    resolve(_retriable(Task.primary.all(), task_id).name)
+    with transaction.atomic(using=alias()):
+        task = _retriable(Task.primary.select_for_update(of=("self",), no_key=True), task_id)
         again = Task(retried_from=task, **{field: getattr(task, field) for field in Task.GIVEN})
         enqueue([again], {"retried_from": str(task_id)} | who(by))
     return again
+
+
+def _retriable(tasks: QuerySet[Task], task_id: uuid.UUID) -> Task:
+    task = tasks.filter(pk=task_id).first()
+    if task is None:
+        raise TaskNotFound(task_id)
+    if task.status not in RETRIABLE:
+        raise IllegalTransition(task_id, Status(task.status), "retried")
+    if again := Task.primary.filter(retried_from=task).first():
+        raise AlreadyRetried(task_id, Status(task.status), again.pk)
+    return task
 
 
 def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Task]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -19,7 +22,13 @@ from tasks_app import lifecycle
 from tasks_app.backoff import backoff
 from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.clock import database_now
-from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
+from tasks_app.exceptions import (
+    AlreadyRetried,
+    DuplicateTask,
+    IllegalTransition,
+    TaskNotFound,
+    UnknownTask,
+)
 from tasks_app.models import Task, TaskEvent
 from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
@@ -740,6 +749,28 @@ def test_task_is_retried_only_once() -> None:
     assert caught.value.retried_as == new.pk
     assert str(new.pk) not in str(caught.value)
     assert Task.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_retry_imports_the_class_outside_its_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing may take long. Meanwhile nobody else could write to SQLite."""
+    code = """
+        from django.db import connection
+        from tests.tasks import Noop
+
+        in_transaction = connection.in_atomic_block
+    """
+    (tmp_path / "slow_to_import.py").write_text(dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_to_import", raising=False)
+    with pytest.raises(IllegalTransition):  # It is not imported for a task that is not retried.
+        lifecycle.enqueue_again(ended(Status.COMPLETED, name="gone.Gone").pk)
+    with pytest.raises(UnknownTask):
+        lifecycle.enqueue_again(ended(Status.FAILED, name="gone.Gone").pk)
+    lifecycle.enqueue_again(ended(Status.FAILED, name="slow_to_import.Noop").pk)
+    assert sys.modules["slow_to_import"].in_transaction is False
 
 
 def test_missing_task_cannot_be_retried() -> None:
