@@ -37,6 +37,13 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if sys.platform != "linux":
             return self
+        if os.getpid() == 1:
+            # The kernel keeps from it every signal of its container that would end it.
+            logger.warning(
+                "This worker is process 1 of its container, so its watchdog cannot end it if it "
+                "hangs, and programs that its tasks leave behind stay as zombies. Give the "
+                "container an init, as docker run --init does"
+            )
         signs, self._signs = os.pipe()
         # A monitor that is itself stopped must not hold up the thread.
         os.set_blocking(self._signs, False)

@@ -297,6 +297,24 @@ def test_code_that_holds_the_interpreters_lock_ends_the_worker(
     assert "coordinator.py" in worker.output
 
 
+@pytest.mark.once
+def test_process_1_of_a_container_says_what_it_lacks() -> None:
+    started = task_service.start_task(Noop)
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    done = subprocess.run(
+        [*unshare, sys.executable, "manage.py", "run_tasks", "--drain"],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": database_url()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0
+    assert "This worker is process 1 of its container" in done.stdout
+    assert task_service.get_task_status(started.task_id).status == Status.COMPLETED
+
+
 def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, reins: Path) -> None:
     doomed = start_worker()
     task = task_service.start_task(Steps, {"reins": reins})
