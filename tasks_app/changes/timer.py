@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from tasks_app.conf import task_settings
@@ -59,12 +58,7 @@ class Changes:
     def __enter__(self) -> Changes:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _sleep(self, timeout: float, *others: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -39,26 +39,15 @@ def write_alone(run: Run, outcome: Outcome | None, using: str) -> Alone:
     """
     if run.lost:
         return Alone(outcome, [], refused=False)
-    try:
-        return _write(run, outcome, using, refused=False)
-    except TROUBLE:
-        raise
-    except REFUSED as error:
-        refusal = error
-    logger.warning(
-        "The database refuses what task %s says, so its texts are written in ASCII from now on: %s",
-        run,
-        _reason(refusal),
-        extra=run.log_extra,
-    )
-    for worded in _wordings(run, outcome, refusal):
+    refusals: list[Exception] = []
+    for worded in _wordings(run, outcome, refusals):
         try:
-            return _write(run, worded, using, refused=True)
+            return _write(run, worded, using, refused=bool(refusals))
         except TROUBLE:
             raise
         except REFUSED as error:
-            refusal = error
-    raise refusal
+            refusals.append(error)
+    raise refusals[-1]
 
 
 def _write(run: Run, outcome: Outcome | None, using: str, *, refused: bool) -> Alone:
@@ -67,8 +56,21 @@ def _write(run: Run, outcome: Outcome | None, using: str, *, refused: bool) -> A
     return Alone(outcome, void, refused)
 
 
-def _wordings(run: Run, outcome: Outcome | None, refusal: Exception) -> Iterator[Outcome | None]:
-    """Yield the outcome as it may be worded, the fullest first, and word the run alike."""
+def _wordings(
+    run: Run, outcome: Outcome | None, refusals: Sequence[Exception]
+) -> Iterator[Outcome | None]:
+    """Yield the outcome as it may be worded, the fullest first, and word the run alike.
+
+    Between two of them the caller adds to `refusals` what the database said of the first.
+    """
+    yield outcome
+    refusal = refusals[0]
+    logger.warning(
+        "The database refuses what task %s says, so its texts are written in ASCII from now on: %s",
+        run,
+        _reason(refusal),
+        extra=run.log_extra,
+    )
     # Also what was written before: an end repeats it, and JSON may refuse what a column took.
     run.progress = run.progress or run.handle.latest
     run.speak_ascii()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 from tasks_app.conf import task_settings
 from tasks_app.logs import SafeLogger
@@ -66,12 +65,7 @@ class Watchdog:
             os.close(signs)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._thread is None:
             return
         self._over.set()
