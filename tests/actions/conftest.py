@@ -19,7 +19,7 @@ def airports(db: None) -> list[Airport]:
 
 @pytest.fixture
 def staff(db: None) -> Any:
-    """Make somebody who may enter the admin, with permissions by their codenames."""
+    """Create a user who can enter the admin and has these permissions."""
 
     def make(*codenames: str, name: str = "staff") -> User:
         user = User.objects.create_user(name, is_staff=True)

@@ -1,4 +1,4 @@
-"""Actions of the admin that start a task: the demonstration site's, and some that are odd."""
+"""Admin actions that start a task: the demonstration site's and unusual ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OddAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @background_action(ExportAirports, most=3)
     def few(self, request: HttpRequest, queryset: QuerySet[Airport]) -> None:
-        """Only a few."""
+        """Takes at most three rows."""
 
     @background_action(ExportAirports)
     @admin.action(description="Export a country", permissions=["change"])
@@ -40,11 +40,11 @@ class OddAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @background_action(WithModel, ids="number")
     def wrong(self, request: HttpRequest, queryset: QuerySet[Airport]) -> None:
-        """Its number is no list."""
+        """Passes a list of ids as a number."""
 
     @background_action("project.airports.tasks.ExportAirports", unique_key="one", priority=7)
     def one(self, request: HttpRequest, queryset: QuerySet[Airport]) -> None:
-        """One at a time."""
+        """Runs one task at a time."""
 
     @background_action(ExportAirports)
     def ask(self, request: HttpRequest, queryset: QuerySet[Airport]) -> HttpResponse:
@@ -58,7 +58,7 @@ urlpatterns = [path("admin/", odd_site.urls)]
 
 @pytest.fixture
 def odd(settings: Settings) -> None:
-    """Serve the admin with the odd actions."""
+    """Serve the admin with the unusual actions."""
     settings.ROOT_URLCONF = "tests.actions.urls"
 
 
@@ -67,7 +67,7 @@ def run(client: Client, action: str, rows: list[Airport], **fields: Any) -> Any:
     return client.post(f"{LIST}?country=NO", data)
 
 
-def said(response: Any) -> list[tuple[str, str]]:
+def messages_of(response: Any) -> list[tuple[str, str]]:
     return [(message.level_tag, str(message)) for message in get_messages(response.wsgi_request)]
 
 
@@ -77,7 +77,7 @@ def client_of(user: User) -> Client:
     return client
 
 
-def test_what_is_selected_is_exported_and_its_live_page_opens(
+def test_action_starts_a_task_and_redirects_to_its_page(
     staff: Any, airports: list[Airport]
 ) -> None:
     user = staff("view_airport")
@@ -96,7 +96,7 @@ def test_what_is_selected_is_exported_and_its_live_page_opens(
     assert "2 selected" in text
 
 
-def test_the_admins_own_log_tells_of_it(staff: Any, airports: list[Airport]) -> None:
+def test_action_is_recorded_in_the_admin_log(staff: Any, airports: list[Airport]) -> None:
     user = staff("view_airport")
     run(client_of(user), "export_selected", airports[:2])
     [entry] = LogEntry.objects.all()
@@ -107,9 +107,7 @@ def test_the_admins_own_log_tells_of_it(staff: Any, airports: list[Airport]) -> 
     )
 
 
-def test_only_who_has_the_actions_permission_has_the_action(
-    odd: None, staff: Any, airports: list[Airport]
-) -> None:
+def test_action_requires_its_permission(odd: None, staff: Any, airports: list[Airport]) -> None:
     viewer = client_of(staff("view_airport"))
     assert b"Export a country" not in viewer.get(LIST).content
     run(viewer, "chosen", airports)
@@ -121,15 +119,15 @@ def test_only_who_has_the_actions_permission_has_the_action(
     assert LogEntry.objects.get().change_message == ("Started by the action “Export a country”.")
 
 
-def test_all_that_match_are_selected_across_pages(staff: Any, airports: list[Airport]) -> None:
+def test_select_across_selects_all_matching_rows(staff: Any, airports: list[Airport]) -> None:
     run(client_of(staff("view_airport")), "export_selected", airports[:1], select_across="1")
     assert Task.objects.get().params["ids"] == [airport.pk for airport in airports]
 
 
-def test_more_than_it_can_take_are_refused(odd: None, staff: Any, airports: list[Airport]) -> None:
+def test_too_many_selected_rows_are_refused(odd: None, staff: Any, airports: list[Airport]) -> None:
     response = run(client_of(staff("view_airport")), "few", airports[:1], select_across="1")
     assert response["Location"] == f"{LIST}?country=NO"
-    assert said(response) == [
+    assert messages_of(response) == [
         (
             "error",
             "At most 3 rows can be selected for this action. "
@@ -140,7 +138,7 @@ def test_more_than_it_can_take_are_refused(odd: None, staff: Any, airports: list
     assert not LogEntry.objects.exists()
 
 
-def test_no_more_are_read_than_it_takes_to_see_that_they_are_too_many(
+def test_selection_reads_at_most_one_row_past_the_limit(
     airports: list[Airport], django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     with django_assert_num_queries(1) as queries, pytest.raises(TooManySelected):
@@ -149,11 +147,9 @@ def test_no_more_are_read_than_it_takes_to_see_that_they_are_too_many(
     assert keys(Airport.objects.all(), 5) == [airport.pk for airport in airports]
 
 
-def test_parameters_that_the_task_refuses_are_told(
-    odd: None, staff: Any, airports: list[Airport]
-) -> None:
+def test_refused_params_are_reported(odd: None, staff: Any, airports: list[Airport]) -> None:
     response = run(client_of(staff("view_airport")), "wrong", airports)
-    assert said(response) == [
+    assert messages_of(response) == [
         (
             "error",
             "Invalid parameters for WithModel: number: Input should be a valid integer",
@@ -162,27 +158,29 @@ def test_parameters_that_the_task_refuses_are_told(
     assert not Task.objects.exists()
 
 
-def test_what_is_running_already_is_linked(odd: None, staff: Any, airports: list[Airport]) -> None:
+def test_duplicate_links_to_the_running_task(
+    odd: None, staff: Any, airports: list[Airport]
+) -> None:
     client = client_of(staff("view_airport"))
     run(client, "one", airports)
     task = Task.objects.get()
     assert (task.priority, task.unique_key) == (7, "one")
-    [(level, text)] = said(run(client, "one", airports))
+    [(level, text)] = messages_of(run(client, "one", airports))
     assert level == "warning"
     assert "“Export airports” is already running or waiting" in text
     assert f'href="{task.get_absolute_url()}?next=' in text
     assert Task.objects.count() == LogEntry.objects.count() == 1
-    [(_, text)] = said(run(client_of(staff("view_airport", name="other")), "one", airports))
+    [(_, text)] = messages_of(run(client_of(staff("view_airport", name="other")), "one", airports))
     assert "Someone else is running this." in text
     assert str(task.pk) not in text
 
 
-def test_an_action_may_ask_first(odd: None, staff: Any, airports: list[Airport]) -> None:
+def test_action_may_return_a_response(odd: None, staff: Any, airports: list[Airport]) -> None:
     assert run(client_of(staff("view_airport")), "ask", airports).content == b"Are you sure?"
     assert not Task.objects.exists()
 
 
-def test_a_log_that_cannot_be_written_starts_nothing(
+def test_failing_log_entry_prevents_the_start(
     staff: Any, airports: list[Airport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: object) -> None:
@@ -195,8 +193,8 @@ def test_a_log_that_cannot_be_written_starts_nothing(
 
 
 @pytest.mark.urls(__name__)
-def test_a_site_without_our_urls_says_that_it_started(staff: Any, airports: list[Airport]) -> None:
+def test_site_without_task_urls_shows_a_message(staff: Any, airports: list[Airport]) -> None:
     response = run(client_of(staff("view_airport")), "few", airports[:1])
-    assert said(response) == [("success", "“Export airports” was started.")]
+    assert messages_of(response) == [("success", "“Export airports” was started.")]
     assert response["Location"] == f"{LIST}?country=NO"
     assert Task.objects.exists()

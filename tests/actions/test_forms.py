@@ -40,7 +40,7 @@ def errors(response: Any) -> dict[str, list[str]]:
     return dict(response.context_data["form"].errors)
 
 
-def test_the_task_starts_and_its_live_page_opens() -> None:
+def test_form_starts_a_task_and_redirects_to_its_page() -> None:
     response = post(AddView, a="3")
     task = Task.objects.get()
     assert (task.name, task.params) == ("tests.tasks.Add", {"a": 3, "b": 2})
@@ -48,30 +48,30 @@ def test_the_task_starts_and_its_live_page_opens() -> None:
     assert (response.status_code, response["Location"]) == (302, task.get_absolute_url())
 
 
-def test_who_is_not_logged_in_owns_nothing() -> None:
+def test_task_of_an_anonymous_user_has_no_owner() -> None:
     post(AddView, AnonymousUser(), a="3")
     assert Task.objects.get().owner is None
 
 
-def test_what_the_task_refuses_is_told_at_its_field() -> None:
+def test_refused_param_is_reported_at_its_field() -> None:
     assert errors(post(AddView, a="many")) == {
         "a": ["Input should be a valid integer, unable to parse string as an integer"]
     }
     assert not Task.objects.exists()
 
 
-def test_what_the_form_has_no_field_for_is_told_above_it() -> None:
+def test_error_without_a_field_is_reported_above_the_form() -> None:
     class Wrong(AddView):
         task_class = WithModel
 
         def get_task_params(self, form: Any) -> dict[str, Any]:
             return {"number": form.cleaned_data["a"], "kind": "other"}
 
-    told = errors(post(Wrong, a="1"))
-    assert told == {"__all__": ["kind: Input should be 'import' or 'export'"]}
+    reported = errors(post(Wrong, a="1"))
+    assert reported == {"__all__": ["kind: Input should be 'import' or 'export'"]}
 
 
-def test_a_fault_inside_a_field_is_the_fields() -> None:
+def test_nested_error_is_reported_at_its_field() -> None:
     class Nested(AddView):
         task_class = "project.airports.tasks.ExportAirports"
 
@@ -81,11 +81,11 @@ def test_a_fault_inside_a_field_is_the_fields() -> None:
         def get_task_params(self, form: Any) -> dict[str, Any]:
             return {"ids": form.cleaned_data["ids"].split()}
 
-    [fault] = errors(post(Nested, ids="1 two"))["ids"]
-    assert "valid integer" in fault
+    [error] = errors(post(Nested, ids="1 two"))["ids"]
+    assert "valid integer" in error
 
 
-def test_what_is_running_already_is_linked() -> None:
+def test_duplicate_links_to_the_running_task() -> None:
     class One(AddView):
         task_options = {"unique_key": "one"}
 
@@ -100,7 +100,7 @@ def test_what_is_running_already_is_linked() -> None:
     assert Task.objects.count() == 1
 
 
-def test_a_view_may_lead_elsewhere() -> None:
+def test_success_url_overrides_the_redirect() -> None:
     class Elsewhere(AddView):
         success_url = "/thanks/"
 
@@ -111,6 +111,6 @@ urlpatterns = [path("start/", AddView.as_view())]
 
 
 @pytest.mark.urls(__name__)
-def test_a_site_without_our_urls_leads_home() -> None:
+def test_site_without_task_urls_redirects_to_the_start_page() -> None:
     assert post(AddView, a="1")["Location"] == "/"
     assert Task.objects.exists()

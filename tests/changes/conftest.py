@@ -17,14 +17,14 @@ def running_postgresql() -> Iterator[PostgreSQL]:
 
 @pytest.fixture
 def server(transactional_db: None, running_postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
-    """A PostgreSQL server that keeps all of the test, whatever the run's database is."""
+    """A PostgreSQL server with this test's data, on every run's database."""
     with used(running_postgresql):
         yield running_postgresql
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path, settings: Any) -> Iterator[Redis]:
-    """A Redis server that the site is set to use."""
+    """A Redis server that the site's settings use."""
     server = Redis(tmp_path)
     settings.EVENTSTREAM_REDIS = server.setting
     yield server

@@ -1,4 +1,4 @@
-"""What tests of listening ask."""
+"""Helpers for tests of listening."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from django.db import connections, transaction
 from tasks_app.changes import Changes, announce
 from tests.harness import eventually
 
-#: Longer than anything takes that these tests expect to come at once.
+#: Longer than any event takes that these tests expect immediately.
 LONG = 20.0
-#: Long enough for what must not happen to happen.
+#: Long enough to see that nothing happens.
 SHORT = 0.1
 
 
 def settled(changes: Changes) -> Changes:
-    """Wait until it listens, and has said that there may be something for that reason."""
+    """Wait until it listens, and consume the change that it reports for that reason."""
     eventually(lambda: changes.wait(SHORT) and changes._line, within=10, what="it listens")  # type: ignore[attr-defined]
-    changes.pause(0)  # What opened the line woke it.
+    changes.pause(0)  # Opening the line woke it.
     while changes.wait(0):
         pass
     return changes
 
 
 def commit(times: int = 1) -> None:
-    """Announce within a transaction."""
+    """Announce a change inside a transaction."""
     with transaction.atomic():
         for _ in range(times):
             announce("default")
@@ -39,7 +39,7 @@ def commit(times: int = 1) -> None:
 
 @contextmanager
 def meanwhile(call: Callable[[], Any]) -> Iterator[None]:
-    """Do something in another thread, with connections of its own."""
+    """Run a call in another thread, with its own connections."""
 
     def run() -> None:
         try:
@@ -61,8 +61,8 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.monotonic() - before
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What an operator reads: the beginnings and ends of outages."""
+def logged_outages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what an operator sees in the log: the beginnings and ends of outages."""
     return [
         record.getMessage()
         for record in caplog.records

@@ -1,4 +1,4 @@
-"""Has anybody committed? Asked of real files, with real commits of other connections."""
+"""Noticing commits, with real files and real commits of other connections."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tasks_app.changes.postgresql import PostgreSQLChanges
 from tasks_app.changes.sqlite import SQLiteChanges
 from tests.harness import eventually
 
-#: Longer than anything takes that these tests expect to come at once.
+#: Longer than any event takes that these tests expect immediately.
 LONG = 20.0
-#: Long enough for what must not happen to happen.
+#: Long enough to see that nothing happens.
 SHORT = 0.1
 
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    """Another connection to the file, as another process has it."""
+    """Another connection to the file, like that of another process."""
     found = sqlite3.connect(
         tmp_path / "some.sqlite3", isolation_level=None, check_same_thread=False, timeout=5
     )
@@ -44,7 +44,7 @@ def writer(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     found.close()
 
 
-#: As on Linux; and as on other systems, or where the host's watches are used up.
+#: "kernel" uses inotify. "timer" is for other systems, and if the host has no inotify watches left.
 @pytest.fixture(params=["kernel", "timer"])
 def changes(
     request: pytest.FixtureRequest,
@@ -78,7 +78,7 @@ def meanwhile(call: Callable[[], None]) -> threading.Thread:
 # SQLite.
 
 
-def test_a_commit_between_two_waits_ends_the_second(
+def test_commit_between_two_waits_ends_the_second(
     changes: SQLiteChanges, writer: sqlite3.Connection
 ) -> None:
     write(writer)
@@ -90,7 +90,7 @@ def test_a_commit_between_two_waits_ends_the_second(
     assert not changes.wait(SHORT)
 
 
-def test_a_commit_ends_a_wait(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+def test_commit_ends_a_wait(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
     for _ in range(20):
         thread = meanwhile(lambda: write(writer))
         assert seconds(lambda: changes.wait(LONG)) < LONG / 2
@@ -98,7 +98,7 @@ def test_a_commit_ends_a_wait(changes: SQLiteChanges, writer: sqlite3.Connection
     assert not changes.wait(SHORT)
 
 
-def test_a_transaction_counts_when_it_commits(
+def test_transaction_counts_at_its_commit(
     changes: SQLiteChanges, writer: sqlite3.Connection
 ) -> None:
     writer.execute("BEGIN IMMEDIATE")
@@ -108,15 +108,15 @@ def test_a_transaction_counts_when_it_commits(
     assert changes.wait(LONG)
 
 
-def test_a_rollback_does_not_count(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+def test_rollback_does_not_count(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
     writer.execute("BEGIN IMMEDIATE")
     write(writer)
     writer.execute("ROLLBACK")
     assert not changes.wait(SHORT)
 
 
-def test_a_file_that_is_locked_for_all_is_watched_all_the_same(tmp_path: Path) -> None:
-    """A worker that starts just then waits for the database elsewhere, as for one that is away."""
+def test_file_with_an_exclusive_lock_can_be_watched(tmp_path: Path) -> None:
+    """A worker that starts now waits elsewhere, as it does when the database is down."""
     path = str(tmp_path / "locked.sqlite3")
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("CREATE TABLE t (x)")
@@ -131,7 +131,7 @@ def test_a_file_that_is_locked_for_all_is_watched_all_the_same(tmp_path: Path) -
             assert changes.wait(0)
 
 
-def test_a_look_does_not_count(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+def test_read_does_not_count(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
     writer.execute("SELECT * FROM t").fetchall()
     assert not changes.wait(SHORT)
 
@@ -150,17 +150,17 @@ def test_commits_are_noticed_after_a_checkpoint(
     assert not changes.wait(SHORT)
 
 
-def test_commits_are_noticed_without_the_log(
+def test_commits_are_noticed_after_the_wal_was_deleted(
     changes: SQLiteChanges, writer: sqlite3.Connection, tmp_path: Path
 ) -> None:
-    """Somebody removed it: the connections that are open write on, and the kernel is silent."""
+    """Open connections continue to write to the deleted file, and inotify does not report it."""
     (tmp_path / "some.sqlite3-wal").unlink()
     for _ in range(3):
         write(writer)
         assert seconds(lambda: changes.wait(LONG)) < LONG / 2
 
 
-def test_commits_are_noticed_where_there_is_no_log(tmp_path: Path) -> None:
+def test_commits_are_noticed_without_wal_mode(tmp_path: Path) -> None:
     path = tmp_path / "rollback.sqlite3"
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("CREATE TABLE t (x)")
@@ -172,14 +172,14 @@ def test_commits_are_noticed_where_there_is_no_log(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_what_the_kernel_does_not_report_is_noticed_all_the_same(
+def test_commits_that_the_kernel_does_not_report_are_noticed(
     writer: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a network share: a look now and then catches it."""
+    """As on a network share. A periodic check notices them."""
     monkeypatch.setattr(sqlite_module, "SAFETY_SECONDS", 0.02)
     with SQLiteChanges(str(tmp_path / "some.sqlite3")) as changes:
         if changes._inotify is not None:
-            changes._inotify.rm_watch(1)  # The kernel numbers them from 1.
+            changes._inotify.rm_watch(1)  # The kernel numbers watches from 1.
             changes._inotify.read(timeout=0)
         thread = meanwhile(lambda: write(writer))
         assert seconds(lambda: changes.wait(LONG)) < LONG / 2
@@ -187,10 +187,10 @@ def test_what_the_kernel_does_not_report_is_noticed_all_the_same(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
-def test_where_the_hosts_watches_are_used_up_the_timer_serves(
+def test_timer_is_used_if_no_inotify_watches_are_left(
     writer: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing is left open, of which Python would warn."""
+    """And no descriptor is left open, which would cause a ResourceWarning."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -210,7 +210,7 @@ def test_where_the_hosts_watches_are_used_up_the_timer_serves(
 
 @pytest.fixture
 def timer(settings: Any) -> Iterator[Changes]:
-    """Of a database that cannot tell, looked at once in a long while."""
+    """Changes of a database without notifications, with a very long interval."""
     settings.TASK_POLL_INTERVAL_SECONDS = LONG * 2
     with Changes() as changes:
         assert changes.wait(0)
@@ -221,7 +221,7 @@ def timer(settings: Any) -> Iterator[Changes]:
 def any_changes(
     request: pytest.FixtureRequest, timer: Changes, tmp_path: Path, writer: sqlite3.Connection
 ) -> Iterator[Changes]:
-    """Where nothing is committed."""
+    """Both kinds of changes, with no commits."""
     if request.param == "timer":
         yield timer
     else:
@@ -229,7 +229,7 @@ def any_changes(
             yield changes
 
 
-def test_a_wait_ends_when_its_time_is_over(any_changes: Changes) -> None:
+def test_wait_ends_at_its_timeout(any_changes: Changes) -> None:
     assert SHORT * 0.9 < seconds(lambda: any_changes.wait(SHORT)) < LONG / 2
     assert not any_changes.wait(0)
     assert not any_changes.wait(-1)
@@ -242,7 +242,7 @@ def test_wake_ends_a_wait(any_changes: Changes) -> None:
         thread.join()
 
 
-def test_wake_ends_the_next_wait_and_only_that(any_changes: Changes) -> None:
+def test_many_wakes_end_only_the_next_wait(any_changes: Changes) -> None:
     for _ in range(1000):
         any_changes.wake()
     assert seconds(lambda: any_changes.wait(LONG)) < LONG / 2
@@ -250,7 +250,7 @@ def test_wake_ends_the_next_wait_and_only_that(any_changes: Changes) -> None:
 
 
 class Woken:
-    """A socket that is read just when another thread wakes whoever waits at it."""
+    """A socket that gets another wake just as it is read."""
 
     def __init__(self, wake: Callable[[], None], whole: socket.socket) -> None:
         self.wake = wake
@@ -264,7 +264,7 @@ class Woken:
         return self.whole.recv(size)
 
 
-def test_wake_while_the_last_one_is_taken_in_does_not_deafen_it(
+def test_wake_during_a_read_of_the_last_one_is_not_lost(
     any_changes: Changes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -276,12 +276,12 @@ def test_wake_while_the_last_one_is_taken_in_does_not_deafen_it(
     assert seconds(lambda: any_changes.pause(LONG)) < LONG / 2
 
 
-def test_wake_is_no_commit(any_changes: Changes) -> None:
+def test_wake_is_not_a_commit(any_changes: Changes) -> None:
     any_changes.wake()
     assert not any_changes.wait(LONG)
 
 
-def test_a_signal_handler_may_wake(any_changes: Changes) -> None:
+def test_signal_handler_may_wake(any_changes: Changes) -> None:
     previous = signal.signal(signal.SIGUSR1, lambda *_: any_changes.wake())
     try:
         thread = meanwhile(lambda: os.kill(os.getpid(), signal.SIGUSR1))
@@ -291,26 +291,26 @@ def test_a_signal_handler_may_wake(any_changes: Changes) -> None:
         signal.signal(signal.SIGUSR1, previous)
 
 
-def test_a_pause_ends_with_its_time_or_with_wake(any_changes: Changes) -> None:
+def test_pause_ends_at_its_timeout_or_wake(any_changes: Changes) -> None:
     assert seconds(lambda: any_changes.pause(SHORT)) > SHORT * 0.9
     any_changes.wake()
     assert seconds(lambda: any_changes.pause(LONG)) < LONG / 2
     any_changes.pause(-1)
 
 
-def test_a_commit_does_not_end_a_pause(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
+def test_commit_does_not_end_a_pause(changes: SQLiteChanges, writer: sqlite3.Connection) -> None:
     write(writer)
     assert seconds(lambda: changes.pause(SHORT)) > SHORT * 0.9
     assert changes.wait(0)
 
 
-def test_nothing_is_to_wake_after_the_end(any_changes: Changes) -> None:
+def test_wake_after_close_does_nothing(any_changes: Changes) -> None:
     any_changes.close()
     any_changes.wake()
 
 
-def test_what_is_closed_is_given_back(writer: sqlite3.Connection, tmp_path: Path) -> None:
-    """Descriptors, counted by the lowest that is free."""
+def test_close_releases_descriptors(writer: sqlite3.Connection, tmp_path: Path) -> None:
+    """Compares the lowest free descriptor."""
 
     def lowest() -> int:
         with socket.socket() as probe:
@@ -321,23 +321,23 @@ def test_what_is_closed_is_given_back(writer: sqlite3.Connection, tmp_path: Path
     for _ in range(5):
         with SQLiteChanges(str(tmp_path / "some.sqlite3")), Changes():
             pass
-    # What others had left may be collected meanwhile.
+    # Descriptors left by others may be collected during the test.
     assert lowest() <= before
 
 
 # The timer.
 
 
-def test_the_timer_says_perhaps_as_often_as_it_is_set(settings: Any) -> None:
+def test_timer_reports_a_possible_change_at_its_interval(settings: Any) -> None:
     settings.TASK_POLL_INTERVAL_SECONDS = 1
     with Changes() as changes:
         assert changes.wait(LONG)
-        # It was due since the wait before began.
+        # The interval began before the first wait ended.
         assert SHORT < seconds(lambda: changes.wait(LONG)) < LONG / 2
         assert not changes.wait(0)
 
 
-def test_wake_does_not_hurry_the_timer(timer: Changes) -> None:
+def test_wake_does_not_advance_the_timer(timer: Changes) -> None:
     timer.wake()
     assert not timer.wait(LONG)
     assert not timer.wait(0)
@@ -347,7 +347,7 @@ def test_wake_does_not_hurry_the_timer(timer: Changes) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_sites_database_is_watched_by_the_best_means() -> None:
+def test_site_database_is_watched_by_the_best_means() -> None:
     best = {"sqlite": SQLiteChanges, "postgresql": PostgreSQLChanges}[connection.vendor]
     with watch("default") as changes:
         assert type(changes) is best
@@ -365,7 +365,7 @@ def test_the_sites_database_is_watched_by_the_best_means() -> None:
 
 
 @pytest.mark.django_db
-def test_where_the_database_tells_by_itself_there_is_nothing_to_announce(
+def test_sqlite_needs_no_announcement(
     django_assert_num_queries: Callable[[int], AbstractContextManager[object]],
 ) -> None:
     with django_assert_num_queries(0 if connection.vendor == "sqlite" else 1):
@@ -373,7 +373,7 @@ def test_where_the_database_tells_by_itself_there_is_nothing_to_announce(
         announce("default")
 
 
-def test_a_database_in_memory_is_watched_by_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_memory_database_is_watched_by_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections["default"], "vendor", "sqlite")
     monkeypatch.setitem(connections["default"].settings_dict, "NAME", ":memory:")
     with watch("default") as changes:

@@ -1,4 +1,4 @@
-"""Waiting for notices while lines break, hang, and come too late."""
+"""Waiting for notices while connections break, hang, or arrive too late."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tasks_app.changes import Changes
 from tasks_app.changes import outage as outage_module
 from tasks_app.changes.listening import Line, Listening
 from tasks_app.changes.outage import Outage
-from tests.changes.listening import LONG, SHORT, seconds, settled, told
+from tests.changes.listening import LONG, SHORT, logged_outages, seconds, settled
 from tests.harness import eventually
 
 
 class Wire:
-    """A line whose far end a test holds."""
+    """A line whose other end the test controls."""
 
     def __init__(self) -> None:
         self.far, self._near = socket.socketpair()
@@ -51,7 +51,7 @@ class Wired(Listening):
 
     def __init__(self) -> None:
         self.wires: list[Wire] = []
-        #: What opening does, where it is not to succeed.
+        #: The error that opening raises, if any.
         self.refuse: Exception | None = None
         self.hold = threading.Event()
         self.hold.set()
@@ -73,13 +73,13 @@ def wired(settings: Any) -> Iterator[Wired]:
         yield changes
 
 
-def test_a_notice_ends_a_wait(wired: Wired) -> None:
+def test_notice_ends_a_wait(wired: Wired) -> None:
     wired.wires[0].far.send(b"!")
     assert wired.wait(LONG)
     assert not wired.wait(SHORT)
 
 
-def test_opening_holds_up_neither_waits_nor_the_end(wired: Wired) -> None:
+def test_opening_blocks_neither_waits_nor_close(wired: Wired) -> None:
     wired.hold.clear()
     wired.wires[0].far.close()
     assert wired.wait(LONG)
@@ -92,14 +92,14 @@ def test_opening_holds_up_neither_waits_nor_the_end(wired: Wired) -> None:
     eventually(lambda: all(wire.closed for wire in wired.wires) and len(wired.wires) == 2)
 
 
-def test_a_line_that_came_and_was_not_taken_up_is_closed() -> None:
+def test_line_that_opened_before_close_is_closed() -> None:
     wired = Wired()
     eventually(lambda: wired._opened)
     wired.close()
     assert wired.wires[0].closed
 
 
-def test_one_line_is_tried_for_at_a_time(wired: Wired) -> None:
+def test_only_one_line_is_opened_at_a_time(wired: Wired) -> None:
     wired.hold.clear()
     wired.wires[0].far.close()
     for _ in range(5):
@@ -110,14 +110,14 @@ def test_one_line_is_tried_for_at_a_time(wired: Wired) -> None:
     assert len(wired.wires) == 2
 
 
-def test_what_was_missed_while_there_was_no_line_is_looked_for(wired: Wired, settings: Any) -> None:
+def test_changes_during_an_outage_are_noticed(wired: Wired, settings: Any) -> None:
     settings.TASK_POLL_INTERVAL_SECONDS = LONG * 2
     wired.hold.clear()
     wired.wires[0].far.close()
-    assert wired.wait(LONG), "something may have been told just before"
+    assert wired.wait(LONG), "a notice may have come just before"
     wired.hold.set()
-    wired._outage = Outage("x", "y")  # Whose pause is over.
-    assert eventually(lambda: wired.wait(SHORT)), "something may have been told meanwhile"
+    wired._outage = Outage("x", "y")  # Its pause is over.
+    assert eventually(lambda: wired.wait(SHORT)), "a notice may have been missed"
     assert wired._line
 
 
@@ -129,7 +129,7 @@ def test_each_outage_is_logged_once(wired: Wired, caplog: pytest.LogCaptureFixtu
         wired.wait(LONG)
     wired.refuse = None
     settled(wired)
-    assert told(caplog) == [
+    assert logged_outages(caplog) == [
         "The wire does not answer (cut); looking for changes on a timer until it does",
         "The wire answers again",
     ]
@@ -162,7 +162,7 @@ def pauses(outage: Outage, clock: Clock, strikes: int) -> list[float]:
     return found
 
 
-def test_tries_grow_rarer_up_to_a_bound(clock: Clock) -> None:
+def test_retry_interval_grows_to_a_limit(clock: Clock) -> None:
     outage = Outage("x", "y")
     found = pauses(outage, clock, 9)
     assert found == sorted(found)
@@ -170,7 +170,7 @@ def test_tries_grow_rarer_up_to_a_bound(clock: Clock) -> None:
     assert found[-2:] == [5.0, 5.0]
 
 
-def test_what_breaks_as_soon_as_it_works_is_not_tried_more_often(clock: Clock) -> None:
+def test_line_that_breaks_immediately_is_not_retried_more_often(clock: Clock) -> None:
     outage = Outage("x", "y")
     for _ in range(10):
         outage.strike(OSError("x"))
@@ -189,7 +189,7 @@ def test_what_breaks_as_soon_as_it_works_is_not_tried_more_often(clock: Clock) -
     assert outage.may_try()
 
 
-def test_one_of_many_threads_tries_while_an_outage_lasts(clock: Clock) -> None:
+def test_only_one_thread_retries_during_an_outage(clock: Clock) -> None:
     outage = Outage("x", "y")
     outage.strike(OSError("x"))
     assert not outage.may_try()
@@ -198,8 +198,8 @@ def test_one_of_many_threads_tries_while_an_outage_lasts(clock: Clock) -> None:
     assert not outage.may_try()
 
 
-def test_descriptors_may_be_many(wired: Wired) -> None:
-    """As in a web process that holds a thousand streams when its line is cut."""
+def test_descriptor_numbers_above_1023_work(wired: Wired) -> None:
+    """For example in a web process with a thousand streams whose line is cut."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     wired.hold.clear()

@@ -1,4 +1,4 @@
-"""LISTEN and NOTIFY, asked of a real server that is cut off, stopped and started."""
+"""LISTEN and NOTIFY, with a real server whose connections are cut, stopped and started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from tasks_app.changes import Changes, announce, watch
 from tasks_app.changes.postgresql import PostgreSQLChanges
-from tests.changes.listening import LONG, SHORT, commit, meanwhile, seconds, settled, told
+from tests.changes.listening import LONG, SHORT, commit, logged_outages, meanwhile, seconds, settled
 from tests.harness import eventually
 from tests.servers import PostgreSQL, postgresql, used
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.once
 def changes(
     server: PostgreSQL, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[PostgreSQLChanges]:
-    """What hears notices, and nothing else: it looks now and then only where it is cut off."""
+    """Changes that notice only through notifications, and use the timer only during an outage."""
     monkeypatch.setattr(PostgreSQLChanges, "safety_seconds", LONG * 2)
     settings.TASK_POLL_INTERVAL_SECONDS = SHORT
     with watch("default") as watched:
@@ -32,33 +32,33 @@ def changes(
         yield watched
 
 
-def test_a_commit_between_two_waits_ends_the_second(changes: Changes) -> None:
+def test_commit_between_two_waits_ends_the_second(changes: Changes) -> None:
     commit()
     assert changes.wait(LONG)
     assert not changes.wait(0)
     commit()
     commit()
     assert changes.wait(LONG)
-    # The second notice may come a moment later.
+    # The second notification may arrive a moment later.
     while changes.wait(SHORT):
         pass
 
 
-def test_a_commit_ends_a_wait(changes: Changes) -> None:
+def test_commit_ends_a_wait(changes: Changes) -> None:
     for _ in range(20):
         with meanwhile(commit):
             assert seconds(lambda: changes.wait(LONG)) < LONG / 2
     assert not changes.wait(SHORT)
 
 
-def test_a_transaction_counts_when_it_commits(changes: Changes) -> None:
+def test_transaction_counts_at_its_commit(changes: Changes) -> None:
     with transaction.atomic():
         announce("default")
         assert not changes.wait(SHORT)
     assert changes.wait(LONG)
 
 
-def test_a_rollback_does_not_count(changes: Changes) -> None:
+def test_rollback_does_not_count(changes: Changes) -> None:
     with transaction.atomic():
         announce("default")
         transaction.set_rollback(True)
@@ -67,7 +67,7 @@ def test_a_rollback_does_not_count(changes: Changes) -> None:
     assert changes.wait(LONG)
 
 
-def test_what_a_savepoint_took_back_is_told_when_it_is_done_again(changes: Changes) -> None:
+def test_announcement_after_a_savepoint_rollback_is_sent(changes: Changes) -> None:
     with transaction.atomic():
         with transaction.atomic():
             announce("default")
@@ -80,7 +80,7 @@ def test_what_a_savepoint_took_back_is_told_when_it_is_done_again(changes: Chang
     assert not changes.wait(SHORT)
 
 
-def test_a_transaction_tells_once(changes: Changes) -> None:
+def test_transaction_notifies_once(changes: Changes) -> None:
     with CaptureQueriesContext(connections["default"]) as executed:
         commit(times=3)
     assert [query["sql"] for query in executed] == ["BEGIN", "NOTIFY tasks_app", "COMMIT"]
@@ -88,8 +88,8 @@ def test_a_transaction_tells_once(changes: Changes) -> None:
     assert not changes.wait(SHORT)
 
 
-def test_who_hears_nothing_does_nothing(changes: PostgreSQLChanges, server: PostgreSQL) -> None:
-    """It neither wakes nor asks the server."""
+def test_idle_listener_does_nothing(changes: PostgreSQLChanges, server: PostgreSQL) -> None:
+    """It neither wakes up nor queries the server."""
     calls: list[float] = []
     sleep = changes._sleep
     changes._sleep = lambda timeout, *others: calls.append(timeout) or sleep(timeout, *others)  # type: ignore[method-assign,func-returns-value]
@@ -105,40 +105,40 @@ def test_who_hears_nothing_does_nothing(changes: PostgreSQLChanges, server: Post
     assert asked() == before
 
 
-def test_a_notice_that_never_came_costs_seconds(
+def test_lost_notification_delays_by_seconds(
     server: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PostgreSQLChanges, "safety_seconds", 1)
     with watch("default") as changes:
         settled(changes)
-        # It was due since the last look began.
+        # The interval began before the last check ended.
         assert SHORT < seconds(lambda: changes.wait(LONG)) < LONG / 2
 
 
-def test_wake_is_no_commit(changes: Changes) -> None:
+def test_wake_is_not_a_commit(changes: Changes) -> None:
     with meanwhile(changes.wake):
         assert not changes.wait(LONG)
 
 
-def test_a_line_that_is_cut_is_replaced(
+def test_cut_line_is_replaced(
     changes: PostgreSQLChanges, server: PostgreSQL, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "tasks_app.changes")
     [line] = server.listeners()
     with meanwhile(server.cut):
-        assert changes.wait(LONG), "there may have been something that it did not hear"
+        assert changes.wait(LONG), "a notification may have been missed"
     connections["default"].close()
     settled(changes)
     assert server.listeners() - {line}
     commit()
     assert changes.wait(LONG)
-    trouble, end = told(caplog)
+    trouble, end = logged_outages(caplog)
     assert trouble.startswith("LISTEN on PostgreSQL does not answer (")
     assert trouble.endswith("); looking for changes on a timer until it does")
     assert end == "LISTEN on PostgreSQL answers again"
 
 
-def test_while_the_server_is_down_it_looks_on_the_timer_and_wakes(
+def test_timer_and_wake_work_while_the_server_is_down(
     settings: Any, transactional_db: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "tasks_app.changes")
@@ -155,13 +155,13 @@ def test_while_the_server_is_down_it_looks_on_the_timer_and_wakes(
         settled(changes)
         commit()
         assert changes.wait(LONG)
-    assert [line.split(" (")[0] for line in told(caplog)] == [
+    assert [line.split(" (")[0] for line in logged_outages(caplog)] == [
         "LISTEN on PostgreSQL does not answer",
         "LISTEN on PostgreSQL answers again",
     ]
 
 
-def test_who_cannot_listen_looks_on_the_timer(
+def test_timer_is_used_if_listen_fails(
     server: PostgreSQL, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.TASK_POLL_INTERVAL_SECONDS = SHORT
@@ -169,12 +169,12 @@ def test_who_cannot_listen_looks_on_the_timer(
     with watch("default") as changes:
         for _ in range(5):
             eventually(lambda: changes.wait(LONG))
-        eventually(lambda: changes.wait(LONG) and told(caplog))
-    assert len(told(caplog)) == 1
-    assert "nonsense" in told(caplog)[0]
+        eventually(lambda: changes.wait(LONG) and logged_outages(caplog))
+    assert len(logged_outages(caplog)) == 1
+    assert "nonsense" in logged_outages(caplog)[0]
 
 
-def test_without_listen_there_is_the_timer_and_nothing_is_told(
+def test_without_listen_the_timer_is_used_and_nothing_is_sent(
     server: PostgreSQL, settings: Any
 ) -> None:
     settings.TASK_LISTEN = False
@@ -185,14 +185,14 @@ def test_without_listen_there_is_the_timer_and_nothing_is_told(
     assert [query["sql"] for query in executed] == ["BEGIN", "COMMIT"]
 
 
-def test_the_line_is_closed_with_the_watch(server: PostgreSQL) -> None:
+def test_line_is_closed_with_the_watch(server: PostgreSQL) -> None:
     with watch("default") as changes:
         settled(changes)
         assert len(server.listeners()) == 1
     eventually(lambda: not server.listeners())
 
 
-def test_a_watch_that_ends_before_it_listens_leaves_no_line(server: PostgreSQL) -> None:
+def test_watch_closed_before_it_listens_leaves_no_line(server: PostgreSQL) -> None:
     for _ in range(10):
         with watch("default"):
             pass

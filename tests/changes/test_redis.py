@@ -1,4 +1,4 @@
-"""Notices over Redis, asked of a real server that is killed, held and started."""
+"""Notices over Redis, with a real server that is killed, paused and started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 
 from tasks_app.changes import Changes, announce, watch
 from tasks_app.changes.redis import PUBLISH_TIMEOUT, RedisChanges, publish
-from tests.changes.listening import LONG, SHORT, commit, meanwhile, seconds, settled, told
+from tests.changes.listening import LONG, SHORT, commit, logged_outages, meanwhile, seconds, settled
 from tests.harness import eventually
 from tests.servers import Redis
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.once, pytest.mark.django_db(transaction=True)]
 def changes(
     redis_server: Redis, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RedisChanges]:
-    """What hears notices, and nothing else: it looks now and then only where it is cut off."""
+    """Changes that notice only through notifications, and use the timer only during an outage."""
     monkeypatch.setattr(RedisChanges, "safety_seconds", LONG * 2)
     settings.TASK_POLL_INTERVAL_SECONDS = SHORT
     with watch("default") as watched:
@@ -31,20 +31,20 @@ def changes(
         yield watched
 
 
-def test_a_commit_between_two_waits_ends_the_second(changes: Changes) -> None:
+def test_commit_between_two_waits_ends_the_second(changes: Changes) -> None:
     commit()
     assert changes.wait(LONG)
     assert not changes.wait(SHORT)
 
 
-def test_a_commit_ends_a_wait(changes: Changes) -> None:
+def test_commit_ends_a_wait(changes: Changes) -> None:
     for _ in range(20):
         with meanwhile(commit):
             assert seconds(lambda: changes.wait(LONG)) < LONG / 2
     assert not changes.wait(SHORT)
 
 
-def test_a_transaction_tells_once_and_when_it_has_committed(changes: Changes) -> None:
+def test_transaction_publishes_once_after_its_commit(changes: Changes) -> None:
     with CaptureQueriesContext(connections["default"]) as executed, transaction.atomic():
         for _ in range(3):
             announce("default")
@@ -54,7 +54,7 @@ def test_a_transaction_tells_once_and_when_it_has_committed(changes: Changes) ->
     assert not [query for query in executed if "NOTIFY" in query["sql"]]
 
 
-def test_a_rollback_does_not_count(changes: Changes) -> None:
+def test_rollback_does_not_count(changes: Changes) -> None:
     with transaction.atomic():
         announce("default")
         transaction.set_rollback(True)
@@ -67,22 +67,22 @@ def test_a_rollback_does_not_count(changes: Changes) -> None:
     assert changes.wait(LONG)
 
 
-def test_wake_is_no_commit(changes: Changes) -> None:
+def test_wake_is_not_a_commit(changes: Changes) -> None:
     with meanwhile(changes.wake):
         assert not changes.wait(LONG)
 
 
-def test_a_notice_that_redis_lost_costs_a_second(
+def test_lost_message_delays_by_a_second(
     redis_server: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RedisChanges, "safety_seconds", 1)
     with watch("default") as changes:
         settled(changes)
-        # It was due since the last look began.
+        # The interval began before the last check ended.
         assert SHORT < seconds(lambda: changes.wait(LONG)) < LONG / 2
 
 
-def test_while_redis_is_down_it_looks_on_the_timer(
+def test_timer_is_used_while_redis_is_down(
     changes: RedisChanges, redis_server: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "tasks_app.changes")
@@ -97,13 +97,13 @@ def test_while_redis_is_down_it_looks_on_the_timer(
     redis_server.start()
     settled(changes)
 
-    def heard() -> bool:
+    def notified() -> bool:
         commit()
         return changes.wait(SHORT)
 
-    eventually(heard)
-    # One line for each end of the wire, however many commits: those who hear, those who tell.
-    lines = told(caplog)
+    eventually(notified)
+    # However many commits: one line for the subscriber and one for the publisher.
+    lines = logged_outages(caplog)
     for meaning in (
         "looking for changes on a timer until it does",
         "commits here may be noticed a second late",
@@ -113,30 +113,30 @@ def test_while_redis_is_down_it_looks_on_the_timer(
     assert len(lines) == 4
 
 
-def test_telling_neither_fails_nor_waits_for_a_server_that_is_held(
+def test_publish_neither_fails_nor_blocks_while_redis_hangs(
     redis_server: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish()
     redis_server.hold()
     first = seconds(publish)
     assert first > PUBLISH_TIMEOUT * 0.9
-    # Whatever the load of the machine: a thousand tries would take minutes.
+    # True on a busy machine too: a thousand attempts would take minutes.
     assert seconds(lambda: [publish() for _ in range(1000)]) < LONG
-    assert len(told(caplog)) == 1
+    assert len(logged_outages(caplog)) == 1
     redis_server.hold(False)
 
 
-def test_telling_does_not_fail_where_there_is_no_server(
+def test_publish_does_not_fail_while_redis_is_down(
     redis_server: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     redis_server.kill()
     for _ in range(100):
         commit()
-    assert len(told(caplog)) == 1
-    assert "Redis does not answer" in told(caplog)[0]
+    assert len(logged_outages(caplog)) == 1
+    assert "Redis does not answer" in logged_outages(caplog)[0]
 
 
-def test_who_cannot_subscribe_at_first_does_later(redis_server: Redis, settings: Any) -> None:
+def test_subscribe_is_retried_until_redis_is_up(redis_server: Redis, settings: Any) -> None:
     settings.TASK_POLL_INTERVAL_SECONDS = SHORT
     redis_server.kill()
     with watch("default") as changes:
@@ -145,7 +145,7 @@ def test_who_cannot_subscribe_at_first_does_later(redis_server: Redis, settings:
         settled(changes)
 
 
-def test_the_subscription_ends_with_the_watch(redis_server: Redis) -> None:
+def test_subscription_ends_with_the_watch(redis_server: Redis) -> None:
     with watch("default") as changes:
         settled(changes)
         assert redis_server.listeners() == 1

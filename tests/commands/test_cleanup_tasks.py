@@ -34,7 +34,7 @@ pytestmark = pytest.mark.django_db
 def rules(settings: Any) -> None:
     settings.TASK_RETENTION_SECONDS = 7 * 86400
     settings.TASK_FAILED_RETENTION_SECONDS = 30 * 86400
-    # It waits for so long before it takes a worker for lost.
+    # The command waits this long before it treats a worker as lost.
     settings.TASK_LEASE_SECONDS, settings.TASK_HEARTBEAT_SECONDS = 1, 0.4
 
 
@@ -43,7 +43,7 @@ def aged() -> None:
     for status in Status:
         for days in (1, 10, 40):
             saved(status, name=f"{status} {days}", age=timedelta(days=days), worker=None)
-    # The leases of what runs are good.
+    # Give the running tasks valid leases.
     Task.objects.running().update(lease_expires_at=timezone.now() + timedelta(days=1))
 
 
@@ -58,7 +58,7 @@ def left() -> set[str]:
 
 
 @pytest.mark.usefixtures("aged")
-def test_it_prunes_as_the_site_says() -> None:
+def test_prunes_by_the_settings() -> None:
     assert cleanup() == (
         "Removed 5 finished tasks; rescued 0 from lost workers; removed 0 old worker records.\n"
     )
@@ -67,13 +67,13 @@ def test_it_prunes_as_the_site_says() -> None:
 
 
 @pytest.mark.usefixtures("aged")
-def test_older_than_goes_before_what_the_site_says() -> None:
+def test_older_than_overrides_the_settings() -> None:
     cleanup("--older-than", "12h")
     assert left() == set()
 
 
 @pytest.mark.usefixtures("aged")
-def test_older_than_keeps_what_the_site_would_not() -> None:
+def test_older_than_may_keep_longer_than_the_settings() -> None:
     cleanup("--older-than", "20d")
     assert left() == {
         f"{s} {days}" for s in ("completed", "cancelled", "failed") for days in (1, 10)
@@ -81,13 +81,13 @@ def test_older_than_keeps_what_the_site_would_not() -> None:
 
 
 @pytest.mark.usefixtures("aged")
-def test_only_tasks_of_a_status() -> None:
+def test_status_restricts_the_prune() -> None:
     cleanup("--older-than", "0", "--status", "failed", "--status", "cancelled")
     assert left() == {"completed 1", "completed 10", "completed 40"}
 
 
 @pytest.mark.usefixtures("aged")
-def test_a_dry_run_changes_nothing() -> None:
+def test_dry_run_changes_nothing() -> None:
     worker(heartbeat_at=timezone.now() - timedelta(days=9))
     lapse(saved(Status.RUNNING), timedelta(days=1))
     before, workers = snapshot(), Worker.objects.count()
@@ -97,7 +97,7 @@ def test_a_dry_run_changes_nothing() -> None:
 
 
 @pytest.mark.usefixtures("aged")
-def test_programs_read_json() -> None:
+def test_json_output() -> None:
     worker(heartbeat_at=timezone.now() - timedelta(days=9))
     lost = saved(Status.RUNNING)
     lapse(lost, timedelta(days=1))
@@ -115,7 +115,7 @@ def test_programs_read_json() -> None:
     assert json.loads(cleanup("--json")) == nothing
 
 
-def test_it_tells_of_what_needs_a_look(settings: Any) -> None:
+def test_summary_reports_problems(settings: Any) -> None:
     worker(heartbeat_at=timezone.now() - timedelta(hours=1))
     assert cleanup() == (
         "Removed 0 finished tasks; rescued 0 from lost workers; "
@@ -127,14 +127,14 @@ def test_it_tells_of_what_needs_a_look(settings: Any) -> None:
     )
 
 
-def test_all_tasks_of_lost_workers_are_taken_back() -> None:
-    """Also where they are more than a rescue takes at once."""
+def test_all_tasks_of_lost_workers_are_rescued() -> None:
+    """Even if there are more than one rescue takes."""
     Task.objects.bulk_create(row(Status.RUNNING) for _ in range(120))
     Task.objects.update(lease_expires_at=timezone.now() - timedelta(days=1))
     assert json.loads(cleanup("--json"))["taken_back"] == 120
 
 
-# What a terminal shows.
+# Terminal output.
 
 
 class Terminal(StringIO):
@@ -143,7 +143,7 @@ class Terminal(StringIO):
 
 
 @pytest.mark.usefixtures("aged")
-def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     assert cleanup().startswith("Removed 5 finished tasks;")
@@ -152,17 +152,17 @@ def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("aged")
-def test_cron_is_shown_nothing_but_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cron_gets_only_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
     with CaptureQueriesContext(connection) as executed:
         cleanup()
     assert capsys.readouterr().err == ""
-    # What only the bar needs is not counted.
+    # The count that only the bar needs is skipped.
     assert not [
         query for query in executed if "COUNT(*)" in query["sql"] and "finished_at" in query["sql"]
     ]
 
 
-def test_a_dry_run_reads_no_rows() -> None:
+def test_dry_run_reads_no_rows() -> None:
     with CaptureQueriesContext(connection) as executed:
         cleanup("--dry-run")
     counts = [query["sql"] for query in executed if "tasks_app" in query["sql"]]
@@ -170,11 +170,11 @@ def test_a_dry_run_reads_no_rows() -> None:
     assert all(sql.startswith("SELECT COUNT(*)") for sql in counts)
 
 
-# Trouble with the database, and signals.
+# Database errors and signals.
 
 
 def locked(times: float) -> Any:
-    """Refuse deletions so many times."""
+    """Refuse this many deletions."""
     left = iter(range(int(times)))
 
     def refuse(execute: Any, sql: str, *rest: Any) -> Any:
@@ -187,14 +187,14 @@ def locked(times: float) -> Any:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("transactional_db", "aged")
-def test_a_database_that_is_locked_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_waits_for_a_locked_database(caplog: pytest.LogCaptureFixture) -> None:
     before = connection.connection
     with locked(2):
         assert cleanup().startswith("Removed 5 finished tasks;")
-    # It may have been the connection.
+    # A new connection is used, because the old one may be the cause.
     assert connection.connection is not before
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [
         "The database does not answer (database is locked); next try in 0.1 s",
         "The database does not answer (database is locked); next try in 0.2 s",
     ]
@@ -202,7 +202,7 @@ def test_a_database_that_is_locked_is_waited_for(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("transactional_db", "aged")
-def test_a_database_that_stays_locked_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gives_up_if_the_database_stays_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks_app.worker.cleanup.PATIENCE_SECONDS", 0.2)
     with locked(1000), pytest.raises(CommandError) as caught:
         cleanup()
@@ -217,7 +217,7 @@ def test_a_database_that_stays_locked_ends_it(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.usefixtures("aged")
-def test_a_signal_ends_it_after_the_batch(
+def test_signal_ends_it_after_the_current_batch(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     before = signal.getsignal(number)
@@ -237,7 +237,7 @@ def test_a_signal_ends_it_after_the_batch(
 
 
 @pytest.mark.usefixtures("aged")
-def test_a_second_signal_is_what_it_would_be_without_the_command(
+def test_second_signal_has_its_default_effect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def update(_bar: object, removed: int) -> None:
@@ -249,7 +249,7 @@ def test_a_second_signal_is_what_it_would_be_without_the_command(
         cleanup()
 
 
-def test_help_and_guide_tell_the_exit_codes_and_the_summary() -> None:
+def test_help_and_guide_list_exit_codes_and_summary_fields() -> None:
     help_ = load_command_class("tasks_app", "cleanup_tasks").help
     text = section(GUIDE, "Commands")
     codes = ["0", str(int(Exit.TEMPFAIL)), str(128 + signal.SIGINT), str(128 + signal.SIGTERM)]
@@ -259,7 +259,7 @@ def test_help_and_guide_tell_the_exit_codes_and_the_summary() -> None:
     assert all(f"`{field.name}`" in text for field in fields(Summary))
 
 
-def test_what_the_site_keeps_for_ever_stays(settings: Any) -> None:
+def test_retention_none_keeps_everything(settings: Any) -> None:
     settings.TASK_RETENTION_SECONDS = settings.TASK_FAILED_RETENTION_SECONDS = None
     saved(Status.COMPLETED, age=timedelta(days=9999))
     assert cleanup("--dry-run") == "Would remove 0 finished tasks.\n"
@@ -268,7 +268,7 @@ def test_what_the_site_keeps_for_ever_stays(settings: Any) -> None:
 
 
 @pytest.mark.parametrize("status", ["pending", "running", "paused"])
-def test_a_status_must_be_one_of_what_has_finished(status: str) -> None:
+def test_status_must_be_terminal(status: str) -> None:
     with pytest.raises(CommandError, match=f"argument --status: invalid choice: '{status}'"):
         cleanup("--status", status)
 
@@ -285,17 +285,19 @@ def test_a_status_must_be_one_of_what_has_finished(status: str) -> None:
         ("1.5h", 5400.0),
     ],
 )
-def test_a_duration(text: str, seconds: float) -> None:
+def test_duration(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "d", "7w", "-1d", "-5", "nan", "inf", "infd", "1 day", "1e999"]
 )
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         duration(text)
-    fault = f"{text!r} is not a duration; write seconds, or a number with s, m, h or d, such as 7d"
-    assert str(caught.value) == fault
+    message = (
+        f"{text!r} is not a duration; write seconds, or a number with s, m, h or d, such as 7d"
+    )
+    assert str(caught.value) == message
     with pytest.raises(CommandError, match="is not a duration; write seconds"):
         cleanup(f"--older-than={text}")

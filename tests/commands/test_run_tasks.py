@@ -1,4 +1,4 @@
-"""`manage.py run_tasks`, in this process; tests of signals are in tests/processes."""
+"""`manage.py run_tasks` in this process. Signals are tested in tests/processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def statuses() -> list[str]:
     return list(Task.objects.order_by("run_after").values_list("status", flat=True))
 
 
-def test_drain_runs_what_is_ready() -> None:
+def test_drain_runs_all_ready_tasks() -> None:
     added = task_service.start_task(Add, {"a": 40})
     task_service.start_task(Fail)
     call_command("run_tasks", "--drain")
@@ -37,13 +37,13 @@ def test_drain_runs_what_is_ready() -> None:
     assert (task.result, facts(task)) == (42, ["task_queued", "task_started", "task_completed"])
 
 
-def test_drain_of_nothing() -> None:
+def test_drain_without_tasks() -> None:
     call_command("run_tasks", "--drain")
     assert Worker.objects.get().stopped_at is not None
 
 
 @pytest.mark.parametrize(
-    ("options", "hands", "queues"),
+    ("options", "threads", "queues"),
     [
         ((), 7, []),
         (("--max-workers", "2"), 2, []),
@@ -51,26 +51,26 @@ def test_drain_of_nothing() -> None:
         (("--queues", " mail, reports ,"), 7, ["mail", "reports"]),
     ],
 )
-def test_options(settings: Any, options: tuple[str, ...], hands: int, queues: list[str]) -> None:
+def test_options(settings: Any, options: tuple[str, ...], threads: int, queues: list[str]) -> None:
     settings.TASK_MAX_WORKERS = 7
     call_command("run_tasks", "--drain", *options)
     worker = Worker.objects.get()
-    assert (worker.hands, worker.queues) == (hands, queues)
+    assert (worker.hands, worker.queues) == (threads, queues)
 
 
 @pytest.mark.parametrize("queues", ["", " , "])
-def test_no_queue_is_not_every_queue(queues: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is most often a variable that is not set."""
+def test_empty_queue_option_is_refused(queues: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Usually the cause is a variable that is not set."""
     with pytest.raises(CommandError, match="names no queue; leave it out to take tasks from all"):
         call_command("run_tasks", "--drain", "--queues", queues)
     assert not Worker.objects.exists()
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_an_error_ends_the_process_whatever_its_hands_are_at(
+def test_error_ends_the_process_even_if_threads_are_running(
     left: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Python would wait for them, and no supervisor start the next worker."""
+    """Otherwise Python would wait for the threads, and the supervisor would start no new worker."""
 
     def run(coordinator: Coordinator) -> None:
         coordinator.hands_left = left
@@ -88,14 +88,14 @@ def test_an_error_ends_the_process_whatever_its_hands_are_at(
         assert "RuntimeError: a table is gone" in capsys.readouterr().err
 
 
-def test_only_the_queues_that_are_named() -> None:
+def test_only_named_queues_are_run() -> None:
     for queue in ("mail", "default"):
         task_service.start_task(Noop, queue=queue)
     call_command("run_tasks", "--drain", "--queues", "mail")
     assert statuses() == [Status.COMPLETED, Status.PENDING]
 
 
-def test_max_tasks_ends_it() -> None:
+def test_max_tasks_ends_the_worker() -> None:
     task_service.start_many(Noop, [{}] * 5)
     call_command("run_tasks", "--max-tasks", "3")
     assert statuses() == [Status.COMPLETED] * 3 + [Status.PENDING] * 2
@@ -103,7 +103,7 @@ def test_max_tasks_ends_it() -> None:
 
 @pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
 @pytest.mark.parametrize("value", ["0", "-1"])
-def test_nonsense_is_refused(option: str, value: str) -> None:
+def test_value_below_one_is_refused(option: str, value: str) -> None:
     with pytest.raises(CommandError) as caught:
         call_command("run_tasks", "--drain", f"{option}={value}")
     assert str(caught.value) == f"{option} must be 1 or more, not {value}"
@@ -111,7 +111,7 @@ def test_nonsense_is_refused(option: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
-def test_what_is_no_number_is_refused(option: str) -> None:
+def test_value_that_is_no_number_is_refused(option: str) -> None:
     with pytest.raises(CommandError, match=f"argument {option}: invalid int value: 'many'"):
         call_command("run_tasks", option, "many")
 
@@ -120,13 +120,13 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @pytest.mark.parametrize("nohup", [False, True])
-def test_signals_are_the_commands_while_it_runs(
+def test_signal_handlers_are_installed_while_it_runs(
     nohup: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[Any] = []
+    installed: list[Any] = []
 
     def run(coordinator: Coordinator) -> int:
-        heard.extend(signal.getsignal(number) for number in NUMBERS)
+        installed.extend(signal.getsignal(number) for number in NUMBERS)
         return 0
 
     monkeypatch.setattr(Coordinator, "run", run)
@@ -137,39 +137,39 @@ def test_signals_are_the_commands_while_it_runs(
         assert [signal.getsignal(number) for number in NUMBERS] == before
     finally:
         signal.signal(signal.SIGHUP, hangup)
-    changed = [new is not old for new, old in zip(heard, before, strict=True)]
+    changed = [new is not old for new, old in zip(installed, before, strict=True)]
     assert changed == [True, True, not nohup, True]
 
 
-# What it says.
+# Output.
 
 
-def said(*options: str) -> str:
+def output_of(*options: str) -> str:
     out = StringIO()
     call_command("run_tasks", "--drain", *options, stdout=out)
     return out.getvalue()
 
 
-def test_it_says_what_it_is_and_what_it_did() -> None:
+def test_banner_and_summary() -> None:
     task_service.start_many(Noop, [{}] * 2)
-    first, database, threads, how, ending = said("--max-workers", "3").splitlines()
+    first, database, threads, mode, ending = output_of("--max-workers", "3").splitlines()
     worker = Worker.objects.get()
     assert first == f"Worker {worker} of django-tasks-app {metadata.version('django-tasks-app')}"
     name = str(connection.settings_dict["NAME"])
     assert database.startswith(f"Database: {connection.display_name} {name}")
     assert database.endswith("('default')")
     assert threads == "Threads: 3. Queues: all."
-    assert how == "Runs the tasks that are ready, then stops."
+    assert mode == "Runs the tasks that are ready, then stops."
     assert re.fullmatch(r"Worker stopped after \S+ s and 2 tasks\.", ending)
-    assert "Queues: mail, reports." in said("--queues", "mail,reports")
+    assert "Queues: mail, reports." in output_of("--queues", "mail,reports")
 
 
 @pytest.mark.parametrize(("verbosity", "records"), [(0, 0), (1, 0), (2, 1), (3, 2)])
-def test_how_much_it_says(verbosity: int, records: int) -> None:
+def test_verbosity(verbosity: int, records: int) -> None:
     started = task_service.start_task(Noop)
     logger = logging.getLogger("tasks_app")
     before = logger.level, list(logger.handlers)
-    text = said("-v", str(verbosity))
+    text = output_of("-v", str(verbosity))
     assert bool(text) is (verbosity > 0)
     assert (f"{started.task_id} (tests.tasks.Noop) completed" in text) is (records >= 1)
     assert ("claimed 1 tasks" in text) is (records >= 2)
@@ -180,5 +180,5 @@ def test_how_much_it_says(verbosity: int, records: int) -> None:
     ("seconds", "text"),
     [(0.04, "0.0 s"), (0.9, "1 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7200, "2 h")],
 )
-def test_times_are_spoken(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert run_tasks.spoken(seconds) == text

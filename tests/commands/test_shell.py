@@ -1,4 +1,4 @@
-"""What the commands do at the edges: wrong input, refusals, and which exit code each has."""
+"""Commands with wrong input and refusals: messages and exit codes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 NOOP = ["start_task", "tests.tasks.Noop"]
 DEEP = "[" * 100_000
-#: As Python reads a byte that is not UTF-8 from a command line.
+#: How Python reads a byte from the command line that is not UTF-8.
 STRANGE = "caf\udce9"
 
 
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str], settings: Settings) -> Shell:
-    # Other tests of this process may have made classes that `check` warns of.
+    # Other tests may have defined classes in this process that `check` warns about.
     settings.SILENCED_SYSTEM_CHECKS = ["tasks_app.W010"]
     return Shell(capsys)
 
@@ -40,7 +40,7 @@ def shell(capsys: pytest.CaptureFixture[str], settings: Settings) -> Shell:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([*NOOP, "--idempotency-key", "k"], "Invalid option: Value error, an idempotency_key"),
         (["list_tasks", "--before", "0001-01-01T00:00:00+14:00"], "is not a time; write 2026-"),
@@ -84,14 +84,14 @@ def shell(capsys: pytest.CaptureFixture[str], settings: Settings) -> Shell:
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
-def test_wrong_input_ends_with_2_and_changes_nothing(
-    arguments: list[str], said: str, shell: Shell
+def test_wrong_input_exits_with_2_and_changes_nothing(
+    arguments: list[str], message: str, shell: Shell
 ) -> None:
     task = enqueued()
-    found = shell(*[str(task.pk) if word == "TASK" else word for word in arguments])
-    assert (found.code, found.out) == (2, "")
-    assert said in found.err
-    assert "Traceback" not in found.err
+    outcome = shell(*[str(task.pk) if word == "TASK" else word for word in arguments])
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
     assert Task.objects.get().status == Status.PENDING
 
 
@@ -108,26 +108,26 @@ def test_wrong_input_ends_with_2_and_changes_nothing(
     ],
     ids=lambda words: words[1],
 )
-def test_what_stands_in_parameters_is_not_told(wrong: list[str], shell: Shell) -> None:
-    found = shell(*NOOP, *wrong)
-    assert (found.code, found.out) == (2, "")
-    assert "hunter2" not in found.err
+def test_values_of_parameters_are_not_printed(wrong: list[str], shell: Shell) -> None:
+    outcome = shell(*NOOP, *wrong)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "hunter2" not in outcome.err
 
 
-def test_a_century_is_not_too_long(shell: Shell) -> None:
+def test_hundred_years_are_allowed(shell: Shell) -> None:
     assert shell(*NOOP, "--delay", "36500d").code == 0
     assert shell("cleanup_tasks", "--dry-run", "--older-than", "36500d").code == 0
 
 
-def test_the_guide_tells_every_exit_code() -> None:
-    told = {int(code) for code, _ in table(GUIDE, "Exit codes")}
-    assert told == {*Exit, INTERRUPTED, 128 + signal.SIGPIPE}
+def test_guide_lists_every_exit_code() -> None:
+    documented = {int(code) for code, _ in table(GUIDE, "Exit codes")}
+    assert documented == {*Exit, INTERRUPTED, 128 + signal.SIGPIPE}
 
 
 # Keys.
 
 
-def test_the_same_start_again_is_told_as_such(owner: User, shell: Shell) -> None:
+def test_replayed_start_is_reported(owner: User, shell: Shell) -> None:
     key = ["--owner", "ada", "--idempotency-key", "k"]
     assert shell(*NOOP, *key).out.startswith("Started Noop: ")
     again = shell(*NOOP, *key)
@@ -143,39 +143,39 @@ def test_the_same_start_again_is_told_as_such(owner: User, shell: Shell) -> None
 # Several tasks.
 
 
-def test_one_that_cannot_be_cancelled_keeps_no_other_from_it(shell: Shell) -> None:
+def test_task_that_cannot_be_cancelled_does_not_stop_the_others(shell: Shell) -> None:
     done = ended(Status.COMPLETED)
     one, two = enqueued(), enqueued()
     ids = [str(one.pk), str(done.pk), str(two.pk), str(one.pk)]
-    found = shell("cancel_task", *ids)
-    assert (found.code, found.out) == (1, f"{one.pk}: Cancelled.\n{two.pk}: Cancelled.\n")
-    assert found.err == f"CommandError: Task {done.pk} is completed and cannot be cancelled.\n"
+    outcome = shell("cancel_task", *ids)
+    assert (outcome.code, outcome.out) == (1, f"{one.pk}: Cancelled.\n{two.pk}: Cancelled.\n")
+    assert outcome.err == f"CommandError: Task {done.pk} is completed and cannot be cancelled.\n"
     assert fresh(two).status == Status.CANCELLED
     three = enqueued()
-    found = shell("cancel_task", "--json", str(done.pk), str(three.pk), "--wait")
-    assert found.code == 1
-    assert [task["task_id"] for task in json.loads(found.out)] == [str(three.pk)]
+    outcome = shell("cancel_task", "--json", str(done.pk), str(three.pk), "--wait")
+    assert outcome.code == 1
+    assert [task["task_id"] for task in json.loads(outcome.out)] == [str(three.pk)]
 
 
-def test_one_that_cannot_be_retried_keeps_no_other_from_it(shell: Shell) -> None:
+def test_task_that_cannot_be_retried_does_not_stop_the_others(shell: Shell) -> None:
     done, one, two = (
         ended(status) for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
     )
-    found = shell("retry_task", str(one.pk), str(done.pk), str(two.pk), "--json")
-    assert found.code == 1
-    assert [task["task_id"] for task in json.loads(found.out)] == [
+    outcome = shell("retry_task", str(one.pk), str(done.pk), str(two.pk), "--json")
+    assert outcome.code == 1
+    assert [task["task_id"] for task in json.loads(outcome.out)] == [
         str(Task.objects.get(retried_from=old).pk) for old in (one, two)
     ]
-    assert found.err == f"CommandError: Task {done.pk} is completed and cannot be retried.\n"
+    assert outcome.err == f"CommandError: Task {done.pk} is completed and cannot be retried.\n"
 
 
-def test_a_key_that_is_taken_has_its_code_for_a_retry_too(shell: Shell) -> None:
+def test_retry_with_a_held_unique_key_exits_with_4(shell: Shell) -> None:
     old = ended(Status.FAILED, unique_key="k")
     holder = enqueued(unique_key="k")
-    found = shell("retry_task", str(old.pk))
-    assert (found.code, found.out) == (4, "")
-    assert f"It is task {holder.pk}." in found.err
-    # Where something else was wrong as well, it is not all that must be waited for.
+    outcome = shell("retry_task", str(old.pk))
+    assert (outcome.code, outcome.out) == (4, "")
+    assert f"It is task {holder.pk}." in outcome.err
+    # With another error as well the code is 1, because waiting for the key would not be enough.
     assert shell("retry_task", str(old.pk), str(holder.pk)).code == 1
 
 
@@ -188,7 +188,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def several(*statuses: Status, **fields: Any) -> list[Task]:
-    """Rows, the oldest first, a minute apart."""
+    """Create rows a minute apart, the oldest first."""
     return Task.objects.bulk_create(
         row(status, age=timedelta(minutes=len(statuses) - place), **fields)
         for place, status in enumerate(statuses)
@@ -196,26 +196,26 @@ def several(*statuses: Status, **fields: Any) -> list[Task]:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_list_looks_through_so_many_and_says_where_it_ended(shell: Shell) -> None:
+def test_list_reads_a_limited_window_and_reports_its_end(shell: Shell) -> None:
     tasks = several(Status.FAILED, Status.FAILED, *[Status.COMPLETED] * 3, queue="mail")
     for option, value in (("--status", "failed"), ("--name", "tests.tasks.Add")):
-        found = shell("list_tasks", option, value)
-        assert (found.code, found.out) == (0, "No tasks.\n")
-        further = found.err.split()[-2:]
-        assert found.err == f"Searched 3 tasks. For older ones: {' '.join(further)}\n"
+        outcome = shell("list_tasks", option, value)
+        assert (outcome.code, outcome.out) == (0, "No tasks.\n")
+        further = outcome.err.split()[-2:]
+        assert outcome.err == f"Searched 3 tasks. For older ones: {' '.join(further)}\n"
         assert further[0] == "--before"
-    found = shell("list_tasks", "--status", "failed", "--json", *further)
-    assert [task["task_id"] for task in json.loads(found.out)] == [
+    outcome = shell("list_tasks", "--status", "failed", "--json", *further)
+    assert [task["task_id"] for task in json.loads(outcome.out)] == [
         str(task.pk) for task in reversed(tasks[:2])
     ]
-    assert found.err == ""
-    # What fills the list needs no other.
+    assert outcome.err == ""
+    # A full list needs no hint.
     assert shell("list_tasks", "--queue", "mail", "--limit", "3").err == ""
     assert len(shell("list_tasks", "--queue", "mail", "--limit", "4").out.splitlines()) == 3
 
 
 @pytest.mark.usefixtures("small")
-def test_what_an_index_has_is_listed_however_old(owner: User, shell: Shell) -> None:
+def test_tasks_found_by_an_index_are_listed_at_any_age(owner: User, shell: Shell) -> None:
     several(Status.PENDING, Status.RUNNING)
     Task.objects.update(created_at=timezone.now() - timedelta(days=1))
     saved(Status.COMPLETED, owner=owner, age=timedelta(days=2))
@@ -226,33 +226,33 @@ def test_what_an_index_has_is_listed_however_old(owner: User, shell: Shell) -> N
         ["--owner", "ada"],
         ["--owner", "ada", "--status", "completed"],
     ):
-        found = shell("list_tasks", *options)
-        assert (len(found.out.splitlines()), found.err) == (1, ""), options
-        assert found.out != "No tasks.\n"
+        outcome = shell("list_tasks", *options)
+        assert (len(outcome.out.splitlines()), outcome.err) == (1, ""), options
+        assert outcome.out != "No tasks.\n"
     assert len(shell("list_tasks", "--status", "pending", "--status", "running").out.split()) > 9
-    # So many wait that the newest will do.
+    # With this many pending tasks, the newest are enough.
     Task.objects.update(created_at=timezone.now() - timedelta(days=1))
     several(*[Status.PENDING] * 4)
-    found = shell("list_tasks", "--status", "pending")
-    assert len(found.out.splitlines()) == 3
-    assert "--before" in found.err
+    outcome = shell("list_tasks", "--status", "pending")
+    assert len(outcome.out.splitlines()) == 3
+    assert "--before" in outcome.err
 
 
-def test_a_list_reads_no_long_columns(shell: Shell) -> None:
+def test_list_reads_no_long_columns(shell: Shell) -> None:
     saved(Status.COMPLETED, result="long", params={"a": "long"}, error_traceback="long")
-    with Reading() as reading:
+    with RecordedQueries() as reading:
         shell("list_tasks", "--status", "completed")
     [read] = [sql for sql in reading.sql if "progress_text" in sql]
     assert not [name for name in ("params", "result", "error_traceback") if f'"{name}"' in read]
 
 
-class Reading:
-    """Collects what is asked of the database."""
+class RecordedQueries:
+    """Records the SQL that is executed."""
 
     def __init__(self) -> None:
         self.sql: list[str] = []
 
-    def __enter__(self) -> Reading:
+    def __enter__(self) -> RecordedQueries:
         self._wrapper = connection.execute_wrapper(self._note)
         self._wrapper.__enter__()
         return self

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    """Return the exit code, and what was said to stdout and stderr."""
+    """Return the exit code, stdout and stderr."""
     out, err = StringIO(), StringIO()
     try:
         call_command(*arguments, stdout=out, stderr=err)
@@ -43,10 +43,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return 0, out.getvalue(), err.getvalue()
 
 
-# Starting.
+# Start.
 
 
-def test_a_task_is_started_by_the_name_of_its_class(owner: User) -> None:
+def test_start_by_class_name_with_options(owner: User) -> None:
     options = ["--queue", "mail", "--priority", "3", "--max-attempts", "2", "--unique-key", "k"]
     code, out, _ = run(
         "start_task", "tests.tasks.Add", "--param", "a=40", "--owner", "ada", *options
@@ -68,13 +68,13 @@ def test_parameters_are_text_or_json() -> None:
     assert Task.objects.get().params == {"value": [2]}
 
 
-def test_programs_read_what_was_started() -> None:
+def test_start_prints_json() -> None:
     code, out, _ = run("start_task", "tests.tasks.Noop", "--json")
     assert code == 0
     assert json.loads(out)["task_id"] == str(Task.objects.get().pk)
 
 
-def test_a_start_may_be_delayed() -> None:
+def test_start_may_be_delayed() -> None:
     run("start_task", "tests.tasks.Noop", "--delay", "2h", "--timeout", "none")
     task = Task.objects.get()
     assert timedelta(hours=1, minutes=59) < task.run_after - timezone.now() <= timedelta(hours=2)
@@ -82,7 +82,7 @@ def test_a_start_may_be_delayed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["Nope"], 2, "There is no task 'Nope'"),
         (["tests.tasks.Add"], 2, "Invalid parameters:\n  a: Field required"),
@@ -92,29 +92,29 @@ def test_a_start_may_be_delayed() -> None:
         (["tests.tasks.Noop", "--unique-key", "held"], 4, "with the unique key 'held' has not"),
     ],
 )
-def test_wrong_input_is_told_and_changes_nothing(
-    arguments: list[str], code: int, said: str
+def test_wrong_input_is_reported_and_changes_nothing(
+    arguments: list[str], code: int, message: str
 ) -> None:
     enqueued(unique_key="held")
-    found = run("start_task", *arguments)
-    assert (found[0], found[1]) == (code, "")
-    assert said in found[2]
+    outcome = run("start_task", *arguments)
+    assert (outcome[0], outcome[1]) == (code, "")
+    assert message in outcome[2]
     assert Task.objects.count() == 1
 
 
 @pytest.mark.parametrize("text", ["a", "=1", ":=1", "a:=x"])
-def test_a_parameter_has_a_name_and_a_value(text: str) -> None:
+def test_parameter_needs_name_and_value(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         parameter(text)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "1"])
-def test_parameters_are_a_json_object(text: str) -> None:
+def test_params_json_must_be_an_object(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"is not (a )?JSON"):
         parameters(text)
 
 
-# Waiting.
+# Wait.
 
 
 @pytest.mark.parametrize(
@@ -125,23 +125,23 @@ def test_parameters_are_a_json_object(text: str) -> None:
         (["tests.tasks.Fail"], 1, "Failed: ValueError: it broke\n"),
     ],
 )
-def test_the_exit_code_tells_how_it_ended(
+def test_exit_code_tells_the_outcome(
     arguments: list[str], code: int, out: str, start: Callable[..., Working]
 ) -> None:
     start()
     assert run("start_task", *arguments, "--wait")[:2] == (code, out)
-    code_again, told, _ = run("start_task", *arguments, "--wait", "--json")
+    code_again, output, _ = run("start_task", *arguments, "--wait", "--json")
     assert code_again == code
-    assert json.loads(told)["status"] == ("completed" if code == 0 else "failed")
+    assert json.loads(output)["status"] == ("completed" if code == 0 else "failed")
 
 
-def test_who_follows_sees_the_progress_and_the_log(
+def test_follow_shows_progress_and_log(
     start: Callable[..., Working], capsys: pytest.CaptureFixture[str]
 ) -> None:
     start()
     assert run("start_task", "tests.tasks.Talk", "--follow")[:2] == (0, "Completed.\n")
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "line" in line] == [
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "line" in line] == [
         "info: line 0",
         "warning: line 1",
         "info: line 2",
@@ -150,25 +150,27 @@ def test_who_follows_sees_the_progress_and_the_log(
     assert "100% adding" in capsys.readouterr().err
 
 
-#: Rings, clears the screen, turns the writing round, and looks like a line of its own.
+#: Rings the bell, clears the screen, reverses the text direction, and imitates a log line.
 EVIL = "x\x07\x1b[2J\u202e\r\n2026-01-01 INFO all is well\u2028\x0b."
 SPELLED = r"x\x07\x1b[2J\u202e\r\n2026-01-01 INFO all is well\u2028\x0b."
 
 
-def test_what_a_task_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_task_output_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     task = task_service.start_task(SaysMuch, {"text": EVIL, "times": 1})
     Coordinator(1, drain=True).run()
-    shown = run("show_task", str(task.task_id), "--with-traceback")[1] + run("list_tasks")[1]
-    told = run("start_task", "tests.more_tasks.SaysMuch", f"--param=text={EVIL}", "--param=times=1")
-    said = shown + "".join(told[1:]) + "".join(capsys.readouterr())
-    assert set(said) - {"\n"} == {char for char in said if char.isprintable()}
-    assert not [line for line in said.splitlines() if line.startswith("2026-01-01")]
-    assert f"Outcome:   Failed: ValueError: {SPELLED}" in said
-    # The list has one line for each task.
-    assert SPELLED.replace(r"\r\n", " ").replace(r"\u2028\x0b", " ") in said
+    listed = run("show_task", str(task.task_id), "--with-traceback")[1] + run("list_tasks")[1]
+    started = run(
+        "start_task", "tests.more_tasks.SaysMuch", f"--param=text={EVIL}", "--param=times=1"
+    )
+    output = listed + "".join(started[1:]) + "".join(capsys.readouterr())
+    assert set(output) - {"\n"} == {char for char in output if char.isprintable()}
+    assert not [line for line in output.splitlines() if line.startswith("2026-01-01")]
+    assert f"Outcome:   Failed: ValueError: {SPELLED}" in output
+    # The list has one line per task.
+    assert SPELLED.replace(r"\r\n", " ").replace(r"\u2028\x0b", " ") in output
 
 
-def test_a_waiting_task_without_a_worker_is_worth_a_word(
+def test_waiting_reports_a_missing_worker(
     start_worker: Callable[..., Process], processes: list[Process], tmp_path: Path
 ) -> None:
     worker(queues=["mail"])
@@ -179,7 +181,7 @@ def test_a_waiting_task_without_a_worker_is_worth_a_word(
     assert waiting.wait() == 0
 
 
-def test_ctrl_c_ends_the_waiting_and_not_the_task(
+def test_ctrl_c_stops_waiting_but_not_the_task(
     start_worker: Callable[..., Process], processes: list[Process], tmp_path: Path, reins: Path
 ) -> None:
     start_worker()
@@ -195,7 +197,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_task(
     assert task.status == Status.RUNNING
 
 
-def test_a_cancelled_task_has_a_code_of_its_own(
+def test_cancelled_task_has_its_own_exit_code(
     start_worker: Callable[..., Process], processes: list[Process], tmp_path: Path, reins: Path
 ) -> None:
     start_worker()
@@ -210,17 +212,17 @@ def test_a_cancelled_task_has_a_code_of_its_own(
     assert "Cancelled." in waiting.output
 
 
-# Finding.
+# Find.
 
 
-def test_a_task_is_found_by_the_beginning_of_its_id() -> None:
+def test_task_is_found_by_an_id_prefix() -> None:
     task = saved(pk="abcdef00-0000-4000-8000-000000000001")
     for text in (str(task.pk), "abcdef00", "ABCD", "abcdef00-0000-4"):
         assert str(terminal.find_task(text).pk) == str(task.pk)
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "said"),
+    ("text", "code", "message"),
     [
         ("abc", 2, "'abc' is too short"),
         ("", 2, "'' is not a task id"),
@@ -229,19 +231,19 @@ def test_a_task_is_found_by_the_beginning_of_its_id() -> None:
         ("12345678", 1, "There is no task 12345678."),
     ],
 )
-def test_what_is_not_found_is_told(text: str, code: int, said: str) -> None:
+def test_id_that_is_not_found_is_reported(text: str, code: int, message: str) -> None:
     saved(pk="abcdef00-0000-4000-8000-000000000001")
     saved(pk="abcdef00-0000-4000-8000-000000000002")
     for command in ("show_task", "cancel_task", "retry_task"):
-        found = run(command, text)
-        assert found[0] == code
-        assert said in found[2]
+        outcome = run(command, text)
+        assert outcome[0] == code
+        assert message in outcome[2]
 
 
-# Showing and listing.
+# Show and list.
 
 
-def test_a_task_is_shown_with_its_history() -> None:
+def test_show_prints_the_task_and_its_history() -> None:
     task = ended(Status.FAILED, params={"password": "hunter2"})
     code, out, _ = run("show_task", str(task.pk))
     assert code == 0
@@ -253,81 +255,81 @@ def test_a_task_is_shown_with_its_history() -> None:
     assert "Traceback: it broke" in run("show_task", str(task.pk), "--with-traceback")[1]
 
 
-def test_programs_read_a_task_and_its_history() -> None:
+def test_show_prints_json() -> None:
     task = ended(Status.COMPLETED)
     data = json.loads(run("show_task", str(task.pk), "--json", "--events", "1")[1])
     assert (data["task_id"], data["status"]) == (str(task.pk), "completed")
     assert [event["event_type"] for event in data["events"]] == ["task_completed"]
 
 
-def test_tasks_are_listed_the_newest_first(owner: User) -> None:
+def test_list_shows_the_newest_first(owner: User) -> None:
     old = saved(Status.COMPLETED, age=timedelta(hours=2))
     new = saved(owner=owner, queue="mail")
     code, out, _ = run("list_tasks")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == [str(new.pk), str(old.pk)]
     for option, value in (("--status", "pending"), ("--owner", "ada"), ("--queue", "mail")):
-        found = json.loads(run("list_tasks", option, value, "--json")[1])
-        assert [task["task_id"] for task in found] == [str(new.pk)], option
+        listed = json.loads(run("list_tasks", option, value, "--json")[1])
+        assert [task["task_id"] for task in listed] == [str(new.pk)], option
     assert len(run("list_tasks", "--limit", "1")[1].splitlines()) == 1
     assert len(run("list_tasks", "--name", "tests.tasks.Noop")[1].splitlines()) == 2
 
 
-def test_a_list_may_be_empty() -> None:
+def test_list_may_be_empty() -> None:
     assert run("list_tasks") == (0, "No tasks.\n", "")
     assert json.loads(run("list_tasks", "--json")[1]) == []
     assert run("list_tasks", "--name", "tests.tasks.Add")[1] == "No tasks.\n"
 
 
-def test_a_class_that_is_gone_is_found_by_its_rows() -> None:
+def test_list_finds_rows_of_a_deleted_class() -> None:
     saved(name="tests.gone.Task")
     assert len(run("list_tasks", "--name", "tests.gone.Task")[1].splitlines()) == 1
     assert run("list_tasks", "--name", "Gone")[0] == 2
 
 
-def test_numbers_are_checked() -> None:
+def test_numbers_are_validated() -> None:
     task = saved()
     for arguments in (["list_tasks", "--limit=0"], ["show_task", str(task.pk), "--events=-1"]):
-        code, _, said = run(*arguments)
+        code, _, message = run(*arguments)
         assert code == 2
-        assert "must be" in said
+        assert "must be" in message
 
 
-# Cancelling and retrying.
+# Cancel and retry.
 
 
-def test_a_waiting_task_is_cancelled_at_once() -> None:
+def test_cancel_of_pending_tasks_ends_them() -> None:
     one, two = enqueued(), enqueued()
     code, out, _ = run("cancel_task", str(one.pk), str(two.pk))
     assert (code, out) == (0, f"{one.pk}: Cancelled.\n{two.pk}: Cancelled.\n")
     assert fresh(two).status == Status.CANCELLED
 
 
-def test_what_cannot_be_cancelled_is_told() -> None:
+def test_refused_cancel_is_reported() -> None:
     task = ended(Status.COMPLETED)
-    code, _, said = run("cancel_task", str(task.pk))
-    assert (code, said) == (1, f"Task {task.pk} is completed and cannot be cancelled.")
+    code, _, message = run("cancel_task", str(task.pk))
+    assert (code, message) == (1, f"Task {task.pk} is completed and cannot be cancelled.")
 
 
-def test_one_that_is_not_found_keeps_the_others_from_being_cancelled() -> None:
+def test_one_unknown_id_cancels_nothing() -> None:
     task = enqueued()
     assert run("cancel_task", str(task.pk), "00000000")[0] == 1
     assert fresh(task).status == Status.PENDING
 
 
-def test_a_failed_task_is_started_anew() -> None:
+def test_retry_of_a_failed_task() -> None:
     old = ended(Status.FAILED)
     code, out, _ = run("retry_task", str(old.pk))
     new = Task.objects.get(retried_from=old)
     assert (code, out) == (0, f"{old.pk} retried as {new.pk}\n")
-    code, _, said = run("retry_task", str(old.pk))
-    assert (code, said) == (
+    code, _, message = run("retry_task", str(old.pk))
+    assert (code, message) == (
         1,
         f"Task {old.pk} was already retried. Retry the new task instead. It is task {new.pk}.",
     )
 
 
-def test_programs_read_what_became_of_it() -> None:
+def test_retry_and_cancel_print_json() -> None:
     task = ended(Status.CANCELLED)
     assert json.loads(run("retry_task", str(task.pk), "--json")[1])[0]["status"] == "pending"
     waiting = enqueued()

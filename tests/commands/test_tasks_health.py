@@ -26,11 +26,11 @@ def brief(settings: Any) -> None:
 
 
 def check(*options: str) -> tuple[int, dict[str, Any], str]:
-    code, out, said = run("tasks_health", "--json", *options)
-    return code, json.loads(out), said
+    code, out, message = run("tasks_health", "--json", *options)
+    return code, json.loads(out), message
 
 
-def test_a_living_worker_is_healthy() -> None:
+def test_live_worker_is_healthy() -> None:
     worker()
     saved(Status.RUNNING)
     saved(age=timedelta(minutes=2))
@@ -43,35 +43,35 @@ def test_a_living_worker_is_healthy() -> None:
     assert run("tasks_health")[1].startswith("Workers: 1 alive, 0 lost. Tasks: 1 running, 1 wait")
 
 
-def test_no_worker_is_not() -> None:
-    code, found, said = check()
-    assert (code, found["healthy"], said) == (1, False, "0 workers alive; at least 1 required")
+def test_no_worker_is_unhealthy() -> None:
+    code, found, message = check()
+    assert (code, found["healthy"], message) == (1, False, "0 workers alive; at least 1 required")
     assert check("--min-workers", "0")[0] == 0
 
 
-def test_a_lost_worker_does_not_count() -> None:
+def test_lost_worker_does_not_count() -> None:
     worker(heartbeat_at=timezone.now() - timedelta(seconds=60))
     worker(stopped_at=timezone.now())
     code, found, _ = check()
     assert (code, found["workers_alive"], found["workers_lost"]) == (1, 0, 1)
 
 
-def test_a_wait_may_be_too_long() -> None:
+def test_long_wait_is_unhealthy() -> None:
     worker()
     saved(age=timedelta(minutes=2))
     saved(run_after=timezone.now() + timedelta(hours=1))
     assert check("--max-wait", "10m")[0] == 0
-    code, _, said = check("--max-wait", "1m")
+    code, _, message = check("--max-wait", "1m")
     assert code == 1
-    assert "the limit is 60 s" in said
+    assert "the limit is 60 s" in message
 
 
-def test_stuck_threads_and_overdue_tasks_are_not_healthy() -> None:
+def test_stuck_threads_and_overdue_tasks_are_unhealthy() -> None:
     worker(stuck=2)
     lapse(saved(Status.RUNNING), timedelta(minutes=5))
-    code, found, said = check()
+    code, found, message = check()
     assert (code, found["stuck_threads"], found["overdue"]) == (1, 2, 1)
-    assert said.split("; ") == [
+    assert message.split("; ") == [
         "2 threads stuck",
         "restart their workers",
         "1 tasks overdue for rescue",
@@ -80,7 +80,7 @@ def test_stuck_threads_and_overdue_tasks_are_not_healthy() -> None:
     assert check("--max-stuck", "2")[0] == 0
 
 
-def test_a_queue_is_asked_for_by_itself() -> None:
+def test_queue_option() -> None:
     worker(queues=["mail"])
     saved(queue="mail", age=timedelta(hours=1))
     code, found, _ = check("--queue", "mail")
@@ -91,14 +91,14 @@ def test_a_queue_is_asked_for_by_itself() -> None:
     assert check("--queue", "video")[0] == 0
 
 
-def test_a_container_asks_for_its_own_worker() -> None:
+def test_this_host_counts_only_its_own_workers() -> None:
     worker(hostname="another")
     assert check("--this-host")[0] == 1
     worker(hostname=socket.gethostname())
     assert check("--this-host")[0] == 0
 
 
-def test_what_other_hosts_left_is_none_of_its_faults() -> None:
+def test_this_host_ignores_problems_of_other_hosts() -> None:
     hostname, long_ago = socket.gethostname(), timezone.now() - timedelta(minutes=5)
     worker(hostname=hostname)
     here, there = (worker(hostname=host, heartbeat_at=long_ago) for host in (hostname, "another"))
@@ -111,16 +111,16 @@ def test_what_other_hosts_left_is_none_of_its_faults() -> None:
     assert (code, found["overdue"], found["running"]) == (1, 1, 1)
 
 
-def test_a_database_that_does_not_answer_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_error_is_reported_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_arguments: object) -> None:
         raise OperationalError("connection refused")
 
     monkeypatch.setattr(module, "database_now", refused)
-    fault = "The database does not answer: connection refused"
-    assert run("tasks_health") == (1, "", fault)
-    assert check() == (1, {"healthy": False, "problems": [fault]}, fault)
+    problem = "The database does not answer: connection refused"
+    assert run("tasks_health") == (1, "", problem)
+    assert check() == (1, {"healthy": False, "problems": [problem]}, problem)
 
 
 @pytest.mark.parametrize("option", ["--min-workers=-1", "--max-stuck=-1"])
-def test_limits_are_checked(option: str) -> None:
+def test_limits_are_validated(option: str) -> None:
     assert run("tasks_health", option)[0] == 2

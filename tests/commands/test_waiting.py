@@ -1,4 +1,4 @@
-"""How a command waits for a task, and what it shows meanwhile."""
+"""How a command waits for a task, and what it shows while it waits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.rows import enqueued, saved, worker
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_it_looks_no_more_often_than_people_do_however_much_is_committed() -> None:
+def test_polls_at_most_once_per_interval_however_many_commits() -> None:
     task = enqueued()
     [taken] = lifecycle.claim(worker(), 1)
     looks = 0
@@ -48,11 +48,11 @@ def test_it_looks_no_more_often_than_people_do_however_much_is_committed() -> No
         lifecycle.complete({claim_of(taken): "done"})
         ended = waited.result()
     assert (ended.status, ended.result) == (Status.COMPLETED, "done")
-    # The last one once more, with its result.
+    # One more for the last read, which includes the result.
     assert looks <= (time.monotonic() - began) / waiting.REST_SECONDS + 2
 
 
-def test_without_a_terminal_a_line_tells_of_each_text_and_each_tenth(
+def test_without_a_terminal_prints_a_line_per_text_and_tenth(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     task = saved(Status.RUNNING)

@@ -13,7 +13,7 @@ from tests.harness import eventually, free_port
 
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """The README's site, built from its files and commands, up to those that serve it."""
+    """Build the README's site from its files and commands, except those that start servers."""
     shell = Shell(tmp_path_factory.mktemp("site"))
     before = [line for line in commands() if line.startswith("django-admin")]
     before += [line for line in commands() if "startapp" in line]
@@ -22,8 +22,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     for snippet in files():
         path = shell.folder / str(snippet.file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = path.read_text() if "append" in snippet.options else ""
-        path.write_text(kept + snippet.text)
+        before_it = path.read_text() if "append" in snippet.options else ""
+        path.write_text(before_it + snippet.text)
     for command in commands():
         if command in before or command.startswith((*SETUP, *SERVERS)):
             continue
@@ -33,7 +33,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 @pytest.fixture(scope="session")
 def site(shell: Shell) -> Iterator[httpx.Client]:
-    """The site, served by the README's commands, with somebody who has logged in."""
+    """Serve the site with the README's commands, and log a user in."""
     port = free_port()
     with ExitStack() as stack:
         logs = [
@@ -51,8 +51,8 @@ def site(shell: Shell) -> Iterator[httpx.Client]:
             return None
 
         page = eventually(login_page, what="the web server answers")
-        who = {"username": NAME, "password": PASSWORD}
-        page = client.post(str(page.url), data=who | hidden_fields(page))
+        credentials = {"username": NAME, "password": PASSWORD}
+        page = client.post(str(page.url), data=credentials | hidden_fields(page))
         assert page.url.path == "/", page.text
         yield client
         assert "Traceback" not in "".join(log.read_text() for log in logs)

@@ -1,4 +1,4 @@
-"""Reads what the project's pages say, so that tests can hold it against the code."""
+"""Reads the project's pages, so that tests can compare them with the code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CODE = re.compile(r"`([^`\n]+)`")
 
 @dataclass(frozen=True)
 class Snippet:
-    """A fenced block: its language, the words after it, and where it stands."""
+    """A fenced block: its language, the options after it, and its place."""
 
     page: Path
     line: int
@@ -33,7 +33,7 @@ class Snippet:
 
     @property
     def file(self) -> str | None:
-        """The file it is to be written to, by `file=…`."""
+        """The file to write it to, from `file=…`."""
         for option in self.options:
             if option.startswith("file="):
                 return option.removeprefix("file=")
@@ -74,7 +74,7 @@ def prose(page: Path) -> str:
 
 
 def section(page: Path, title: str) -> str:
-    """Return what stands under a heading, up to the next one of its rank."""
+    """Return the text under a heading, up to the next heading of the same level."""
     found: list[str] = []
     rank = 0
     for line, fenced in _lines(page):
@@ -90,7 +90,7 @@ def section(page: Path, title: str) -> str:
 
 
 def _lines(page: Path) -> Iterator[tuple[str, bool]]:
-    """The lines of a page, and whether each is part of a fenced block."""
+    """Yield the lines of a page, and whether each is in a fenced block."""
     inside = False
     for line in page.read_text().splitlines():
         fence = bool(_FENCE.match(line))
@@ -99,7 +99,7 @@ def _lines(page: Path) -> Iterator[tuple[str, bool]]:
 
 
 def table(page: Path, title: str) -> list[list[str]]:
-    """Return the rows of the first table under a heading, without its head."""
+    """Return the rows of the first table under a heading, without the header."""
     rows: list[list[str]] = []
     for line in section(page, title).splitlines():
         if line.startswith("|"):
@@ -111,7 +111,7 @@ def table(page: Path, title: str) -> list[list[str]]:
 
 
 def code(text: str) -> list[str]:
-    """Return what a text has between single backticks."""
+    """Return the text in single backticks."""
     return _CODE.findall(text)
 
 
@@ -120,7 +120,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub generates them."""
     titles = [heading[2] for line in prose(page).splitlines() if (heading := _HEADING.match(line))]
     return {_anchor(title) for title in titles}
 

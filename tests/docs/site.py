@@ -1,4 +1,4 @@
-"""The README's site of one's own: what it is made of, and a shell in its folder."""
+"""The README's site: its files, its commands, and a shell in its folder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.docs.pages import README, ROOT, Snippet, section, snippets
 from tests.harness import PATIENCE
 
 TITLE = "Add it to a site of your own in ten minutes"
-#: What prepares the environment, which the tests have already.
+#: Commands that prepare the environment. The tests have one already.
 SETUP = ("python3 -m venv", ". .venv", "python -m pip")
 SERVERS = ("python manage.py run_tasks", "python -m uvicorn")
 NAME, PASSWORD = "ada", "a-password-of-hers"
 
 
 def commands() -> list[str]:
-    """The commands of the section, in order."""
+    """Return the commands of the section, in order."""
     text = section(README, TITLE)
     blocks = [block.text for block in snippets(README, "sh") if block.text.rstrip() in text]
     return [line for block in blocks for line in block.splitlines()]
@@ -35,7 +35,7 @@ def files() -> list[Snippet]:
 
 
 def hidden_fields(page: httpx.Response) -> dict[str, str]:
-    """The hidden fields of a page's first form."""
+    """Return the hidden fields of a page's first form."""
     form = page.text.partition("<form")[2].partition("</form>")[0]
     hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
     assert "csrfmiddlewaretoken" in hidden, page.text
@@ -72,7 +72,7 @@ class Shell:
 
     @contextmanager
     def serve(self, command: str) -> Iterator[Path]:
-        """Run a command until the end of the block; give the file of its output."""
+        """Run a command until the end of the block, and yield the file of its output."""
         log = self.folder / f"{command.split()[2]}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The page on the API: its commands run, and its example of tokens works."""
+"""The API's page: its commands run, and its token example works."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def test_commands_of_the_page_run(start_web: Callable[..., Web]) -> None:
     assert json.loads(turned)["next"] is None
     assert json.loads(history)["events"][0]["event_type"] == "task_queued"
     assert "event: task_status" in stream
-    [shown] = snippets(PAGE_ON_API, "json")
-    # Python 3.13 calls this status otherwise.
+    [example] = snippets(PAGE_ON_API, "json")
+    # Python 3.13 has another phrase for this status.
     title = {"title": HTTPStatus(422).phrase}
-    assert json.loads(wrong) == json.loads(shown.text) | title
+    assert json.loads(wrong) == json.loads(example.text) | title
     assert Task.objects.count() == 1
 
 
 @pytest.mark.django_db
-def test_tokens_of_the_page_log_in() -> None:
+def test_token_example_authenticates() -> None:
     [snippet] = [one for one in snippets(PAGE_ON_API, "python") if one.file == "shop/auth.py"]
     shop, auth, urls = (ModuleType(name) for name in ("shop", "shop.auth", "shop.urls"))
     shop.auth = auth  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def test_tokens_of_the_page_log_in() -> None:
             bearer = {"Authorization": f"Bearer {auth.token_of(ada)}"}
             assert client.get("/", headers=bearer).json() == {"tasks": [], "next": None}
             assert client.get("/", headers={"Authorization": "Bearer x"}).status_code == 401
-            # Past the CSRF check, and refused for lack of a permission.
+            # Not stopped by the CSRF check; refused because of the missing permission.
             sent = client.post("/", {"task": "x"}, content_type="application/json", headers=bearer)
             assert sent.json()["detail"] == "You may not start tasks."
     finally:
@@ -90,30 +90,30 @@ def test_tokens_of_the_page_log_in() -> None:
             del sys.modules[name]
 
 
-def test_fields_of_a_start_are_told() -> None:
+def test_fields_of_a_start_are_documented() -> None:
     rows = table(PAGE_ON_API, "Starting a task")
     assert [code(row[0])[0] for row in rows] == list(StartRequest.model_fields)
 
 
-def test_parameters_of_a_list_are_told() -> None:
-    told = {name for row in table(PAGE_ON_API, "Lists") for name in code(row[0])}
-    assert told == set(Filters.model_fields)
+def test_parameters_of_a_list_are_documented() -> None:
+    documented = {name for row in table(PAGE_ON_API, "Lists") for name in code(row[0])}
+    assert documented == set(Filters.model_fields)
     assert f"{PAGE} unless said otherwise, from 1 to {PAGE_MAX}" in section(PAGE_ON_API, "Lists")
 
 
-def test_operations_are_told() -> None:
-    told = [one for row in table(PAGE_ON_API, "Operations") for one in code(row[0])]
+def test_operations_are_documented() -> None:
+    documented = [one for row in table(PAGE_ON_API, "Operations") for one in code(row[0])]
     schema = api_urls.api.get_openapi_schema()
-    there = {
+    existing = {
         f"{method.upper()} /{path.removeprefix('/api/tasks/').replace('task_id', 'id')}"
         for path, methods in schema["paths"].items()
         for method in methods
     }
-    assert {one.partition("?")[0] for one in told} == there
+    assert {one.partition("?")[0] for one in documented} == existing
 
 
-def test_errors_are_told() -> None:
-    told = {
+def test_errors_are_documented() -> None:
+    documented = {
         status for row in table(PAGE_ON_API, "Errors") for status in re.findall(r"\d{3}", row[0])
     }
     schema = api_urls.api.get_openapi_schema()
@@ -124,5 +124,5 @@ def test_errors_are_told() -> None:
         for status in operation["responses"]
         if int(status) >= 400
     }
-    # By any operation, and so declared by none.
-    assert told == declared | {"405", "500"}
+    # Any operation may return them, so none declares them.
+    assert documented == declared | {"405", "500"}

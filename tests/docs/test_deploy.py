@@ -1,4 +1,4 @@
-"""The files in deploy/ name commands that exist, and graces that are long enough."""
+"""The files in deploy/ use existing commands, and their grace periods are long enough."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.once
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 UNITS = sorted(DEPLOY.glob("systemd/*.service"))
-#: What a worker takes to end, at most.
+#: The longest time that a worker takes to stop.
 LONGEST = TaskSettings().shutdown_grace_seconds + STOP_SECONDS + RELEASE_SECONDS + 1
 
 
@@ -38,7 +38,7 @@ def seconds(text: str) -> float:
 
 
 def parse(arguments: list[str]) -> None:
-    """Have the command's own parser read what follows manage.py, if anything does."""
+    """Parse the arguments after manage.py, if any, with the command's own parser."""
     if "manage.py" in arguments:
         name, *options = arguments[arguments.index("manage.py") + 1 :]
         command = Migrate() if name == "migrate" else load_command_class("tasks_app", name)
@@ -46,11 +46,11 @@ def parse(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_units_call_commands_that_exist(path: Path) -> None:
+def test_units_call_existing_commands(path: Path) -> None:
     parse(shlex.split(unit(path)["Service"]["ExecStart"]))
 
 
-def test_services_call_commands_that_exist() -> None:
+def test_services_call_existing_commands() -> None:
     for service in COMPOSE["services"].values():
         command = service.get("command", [])
         parse(shlex.split(command[-1].rstrip("; done")) if command[:1] == ["sh"] else command)
@@ -58,35 +58,35 @@ def test_services_call_commands_that_exist() -> None:
         parse(test)
 
 
-def test_a_worker_has_the_time_to_end_in_good_order() -> None:
+def test_worker_has_enough_time_to_stop() -> None:
     worker = unit(DEPLOY / "systemd" / "tasks-worker.service")["Service"]
     assert float(worker["TimeoutStopSec"]) > LONGEST
     assert worker["Restart"] == "always"
-    # And so do the programs that its tasks have started.
+    # The programs that its tasks have started get the same time.
     assert worker["KillMode"] == "mixed"
     assert seconds(COMPOSE["services"]["worker"]["stop_grace_period"]) > LONGEST
-    told = (ROOT / "docs" / "operations.md").read_text()
-    [grace] = re.findall(r"terminationGracePeriodSeconds: (\d+)", told)
+    page = (ROOT / "docs" / "operations.md").read_text()
+    [grace] = re.findall(r"terminationGracePeriodSeconds: (\d+)", page)
     assert float(grace) > LONGEST
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
 def test_units_do_not_start_without_their_secrets(path: Path) -> None:
     service = unit(path)["Service"]
-    # With a hyphen before it, a missing file would be ignored.
+    # A leading hyphen would ignore a missing file.
     assert service["EnvironmentFile"] == "/etc/site.env"
     assert service["UMask"] == "0077"
 
 
-def test_the_processes_that_tasks_leave_behind_are_collected() -> None:
-    """By the first process of a container, which a worker must not be."""
+def test_orphaned_processes_are_reaped() -> None:
+    """The first process of a container must do that, so it must not be the worker."""
     assert COMPOSE["services"]["worker"]["init"] is True
-    told = (ROOT / "docs" / "operations.md").read_text()
-    pod = yaml.safe_load(told.partition("### Kubernetes")[2].split("```")[1].removeprefix("yaml"))
+    page = (ROOT / "docs" / "operations.md").read_text()
+    pod = yaml.safe_load(page.partition("### Kubernetes")[2].split("```")[1].removeprefix("yaml"))
     assert pod["shareProcessNamespace"] is True
 
 
-def test_the_application_exists() -> None:
+def test_application_exists() -> None:
     for text in (
         unit(DEPLOY / "systemd" / "tasks-web.service")["Service"]["ExecStart"],
         " ".join(COMPOSE["services"]["web"]["command"]),

@@ -1,4 +1,4 @@
-"""The guide's snippets run, and its samples are what is sent."""
+"""The guide's snippets run, and its sample messages match what is sent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUNNABLE = [snippet for snippet in snippets(GUIDE, "python") if "run" in snippet
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The guide's files, importable."""
+    """Write the guide's files, and make them importable."""
     for snippet in snippets(GUIDE):
         if snippet.file:
             path = tmp_path / snippet.file
@@ -75,7 +75,7 @@ def assert_logs_with_and_without_a_task(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_tests_of_the_guide_pass(shop: Path, tmp_path: Path) -> None:
+def test_guide_tests_pass(shop: Path, tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec("".join(block.text for block in RUNNABLE if "def test_" in block.text), names)
     tests = [one for name, one in names.items() if name.startswith("test_")]
@@ -86,7 +86,7 @@ def test_tests_of_the_guide_pass(shop: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.django_db
-def test_tasks_of_the_guide_do_their_work(shop: Path, tmp_path: Path) -> None:
+def test_guide_tasks_work(shop: Path, tmp_path: Path) -> None:
     from shop import tasks  # type: ignore[import-not-found]
 
     folder = tmp_path / "folder"
@@ -107,7 +107,7 @@ def test_tasks_of_the_guide_do_their_work(shop: Path, tmp_path: Path) -> None:
         assert progress.latest.value == (None if silent else 1.0)
 
 
-def test_template_tag_takes_what_the_guide_gives_it(db: None) -> None:
+def test_template_tag_accepts_the_guides_arguments(db: None) -> None:
     started = task_service.start_task("tests.tasks.Noop")
     [sample] = [block for block in snippets(GUIDE, "html") if "task_progress" in block.text]
     request = RequestFactory().get("/")
@@ -119,7 +119,7 @@ def test_template_tag_takes_what_the_guide_gives_it(db: None) -> None:
     assert '<a href="/there/">Progress</a>' in page
 
 
-def test_list_tag_takes_what_the_guide_gives_it(db: None) -> None:
+def test_list_tag_accepts_the_guides_arguments(db: None) -> None:
     owner = User.objects.create_user("ada")
     for _ in range(7):
         task_service.start_task("tests.tasks.Noop", owner=owner)
@@ -141,7 +141,7 @@ def samples() -> list[schemas.TaskEvent]:
     ]
 
 
-def test_there_is_a_sample_of_each_message() -> None:
+def test_every_message_has_a_sample() -> None:
     assert {sample.event_type for sample in samples()} == set(EventType)
     for sample in samples():
         if sample.event_type is EventType.STATUS:
@@ -152,15 +152,15 @@ def test_there_is_a_sample_of_each_message() -> None:
     assert stream.text.encode().endswith(wire.STREAM_END)
 
 
-def test_what_holds_an_interruption_back_is_told() -> None:
-    told = section(GUIDE, "Code that does not call in")
+def test_modules_that_delay_an_interruption_are_documented() -> None:
+    text = section(GUIDE, "Code that does not call in")
     imports = {"importlib", "_frozen_importlib"}
     for name in SHIELDED - imports - {"tasks_app"}:
-        assert f"`{name}`" in told
+        assert f"`{name}`" in text
 
 
 def test_samples_have_the_fields_that_are_sent(db: None) -> None:
-    """And so does the table of messages."""
+    """The table of messages has them too."""
     by = worker()
 
     def claimed() -> Claim:
@@ -189,6 +189,6 @@ def test_samples_have_the_fields_that_are_sent(db: None) -> None:
     rows = section(GUIDE, "Messages").splitlines()
     for kind, shapes in sent.items():
         [row] = [row for row in rows if row.startswith(f"| `{kind}`")]
-        said = set(re.findall(r"`(\w+)`", row.rsplit("|", 2)[1]))
+        documented = set(re.findall(r"`(\w+)`", row.rsplit("|", 2)[1]))
         for shape in shapes:
-            assert shape <= said, kind
+            assert shape <= documented, kind

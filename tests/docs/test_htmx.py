@@ -1,4 +1,4 @@
-"""The recipe for htmx, built as it says and driven in a browser."""
+"""The htmx recipe, built as described and run in a browser."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ urlpatterns = [path("counts/", include("counts.urls")), *site]
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> dict[str, str]:
-    """Write the recipe's files; return the environment of a site that has them."""
+    """Write the recipe's files, and return the environment of a site that uses them."""
     (tmp_path / "recipe_settings.py").write_text(SETTINGS)
     (tmp_path / "recipe_urls.py").write_text(URLS)
     for snippet in snippets(RECIPE):
@@ -68,18 +68,18 @@ def visitor(site: Web, cookie: str, context: BrowserContext, page: Page) -> Page
 
 
 def streams(page: Page) -> list[str]:  # noqa: F811
-    """The streams that the page asks for, as it does."""
+    """Return a list that collects the streams that the page opens."""
     asked: list[str] = []
 
-    def note(request: Request) -> None:
+    def record(request: Request) -> None:
         if "/stream/" in request.url:
             asked.append(request.url)
 
-    page.on("request", note)
+    page.on("request", record)
     return asked
 
 
-def test_bars_that_htmx_brings_are_live_and_share_a_stream(site: Web, visitor: Page) -> None:
+def test_bars_from_htmx_are_live_and_share_one_stream(site: Web, visitor: Page) -> None:
     visitor.goto(f"{site.url}/counts/")
     expect(visitor.get_by_text("0 done")).to_be_visible()
     asked = streams(visitor)
@@ -92,13 +92,13 @@ def test_bars_that_htmx_brings_are_live_and_share_a_stream(site: Web, visitor: P
     for bar in bars.all():
         expect(bar).to_have_attribute("status", "completed")
         expect(bar).to_contain_text("100%")
-    # A line of the page was fetched anew at the end of each.
+    # The page reloaded one line at each end.
     expect(visitor.get_by_text("2 done")).to_be_visible()
     assert all("/tasks/stream/?task=" in url for url in asked)
     below.fill("many")
     visitor.get_by_role("button", name="Start").click()
     expect(visitor.get_by_role("alert").first).to_contain_text("valid integer")
-    # The page brought style and script once.
+    # The page loaded the stylesheet and the script once.
     expect(visitor.locator("link[href*=task-progress]")).to_have_count(1)
 
 
@@ -106,11 +106,11 @@ def test_bars_that_htmx_brings_are_live_and_share_a_stream(site: Web, visitor: P
     ("task", "params", "end"),
     [(Add, {"a": 1}, "completed, 100%"), (Fail, {}, "failed, 25%")],
 )
-def test_htmxs_own_stream_ends_for_good(
+def test_htmx_stream_is_closed_after_the_end(
     site: Web, visitor: Page, owner: User, task: Any, params: dict[str, Any], end: str
 ) -> None:
     started = task_service.start_task(task, params, owner=owner)
-    # The extension would wait half a second, and then open another.
+    # Otherwise the extension would open another one after half a second.
     visitor.clock.install()
     visitor.add_init_script(
         "addEventListener('htmx:sseClose', ({detail}) => (window.ended = detail.type));"
@@ -125,10 +125,8 @@ def test_htmxs_own_stream_ends_for_good(
     assert visitor.evaluate("window.failed") is None
 
 
-def test_without_its_name_the_stream_would_be_opened_again_and_again(
-    site: Web, visitor: Page, owner: User
-) -> None:
-    """What the recipe warns of is so: else the page could be simpler."""
+def test_without_sse_close_the_stream_is_reopened(site: Web, visitor: Page, owner: User) -> None:
+    """This proves the recipe's warning: without it the page could be simpler."""
     started = task_service.start_task(Add, {"a": 1}, owner=owner)
     visitor.route(
         re.compile("/counts/watch/"),
@@ -141,7 +139,7 @@ def test_without_its_name_the_stream_would_be_opened_again_and_again(
     visitor.goto(f"{site.url}/counts/watch/{started.task_id}/")
 
     def opened() -> bool:
-        visitor.evaluate("0")  # lets the browser tell of its requests
+        visitor.evaluate("0")  # lets the browser report its requests
         return len(asked) > 2
 
     eventually(opened, what="it opens another stream")

@@ -1,4 +1,4 @@
-"""The README's site of one's own, built and run as the README says."""
+"""The README's site, built and run as the README says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.once
 
 
 def test_site_runs_a_task_started_on_its_page(site: httpx.Client) -> None:
-    """And the guide's reader follows it."""
+    """And the guide's reader follows its stream."""
     page = site.get("/")
     page = site.post("/", data=hidden_fields(page) | {"below": "150000"})
 
@@ -37,7 +37,7 @@ def test_site_runs_a_task_started_on_its_page(site: httpx.Client) -> None:
     assert "13,848 primes below 150,000" in site.get("/").text
 
 
-def test_site_refuses_a_wrong_parameter(site: httpx.Client) -> None:
+def test_site_refuses_an_invalid_parameter(site: httpx.Client) -> None:
     before = site.get("/")
     page = site.post("/", data=hidden_fields(before) | {"below": "many"})
 
@@ -45,7 +45,7 @@ def test_site_refuses_a_wrong_parameter(site: httpx.Client) -> None:
     assert page.text.count("<task-progress") == before.text.count("<task-progress")
 
 
-def test_line_for_cron_works(shell: Shell) -> None:
+def test_cron_line_works(shell: Shell) -> None:
     [line] = re.findall(r"&& (\.venv/bin/python manage\.py .+)", README.read_text())
 
     assert "finished tasks" in shell.run(line.removeprefix(".venv/bin/"))

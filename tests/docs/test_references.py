@@ -1,4 +1,4 @@
-"""What the pages name exists, and what exists the guide names."""
+"""Everything that the pages name exists, and the guide documents everything that exists."""
 
 from __future__ import annotations
 
@@ -47,27 +47,29 @@ SOURCE = "\n".join(path.read_text() for path in sorted(APP.rglob("*.py")))
 
 
 def first_column(page: Path, title: str) -> list[str]:
-    """The code that each row of a table begins with."""
+    """Return the code at the beginning of each row of a table."""
     return [code(row[0])[0] for row in table(page, title)]
 
 
 def tables(title: str) -> dict[str, list[list[str]]]:
-    """The tables under a heading of the guide, by the code in the line that announces each."""
-    found: dict[str, list[list[str]]] = {}
+    """Return the tables under a heading of the guide, by the code in the line above each."""
+    tables_by_name: dict[str, list[list[str]]] = {}
     name = ""
     for line in section(GUIDE, title).splitlines():
         if line.startswith("|"):
-            found.setdefault(name, []).append([cell.strip() for cell in line.split("|")[1:-1]])
+            tables_by_name.setdefault(name, []).append(
+                [cell.strip() for cell in line.split("|")[1:-1]]
+            )
         elif code(line):
             name = code(line)[0]
-    return {name: rows[2:] for name, rows in found.items()}
+    return {name: rows[2:] for name, rows in tables_by_name.items()}
 
 
 # Links, files, names.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     for link in links(page):
         if link.startswith(("https://", "http://")):
             continue
@@ -79,7 +81,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_exist(page: Path) -> None:
-    """Files and dotted paths of the project, fields of its models, settings, make targets."""
+    """Check files and dotted paths of the project, model fields, settings and make targets."""
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
     known = {conf.PREFIX + field.upper() for field in conf.TaskSettings.model_fields}
     for name in [*code(prose(page)), *snippet_lines(page)]:
@@ -102,7 +104,7 @@ def snippet_lines(page: Path) -> list[str]:
 
 
 def is_permission_or_url(name: str) -> bool:
-    """Of the app's label, not of the package: a permission, a check, a logger."""
+    """Return whether the name is a permission, a check or a logger, not a module."""
     actions = ("view", "add", "change", "delete", "start", "cancel", "retry")
     codenames = {f"{action}_task" for action in actions} | {"view_worker"}
     return (
@@ -120,7 +122,7 @@ def is_importable(name: str) -> bool:
     return bool(import_string(name))
 
 
-def test_no_page_is_left_out_of_the_readme() -> None:
+def test_readme_links_every_page() -> None:
     linked = {link.partition("#")[0] for link in links(README)}
     for page in PAGES:
         if page != README:
@@ -130,10 +132,12 @@ def test_no_page_is_left_out_of_the_readme() -> None:
 # Settings, commands, checks, loggers.
 
 
-def test_settings_are_those_of_conf() -> None:
+def test_documented_settings_match_conf() -> None:
     defaults = conf.TaskSettings()
-    told = {code(row[0])[0]: ast.literal_eval(code(row[1])[0]) for row in table(GUIDE, "Settings")}
-    assert told == {
+    documented = {
+        code(row[0])[0]: ast.literal_eval(code(row[1])[0]) for row in table(GUIDE, "Settings")
+    }
+    assert documented == {
         conf.PREFIX + field.upper(): getattr(defaults, field)
         for field in conf.TaskSettings.model_fields
     }
@@ -143,21 +147,21 @@ COMMANDS = sorted(path.stem for path in (APP / "management" / "commands").glob("
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_options_of_commands_are_told(name: str) -> None:
+def test_command_options_are_documented(name: str) -> None:
     def options(command: BaseCommand) -> set[str]:
         parser = command.create_parser("manage.py", name)
         return {option for action in parser._actions for option in action.option_strings}
 
     own = options(load_command_class("tasks_app", name)) - options(BaseCommand())
-    told = tables("Commands")[f"manage.py {name}"]
-    assert {option for row in told for option in code(row[0])} == own
+    documented = tables("Commands")[f"manage.py {name}"]
+    assert {option for row in documented for option in code(row[0])} == own
 
 
-def test_every_command_is_told() -> None:
+def test_every_command_is_documented() -> None:
     assert set(tables("Commands")) >= {f"manage.py {name}" for name in COMMANDS}
 
 
-def test_commands_of_the_guide_parse() -> None:
+def test_commands_in_the_guide_parse() -> None:
     commands = [line for line in snippet_lines(GUIDE) if "manage.py" in line]
     assert len(commands) > 3
     for line in commands:
@@ -166,29 +170,29 @@ def test_commands_of_the_guide_parse() -> None:
         parser.parse_args(arguments)
 
 
-def test_checks_are_told() -> None:
+def test_checks_are_documented() -> None:
     ids = set(re.findall(r'id="(tasks_app\.[EW]\d+)"', (APP / "checks.py").read_text()))
     assert set(first_column(GUIDE, "System checks")) == ids
 
 
-def test_loggers_are_told() -> None:
+def test_loggers_are_documented() -> None:
     loggers = set(re.findall(r'SafeLogger\("(tasks_app[\w.]*)"\)', SOURCE))
     assert set(first_column(GUIDE, "Logging")) == loggers
 
 
-# What task authors and callers write.
+# For task authors and callers.
 
 
-def test_class_options_are_told() -> None:
+def test_class_options_are_documented() -> None:
     options = {name for name in inspect.get_annotations(BaseTask) if not name.startswith("_")}
-    told = {code(row[0])[0]: code(row[1]) for row in table(GUIDE, "Class options")}
-    assert set(told) == options
-    for name, default in told.items():
+    documented = {code(row[0])[0]: code(row[1]) for row in table(GUIDE, "Class options")}
+    assert set(documented) == options
+    for name, default in documented.items():
         if default:
             assert ast.literal_eval(default[0]) == getattr(BaseTask, name), name
 
 
-def test_progress_calls_are_told() -> None:
+def test_progress_calls_are_documented() -> None:
     ours = {
         "stop",
         "take",
@@ -197,14 +201,14 @@ def test_progress_calls_are_told() -> None:
         "dropped_lines",
         "notify",
         "reason",
-    }  # the worker's, and tests'
+    }  # for the worker and tests
     public = {name for name in dir(ProgressHandle) if not name.startswith("_")} - ours
-    told = {
+    documented = {
         re.match(r"progress\.(\w+)", call).group(1): call  # type: ignore[union-attr]
         for call in first_column(GUIDE, "Progress")
     }
-    assert set(told) == public
-    for name, call in told.items():
+    assert set(documented) == public
+    for name, call in documented.items():
         found = getattr(ProgressHandle, name)
         if inspect.isfunction(found):
             written = re.findall(r"(\w+)(?:=|, |\))", call.partition("(")[2])
@@ -213,26 +217,26 @@ def test_progress_calls_are_told() -> None:
     assert all(f"`{level}`" in section(GUIDE, "The log") for level in LOG_LEVELS)
 
 
-def test_options_of_a_start_are_told() -> None:
-    told = set(first_column(GUIDE, "Options of a start"))
-    assert told == set(StartOptions.model_fields)
-    assert told < set(inspect.signature(TaskService.start_task).parameters)
+def test_start_options_are_documented() -> None:
+    documented = set(first_column(GUIDE, "Options of a start"))
+    assert documented == set(StartOptions.model_fields)
+    assert documented < set(inspect.signature(TaskService.start_task).parameters)
 
 
-def test_calls_of_the_service_are_told() -> None:
+def test_service_calls_are_documented() -> None:
     for name in (name for name in vars(TaskService) if not name.startswith("_")):
         assert f"task_service.{name}(" in GUIDE.read_text(), name
 
 
-def test_errors_are_told() -> None:
-    told = set(first_column(GUIDE, "Errors"))
-    told |= set(first_column(GUIDE, "Cancellation and timeouts"))
+def test_exceptions_are_documented() -> None:
+    documented = set(first_column(GUIDE, "Errors"))
+    documented |= set(first_column(GUIDE, "Cancellation and timeouts"))
     errors = {
         name
         for name, found in vars(exceptions).items()
         if isinstance(found, type) and found.__module__ == exceptions.__name__
     }
-    assert told == errors - {"StaffError", "TaskError"}
+    assert documented == errors - {"StaffError", "TaskError"}
 
 
 @pytest.mark.parametrize(
@@ -245,21 +249,21 @@ def test_errors_are_told() -> None:
         schemas.TaskEvent,
     ],
 )
-def test_fields_are_told(schema: Any) -> None:
+def test_schema_fields_are_documented(schema: Any) -> None:
     rows = tables("Data types")[schema.__name__]
     assert [code(row[0])[0] for row in rows] == list(schema.model_fields)
 
 
-def test_permissions_are_told() -> None:
+def test_permissions_are_documented() -> None:
     text = section(GUIDE, "Permissions")
     for name in (name for name in vars(permissions) if name.startswith("may_")):
         assert f"`{name}`" in text
 
 
-# Over HTTP, and on a page.
+# HTTP and pages.
 
 
-def test_endpoints_are_told() -> None:
+def test_endpoints_are_documented() -> None:
     rows = {code(row[0])[0]: code(row[1]) for row in table(GUIDE, "Endpoints")}
     patterns = {str(one.name): one for one in urls.urlpatterns if isinstance(one, URLPattern)}
     assert set(rows) == set(patterns)
@@ -268,13 +272,13 @@ def test_endpoints_are_told() -> None:
             assert route.partition("?")[0] == str(pattern.pattern)
 
 
-def test_messages_are_told() -> None:
+def test_messages_are_documented() -> None:
     rows = {code(row[0])[0]: row[1] for row in table(GUIDE, "Messages")}
     assert set(rows) == set(EventType)
     assert {kind for kind, stored in rows.items() if stored == "yes"} == FACTS
 
 
-def test_options_of_the_tag_are_told() -> None:
+def test_tag_options_are_documented() -> None:
     options = set(inspect.signature(task_progress).parameters) - {"context", "task"}
     assert set(first_column(GUIDE, "The template tag")) == options
     assert set(code(section(GUIDE, "The template tag"))) >= FORMS.keys()
@@ -282,43 +286,43 @@ def test_options_of_the_tag_are_told() -> None:
     assert set(first_column(GUIDE, "Lists of tasks")) == options
 
 
-def test_options_of_an_action_are_told() -> None:
+def test_action_options_are_documented() -> None:
     signature = inspect.signature(background_action).parameters
-    told = table(GUIDE, "Actions of the admin, and forms")
-    rows = {name: row for row in told for name in code(row[0])}
+    documented = table(GUIDE, "Actions of the admin, and forms")
+    rows = {name: row for row in documented for name in code(row[0])}
     assert set(rows) == signature.keys() - {"task", "options"}
     for name in ("ids", "most"):
         assert ast.literal_eval(code(rows[name][1])[0]) == signature[name].default
 
 
-def test_the_element_is_told() -> None:
+def test_element_is_documented() -> None:
     static = APP / "static" / "tasks_app"
     script = (static / "task-progress.js").read_text()
     style = (static / "task-progress.css").read_text()
     templates = (APP / "templates" / "tasks_app").glob("task_*.html")
     template = "\n".join(path.read_text() for path in templates)
     text = section(GUIDE, "The element")
-    told = code(text)
+    documented = code(text)
 
     events = set(re.findall(r'"(task-progress:\w+)"', script))
-    assert {name for name in told if name.startswith("task-progress:")} == events
+    assert {name for name in documented if name.startswith("task-progress:")} == events
     properties = set(re.findall(r"var\((--task-[\w-]+)", style))
-    assert {name for name in told if name.startswith("--")} == properties
+    assert {name for name in documented if name.startswith("--")} == properties
     parts = set(re.findall(r'data-part="(\w+)"', template))
     [line] = [line for line in text.splitlines() if "`data-part`" in line]
     assert set(code(line)) - {"data-part"} == parts
 
 
-def test_statuses_are_told() -> None:
+def test_statuses_are_documented() -> None:
     assert set(Status.values) <= set(code(section(GUIDE, "Data types")))
     [row] = [row for row in tables("Commands")["manage.py cleanup_tasks"] if "--status" in row[0]]
     assert set(code(row[1])) == TERMINAL
 
 
-# The architecture.
+# Architecture.
 
 
-def test_state_diagram_agrees_with_the_table() -> None:
+def test_state_diagram_matches_the_table() -> None:
     [diagram] = [one for one in snippets(ARCHITECTURE, "mermaid") if "stateDiagram" in one.text]
     arrows = re.findall(r"(\[\*\]|\w+) --> (\[\*\]|\w+)(?:: (\w+))?", diagram.text)
     legal = {
@@ -331,7 +335,7 @@ def test_state_diagram_agrees_with_the_table() -> None:
     assert len(arrows) == len(set(arrows))
 
 
-def test_verbs_agree_with_the_table() -> None:
+def test_verbs_match_the_table() -> None:
     rows = {
         code(verb)[0]: (code(event), fenced)
         for verb, event, fenced, _ in table(ARCHITECTURE, "The states of a task")
@@ -342,22 +346,22 @@ def test_verbs_agree_with_the_table() -> None:
     }
 
 
-def test_layers_are_those_that_a_test_holds() -> None:
+def test_layers_match_the_layer_test() -> None:
     rows = [set(code(row[0])) for row in table(ARCHITECTURE, "Layers")]
     assert rows == LAYERS[::-1]
 
 
-def test_indexes_are_told() -> None:
-    made = {
+def test_indexes_are_documented() -> None:
+    existing = {
         thing.name
         for model in (models.Task, models.TaskEvent, models.Worker)
         for thing in [*model._meta.indexes, *model._meta.constraints]
         if not thing.deconstruct()[0].endswith("CheckConstraint")
     }
-    assert set(first_column(ARCHITECTURE, "Indexes")) == made
+    assert set(first_column(ARCHITECTURE, "Indexes")) == existing
 
 
-def test_the_glossary_names_things_where_they_are_made() -> None:
+def test_glossary_names_things_where_they_are_defined() -> None:
     for name in code(prose(GLOSSARY)):
         module, _, thing = name.rpartition(".")
         if re.fullmatch(r"tasks_app(\.\w+)+", name) and is_importable(module):
@@ -365,7 +369,7 @@ def test_the_glossary_names_things_where_they_are_made() -> None:
             assert getattr(made, "__module__", module) == module, name
 
 
-def test_glossary_is_in_order() -> None:
+def test_glossary_is_sorted() -> None:
     words = re.findall(r"^\| \*\*(.+?)\*\*", GLOSSARY.read_text(), re.M)
     assert words == sorted(words)
     assert len(words) > 25
