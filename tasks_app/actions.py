@@ -156,7 +156,7 @@ class BackgroundFormMixin:
     task_class: type[BaseTask] | str
     #: Options of `start_task`, such as `unique_key`. The owner is the logged-in user.
     task_options: Mapping[str, Any] = {}
-    #: Where to redirect, instead of the task's page.
+    #: The URL to redirect to, instead of the task's page.
     success_url: str | _StrPromise | None = None
 
     request: HttpRequest

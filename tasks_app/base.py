@@ -65,18 +65,17 @@ class BaseTask:
     priority: ClassVar[int] = 0
     #: Seconds an attempt may run. Default: TASK_TIMEOUT_SECONDS. None means no limit.
     timeout: ClassVar[float | Unset | None] = UNSET
-    #: How many attempts the task has. If more than 1, running it again after half a run must be
-    #: safe.
+    #: The number of attempts. If more than 1, it must be safe to run again after half a run.
     max_attempts: ClassVar[int] = 1
     #: Errors after which another attempt follows, if one is left. TaskTimedOut is included only if
     #: it is named. Invalid parameters and results are never included.
     retry_on: ClassVar[tuple[type[BaseException], ...]] = (Exception,)
     #: Exceptions to `retry_on`: no attempt follows these errors.
     no_retry_on: ClassVar[tuple[type[BaseException], ...]] = ()
-    #: Whether an exception may be raised anywhere in its code, if it was asked to stop and makes no
-    #: progress call. If False, such a run is abandoned, and its thread with it.
+    #: If True, an exception may be raised anywhere in its code, once it was asked to stop and makes
+    #: no progress call. If False, such a run is abandoned, and its thread with it.
     interruptible: ClassVar[bool] = True
-    #: Whether it may be started over HTTP, from the admin and the API; and the permission for that.
+    #: If True, it may be started over HTTP, from the admin and the API, with this permission.
     startable: ClassVar[bool] = False
     start_permission: ClassVar[str] = "tasks_app.start_task"
     #: If True, a run that a worker's shutdown cuts short is released and starts again on another
@@ -96,7 +95,7 @@ class BaseTask:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether this run must stop: cancelled, timed out, or taken by another worker."""
+        """True if this run must stop: cancelled, timed out, or taken by another worker."""
         return self._progress is not None and self._progress.is_cancelled
 
     def run(self, progress: ProgressHandle, params: Mapping[str, Any]) -> Any:
@@ -132,7 +131,7 @@ class BaseTask:
 
     @classmethod
     def _is_own(cls, base: type) -> bool:
-        """Whether it is the class itself or a mixin of the same package, which can be renamed."""
+        """Return whether a base is the class itself or a mixin of its package, open to renaming."""
         package = base.__module__.partition(".")[0] == cls.__module__.partition(".")[0]
         return base is cls or (package and not issubclass(base, BaseTask))
 

@@ -17,15 +17,15 @@ from tasks_app.models import Task
 from tasks_app.states import Status
 
 T = TypeVar("T")
-#: How many tasks were refused, by the class of the error and the status that prevented it, if any.
+#: Counts of refused tasks, by the class of the error and the status that prevented it, if any.
 Refusals = Counter[tuple[type[TaskError], Status | None]]
 
-#: How many tasks share a transaction. On SQLite, nothing else can be written during it.
+#: The number of tasks in a transaction. On SQLite, nothing else can be written during it.
 BATCH = 100
 #: Stop after this many seconds and leave the rest to the next request, because servers and proxies
 #: give up after 30.
 SECONDS = 20.0
-#: How often to try a batch that meets a deadlock.
+#: The number of tries for a batch that meets a deadlock.
 TRIES = 3
 
 
@@ -35,7 +35,7 @@ class Summary:
 
     done: int = 0
     refused: Refusals = field(default_factory=Counter)
-    #: How many were left for later, because the time was over.
+    #: The number of tasks left for later, because the time was over.
     left: int = 0
 
 

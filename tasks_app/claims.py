@@ -21,12 +21,12 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt failed."""
+    """The failure of an attempt."""
 
     type: str
     message: str
     traceback: str = ""
-    #: How long the next attempt waits, if the task itself said so.
+    #: The wait before the next attempt, if the task itself set one.
     retry_after: timedelta | None = None
     #: The task was asked to stop, and its thread did not.
     stuck: bool = False

@@ -26,27 +26,26 @@ class TaskSettings(BaseModel):
 
     #: Threads of a worker: how many tasks it runs at the same time.
     max_workers: PositiveInt = 4
-    #: How long one attempt may run, unless its class or its start sets another timeout.
+    #: The timeout of one attempt, unless its class or its start sets another one.
     timeout_seconds: PositiveSeconds | None = 300.0
-    #: How long a claim is valid without a heartbeat. After a worker is killed, its tasks wait this
-    #: long.
+    #: A claim is valid this long without a heartbeat. A killed worker's tasks wait this long.
     lease_seconds: PositiveSeconds = 30.0
-    #: How often a worker renews its leases and looks for tasks of lost workers.
+    #: The interval at which a worker renews its leases and looks for tasks of lost workers.
     heartbeat_seconds: PositiveSeconds = 10.0
-    #: How long running tasks may continue after SIGTERM before they are released.
+    #: Running tasks may continue this long after SIGTERM. Then they are released.
     shutdown_grace_seconds: Seconds = 25.0
-    #: How long a task may continue after it was asked to stop. Then an exception is raised in its
+    #: A task may continue this long after it was asked to stop. Then an exception is raised in its
     #: thread; after the same time again, the thread is abandoned.
     interrupt_grace_seconds: PositiveSeconds = 5.0
-    #: Whether exceptions are raised in threads. A class can still forbid it for itself.
+    #: Allows exceptions to be raised in threads. A class can still forbid it for itself.
     interrupt: bool = True
     #: A worker with this many stuck threads finishes its other tasks and exits.
     max_stuck: PositiveInt = 4
     #: The shortest time between two writes of a task's progress.
     progress_interval_seconds: Seconds = 0.1
-    #: How often to look for changes if the database cannot signal commits.
+    #: The interval between looks for changes if the database cannot signal commits.
     poll_interval_seconds: PositiveSeconds = 0.1
-    #: Whether to learn of commits by PostgreSQL's LISTEN. A pooler in transaction mode breaks it.
+    #: Uses PostgreSQL's LISTEN to learn of commits. A pooler in transaction mode breaks it.
     listen: bool = True
     #: The most `progress.log()` lines kept per attempt. The rest are counted and dropped.
     max_log_lines: PositiveInt = 1000
@@ -54,24 +53,24 @@ class TaskSettings(BaseModel):
     retry_backoff_seconds: PositiveSeconds = 5.0
     retry_backoff_max_seconds: PositiveSeconds = HOUR * 1.0
 
-    #: How often a worker prunes finished tasks.
+    #: The interval at which a worker prunes finished tasks.
     cleanup_interval_seconds: PositiveSeconds = 600.0
-    #: How long finished tasks are kept.
+    #: Finished tasks are kept this long.
     retention_seconds: PositiveSeconds | None = 7.0 * DAY
-    #: How long failed tasks are kept.
+    #: Failed tasks are kept this long.
     failed_retention_seconds: PositiveSeconds | None = 30.0 * DAY
 
     #: The class behind `tasks_app.service.task_service`.
     service: str = "tasks_app.service.TaskService"
 
-    #: How often a stream without events sends a keep-alive.
+    #: The interval of keep-alive messages in a stream without events.
     stream_keepalive_seconds: PositiveSeconds = 4.0
     #: The most tasks that one stream may watch.
     stream_max_tasks: PositiveInt = 100
     #: The most streams that one user may have open in one web process.
     stream_max_per_user: PositiveInt | None = 100
 
-    #: How the API authenticates: dotted paths of django-ninja authenticators, tried in order.
+    #: The authenticators of the API, for django-ninja: dotted paths, tried in order.
     api_auth: list[str] = Field(["tasks_app.api.SessionAuth"], min_length=1)
     #: The largest request body that the API accepts.
     api_max_body_bytes: PositiveInt = 2 * 1024 * 1024
@@ -80,7 +79,7 @@ class TaskSettings(BaseModel):
 
     @property
     def silence_seconds(self) -> float:
-        """How long a worker may be silent before other workers rescue its tasks."""
+        """The silence of a worker after which other workers rescue its tasks."""
         return self.lease_seconds + self.heartbeat_seconds
 
 

@@ -14,7 +14,7 @@ from pydantic.errors import PydanticErrorMixin, PydanticSchemaGenerationError
 
 from tasks_app.exceptions import InvalidTask
 
-#: How similar a name must be to an option's to count as a misspelling of it, from 0 to 1.
+#: The similarity to an option's name, from 0 to 1, at which a name counts as a misspelling.
 ALIKE = 0.85
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

@@ -78,7 +78,7 @@ ESTIMATE_FROM = 0.01
 STALLED_AFTER = 10.0
 #: Seconds between two log messages that there is no worker.
 WARN_AGAIN_AFTER = 60.0
-#: When the last such message was logged, at key "at".
+#: The time of the last such message, at key "at".
 _warned: dict[str, float] = {}
 
 logger = SafeLogger("tasks_app.pages")

@@ -15,12 +15,12 @@ from tasks_app.logs import SafeLogger
 
 logger = SafeLogger("tasks_app.registry")
 
-#: How long a thread waits for its turn. Then it imports anyway, because an import may hang.
+#: A thread waits this long for its turn. Then it imports anyway, because an import may hang.
 TURN_SECONDS = 30.0
 
 # Reentrant, because a module may ask for another task while it is being imported.
 _turn = threading.RLock()
-#: How many times the thread that holds the lock has acquired it.
+#: The number of times that the lock's holder has acquired it.
 _depth = 0
 #: Modules that were loaded while no import was running under the lock, so they are complete.
 _complete: set[str] = set()

@@ -1,4 +1,4 @@
-"""How `lifecycle` writes: rows locked by their tokens, and facts with them."""
+"""The writes of `lifecycle`: rows locked by their tokens, and facts with them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def alias() -> str:
     return router.db_for_write(Task)
 
 
-#: How long a worker waits for a lock before it looks after its threads again.
+#: A worker waits this long for a lock. Then it looks after its threads again.
 LOCK_MILLISECONDS = 1000
 
 
@@ -51,8 +51,8 @@ def sqlstate(error: Exception) -> str:
 def begin(using: str, wait: int = LOCK_MILLISECONDS) -> datetime:
     """Return the database's time, and limit how long the current transaction waits for a lock.
 
-    While a worker waits, it enforces no timeout and handles no signal, and one of its own tasks may
-    hold the lock. The limit applies to this transaction only, so it also works behind a pooler and
+    A waiting worker enforces no timeout and handles no signal, and one of its own tasks may hold
+    the lock. The limit applies to this transaction only, so it also works behind a pooler and
     affects no other session. On SQLite, a transaction waits when it begins: see the worker's
     `connect`.
     """

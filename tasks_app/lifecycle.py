@@ -249,8 +249,8 @@ def retry(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> 
 def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[Claim]:
     """Return claimed tasks to the queue; the attempt does not count. Return the stale claims.
 
-    They keep their place in the queue, and any worker may claim them at once. A task with a cancel
-    request is cancelled instead.
+    They keep their place in the queue, and any worker may claim them immediately. A task with a
+    cancel request is cancelled instead.
     """
     move = LEGAL[Verb.RELEASE]
     using = alias()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 
-#: Tells of an error in a handler as Python's own handlers do: on stderr, and to nobody if
+#: Reports errors of handlers as Python's own handlers do: on stderr, unless
 #: logging.raiseExceptions is off.
 _fallback = logging.Handler()
 
 
 class SafeLogger(logging.Logger):
-    """Hands records to the logger of this name, and keeps the errors of its handlers to itself.
+    """A logger that passes records to the logger of this name and catches errors of its handlers.
 
-    Python's own handlers never raise. One of the site's may, and would then end the worker, the
-    relay, or whatever else just logs.
+    Python's own handlers never raise, but a handler of the site may. Its error would end the thread
+    that logs, such as the worker's coordinator or the relay.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,5 +26,5 @@ class SafeLogger(logging.Logger):
     def handle(self, record: logging.LogRecord) -> None:
         try:
             self._logger.handle(record)
-        except Exception:  # noqa: BLE001 - whatever a handler or a filter raises
+        except Exception:  # noqa: BLE001 - a handler or a filter may raise anything
             _fallback.handleError(record)

@@ -35,9 +35,11 @@ class Worker(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     hostname = models.CharField(_("host"), max_length=255)
-    pid = models.PositiveIntegerField(_("process id"))
-    hands = models.PositiveIntegerField(_("hands"), help_text=_("How many tasks it runs at a time"))
-    queues = models.JSONField(_("queues"), default=list, help_text=_("Empty: all of them"))
+    pid = models.PositiveIntegerField(_("process ID"))
+    hands = models.PositiveIntegerField(
+        _("threads"), help_text=_("Tasks that it can run at the same time")
+    )
+    queues = models.JSONField(_("queues"), default=list, help_text=_("Empty means all queues"))
     started_at = models.DateTimeField(_("started"))
     heartbeat_at = models.DateTimeField(_("last heartbeat"))
     #: As of its last heartbeat.
@@ -51,7 +53,7 @@ class Worker(models.Model):
         _("stuck threads"),
         default=0,
         db_default=0,
-        help_text=_("Threads of tasks that did not stop when told to"),
+        help_text=_("Threads of tasks that ignored the stop request"),
     )
     #: Set when it signed off; a worker that was killed has none.
     stopped_at = models.DateTimeField(_("stopped"), null=True)
@@ -113,13 +115,13 @@ class Task(models.Model):
     error_message = models.TextField(_("error"), blank=True, default="")
     error_traceback = models.TextField(_("traceback"), blank=True, default="")
     #: The error message for the owner. Null instead of empty, so that adding the column is cheap.
-    public_error = models.TextField(_("error for the owner"), null=True)  # noqa: DJ001
+    public_error = models.TextField(_("error shown to the owner"), null=True)  # noqa: DJ001
 
     stuck = models.BooleanField(
         _("stuck"),
         default=False,
         db_default=False,
-        help_text=_("Did not stop when told to: its thread was given up"),
+        help_text=_("Ignored the stop request; its thread was abandoned"),
     )
 
     #: The claim: its worker, its token and its lease. Set only while running.
@@ -253,7 +255,7 @@ class Task(models.Model):
         try:
             return str(resolve(self.name).verbose_name)
         except UnknownTask:
-            # Its code is gone or cannot be imported here. The row still has a page.
+            # The class is gone or cannot be imported here. The row still has a page.
             return self.name
 
     @property

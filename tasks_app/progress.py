@@ -172,7 +172,7 @@ class ProgressHandle:
             self._report(KEEP, end if done >= total else start + (end - start) * done / total)
 
     def log(self, message: str, level: str = "info") -> None:
-        """Add a line to the task's history. Viewers see it at once.
+        """Add a line to the task's history. Viewers see it within milliseconds.
 
         Unlike progress, each line is kept, up to TASK_MAX_LOG_LINES per attempt. The rest are
         counted and dropped. Raises ValueError for an unknown level, and TaskInterrupted if the task
@@ -198,12 +198,12 @@ class ProgressHandle:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the task must stop, for code that prefers to check rather than be interrupted."""
+        """True if the task must stop, for code that prefers to check rather than be interrupted."""
         return self._stop is not None
 
     @property
     def reason(self) -> TaskInterrupted | None:
-        """Why the task must stop, if it must."""
+        """The reason why the task must stop; None if it may continue."""
         return self._stop
 
     @property

@@ -25,10 +25,10 @@ logger = SafeLogger("tasks_app.registry")
 
 #: The module of each app that is imported to find its tasks.
 MODULE = "tasks"
-#: How many similar names an error about an unknown name offers.
+#: The number of similar names in an error about an unknown name.
 NEAR = 3
 
-#: Why each module could not be imported, as last logged. Pages ask again and again.
+#: The last logged error of each module that fails. Pages ask again and again.
 _logged: dict[str, str] = {}
 
 
@@ -155,7 +155,7 @@ def _runs(cls: type[BaseTask]) -> bool:
     try:
         cls.name()
     except InvalidTask:
-        return False  # Its path is too long for a row. Starting it raises this error.
+        return False  # The path is too long for a row. Starting the task raises this error.
     return True
 
 

@@ -29,17 +29,17 @@ AIM_SECONDS = 0.025
 SLOW_SECONDS = 0.25
 #: The least rows of a task: its own, and its events queued, started and ended.
 ROWS_OF_A_TASK = 4
-#: How many rows a batch deletes, tasks and events together. ROWS: at first, because the site's own
+#: Rows to delete in a batch, tasks and events together. ROWS: at first, because the site's own
 #: rows may be deleted with them. ROWS_MIN: the least after a slow batch, because smaller batches
 #: spend most of their time on the transaction itself. ROWS_MAX: the most.
 ROWS, ROWS_MIN, ROWS_MAX = ROWS_OF_A_TASK, 250, 5_000
 #: The events of a task's history, except the one that ends it.
 BEFORE_THE_END = sorted(FACTS - TERMINAL_EVENTS)
-#: How many tasks that cannot be deleted a prune logs as warnings. It logs the rest at level DEBUG.
+#: The number of undeletable tasks that a prune logs as warnings. It logs more at level DEBUG.
 WARNINGS = 10
-#: How long a batch waits for locked rows that refer to its tasks. The caller has other work.
+#: A batch waits this long for locked rows that refer to its tasks. The caller has other work.
 LOCK_MILLISECONDS = 100
-#: How long a worker's record is kept after its last heartbeat.
+#: A worker's record is kept this long after its last heartbeat.
 WORKER_SECONDS = DAY
 
 
@@ -50,7 +50,7 @@ Group = list[uuid.UUID]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which finished tasks to delete: those older than this many seconds. None keeps them."""
+    """The ages, in seconds, from which finished tasks are deleted. None keeps them forever."""
 
     retention: float | None
     failed_retention: float | None
@@ -108,9 +108,9 @@ class Prune(Iterator[int]):
 
     def __init__(self, rule: Rule) -> None:
         self.using = alias()
-        #: How many tasks were deleted, and how many could not be, so far.
+        #: The number of tasks deleted so far, and of tasks that could not be deleted.
         self.removed = self.kept = 0
-        #: How many rows the next batch may delete, and how many seconds the last one took.
+        #: The limit of rows for the next batch, and the seconds that the last one took.
         self.rows, self.seconds = ROWS, 0.0
         self._past = rule.past(database_now(self.using))[::-1]
         #: The last task that was read, so that tasks that are kept are not read again.
@@ -140,7 +140,7 @@ class Prune(Iterator[int]):
 
     @property
     def pause(self) -> float:
-        """How many seconds to leave the database to others: as long as the last batch took."""
+        """Seconds to leave the database to others: as long as the last batch took."""
         return self.seconds
 
     def _read(self) -> None:
@@ -219,7 +219,7 @@ class Prune(Iterator[int]):
     def _took(self, seconds: float) -> None:
         self.seconds = seconds
         if seconds > SLOW_SECONDS:
-            # The site's own rows that are deleted with ours must be what takes so long.
+            # Rows of the site that are deleted with ours must be the cause.
             self.rows = max(self.rows // 8, ROWS_OF_A_TASK)
         elif seconds > AIM_SECONDS:
             self.rows = max(self.rows // 2, min(self.rows, ROWS_MIN))
@@ -258,8 +258,8 @@ def remove(task_id: uuid.UUID) -> None:
 def _is_held(task_id: uuid.UUID) -> bool:
     """Return whether rows refer to a task by a foreign key that only the database enforces.
 
-    The database would refuse at the end of the transaction only. That may be the caller's
-    transaction, and everything in it would be rolled back.
+    The database would refuse only at the end of the transaction, which may be the caller's.
+    Everything in it would then be rolled back.
     """
     return any(
         found.related_model._base_manager.using(alias())

@@ -44,7 +44,7 @@ MESSAGE_MAX = 10_000
 TRACEBACK_MAX = 100_000
 #: The most bytes of parameters, and of a result, as JSON. Larger values are refused.
 JSON_MAX = 1_048_576
-#: How deep lists and objects in them may be nested. Pydantic reads 200 levels at most.
+#: The deepest nesting of lists and objects in them. Pydantic reads 200 levels at most.
 DEPTH_MAX = 100
 # The most characters of the names of a task and its queue, and of its keys. Longer ones are
 # refused.
@@ -83,7 +83,7 @@ class TaskStartResponse(Schema):
 
 
 class TaskError(Schema):
-    """Why a task failed.
+    """The reason why a task failed.
 
     The owner gets the message that the task has for them. The exception's type and message are for
     users who may see all tasks; its traceback is for the admin and commands.
@@ -109,7 +109,7 @@ class TaskInfo(Schema):
     max_attempts: int
     cancel_requested: bool
     created_time: datetime
-    #: When it may start; None unless it is pending.
+    #: The earliest start; None unless it is pending.
     run_after: datetime | None
     start_time: datetime | None
     end_time: datetime | None

@@ -190,7 +190,7 @@ def _started_before(row: Task) -> TaskStartResponse | None:
 def _alike(stored: Any, given: Any) -> bool:
     """Return whether stored and given JSON are equal.
 
-    PostgreSQL returns a float that is written with an exponent as the integer that it spells.
+    PostgreSQL returns a float written with an exponent, such as 1e+16, as an integer.
     """
     if isinstance(stored, dict) and isinstance(given, dict):
         return stored.keys() == given.keys() and all(
@@ -200,7 +200,7 @@ def _alike(stored: Any, given: Any) -> bool:
         return len(stored) == len(given) and all(map(_alike, stored, given))
     if type(stored) is int and type(given) is float:
         return "e" in repr(given) and Decimal(repr(given)) == stored
-    # Python takes True, 1 and 1.0 for equal.
+    # In Python, True == 1 == 1.0, but they are different parameters.
     return type(stored) is type(given) and bool(stored == given)
 
 

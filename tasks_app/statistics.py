@@ -27,7 +27,7 @@ QUEUES = 50
 
 
 class Presence(Enum):
-    """Whether a worker is running, as far as its row shows."""
+    """The state of a worker, as far as its row shows."""
 
     ALIVE = "alive"
     LOST = "lost"
@@ -91,7 +91,7 @@ class Seen:
 
     worker: Worker
     presence: Presence
-    #: How many tasks it runs now.
+    #: The number of tasks it runs now.
     running: int
     #: Seconds since its last heartbeat.
     silence: float
@@ -101,14 +101,14 @@ class Seen:
 class Overview:
     now: datetime
     queues: list[Queue]
-    #: How many queues are not listed.
+    #: The number of queues that are not listed.
     other_queues: int
     #: Totals of all queues.
     ready: int
     later: int
     running: int
     workers: list[Seen]
-    #: How many workers are not listed.
+    #: The number of workers that are not listed.
     other_workers: int
     #: Counts of all workers.
     presences: Mapping[Presence, int]

@@ -46,8 +46,8 @@ def announce(using: str) -> None:
         after_commit = postgresql.notified
     else:
         return
-    # When a savepoint is rolled back, Django drops the hooks that were set in it, and PostgreSQL
-    # drops the NOTIFY. So the NOTIFY is pending exactly if the hook is.
+    # A rollback to a savepoint drops both: Django the hooks set after it, PostgreSQL the NOTIFY. So
+    # the NOTIFY is pending exactly if the hook is.
     if any(after_commit in hook for hook in connection.run_on_commit):
         return
     if after_commit is postgresql.notified:

@@ -17,7 +17,7 @@ PAUSE_SECONDS, PAUSE_MAX_SECONDS = 0.1, 5.0
 class Outage:
     """Decides when to try a server again, and logs the beginning and the end of an outage.
 
-    Its methods may be called from any thread.
+    Any thread may call its methods.
     """
 
     def __init__(self, service: str, meanwhile: str) -> None:

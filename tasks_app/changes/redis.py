@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 #: The channel of the notices. Sites that share a Redis server wake each other for nothing.
 CHANNEL = "tasks_app"
-#: How long a commit waits for a server that does not answer, at the first and at each later try.
+#: A commit waits this long for a server that does not answer, at the first and each later try.
 PUBLISH_TIMEOUT = 0.25
 CONNECT_TIMEOUT = 5.0
-#: How long it takes the reading thread to notice that it must stop.
+#: The interval at which the reading thread checks whether it must stop.
 READ_SECONDS = 1.0
 
 

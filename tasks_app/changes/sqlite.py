@@ -14,12 +14,12 @@ from tasks_app.changes.timer import Changes
 if sys.platform == "linux":
     from inotify_simple import INotify, flags
 
-#: How often to look, in case the kernel's report of a write is lost.
+#: The interval between looks, in case the kernel's report of a write is lost.
 SAFETY_SECONDS = 1.0
-#: How often to look if the kernel reports nothing. A look takes 3 microseconds; at
-#: this interval, it all takes 2 % of a core.
+#: The interval if the kernel reports nothing. A look takes 3 microseconds; at this interval, they
+#: use 2 % of a core.
 LOOK_SECONDS = 0.01
-#: How long a look waits if another process locks out even readers.
+#: A look waits this long if another process locks out even readers.
 LOCKED_SECONDS = 0.5
 #: Pauses after a report: it may come a moment before the commit is visible.
 SETTLE_SECONDS = (0.0002, 0.0005, 0.001, 0.002)

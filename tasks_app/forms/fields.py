@@ -232,7 +232,7 @@ class Parameter:
         if self.nullable and (self.info.is_required() or not self.is_secret):
             return None
         if self.kind == "text" and not self.is_secret and not self.info.is_required():
-            return ""  # Its input was shown, and the user emptied it.
+            return ""  # The input was shown, and the user emptied it.
         return UNSET
 
     def _reader(self) -> Callable[[Any], Any]:

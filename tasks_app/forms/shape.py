@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.forms.schema import Schema, reduced
 
-#: How many levels of nested models to follow, and how many fields to list.
+#: The number of levels of nested models to follow, and of fields to list.
 DEEP, FIELDS = 4, 40
 #: Example texts of formats.
 TEXTS = {

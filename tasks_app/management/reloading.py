@@ -30,7 +30,7 @@ class Once:
     """Treats equal signals within a short time as one, in a child of `keep_running`."""
 
     def __init__(self) -> None:
-        #: When each signal last counted, by the monotonic clock.
+        #: The time at which each signal last counted, by the monotonic clock.
         self._times: dict[int, float] = {}
 
     def is_new(self, number: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 #: some container images send.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
-#: How many seconds threads that tasks left behind may delay the end of the process.
+#: Threads that tasks left behind may delay the end of the process by this many seconds.
 END_SECONDS = 2.0
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: parsing of arguments, and messages about tasks."""
+"""Functions that the commands share: parsing of arguments, and messages about tasks."""
 
 from __future__ import annotations
 

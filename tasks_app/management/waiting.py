@@ -20,10 +20,10 @@ from tasks_app.states import EventType, Status
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.trouble import TROUBLE, Trouble, database_fault
 
-#: How often to look at a task if no change is signalled; and how long to pause between two looks if
-#: others commit all the time.
+#: The interval between looks at a task if no change is signalled; and the least pause between two
+#: looks if others commit all the time.
 LOOK_SECONDS, REST_SECONDS = 1.0, 0.05
-#: How long a task may be pending before it is worth checking whether a worker is running.
+#: After this many seconds of waiting, check whether a worker is running.
 ALONE_SECONDS = 3.0
 
 

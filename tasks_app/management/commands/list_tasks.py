@@ -29,7 +29,7 @@ from tasks_app.schemas import escaped
 from tasks_app.states import UNFINISHED, Status
 
 WORDS = {key: str(word) for key, word in display.WORDS.items()}
-#: How many tasks to search if no index selects the requested ones.
+#: The number of tasks to search if no index selects the requested ones.
 WINDOW = 50_000
 
 

@@ -31,7 +31,7 @@ from tasks_app.worker.watchdog import Watchdog
 
 #: The log level at -v 2 and -v 3.
 LEVELS = {2: logging.INFO, 3: logging.DEBUG}
-#: Why a worker ended without being asked to.
+#: Reasons why a worker ended without being asked to.
 REASONS = {
     Exit.REPLACED: "the database file was replaced",
     Exit.UNRELEASED: "its tasks could not be released",
@@ -197,7 +197,7 @@ def version() -> str:
     try:
         return metadata.version("django-tasks-app")
     except metadata.PackageNotFoundError:
-        return "(not installed)"  # Its directory is part of the site.
+        return "(not installed)"  # The package's directory is part of the site.
 
 
 def spoken(seconds: float) -> str:
