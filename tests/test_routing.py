@@ -22,7 +22,7 @@ from django_eventstream.views import get_listener_manager
 
 from project.asgi import application
 from tasks_app.routing import TaskStreamConsumer, with_task_streams
-from tasks_app.streaming import endpoint
+from tasks_app.streaming import endpoint, turns
 from tasks_app.streaming.handoff import ASGIApp
 from tests.outages import ASKED, take_away
 from tests.rows import enqueued
@@ -288,7 +288,7 @@ def test_openings_are_limited(ada: User, monkeypatch: pytest.MonkeyPatch) -> Non
 
     real = endpoint.readable
     monkeypatch.setattr(endpoint, "readable", readable)
-    monkeypatch.setattr(endpoint, "OPENINGS", 2)
+    monkeypatch.setattr(turns, "OPENINGS", 2)
     asked = [communicator(ada, STREAMS, "mine=1") for _ in range(8)]
 
     async def go() -> list[int]:
@@ -300,6 +300,47 @@ def test_openings_are_limited(ada: User, monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert async_to_sync(go)() == [200] * 8
     assert peak == 2
+
+
+@pytest.mark.parametrize("door", [STREAMS, "/api/tasks/stream"])
+def test_slow_openings_of_one_user_leave_turns_to_others(
+    ada: User, monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    """They all open in the end, as the streams of one page must."""
+    bob = User.objects.create_user("bob")
+    gate, opening, peak = asyncio.Event(), 0, 0
+
+    async def slow(relay: Any, viewer: Any, *more: Any) -> Any:
+        nonlocal opening, peak
+        if viewer.user == ada:
+            opening += 1
+            peak = max(peak, opening)
+            await gate.wait()
+            opening -= 1
+        return await real(relay, viewer, *more)
+
+    real = endpoint.open_stream
+    monkeypatch.setattr(endpoint, "open_stream", slow)
+    hers = [communicator(ada, door, "mine=1") for _ in range(turns.OPENINGS + 2)]
+    his = communicator(bob, door, "mine=1")
+
+    async def go() -> list[int]:
+        hers_opening = [asyncio.create_task(open_stream(one, REQUEST)) for one in hers]
+        try:
+            async with asyncio.timeout(10):
+                while opening < turns.OPENINGS_PER_USER:
+                    await asyncio.sleep(0.01)
+            status, _ = await open_stream(his, REQUEST)
+        finally:
+            gate.set()
+        found = await asyncio.gather(*hers_opening)
+        for one in [his, *hers]:
+            await one.send_input({"type": "http.disconnect"})
+            await one.wait(10)
+        return [status, *(status for status, _ in found)]
+
+    assert async_to_sync(go)() == [200] * (1 + len(hers))
+    assert peak == turns.OPENINGS_PER_USER
 
 
 def test_streams_per_user_are_limited(ada: User, settings: Any) -> None:

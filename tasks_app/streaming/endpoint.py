@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator
@@ -12,7 +11,6 @@ from functools import wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
@@ -31,6 +29,7 @@ from tasks_app.streaming.relay import relay
 from tasks_app.streaming.serving import server
 from tasks_app.streaming.sessions import read_only
 from tasks_app.streaming.stream import open_stream
+from tasks_app.streaming.turns import Turn
 from tasks_app.streaming.viewer import Viewer
 
 if TYPE_CHECKING:
@@ -48,11 +47,6 @@ CLOSING = "This server is shutting down. Ask again later."
 #: The longest id that is read. One that a stream gives names at most 200 transactions, by their
 #: distance from each other: as a rule it has less than 100 characters, and never more than this.
 CURSOR_MAX = 2_000
-
-#: How many streams open at a time. After a deploy all viewers come back at once, and under ASGI
-#: each request has a database connection of its own.
-OPENINGS = 10
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 #: How many streams each user has open in this process.
 _open: Counter[Any] = Counter()
@@ -138,7 +132,7 @@ def stream_view(view: StreamView, unavailable: Unavailable = unavailable) -> Str
             response: HttpResponseBase = HttpResponse(status=HTTPStatus.NO_CONTENT, headers=headers)
         else:
             read_only(request)
-            async with _turn():
+            async with Turn():
                 try:
                     await sync_to_async(_resolve_user)(request)
                     response = await view(request, **kwargs)
@@ -159,11 +153,6 @@ def limit_body(view: Any, limit: Callable[[], int]) -> Any:
     """Have `with_task_streams` drop the bodies of requests to a view that are longer than this."""
     view.body_limit = limit
     return view
-
-
-def _turn() -> asyncio.Semaphore:
-    """Let only so many requests ask the database at a time, for each event loop."""
-    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(OPENINGS))
 
 
 def _resolve_user(request: HttpRequest) -> None:
@@ -224,6 +213,7 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
     handoff = Handoff.of(request)
     if handoff is not None and handoff.asking:
         return Answer(HTTPStatus.OK, allowed=allowed)
+    await Turn.becomes(user.pk)
     server.notice(getattr(request, "scope", {}))
     if server.is_closing:
         headers = {"Retry-After": str(AWAY_SECONDS)}
