@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import uuid
@@ -10,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
 from django.contrib.auth.models import User
 from django.db import connections
@@ -21,7 +22,7 @@ from project.asgi import application
 from tasks_app.states import Status
 from tasks_app.streaming import endpoint
 from tests.api.asking import API, client_of, problem, someone
-from tests.harness import eventually
+from tests.harness import PATIENCE
 from tests.outages import ASKED, take_away
 from tests.rows import ended, enqueued
 
@@ -121,16 +122,21 @@ def test_a_stream_is_closed_when_its_client_leaves(ada: User) -> None:
 
 @pytest.mark.usefixtures("handed_over")
 def test_open_streams_cost_no_thread(ada: User) -> None:
+    """But for the relay's, which all streams of a process share."""
     enqueued(owner=ada)
 
+    async def are_served_by_the_relay_alone(others: set[threading.Thread]) -> None:
+        # The thread of a request ends a moment after its answer.
+        async with asyncio.timeout(PATIENCE):
+            while {one.name for one in set(threading.enumerate()) - others} != {"tasks-relay"}:
+                await asyncio.sleep(0.01)
+
     async def go() -> None:
+        others = set(threading.enumerate())
         async with asked(scopes[0]), asked(scopes[1]):
-            few = threading.active_count()
+            await are_served_by_the_relay_alone(others)
             async with asked(scopes[2]), asked(scopes[3]), asked(scopes[4]), asked(scopes[5]):
-                # The thread of a request ends a moment after its answer.
-                await sync_to_async(eventually, thread_sensitive=False)(
-                    lambda: threading.active_count() <= few + 1, what="the requests' threads end"
-                )
+                await are_served_by_the_relay_alone(others)
 
     scopes = [scope(ada, "stream", "mine=1") for _ in range(6)]
     async_to_sync(go)()
