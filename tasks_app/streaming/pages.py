@@ -1,8 +1,8 @@
-"""Facts read a bounded number of bytes at a time, so that no viewer fills the memory."""
+"""Facts read a bounded number of bytes at a time, so that they do not fill the memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar
 
 from django.db.models import QuerySet, TextField
@@ -10,10 +10,13 @@ from django.db.models.functions import Cast, Length
 
 from tasks_app.models import TaskEvent
 
-#: About how many bytes of a viewer's events are in memory at a time. One event may be larger.
+#: About how many bytes of facts a viewer, or the relay, has in memory at a time. One fact may be
+#: larger.
 PAGE_BYTES = 65_536
 #: How many sizes are read ahead.
 SIZES_MAX = 500
+#: This many facts are read together, whatever their size: no fact has much more than JSON_MAX.
+FEW = 4
 
 #: What a fact takes beside its data.
 ENVELOPE_BYTES = 256
@@ -29,11 +32,27 @@ def pages(facts: QuerySet[TaskEvent]) -> Iterator[list[TaskEvent]]:
     while True:
         sizes = list(facts.filter(id__gt=last).order_by("id").values_list("pk", SIZE)[:SIZES_MAX])
         for ids in in_pages(sizes):
-            # A fact that is missing was deleted meanwhile, and its task with it.
-            yield list(TaskEvent.primary.filter(pk__in=ids).order_by("id"))
+            yield _read(ids)
         if len(sizes) < SIZES_MAX:
             return
         last = sizes[-1][0]
+
+
+def pages_of(ids: Collection[int]) -> Iterator[list[TaskEvent]]:
+    """Read the facts that have these ids as `pages` does. A few are read in one query."""
+    rest = sorted(ids)
+    while rest:
+        some, rest = rest[:SIZES_MAX], rest[SIZES_MAX:]
+        if len(some) <= FEW:
+            yield _read(some)
+        else:
+            sizes = TaskEvent.primary.filter(pk__in=some).order_by("id").values_list("pk", SIZE)
+            yield from map(_read, in_pages(sizes))
+
+
+def _read(ids: Collection[int]) -> list[TaskEvent]:
+    # A fact that is missing was deleted in between, and its task with it.
+    return list(TaskEvent.primary.filter(pk__in=ids).order_by("id"))
 
 
 def in_pages(sizes: Iterable[tuple[Key, int]]) -> Iterator[list[Key]]:

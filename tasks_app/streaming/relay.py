@@ -24,6 +24,7 @@ from tasks_app.states import ATTEMPT_ENDS
 from tasks_app.streaming import wire
 from tasks_app.streaming.channels import channels_of
 from tasks_app.streaming.cursor import Cursor
+from tasks_app.streaming.pages import pages_of
 
 logger = SafeLogger("tasks_app.relay")
 
@@ -273,16 +274,15 @@ class _Feed(threading.Thread):
             for pk, task_id, _, owner_id in news
             if (channels := self._listened(task_id, owner_id))
         }
-        rows = TaskEvent.primary.in_bulk(list(heard))
-        # One that is missing was deleted meanwhile, and its task with it.
-        for pk in sorted(rows):
+        # Page by page: a transaction may hold thousands of facts, and each a long result.
+        for row in itertools.chain.from_iterable(pages_of(heard)):
             try:
-                fact = wire.fact(rows[pk], before.at(pk, until))
+                fact = wire.fact(row, before.at(row.pk, until))
             except ValueError:
                 # Such as an event that a newer worker writes and this process does not know.
-                logger.exception("Event %s cannot be sent, and is left out", pk)
+                logger.exception("Event %s cannot be sent, and is left out", row.pk)
             else:
-                self._send(heard[pk], fact)
+                self._send(heard[row.pk], fact)
 
     def _overflow(self) -> None:
         """Have every listener read what it has not had, as if it had been too slow."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -307,6 +308,24 @@ def test_what_nobody_listens_to_is_not_read(feed: _Feed) -> None:
     assert reads_data(queries) == []
     newest = TaskEvent.objects.latest("id")
     assert feed.cursor.covers(newest.pk, newest.transaction)
+
+
+@pytest.mark.once
+def test_a_pass_holds_one_large_fact_at_a_time(feed: _Feed, ada: User) -> None:
+    """However many there are: beside it, only what listeners' queues keep is in memory."""
+    _, claim = claimed(owner=ada)
+    lifecycle.log({claim: [LogLine("info", "x" * 200_000) for _ in range(60)]})
+    with listening(owner_channel(ada.pk)) as listener:
+        tracemalloc.start()
+        try:
+            feed._pass()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert listener.overflow
+    assert len(got(listener)) == 10
+    # Each fact is twice in the queue: as data, and as the bytes that are sent.
+    assert peak < (10 * 2 + 10) * 200_000
 
 
 @pytest.mark.parametrize("kind", ["task", "owner", "all"])
