@@ -22,6 +22,7 @@ from django.utils.translation import ngettext
 from tasks_app.base import BaseTask, task_class
 from tasks_app.display import page_url
 from tasks_app.exceptions import DuplicateTask, InvalidParams
+from tasks_app.forms.faults import plain_by_field
 from tasks_app.models import Task
 from tasks_app.service import task_service
 
@@ -80,7 +81,9 @@ def background_action(
             except DuplicateTask as error:
                 text: str = already_running(cls, error, request)
                 modeladmin.message_user(request, text, messages.WARNING)
-            except (InvalidParams, TooManySelected) as error:
+            except InvalidParams as error:
+                modeladmin.message_user(request, _not_started(error), messages.ERROR)
+            except TooManySelected as error:
                 modeladmin.message_user(request, str(error), messages.ERROR)
             else:
                 if url := page_url(row, request.get_full_path()):
@@ -94,6 +97,12 @@ def background_action(
         )
 
     return decorate
+
+
+def _not_started(error: InvalidParams) -> str:
+    faults = plain_by_field(error.faults).items()
+    said = " ".join(f"{field}: {fault}" if field else fault for field, fault in faults)
+    return _("Not started. {faults}").format(faults=said)
 
 
 def keys(queryset: QuerySet[Any], most: int = MOST_SELECTED) -> list[Any]:
@@ -192,7 +201,7 @@ class BackgroundFormMixin:
         if isinstance(error, DuplicateTask):
             form.add_error(None, already_running(self.get_task_class(), error, self.request))
         else:
-            for path, fault in error.errors.items():
+            for path, fault in plain_by_field(error.faults).items():
                 # An error of "orders.0.number" belongs to the field "orders".
                 field = path.partition(".")[0]
                 known = field in form.fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from http import HTTPStatus
@@ -37,6 +37,7 @@ from tasks_app.exceptions import (
     TaskProtected,
     UnknownTask,
 )
+from tasks_app.forms.faults import plain_by_field
 from tasks_app.models import Task
 from tasks_app.permissions import conflict_details
 from tasks_app.schemas import printable
@@ -90,7 +91,9 @@ class Problem(HttpError):
 def invalid(errors: Mapping[str, str]) -> Problem:
     """What is wrong with which field; an empty name stands for all of them."""
     told = {printable(field): printable(fault) for field, fault in errors.items()}
-    faults = "; ".join(f"{field}: {fault}" if field else fault for field, fault in told.items())
+    faults = "; ".join(
+        f"{field}: {fault.removesuffix('.')}" if field else fault for field, fault in told.items()
+    )
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, faults, errors=told)
 
 
@@ -115,19 +118,10 @@ def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
     except InvalidTask as error:
         raise invalid({"task": str(error)}) from error
     except InvalidParams as error:
-        faults = error.errors.items()
+        faults = plain_by_field(error.faults).items()
         raise invalid({f"params.{field}".rstrip("."): fault for field, fault in faults}) from error
     except pydantic.ValidationError as error:
-        raise invalid(_by_field(error.errors())) from error
-
-
-def _by_field(errors: Iterable[Mapping[str, Any]], skip: int = 0) -> dict[str, str]:
-    found: dict[str, list[str]] = {}
-    for error in errors:
-        # Pydantic names the rule of a union's member as if it were a field.
-        path = ".".join(str(part) for part in error["loc"][skip:])
-        found.setdefault(path, []).append(error["msg"].removeprefix("Value error, "))
-    return {field: ", or ".join(faults) for field, faults in found.items()}
+        raise invalid(plain_by_field(error.errors())) from error
 
 
 def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -162,12 +156,12 @@ def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
         return Problem(error.status_code, detail, headers=headers).response(request)
 
     def wrong_input(request: HttpRequest, error: ValidationError) -> HttpResponse:
-        faults: dict[str, str] = {}
+        faults = []
         for fault in error.errors:
             # Where it is from, and for a body, or within a list, the argument that takes it.
             within = fault["loc"][0] == "body" or len(fault["loc"]) > 2
-            faults |= _by_field([fault], skip=2 if within else 1)
-        return invalid(faults).response(request)
+            faults.append({**fault, "loc": fault["loc"][2 if within else 1 :]})
+        return invalid(plain_by_field(faults)).response(request)
 
     def not_found(request: HttpRequest, _error: Http404) -> HttpResponse:
         return Problem(HTTPStatus.NOT_FOUND, NOT_FOUND).response(request)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from tasks_app.base import UNSET, BaseTask
 from tasks_app.declaration import buildable
 from tasks_app.exceptions import InvalidParams
-from tasks_app.forms.faults import plain
+from tasks_app.forms.faults import plain_by_field
 from tasks_app.forms.fields import Parameter
 from tasks_app.forms.schema import FormSchema
 from tasks_app.stored_json import given_as
@@ -47,8 +47,7 @@ class TaskForm(forms.Form):
 
     def refuse(self, error: InvalidParams, unread: Container[str] = ()) -> None:
         """Show each fault at its field, except for fields that were `unread`."""
-        faults = {".".join(map(str, one["loc"])): plain(one) for one in error.faults}
-        for path, fault in faults.items():
+        for path, fault in plain_by_field(error.faults).items():
             field, deeper = self._place(path)
             if field not in unread:
                 self.add_error(field, f"{deeper}: {fault}" if deeper else fault)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext_lazy as _
@@ -22,8 +22,8 @@ PLAIN: Mapping[str, _StrPromise] = {
     "finite_number": _("Must be a finite number."),
     "bool_": _("Must be true or false."),
     "string_type": _("Must be text."),
-    "string_too_short": _("Must have at least {min_length} characters."),
-    "string_too_long": _("Must have at most {max_length} characters."),
+    "string_too_short": _("Must have {min_length} or more characters."),
+    "string_too_long": _("Must have {max_length} or fewer characters."),
     "string_pattern_mismatch": _("Must match the pattern {pattern}."),
     "greater_than_equal": _("Must be at least {ge}."),
     "greater_than": _("Must be more than {gt}."),
@@ -37,8 +37,8 @@ PLAIN: Mapping[str, _StrPromise] = {
     "mapping_type": _("Must be a JSON object, such as {{}}."),
     "model_type": _("Must be a JSON object, such as {{}}."),
     "model_attributes_type": _("Must be a JSON object, such as {{}}."),
-    "too_short": _("Must have at least {min_length} items."),
-    "too_long": _("Must have at most {max_length} items."),
+    "too_short": _("Must have {min_length} or more items."),
+    "too_long": _("Must have {max_length} or fewer items."),
     "literal_error": _("Must be one of these: {expected}."),
     "enum": _("Must be one of these: {expected}."),
     "date_parsing": _("Must be a date, such as 2026-01-31."),
@@ -47,6 +47,7 @@ PLAIN: Mapping[str, _StrPromise] = {
     "datetime_parsing": _("Must be a date and a time, such as 2026-01-31T14:30."),
     "datetime_from_date_parsing": _("Must be a date and a time, such as 2026-01-31T14:30."),
     "datetime_type": _("Must be a date and a time, such as 2026-01-31T14:30."),
+    "timezone_aware": _("Must have a time zone, such as 2026-01-31T14:30Z."),
     "time_parsing": _("Must be a time, such as 14:30."),
     "time_type": _("Must be a time, such as 14:30."),
     "time_delta_parsing": _("Must be a duration, such as 01:30:00."),
@@ -54,6 +55,19 @@ PLAIN: Mapping[str, _StrPromise] = {
     "uuid_": _("Must be a UUID."),
     "url_": _("Must be a URL, such as https://example.com/."),
 }
+
+
+def plain_by_field(faults: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the texts of Pydantic's errors by field, with dots between names of nested fields.
+
+    Of several errors of one field, as a union may have, each text is told.
+    """
+    found: dict[str, list[str]] = {}
+    for fault in faults:
+        texts = found.setdefault(".".join(map(str, fault["loc"])), [])
+        if (text := plain(fault)) not in texts:
+            texts.append(text)
+    return {field: " ".join(texts) for field, texts in found.items()}
 
 
 def plain(fault: Mapping[str, Any]) -> str:

@@ -150,10 +150,7 @@ def test_selection_reads_at_most_one_row_past_the_limit(
 def test_refused_params_are_reported(odd: None, staff: Any, airports: list[Airport]) -> None:
     response = run(client_of(staff("view_airport")), "wrong", airports)
     assert messages_of(response) == [
-        (
-            "error",
-            "Invalid parameters for WithModel: number: Input should be a valid integer",
-        )
+        ("error", "Not started. number: Must be a whole number."),
     ]
     assert not Task.objects.exists()
 

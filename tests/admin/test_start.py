@@ -437,11 +437,11 @@ def test_a_wrong_combination_is_told_above(operator: Client) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("queue", "x" * 101, "at most 100 characters"),
+        ("queue", "x" * 101, "100 or fewer characters"),
         ("priority", "101", "at most 100"),
         ("priority", "high", "whole number"),
         ("run_after", "tomorrow", "a date and a time"),
-        ("unique_key", "x" * 201, "at most 200 characters"),
+        ("unique_key", "x" * 201, "200 or fewer characters"),
     ],
 )
 def test_a_wrong_option_is_told_at_its_field(

@@ -68,7 +68,7 @@ def test_the_form_refuses_a_bad_value_at_its_field_and_then_starts(
 
     range_km.fill("50")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Farthest reachable airports was started.")).to_be_visible()
+    expect(page.locator(".messagelist")).to_have_text("Farthest reachable airports was started.")
     task = Task.objects.get()
     assert page.url == web.url + reverse("admin:tasks_app_task_change", args=[task.pk])
     assert (task.params["range_km"], task.params["country"]) == (50, "NO")
