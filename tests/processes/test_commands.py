@@ -147,7 +147,7 @@ def test_a_signal_ends_the_waiting_for_a_cancel(
 def test_what_is_removed_meanwhile_is_waited_for_no_longer(run: Run) -> None:
     waiting = run("start_task", "tests.tasks.Noop", "--wait")
     task_id = eventually(Task.objects.first, what="it starts").pk
-    waiting.says("is alive")
+    waiting.says("No worker is running")
     Task.objects.all().delete()
     assert waiting.wait() == 1
     assert waiting.output.endswith(f"CommandError: Task {task_id} was removed in the meantime.\n")
@@ -234,7 +234,7 @@ def test_a_database_that_is_away_is_waited_for_or_told(
 ) -> None:
     waiting = run("start_task", "tests.tasks.Noop", "--wait")
     task = eventually(Task.objects.first, what="it starts")
-    waiting.says("is alive")
+    waiting.says("No worker is running")
     connection.close()
     server.stop()
     waiting.says("The database does not answer: ")
