@@ -1,10 +1,11 @@
-"""How fast, on this machine, beside what could be reached: `python -m benchmarks`.
+"""Speed on this machine, next to what would be possible: `python -m benchmarks`.
 
-`python -m benchmarks cleanup` prunes a million tasks instead; `python -m benchmarks admin` opens
-the admin over as many.
+`python -m benchmarks cleanup` prunes a million tasks instead. `python -m benchmarks admin` opens
+the admin with as many.
 
-Real worker and web processes over a database of their own, in a temporary folder. Each figure is
-shown beside its yardstick, measured in the same run; compare ratios, not numbers of two machines.
+The benchmarks use real worker and web processes with their own database in a temporary folder. Each
+figure comes with a yardstick from the same run. Compare these ratios, not the numbers of two
+machines.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Of the run, which its own processes are told.
+#: The folder of the run. Child processes get it from the environment.
 FOLDER = Path(os.environ.get("BENCHMARKS_FOLDER") or tempfile.mkdtemp(prefix="tasks-benchmarks-"))
 os.environ |= {
     "BENCHMARKS_FOLDER": str(FOLDER),
@@ -101,7 +102,10 @@ def drain() -> None:
 
 
 def bare() -> float:
-    """Rows a second that SQLite takes in groups of 100, as a worker's would be at best."""
+    """Return how many rows per second SQLite inserts in groups of 100.
+
+    It is the upper limit for a worker.
+    """
     connection = sqlite3.connect(FOLDER / "bare.sqlite3", isolation_level=None)
     connection.executescript(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; DROP TABLE IF EXISTS task;"
@@ -119,7 +123,7 @@ def starts() -> None:
     waits, calls = [], []
     with worker():
         for _ in range(STARTED):
-            time.sleep(0.05)  # The worker comes to rest.
+            time.sleep(0.05)  # Let the worker become idle.
             began = time.time()
             started = task_service.start_task(Stamp)
             calls.append((time.time() - began) * 1e3)
@@ -181,13 +185,13 @@ def worker(*options: str) -> Iterator[Process]:
         process.end()
 
 
-def show(what: str, ours: str, yardstick: str, ratio: float) -> None:
-    print(f"{what:<42} {ours:>14}   {yardstick:<32} x {ratio:.3g}")
+def show(title: str, ours: str, yardstick: str, ratio: float) -> None:
+    print(f"{title:<42} {ours:>14}   {yardstick:<32} x {ratio:.3g}")
 
 
-def show_spread(what: str, values: Sequence[float]) -> None:
+def show_spread(title: str, values: Sequence[float]) -> None:
     cuts = statistics.quantiles(values, n=100)
-    print(f"{what:<42} p50 {cuts[49]:.2f} ms   p99 {cuts[98]:.2f} ms   of {len(values)}")
+    print(f"{title:<42} p50 {cuts[49]:.2f} ms   p99 {cuts[98]:.2f} ms   of {len(values)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""The admin's list over a million tasks: `python -m benchmarks admin`, or with another number.
+"""The admin's list with a million tasks: `python -m benchmarks admin`, or with another number.
 
-And the lists of the API, which look at as many.
-
-Each page is opened by Django's test client, template and all, as an operator's browser would ask
-for it: the median of five times, after one to warm up. The aim is 300 ms. The database works in the
-same process, so the time of the processor is what it takes on a machine with nothing else to do.
+The lists of the API are measured too. Django's test client opens each page, template included, as
+an operator's browser would. The figure is the median of five requests, after one to warm up. The
+aim is 300 ms. The database runs in the same process, so the processor time is what the page takes
+on an idle machine.
 """
 
 from __future__ import annotations
@@ -45,27 +44,27 @@ def main(tasks: int = TASKS) -> None:
     client = Client()
     client.force_login(User.objects.get(username="root"))
     page = reverse("admin:tasks_app_task_changelist")
-    for what, query in pages():
-        measure(client, what, f"{page}?{query}")
+    for title, query in pages():
+        measure(client, title, f"{page}?{query}")
     beyond = client.get(page, {"p": "10"}).context["cl"].beyond_url
-    measure(client, "where the numbered pages end", page + beyond)
+    measure(client, "past the numbered pages", page + beyond)
     url = page + "?q=nothing+like+this"
     for steps in range(3):
-        measure(client, f"a search for nothing, look {steps + 1}", url)
+        measure(client, f"a search without results, window {steps + 1}", url)
         url = page + client.get(url).context["cl"].window_url
     ids = list(Task.objects.order_by("-created_at").values_list("pk", flat=True)[:100])
     live = reverse("admin:tasks_app_task_live")
-    measure(client, "what the script asks", f"{live}?_new=1&_ids={','.join(map(str, ids))}")
+    measure(client, "the list's live update", f"{live}?_new=1&_ids={','.join(map(str, ids))}")
     measure(client, "the overview", reverse("admin:tasks_app_task_overview"))
-    measure(client, "what its script asks", reverse("admin:tasks_app_task_overview_part"))
+    measure(client, "the overview's live update", reverse("admin:tasks_app_task_overview_part"))
     failed = Task.objects.filter(status=Status.FAILED).order_by("-finished_at")[1000]
     measure(client, "a task's page", reverse("admin:tasks_app_task_change", args=[failed.pk]))
     keyed = Task.objects.filter(unique_key__isnull=False, status=Status.FAILED).first()
     if keyed:
         url = reverse("admin:tasks_app_task_change", args=[keyed.pk])
-        measure(client, "the page of one with a unique key", url)
-    for what, query in lists():
-        measure(client, f"the API: {what}", f"{reverse('tasks_app_api:task_list')}?{query}")
+        measure(client, "the page of a task with a unique key", url)
+    for title, query in lists():
+        measure(client, f"the API: {title}", f"{reverse('tasks_app_api:task_list')}?{query}")
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -75,7 +74,7 @@ def pages() -> Iterator[tuple[str, str]]:
     assert worker
     yield "the list", ""
     yield "page 10", "p=10"
-    yield "nine tenths down", f"from={far}"
+    yield "90 % down the list", f"from={far}"
     yield "the oldest first", "oldest=1"
     for status in Status:
         yield f"status {status}", f"status={status}"
@@ -85,15 +84,15 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "a common name", f"name={NAMES[0]}"
     yield "a rare name", f"name={RARE}"
     yield "a queue", "queue=mails"
-    yield "an owner of half of them", "owner=ada"
-    yield "an owner of few", "owner=eve"
-    yield "nobody's", "owner=~nobody"
+    yield "an owner of half the tasks", "owner=ada"
+    yield "an owner of few tasks", "owner=eve"
+    yield "no owner", "owner=~nobody"
     yield "a worker", f"worker={worker.pk}"
     yield "past hour", "age=hour"
     yield "older than a week", "age=older"
-    yield "failed, of a rare name", f"status=failed&name={RARE}"
-    yield "completed, of a rare name", f"status=completed&name={RARE}"
-    yield "an owner's failed, in a queue", "owner=ada&status=failed&queue=mails"
+    yield "failed, with a rare name", f"status=failed&name={RARE}"
+    yield "completed, with a rare name", f"status=completed&name={RARE}"
+    yield "failed tasks of an owner in a queue", "owner=ada&status=failed&queue=mails"
     yield "search by id", f"q={Task.objects.order_by('created_at')[5].pk}"
     yield "search by owner", "q=eve"
     yield "search by name", "q=importorders"
@@ -107,15 +106,15 @@ def lists() -> Iterator[tuple[str, str]]:
         yield f"status {status}", f"status={status}"
     yield "a common name", f"name={NAMES[0]}"
     yield "a rare name", f"name={RARE}"
-    yield "a name that none has", "name=none"
-    yield "a queue that none is in", "queue=none"
-    yield "one's own", "owner=me"
-    yield "one's own failed", "owner=me&status=failed"
-    yield "nothing so new", "created_after=2999-01-01T00:00:00Z"
-    yield "nothing so old", "created_before=1999-01-01T00:00:00Z"
+    yield "an unused name", "name=none"
+    yield "an unused queue", "queue=none"
+    yield "own tasks", "owner=me"
+    yield "own failed tasks", "owner=me&status=failed"
+    yield "created in the future", "created_after=2999-01-01T00:00:00Z"
+    yield "created before any task", "created_before=1999-01-01T00:00:00Z"
 
 
-def measure(client: Client, what: str, url: str) -> None:
+def measure(client: Client, title: str, url: str) -> None:
     client.get(url)
     took, worked = [], []
     for _ in range(TIMES):
@@ -130,13 +129,13 @@ def measure(client: Client, what: str, url: str) -> None:
     median = statistics.median(took)
     mark = "" if median < AIM_MS else f"   over {AIM_MS} ms"
     print(
-        f"{what:<36} {median:6.0f} ms, of the processor {statistics.median(worked):.0f}; "
+        f"{title:<36} {median:6.0f} ms, of the processor {statistics.median(worked):.0f}; "
         f"{len(queries):>2} queries, slowest {float(slowest['time']) * 1e3:.0f} ms{mark}"
     )
 
 
 def make(tasks: int) -> None:
-    """Tasks of the past four weeks: most completed, one in fifty failed, a long line waiting."""
+    """Create the tasks of four weeks: most completed, 2 % failed, and 5 % pending."""
     chance = random.Random(1)
     root = User.objects.create_superuser("root")
     owners: list[User | None] = [User.objects.create_user("ada"), None, root]

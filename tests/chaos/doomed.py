@@ -1,8 +1,8 @@
-"""Real processes with a way to die built in.
+"""Real processes that kill themselves at a failpoint.
 
-Forked from one that has imported everything: a process that starts in a moment can be killed ten
-times as often. For one by hand: python -m tests.chaos.doomed FAILPOINT N COMMAND …, where COMMAND
-is one of manage.py's or `serve PORT`, and FAILPOINT `never` lets it live.
+They are forked from a process that has imported everything: a fast start allows ten times as many
+kills. To run one by hand: python -m tests.chaos.doomed FAILPOINT N COMMAND …. COMMAND is one of
+manage.py's or `serve PORT`. FAILPOINT `never` lets it live.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from django.core.management import execute_from_command_line
 
 django.setup()
 
-# Imported for those who are forked.
+# Imported for the forked processes.
 import project.asgi  # noqa: E402
 import project.urls  # noqa: E402, F401
 import tasks_app.management.commands.cleanup_tasks  # noqa: E402
@@ -32,7 +32,7 @@ CONTEXT.set_forkserver_preload(["tests.chaos.doomed"])
 
 
 class Doomed:
-    """A process, with its output in a file."""
+    """A process. Its output goes to a file."""
 
     def __init__(self, log: Path, failpoint: str, passes: int, *command: str) -> None:
         self.log = log
@@ -52,11 +52,11 @@ class Doomed:
 
     @property
     def code(self) -> int | None:
-        """How it ended; None while it has not."""
+        """The exit code; None while it runs."""
         return self._process.exitcode
 
     def send(self, number: Signals) -> None:
-        # It may end by itself at any moment.
+        # It may end at any time.
         with contextlib.suppress(ProcessLookupError):
             if self.code is None:
                 os.kill(self.pid, number)

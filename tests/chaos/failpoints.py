@@ -1,4 +1,4 @@
-"""Named moments at which a process kills itself. They live here: the app knows nothing of them."""
+"""Named points at which a process kills itself. Only the tests know them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from django.db import transaction
 
 from tests.chaos import ledger
 
-#: What is watched: a module, a function in it, and which of its arguments (or, for None, whether
-#: its answer) must be other than empty for a pass to count. True: each counts.
+#: Watched functions: the module, the function, and the argument (None: the return value) that must
+#: not be empty for a pass to count. True: every pass counts.
 WATCHED: dict[str, tuple[str, str, int | bool | None]] = {
     "register": ("tasks_app.worker.presence", "register", True),
     "enqueue": ("tasks_app.lifecycle", "enqueue", 0),
@@ -43,9 +43,8 @@ WATCHED: dict[str, tuple[str, str, int | bool | None]] = {
 WRITES = {"tasks_app.lifecycle", "tasks_app.retention", "tasks_app.worker.presence"}
 BOTH = ("inside", "committed")
 
-#: For each role, where it can be struck: name, and the most passes it is let through. "inside" is
-#: when all is written and nothing committed, "committed" right after the commit, before anybody
-#: in the process has heard of it.
+#: For each role: the failpoints, and the highest pass at which they strike. "inside": all is
+#: written, nothing committed. "committed": right after the commit, before the process continues.
 OF_WORKER = {
     "register.committed": 1,
     **{f"claim.{when}": 30 for when in BOTH},
@@ -61,7 +60,7 @@ OF_WORKER = {
     **{f"prune.{when}": 2 for when in BOTH},
     "progress.inside": 100,
 }
-#: Of a worker that is told to stop.
+#: For a worker that is asked to stop.
 OF_LEAVER = {f"release.{when}": 1 for when in BOTH}
 OF_CLEANUP = {f"{what}.{when}": 1 for what in ("rescue", "prune") for when in BOTH}
 OF_WEB = {
@@ -78,7 +77,7 @@ ALL = {f"{role} {name}" for role, points in OF.items() for name in points} | {
 
 
 def arm(name: str, passes: int) -> None:
-    """Let this process kill itself at the so-manieth pass through a point."""
+    """Make this process kill itself at the given pass through a failpoint."""
     what, when = name.split(".")
     module, path, counted = WATCHED[what]
     *outer, attribute = path.split(".")
@@ -92,7 +91,7 @@ def arm(name: str, passes: int) -> None:
         if next(numbers) == passes:
             die(name)
 
-    # Of a verb whose own transaction is the outermost, all would be committed when it returns.
+    # If the verb's own transaction were the outermost, all would be committed when it returns.
     inside = when == "inside" and module in WRITES
 
     @wraps(original)
@@ -101,7 +100,7 @@ def arm(name: str, passes: int) -> None:
             answer = original(*args, **kwargs)
             if counted is True or (answer if counted is None else args[counted]):
                 if when == "committed":
-                    # Where no transaction is open, that is now.
+                    # Without an open transaction this is immediately.
                     transaction.on_commit(strike)
                 else:
                     strike()
@@ -117,7 +116,7 @@ def die(name: str) -> None:
 
 
 def _replace(original: Callable[..., Any], wrapped: Callable[..., Any]) -> None:
-    """Also where it was imported by name, or stands in a table."""
+    """Replace it where it was imported by name or is in a table."""
     for name, module in list(sys.modules.items()):
         if not name.startswith("tasks_app."):
             continue

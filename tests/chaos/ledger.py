@@ -1,4 +1,4 @@
-"""What tasks did, told outside the database, so that neither kill nor rollback can take it back."""
+"""A record of what tasks did, outside the database, so that no kill or rollback can undo it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-#: Names the folder in which the processes of a run write.
+#: The environment variable with the folder to which the processes of a run write.
 VARIABLE = "CHAOS_FOLDER"
 
 
@@ -20,7 +20,7 @@ def folder() -> Path:
 
 
 def note(book: str, **entry: object) -> None:
-    """Add a line to a book. One write to a file opened for appending: whole, or not at all."""
+    """Append a line to a book. A single write to a file in append mode is atomic."""
     os.write(_opened(folder() / book), json.dumps(entry).encode() + b"\n")
 
 
@@ -30,7 +30,7 @@ def entries(book: str) -> list[dict[str, str]]:
 
 
 def begin(key: str) -> str:
-    """Record that a run of a task begins; return the name of the run."""
+    """Record that a run of a task starts, and return the name of the run."""
     run = f"{key}/{os.getpid()}/{uuid4().hex[:8]}"
     note("ledger", what="begin", key=key, run=run)
     return run
@@ -50,17 +50,17 @@ def pid_of(run: str) -> int:
 
 @dataclass
 class Deeds:
-    """What one task did."""
+    """The recorded actions of one task."""
 
     begun: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
-    #: Tasks it started, or tried to, in a transaction that it took back.
+    #: Tasks that it started, and tasks that it started in a transaction that was rolled back.
     children: list[str] = field(default_factory=list)
     ghosts: list[str] = field(default_factory=list)
 
 
 def read() -> dict[str, Deeds]:
-    """All deeds, by the keys of the tasks."""
+    """Return all recorded actions by task key."""
     deeds: dict[str, Deeds] = defaultdict(Deeds)
     for entry in entries("ledger"):
         of = deeds[entry["key"]]

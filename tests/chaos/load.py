@@ -23,7 +23,7 @@ from tests.rows import row
 
 BATCH_OF_OLD = 20
 
-#: How often each kind is started, its parameters and options, and whether it is often cancelled.
+#: For each kind: its weight, task, params and options, and whether it is often cancelled.
 KINDS: list[tuple[int, type[tasks.Chore], dict[str, Any], dict[str, Any], bool]] = [
     (6, tasks.Chore, {}, {}, False),
     (4, tasks.Once, {"steps": 5}, {}, False),
@@ -43,9 +43,9 @@ KINDS: list[tuple[int, type[tasks.Chore], dict[str, Any], dict[str, Any], bool]]
 
 
 class Feeder(threading.Thread):
-    """Keeps so many tasks unfinished until it has started `tasks` of them and is told to stop.
+    """Keeps a number of tasks unfinished until it is stopped.
 
-    Remembers what it was told: what was acknowledged must exist, what was not may.
+    It records what was acknowledged. Acknowledged tasks must exist; unacknowledged ones may.
     """
 
     def __init__(self, seed: int, owner: User, cookie: str, web: str, backlog: int) -> None:
@@ -54,9 +54,9 @@ class Feeder(threading.Thread):
         self.owner, self.cookie, self.web, self.backlog = owner, cookie, web, backlog
         self.acknowledged: dict[str, UUID] = {}
         self.unanswered: set[str] = set()
-        #: Wait for longer than any run takes.
+        #: Tasks delayed past the end of any run.
         self.delayed: set[str] = set()
-        #: How many tasks of long ago it has added.
+        #: How many old tasks it has added.
         self.grown_old = 0
         self.errors: list[str] = []
         self._victims: list[UUID] = []
@@ -79,7 +79,7 @@ class Feeder(threading.Thread):
                     self._cancel(client)
                 if number % 20 == 10:
                     self._try(self._grow_old)
-        except Exception as error:  # noqa: BLE001 - told by the run, which must not go on unfed
+        except Exception as error:  # noqa: BLE001 - reported by the run, which then ends
             self.errors.append(repr(error))
         finally:
             client.close()
@@ -89,7 +89,7 @@ class Feeder(threading.Thread):
         return bool(self._try(lambda: Task.objects.unfinished().count() < self.backlog))
 
     def _try(self, call: Callable[[], Any]) -> Any:
-        """Call, and return None where the database does not answer."""
+        """Call, and return None if the database does not respond."""
         try:
             return call()
         except (DatabaseError, InterfaceError):
@@ -114,7 +114,7 @@ class Feeder(threading.Thread):
                 answer = client.post(f"{self.web}/chaos/start/", json=order)
                 if answer.status_code == 409:
                     raise DuplicateTask(key)
-                # What else it may say, it says where its database does not answer.
+                # Any other error status means that the database did not respond.
                 answer.raise_for_status()
                 task_id = UUID(answer.json()["task_id"])
             else:
@@ -138,7 +138,7 @@ class Feeder(threading.Thread):
     def _cancel(self, client: httpx.Client) -> None:
         if not self._victims:
             return
-        # Not the newest alone: some are to be begun by then.
+        # A random one, so that some have started by then.
         victim = self._victims.pop(self.random.randrange(len(self._victims)))
         try:
             if self.random.random() < 0.4:
@@ -149,7 +149,7 @@ class Feeder(threading.Thread):
             return
 
     def _grow_old(self) -> None:
-        """Add tasks that ended long ago, for the prunes to delete."""
+        """Add tasks that ended long ago, for prunes to delete."""
         old = [row(Status.COMPLETED, age=timedelta(hours=2), name=OLD) for _ in range(BATCH_OF_OLD)]
         with transaction.atomic():
             Task.objects.bulk_create(old)

@@ -1,4 +1,4 @@
-"""The site with times so short that much goes wrong in a minute, and a door for the feeder."""
+"""Settings with times so short that much goes wrong in a minute, and URLs for the feeder."""
 
 import os
 
@@ -13,5 +13,5 @@ TASK_RETRY_BACKOFF_SECONDS = 0.1
 TASK_RETRY_BACKOFF_MAX_SECONDS = 0.5
 TASK_CLEANUP_INTERVAL_SECONDS = 1.0
 TASK_RETENTION_SECONDS = TASK_FAILED_RETENTION_SECONDS = 3600.0
-# A viewer that is told to leave hears it with the next sign of life.
+# A viewer that is asked to leave notices it at the next keep-alive.
 TASK_STREAM_KEEPALIVE_SECONDS = 0.5

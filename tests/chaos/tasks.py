@@ -1,4 +1,4 @@
-"""The tasks of the load. Each tells the ledger when it begins and when it has run to its end."""
+"""The tasks of the load. Each records its start and its successful end in the ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEP_SECONDS = 0.02
 
 
 class Chore(BaseTask):
-    """Must not run twice: but where a shutdown hands it back, it begins anew."""
+    """Must not run twice, but starts again after a release at a shutdown."""
 
     def execute(self, progress: ProgressHandle, key: str, steps: int = 3) -> str:
         run = ledger.begin(key)
@@ -28,12 +28,12 @@ class Chore(BaseTask):
         pause = threading.Event()
         for step in range(1, steps + 1):
             pause.wait(STEP_SECONDS)
-            # The text names the run, so that nobody's progress is taken for another's.
+            # The text names the run, so that the audit can tell whose progress it is.
             progress.send_progress(run, step / steps)
 
 
 class Once(Chore):
-    """Must never begin twice."""
+    """Must never start twice."""
 
     restart_on_shutdown = False
 
@@ -74,11 +74,11 @@ class Chatty(Chore):
 
 
 class Family(Chore):
-    """Starts two tasks in a transaction that commits, and one in a transaction that does not."""
+    """Starts two tasks in a transaction that commits, and one in a transaction that rolls back."""
 
     def work(self, progress: ProgressHandle, run: str, steps: int) -> None:
         super().work(progress, run, steps)
-        # A key of its own for each, also where this task itself begins anew.
+        # Separate keys, even if this task itself starts again.
         name = run.replace("/", "-")
         children, ghost = [f"{name}-1", f"{name}-2"], f"{name}-ghost"
         with transaction.atomic():
@@ -93,7 +93,7 @@ class Family(Chore):
 
 
 class Held(BaseTask):
-    """Waits for what its test says to the process that it runs in, and does that."""
+    """Waits for its test's orders to this process, and carries them out."""
 
     def execute(self, progress: ProgressHandle, orders: Path) -> int:
         pause = threading.Event()

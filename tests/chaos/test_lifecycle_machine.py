@@ -1,6 +1,6 @@
-"""Any verbs in any order, by workers that may hold stale claims: what must hold all the same.
+"""A state machine: any verbs in any order, by workers that may hold stale claims.
 
-The examples are the same in each run. MACHINE_EXAMPLES=2000 looks further: so many new ones.
+The examples are the same in each run. MACHINE_EXAMPLES=2000 tries that many new ones.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from tests.invariants import Seen, check_invariants
 from tests.rows import BROKEN, worker
 
 FURTHER = os.environ.get("MACHINE_EXAMPLES")
-#: How far the clock is stepped at a time: within a lease, past it, past any backoff; and back.
+#: Clock steps: within a lease, past it, past any backoff, and back.
 STEPS = [timedelta(seconds=seconds) for seconds in (1, 5, 11, 30, 60, 4000, 90_000, -1, -600)]
 QUEUES = ["default", "mail"]
-#: Which of the newest tasks or claims.
+#: Index among the newest tasks or claims.
 NEWEST = st.integers(0, 5)
-#: Claims to write for: mostly such as were taken, else one task with another one's token.
+#: Claims to write for: mostly real ones, sometimes a task with another task's token.
 BATCHES = st.lists(
     NEWEST.map(lambda number: (number, number)) | st.tuples(NEWEST, NEWEST), min_size=1, max_size=3
 )
@@ -55,7 +55,7 @@ Write = Callable[[list[Claim]], list[Claim]]
 
 
 class Clock:
-    """The database's time, in the hands of an example."""
+    """The database's time, controlled by an example."""
 
     def __init__(self) -> None:
         self.now = timezone.now()
@@ -73,7 +73,7 @@ def has_claims(machine: Lifecycle) -> bool:
 
 
 class Lifecycle(RuleBasedStateMachine):
-    """A small world, so that verbs meet: they choose among the newest tasks and claims."""
+    """A small world in which verbs meet, because they choose among the newest tasks and claims."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,10 +84,10 @@ class Lifecycle(RuleBasedStateMachine):
         for module in (lifecycle, retention):
             self.patch.setattr(module, "database_now", self.clock)
         self.seen = Seen()
-        #: The tasks that nobody deleted.
+        #: Tasks that were not deleted.
         self.kept: set[UUID] = set()
         self.tasks: list[UUID] = []
-        #: Claims, good and stale: nobody gives one back when it is void.
+        #: Claims, valid and stale: stale ones are kept.
         self.claims: list[Claim] = []
 
     def teardown(self) -> None:
@@ -101,7 +101,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.enqueue(many=2, key=None, wait=None, max_attempts=2)
         self.claim(who=0, limit=1)
 
-    # What others do.
+    # Other actors.
 
     @precondition(lambda machine: Task.objects.unfinished().count() < 4)
     @rule(
@@ -128,7 +128,7 @@ class Lifecycle(RuleBasedStateMachine):
             assert taken
         else:
             assert not taken
-            self.came(tasks)
+            self.add(tasks)
 
     @precondition(has_tasks)
     @rule(status=STATUSES, newest=NEWEST)
@@ -149,7 +149,7 @@ class Lifecycle(RuleBasedStateMachine):
             return
         with self.changing_only():
             again = lifecycle.enqueue_again(task_id, by="ada")
-            self.came([again])
+            self.add([again])
         assert (again.status, again.attempt, again.retried_from_id) == ("pending", 0, task_id)
 
     @precondition(has_tasks)
@@ -203,7 +203,7 @@ class Lifecycle(RuleBasedStateMachine):
     def step_the_clock(self, step: timedelta) -> None:
         self.clock.now += step
 
-    # What workers do.
+    # Workers.
 
     @rule(who=st.integers(0, 2), limit=st.integers(1, 3))
     def claim(self, who: int, limit: int) -> None:
@@ -223,7 +223,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @precondition(has_claims)
     @rule(verb=st.sampled_from(["renew", "report", "log"]), batch=BATCHES, value=FRACTIONS)
-    def go_on(self, verb: str, batch: list[tuple[int, int]], value: float | None) -> None:
+    def write_running(self, verb: str, batch: list[tuple[int, int]], value: float | None) -> None:
         newest = TaskProgressUpdate(text="x", value=value)
         lines = [LogLine("info", "one"), LogLine("info", "two")]
         write: dict[str, Write] = {
@@ -258,14 +258,14 @@ class Lifecycle(RuleBasedStateMachine):
 
     @precondition(has_claims)
     @rule(verb=st.sampled_from(["retry", "release"]), batch=BATCHES)
-    def give_back(self, verb: str, batch: list[tuple[int, int]]) -> None:
+    def retry_or_release(self, verb: str, batch: list[tuple[int, int]]) -> None:
         write: dict[str, Write] = {
             "retry": lambda claims: lifecycle.retry(dict.fromkeys(claims, BROKEN)),
             "release": lifecycle.release,
         }
         for row in self.write(batch, write[verb]):
             if verb == "retry":
-                self.waits_or_ended(row)
+                self.check_unsuccessful(row)
                 assert row.status != Status.PENDING or row.run_after > self.clock.now
             else:
                 asked = row.cancel_requested_at is not None
@@ -281,12 +281,12 @@ class Lifecycle(RuleBasedStateMachine):
         assert len(taken) == min(limit, len(oldest))
         assert taken <= set(oldest)
         for row in Task.objects.filter(pk__in=taken):
-            self.waits_or_ended(row)
+            self.check_unsuccessful(row)
 
-    # What is expected.
+    # Expectations.
 
     def write(self, batch: list[tuple[int, int]], write: Write) -> list[Task]:
-        """Write for claims good and stale; return the rows of the good ones, as they are then."""
+        """Write for valid and stale claims, and return the rows of the valid ones."""
         recent = self.claims[::-1]
         tasks, tokens = ([one[part] for one in recent] for part in (0, 1))
         chosen = dict.fromkeys(
@@ -301,8 +301,8 @@ class Lifecycle(RuleBasedStateMachine):
             assert write([*chosen]) == [claim for claim in chosen if claim not in good]
         return list(Task.objects.filter(pk__in=[claim.task_id for claim in good]))
 
-    def waits_or_ended(self, row: Task) -> None:
-        """As is right for a task whose attempt is over and did not succeed."""
+    def check_unsuccessful(self, row: Task) -> None:
+        """Check the status of a task after an unsuccessful attempt."""
         if row.cancel_requested_at is not None:
             assert row.status == Status.CANCELLED
         else:
@@ -310,13 +310,16 @@ class Lifecycle(RuleBasedStateMachine):
             assert row.status == (Status.PENDING if left else Status.FAILED)
 
     def pick(self, status: Status, newest: int) -> tuple[UUID, Task | None]:
-        """A task of a status, if there is one, else any, which may be gone; and its row."""
+        """Return a task and its row, of this status if there is one.
+
+        Otherwise it is any task, which may be deleted.
+        """
         alike = Task.objects.filter(status=status).values_list("pk", flat=True)
         some = [pk for pk in self.tasks if pk in set(alike)] or self.tasks
         task_id = some[-1 - newest % len(some)]
         return task_id, Task.objects.filter(pk=task_id).first()
 
-    def came(self, tasks: list[Task]) -> None:
+    def add(self, tasks: list[Task]) -> None:
         self.tasks += [task.pk for task in tasks]
         self.kept.update(self.tasks[-len(tasks) :])
 
@@ -325,20 +328,20 @@ class Lifecycle(RuleBasedStateMachine):
 
     @contextmanager
     def changing_only(self, *task_ids: UUID) -> Iterator[None]:
-        """Every other row and event stays as it is, but for what it refers to."""
+        """Check that all other rows and events stay unchanged, except deleted references."""
         rows = Task.objects.exclude(pk__in=task_ids).order_by("pk")
         events = TaskEvent.objects.exclude(task_id__in=task_ids).order_by("pk")
-        before, told = list(rows.values()), list(events.values())
-        known = [row["id"] for row in before]
+        before, events_before = list(rows.values()), list(events.values())
+        ids = [row["id"] for row in before]
         try:
             yield
         finally:
-            after = list(rows.filter(pk__in=known).values())
+            after = list(rows.filter(pk__in=ids).values())
             for row in [*before, *after]:
                 if row["retried_from_id"] in task_ids:
                     row["retried_from_id"] = None
             assert after == before
-            assert list(events.filter(task_id__in=known).values()) == told
+            assert list(events.filter(task_id__in=ids).values()) == events_before
 
     @invariant()
     def holds(self) -> None:
@@ -348,14 +351,14 @@ class Lifecycle(RuleBasedStateMachine):
 
 @pytest.mark.django_db
 @pytest.mark.timeout(0 if FURTHER else 300)
-def test_what_must_hold_after_any_verbs_in_any_order() -> None:
+def test_invariants_hold_after_any_sequence_of_verbs() -> None:
     run_state_machine_as_test(
         Lifecycle,
         settings=settings(
             max_examples=int(FURTHER or 60),
             stateful_step_count=80 if FURTHER else 40,
             derandomize=not FURTHER,
-            # A failure here is shown as it was found; to look further also finds the shortest.
+            # Normally a failure is shown as found. A longer search also shrinks it.
             phases=[Phase.generate, Phase.shrink] if FURTHER else [Phase.generate],
             deadline=None,
             database=None,

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`, each run in a process and a database of its own."""
+"""The short form of `make chaos`. Each run has its own process and database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def chaos(**plan: int) -> dict[str, int]:
-    """Run to the end, within which all promises hold; return the counts."""
+    """Run to the end, check that all promises held, and return the counts."""
     options = [word for name, value in plan.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "tests.chaos", "--database", connection.vendor, "--json"]
     run = subprocess.run(
@@ -31,21 +31,21 @@ def chaos(**plan: int) -> dict[str, int]:
     return {name: count for name, (count, _must_be_zero) in counts.items()}
 
 
-def test_killed_anywhere_nothing_is_lost_and_nothing_done_twice() -> None:
+def test_kills_lose_no_task_and_repeat_none() -> None:
     counts = chaos(kills=30)
     assert counts["kills"] >= 30
     assert counts["rescued"] > 0
     assert counts["viewers"] > 1
 
 
-def test_many_workers_and_tasks_tally_exactly() -> None:
+def test_many_workers_and_tasks_add_up_exactly() -> None:
     counts = chaos(tasks=200, workers=4, backlog=100)
     assert counts["tasks"] >= 200
-    # Flaky tasks and those that break have more than one; one that was cancelled before it began
-    # has an attempt and no run. The audit compares them task by task.
+    # Flaky and broken tasks have several attempts. A task cancelled before its start has an attempt
+    # and no run. The audit compares them task by task.
     assert counts["attempts"] >= counts["runs begun"] > counts["tasks"]
 
 
-def test_a_database_in_trouble_costs_no_task() -> None:
+def test_disturbed_database_loses_no_task() -> None:
     counts = chaos(troubles=3)
     assert counts["troubles"] == 3

@@ -1,4 +1,4 @@
-"""A worker that was away for longer than its leases comes back: what it still writes is void."""
+"""A worker that was away for longer than its leases comes back: its writes are refused."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 StartWorker = Callable[..., Process]
 ENVIRONMENT = {"DJANGO_SETTINGS_MODULE": "tests.chaos.settings"}
-#: What its heartbeat changes while nothing happens to the task.
+#: Columns that a heartbeat changes although nothing happens to the task.
 BEATING = {"lease_expires_at"}
 
 
-def told(task: Task) -> tuple[dict[str, object], list[str]]:
-    """What somebody could have changed: the row, and the history."""
+def state_of(task: Task) -> tuple[dict[str, object], list[str]]:
+    """Return the row and the history: everything that somebody could have changed."""
     row = Task.objects.filter(pk=task.pk).values().get()
     return {name: value for name, value in row.items() if name not in BEATING}, facts(task)
 
@@ -48,14 +48,18 @@ def orders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def away(start_worker: StartWorker) -> Process:
-    """With one hand: what it runs next, it runs after what it had to say of the task before."""
+    """Start a worker with one thread.
+
+    Before it runs another task, it has written everything about the last one.
+    """
     return start_worker("--max-workers", "1", **ENVIRONMENT)
 
 
 def leave(worker: Process, task: Task) -> None:
-    """Stop a worker that has begun a task, as a host does that runs out of memory.
+    """Stop a worker that has started a task, as a host without free memory does.
 
-    Not in the midst of a transaction: whom that would keep waiting, no rescue can help.
+    Not in the middle of a transaction, because its locks would block others, and no rescue helps
+    against that.
     """
     begins(task.pk)
 
@@ -71,7 +75,7 @@ def leave(worker: Process, task: Task) -> None:
 
 
 def locked(task: Task) -> bool:
-    """Whether somebody is writing to the task; on SQLite, to anything."""
+    """Return whether somebody is writing to the task; on SQLite, to any row."""
     try:
         if connection.vendor == "sqlite":
             with contextlib.closing(
@@ -87,10 +91,12 @@ def locked(task: Task) -> bool:
     return False
 
 
-def taken_by(worker: Process, task: Task) -> None:
-    """Wait until another worker has begun the task anew."""
-    anew = Task.objects.filter(pk=task.pk, attempt=2, worker__pid=worker.pid, progress_text="held")
-    eventually(anew.exists, what=f"it begins anew: {fresh(task).info()}")
+def retaken_by(worker: Process, task: Task) -> None:
+    """Wait until another worker has started the task again."""
+    second_attempt = Task.objects.filter(
+        pk=task.pk, attempt=2, worker__pid=worker.pid, progress_text="held"
+    )
+    eventually(second_attempt.exists, what=f"it starts again: {fresh(task).info()}")
 
 
 @pytest.mark.parametrize(
@@ -98,37 +104,37 @@ def taken_by(worker: Process, task: Task) -> None:
     [["complete"], ["fail"], ["report", "log"]],
     ids=" ".join,
 )
-def test_what_a_stale_worker_writes_is_void(
+def test_writes_of_a_stale_worker_are_refused(
     start_worker: StartWorker, away: Process, orders: Path, words: list[str]
 ) -> None:
     started = task_service.start_task(Held, {"orders": orders}, max_attempts=2)
     task = Task.objects.get(pk=started.task_id)
     leave(away, task)
     other = start_worker(**ENVIRONMENT)
-    taken_by(other, task)
-    before = told(task)
+    retaken_by(other, task)
+    before = state_of(task)
     order(orders, away, *words)
     away.send(signal.SIGCONT)
     away.says(f"{task.pk} (tests.chaos.tasks.Held) was taken from this worker")
-    # Its hand is let go, so whatever it had to say of that task it has said.
+    # Its thread is released, so it has already written everything about that task.
     order(orders, away, *words, "look")
-    assert told(task) == before
+    assert state_of(task) == before
     order(orders, other, "complete")
     assert ends(task.pk).result == other.pid
     assert fresh(task).attempt == 2
     other.send(signal.SIGTERM)
     assert other.wait() == 0
-    after = told(task)
-    # The one that was away goes on working.
+    after = state_of(task)
+    # The worker that was away continues to work.
     next_one = task_service.start_task(Noop)
     worker = ends(next_one.task_id).worker
     assert worker is not None
     assert worker.pid == away.pid
-    assert told(task) == after
+    assert state_of(task) == after
     check_invariants()
 
 
-def test_a_task_reported_lost_stays_so_when_its_worker_comes_back(
+def test_task_reported_lost_stays_failed_when_its_worker_returns(
     start_worker: StartWorker, away: Process, orders: Path
 ) -> None:
     started = task_service.start_task(Held, {"orders": orders})
@@ -136,36 +142,36 @@ def test_a_task_reported_lost_stays_so_when_its_worker_comes_back(
     leave(away, task)
     start_worker(**ENVIRONMENT)
     assert ends(task.pk).error_type == "WorkerLost"
-    before = told(task)
+    before = state_of(task)
     order(orders, away, "complete")
     away.send(signal.SIGCONT)
     away.says("was taken from this worker")
     away.send(signal.SIGTERM)
     assert away.wait() == 0
-    assert told(task) == before
+    assert state_of(task) == before
     check_invariants()
 
 
-def test_a_stale_worker_that_is_told_to_stop_releases_nothing(
+def test_stale_worker_that_is_asked_to_stop_releases_nothing(
     start_worker: StartWorker, away: Process, orders: Path
 ) -> None:
     started = task_service.start_task(Held, {"orders": orders}, max_attempts=2)
     task = Task.objects.get(pk=started.task_id)
     leave(away, task)
     other = start_worker(**ENVIRONMENT)
-    taken_by(other, task)
-    before = told(task)
+    retaken_by(other, task)
+    before = state_of(task)
     away.send(signal.SIGTERM)
     away.send(signal.SIGCONT)
     assert away.wait() == 0
     assert "was taken from this worker" in away.output
-    assert told(task) == before
+    assert state_of(task) == before
     order(orders, other, "complete")
     ends(task.pk)
     check_invariants()
 
 
-def test_a_cancel_that_came_while_the_worker_was_away_stands(
+def test_cancel_while_the_worker_was_away_is_kept(
     start_worker: StartWorker, away: Process, orders: Path
 ) -> None:
     started = task_service.start_task(Held, {"orders": orders}, max_attempts=2)
@@ -174,11 +180,11 @@ def test_a_cancel_that_came_while_the_worker_was_away_stands(
     task_service.cancel_task(task.pk)
     start_worker(**ENVIRONMENT)
     assert ends(task.pk).status == Status.CANCELLED
-    before = told(task)
+    before = state_of(task)
     order(orders, away, "complete")
     away.send(signal.SIGCONT)
     away.says("was taken from this worker")
     away.send(signal.SIGTERM)
     assert away.wait() == 0
-    assert told(task) == before
+    assert state_of(task) == before
     check_invariants()

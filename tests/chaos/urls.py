@@ -1,4 +1,4 @@
-"""The site's URLs, and by which the feeder starts and cancels tasks in the web process."""
+"""The site's URLs, and views by which the feeder starts and cancels tasks in the web process."""
 
 import json
 from uuid import UUID

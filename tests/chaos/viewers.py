@@ -1,4 +1,4 @@
-"""Viewers who come back whenever they are cut off, as browsers do, and remember all they saw."""
+"""Viewers that reconnect whenever they are cut off, as browsers do, and record all they see."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Saw:
     """What a viewer saw of one task."""
 
     facts: list[tuple[int, str]] = field(default_factory=list)
-    #: The runs whose progress it saw, and the newest of each.
+    #: The runs whose progress it saw, and the newest value of each.
     progress: dict[str, float] = field(default_factory=dict)
     running: str = ""
-    #: Progress that went back, within a run or from one run to an earlier one.
+    #: Times that progress went back, within a run or from one run to an earlier one.
     back: int = 0
-    #: All of it in order, for who looks into a fault: connection, event, run, progress.
+    #: Everything in order, to investigate a fault: connection, event, run, progress.
     trail: list[tuple[int, str, str, float | None]] = field(default_factory=list)
 
     def report(self, run: str, value: float) -> None:
@@ -62,13 +62,13 @@ class Saw:
 
 
 class Viewer(threading.Thread):
-    """Follows a stream until it has ended for good: the server said 204, or `leave` was called."""
+    """Follows a stream until its final end: the server answered 204, or `leave` was called."""
 
     def __init__(self, url: str, cookie: str, seed: int, task_id: UUID | None = None) -> None:
         super().__init__(name=f"viewer of {task_id or 'all of mine'}", daemon=True)
         self.url, self.cookie, self.task_id = url, cookie, task_id
         self.saw: dict[UUID, Saw] = {}
-        #: The first id it was given: what that covers, its opening state has told.
+        #: The first id. The opening state covers everything up to it.
         self.since = ""
         self.last_id = ""
         self.connections = 0
@@ -79,7 +79,7 @@ class Viewer(threading.Thread):
         self.start()
 
     def leave(self) -> None:
-        """Go away at the next sign of life."""
+        """Disconnect at the next keep-alive."""
         self._left.set()
 
     def run(self) -> None:
@@ -89,7 +89,7 @@ class Viewer(threading.Thread):
             verify=False,
         ) as client:
             while not (self.over or self._left.is_set()):
-                # Who is cut off comes back.
+                # Reconnect after a cut.
                 with contextlib.suppress(httpx.HTTPError, OSError):
                     self._follow(client)
                 self._left.wait(self._random.uniform(*PAUSE_SECONDS))
@@ -97,7 +97,7 @@ class Viewer(threading.Thread):
     def _follow(self, client: httpx.Client) -> None:
         headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
         if not headers:
-            # As somebody new, who is told the state and what comes after it.
+            # A new viewer gets the state and what follows it.
             self.since, self.saw = "", {}
         with connect_sse(client, "GET", self.url, headers=headers) as source:
             status = source.response.status_code

@@ -33,7 +33,7 @@ def bob(db: None) -> User:
 
 @pytest.fixture
 def norway(db: None) -> list[Airport]:
-    """Three airports in a row: Bergen and Rost are too far apart for one hop of 850 km."""
+    """Create three airports in a row. Bergen and Rost are too far apart for one hop of 850 km."""
     return Airport.objects.bulk_create(
         Airport(**dict(zip(COLUMNS, line.split(","), strict=True))) for line in (OSLO, BERGEN, ROST)
     )
@@ -54,7 +54,7 @@ def upload(media: Path) -> Any:
 
 @pytest.fixture
 def run() -> Any:
-    """Run a task here and now; return its result and what it told its viewers."""
+    """Run a task directly, and return its result and its progress handle."""
 
     def run(task: type[SiteTask], **params: Any) -> tuple[dict[str, Any], ProgressHandle]:
         progress = ProgressHandle()

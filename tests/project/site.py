@@ -1,4 +1,4 @@
-"""The site as `make run` serves it: real processes on data of their own."""
+"""The site as `make run` serves it: real processes with their own data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READY_SECONDS = 60
 
 
 def environment(data: Path, port: int | str) -> dict[str, str]:
-    """Return an environment in which `project.run` touches nothing but its own data."""
+    """Return an environment in which `project.run` uses only its own data."""
     return {
         **{name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
         "DATA_DIR": str(data),
@@ -29,7 +29,7 @@ def environment(data: Path, port: int | str) -> dict[str, str]:
 
 
 class RunningSite:
-    """`python -m project.run`, and what it has printed so far."""
+    """`python -m project.run`, and the lines that it has printed."""
 
     def __init__(self, data: Path, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -55,7 +55,7 @@ class RunningSite:
                     self._printed.notify_all()
 
     def printed(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """Wait until it has printed a line like this so often; return the newest."""
+        """Wait until such a line was printed this many times, and return the newest match."""
 
         def found() -> list[re.Match[str]]:
             return [match for line in self.lines if (match := re.search(pattern, line))]

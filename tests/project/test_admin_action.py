@@ -1,4 +1,4 @@
-"""From a selection in the admin to a file, over the processes that `make run` starts."""
+"""From a selection in the admin to a file, with the processes that `make run` starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def site(tmp_path: Path) -> Iterator[RunningSite]:
 
 @pytest.fixture
 def operator(page: Page, site: RunningSite, tmp_path: Path) -> Page:  # noqa: F811
-    """The demonstration account, with three airports imported."""
+    """The demonstration account, with three imported airports."""
     name, password = site.printed("^Login: (.*) / (.*)$").groups()
     page.goto(site.url)
     page.get_by_label("Username").fill(name)
@@ -41,7 +41,7 @@ def operator(page: Page, site: RunningSite, tmp_path: Path) -> Page:  # noqa: F8
     return page
 
 
-def test_selected_airports_are_exported_and_ones_list_follows(
+def test_selected_airports_are_exported_and_the_live_list_shows_it(
     operator: Page,
     site: RunningSite,
     context: BrowserContext,  # noqa: F811
@@ -56,7 +56,7 @@ def test_selected_airports_are_exported_and_ones_list_follows(
     operator.locator("select[name=action]").select_option("Export selected airports")
     operator.get_by_role("button", name=re.compile("Go|Run")).click()
 
-    # Its live page, which goes on to the end by itself.
+    # The task's live page updates to the end without a reload.
     expect(operator).to_have_url(re.compile(r"/tasks/[0-9a-f-]{36}/\?next="))
     bar = operator.locator("task-progress")
     expect(bar).to_have_attribute("status", "completed")
@@ -67,7 +67,7 @@ def test_selected_airports_are_exported_and_ones_list_follows(
     rows = download.value.path().read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["ENBR", "ENRS"]
 
-    # Meanwhile, in another window: the list of one's own tasks has it, without a reload.
+    # In another window, the list of own tasks shows it without a reload.
     expect(home.locator("task-progress")).to_have_count(2)
     newest = home.locator("task-progress").first
     expect(newest).to_contain_text("Export airports")

@@ -19,7 +19,7 @@ OSLO = "ENGM,OSL,Oslo Gardermoen Airport,Oslo,Viken,NO,681,60.1939,11.1004,Europ
 
 
 class Watched(ProgressHandle):
-    """Remembers every value, and may stop the task at one of them."""
+    """Records every value, and may stop the task at one of them."""
 
     def __init__(self, stop_at: float = 2) -> None:
         super().__init__(self._look)
@@ -37,7 +37,7 @@ def rows(path: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
-def test_the_bundled_airports_are_imported_and_the_bar_moves() -> None:
+def test_bundled_airports_are_imported_and_the_bar_moves() -> None:
     progress = Watched()
     summary = ImportAirports().run(progress, {})
     assert summary["rows"] == summary["added"] == Airport.objects.count() > 28_000
@@ -49,7 +49,7 @@ def test_the_bundled_airports_are_imported_and_the_bar_moves() -> None:
     assert (zurich.iata, zurich.name, zurich.tz) == ("ZRH", "Zurich Airport", "Europe/Zurich")
 
 
-def test_a_second_import_changes_nothing_but_what_changed(run: Any) -> None:
+def test_second_import_changes_only_what_differs(run: Any) -> None:
     run(ImportAirports, limit=20)
     before = list(Airport.objects.order_by("pk").values())
     changed = Airport.objects.order_by("pk")[3]
@@ -74,7 +74,7 @@ def test_good_rows_are_imported_and_bad_ones_reported(run: Any, upload: Any, med
     assert progress.lines[0].message == "norway.csv: 4 lines after the header"
 
 
-def test_a_file_without_a_row_is_imported_as_nothing(run: Any, upload: Any) -> None:
+def test_file_without_rows_imports_nothing(run: Any, upload: Any) -> None:
     summary, progress = run(ImportAirports, source=upload(HEADER + "\n"))
     assert (summary["rows"], summary["file"]) == (0, None)
     assert progress.latest.value == 1.0
@@ -89,7 +89,7 @@ def test_a_file_without_a_row_is_imported_as_nothing(run: Any, upload: Any) -> N
         (f"{HEADER}\n{OSLO}\n".encode() * 2000 + b"\xff", "Line 4,001 is not UTF-8."),
     ],
 )
-def test_a_file_that_is_no_csv_of_airports_is_refused_whole(
+def test_file_that_is_no_airports_csv_is_refused(
     run: Any, upload: Any, content: bytes, reason: str
 ) -> None:
     with pytest.raises(NotAirportsCSV, match=r"^mine\.csv was not imported\.") as refused:
@@ -98,28 +98,26 @@ def test_a_file_that_is_no_csv_of_airports_is_refused_whole(
     assert not Airport.objects.exists()
 
 
-def test_an_upload_that_is_gone_is_named(run: Any) -> None:
+def test_missing_upload_is_named(run: Any) -> None:
     with pytest.raises(TaskError, match=r"'mine\.csv' is no longer kept\. Upload it again"):
         run(ImportAirports, source="f" * 32 + ".csv", filename="mine.csv")
 
 
 @pytest.mark.parametrize("source", ["", "../secret.csv", "/etc/passwd", "bundled\n", "x.csv"])
-def test_a_source_is_never_a_path(run: Any, source: str) -> None:
+def test_source_is_never_a_path(run: Any, source: str) -> None:
     with pytest.raises(InvalidParams) as invalid:
         run(ImportAirports, source=source)
     assert list(invalid.value.errors) == ["source"]
 
 
-def test_a_cancelled_import_keeps_whole_batches() -> None:
+def test_cancelled_import_keeps_whole_batches() -> None:
     with pytest.raises(TaskCancelled):
         ImportAirports().run(Watched(stop_at=0.5), {})
     assert 0 < Airport.objects.count() < 28_000
     assert Airport.objects.count() % BATCH == 0
 
 
-def test_an_export_is_a_csv_that_can_be_imported(
-    run: Any, norway: list[Airport], media: Path
-) -> None:
+def test_export_can_be_imported_again(run: Any, norway: list[Airport], media: Path) -> None:
     summary, progress = run(ExportAirports, country="NO", min_elevation=100)
     exported = media / summary["file"]
     assert summary["airports"] == 2
@@ -132,19 +130,19 @@ def test_an_export_is_a_csv_that_can_be_imported(
     assert list(Airport.objects.order_by("pk").values()) == before
 
 
-def test_an_export_of_nothing_has_a_header(run: Any, media: Path) -> None:
+def test_export_of_nothing_has_a_header(run: Any, media: Path) -> None:
     summary, _ = run(ExportAirports, country="XX")
     assert summary["airports"] == 0
     assert rows(media / summary["file"]) == [list(COLUMNS)]
 
 
-def test_the_farthest_airports_are_found(run: Any, norway: list[Airport], media: Path) -> None:
+def test_farthest_airports_are_found(run: Any, norway: list[Airport], media: Path) -> None:
     summary, progress = run(FarthestReachable, range_km=850, hops=2)
     assert (summary["airports"], summary["isolated"]) == (3, 0)
     longest = summary["journeys"][0]
     assert {longest["start"], longest["end"]} == {"Bergen Airport", "Rost Airport"}
     assert sorted(longest["route"]) == ["ENBR", "ENGM", "ENRS"]
-    # Each pair once, though the file has both directions.
+    # Each pair once, although the file has both directions.
     assert len(summary["journeys"]) == 2
     assert len(rows(media / summary["file"])) == 1 + 3
     assert progress.latest.value == 1.0
@@ -155,7 +153,7 @@ def test_airports_out_of_range_are_counted(run: Any, norway: list[Airport]) -> N
     assert (summary["isolated"], summary["journeys"]) == (3, [])
 
 
-def test_a_cancelled_computation_leaves_no_file(norway: list[Airport], media: Path) -> None:
+def test_cancelled_computation_leaves_no_file(norway: list[Airport], media: Path) -> None:
     with pytest.raises(TaskCancelled):
         FarthestReachable().run(Watched(stop_at=0.3), {})
     assert list(media.iterdir()) == []
@@ -171,7 +169,7 @@ def test_a_cancelled_computation_leaves_no_file(norway: list[Airport], media: Pa
         (FarthestReachable, {"hop": 3}, "hop"),
     ],
 )
-def test_wrong_parameters_are_refused(
+def test_invalid_params_are_refused(
     run: Any, task: Any, params: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidParams) as invalid:
@@ -180,7 +178,7 @@ def test_wrong_parameters_are_refused(
 
 
 def test_rejected_rows_are_not_kept_in_memory(run: Any, upload: Any, media: Path) -> None:
-    """Two bytes make one, and an upload may have millions of them."""
+    """A row can be two bytes long, so an upload may have millions of them."""
     name = upload(f"{HEADER}\n" + "x\n" * 20_000)
     tracemalloc.start()
     try:

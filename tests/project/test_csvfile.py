@@ -29,7 +29,7 @@ def only_row(line: str) -> AirportRow | RejectedRow:
     return row
 
 
-def test_every_bundled_row_is_good() -> None:
+def test_every_bundled_row_is_valid() -> None:
     with BUNDLED_FILE.open(encoding="utf-8") as lines:
         rows = [row for _, row in read_rows(lines)]
     assert len(rows) > 28_000
@@ -62,41 +62,39 @@ def test_codes_are_read_in_any_case_and_spacing() -> None:
         ("lid", "x" * 11, "must be at most 10 letters and digits"),
     ],
 )
-def test_a_bad_cell_rejects_its_row_with_the_value_and_the_rule(
-    column: str, value: str, rule: str
-) -> None:
+def test_bad_cell_rejects_its_row_with_value_and_rule(column: str, value: str, rule: str) -> None:
     row = only_row(with_cell(column, value))
     assert isinstance(row, RejectedRow)
     assert row.reason == f"{column} is {value[:40]!r}, {rule}"
     assert row.line == 2
 
 
-def test_all_faults_of_a_row_are_told_at_once() -> None:
+def test_all_errors_of_a_row_are_reported_together() -> None:
     row = only_row("E,O,Oslo Airport,Oslo,Viken,NO,681,99,11,Europe/Oslo,")
     assert isinstance(row, RejectedRow)
-    assert [fault.split()[0] for fault in row.reason.split("; ")] == ["icao", "iata", "lat"]
+    assert [error.split()[0] for error in row.reason.split("; ")] == ["icao", "iata", "lat"]
 
 
-def test_a_row_of_other_length_is_rejected() -> None:
+def test_row_of_another_length_is_rejected() -> None:
     row = only_row("ENGM,OSL")
     assert row == RejectedRow(2, "has 2 columns, the header 11", "ENGM,OSL")
 
 
-def test_an_open_quote_spoils_one_row_only() -> None:
+def test_open_quote_rejects_only_its_row() -> None:
     rows = dict(read_rows([HEADER, '"ENGM,OSL', GOOD]))
     assert isinstance(rows[2], RejectedRow)
     assert rows[2].reason.startswith("quotes do not match in this line")
     assert isinstance(rows[3], AirportRow)
 
 
-def test_a_repeated_airport_is_rejected_and_names_the_first() -> None:
+def test_repeated_airport_is_rejected_and_names_the_first() -> None:
     rows = dict(read_rows([HEADER, GOOD, "", GOOD]))
     assert list(rows) == [2, 4]
     assert isinstance(rows[4], RejectedRow)
     assert rows[4].reason == "icao 'ENGM' stands in line 2 already"
 
 
-def test_columns_may_come_in_another_order_and_with_others() -> None:
+def test_columns_may_be_reordered_and_extra() -> None:
     cells = dict(zip(COLUMNS, GOOD.split(","), strict=True))
     header = ["note", *reversed(COLUMNS)]
     line = ["seen", *(cells[name] for name in reversed(COLUMNS))]
@@ -123,21 +121,21 @@ def test_columns_may_come_in_another_order_and_with_others() -> None:
         (f"{HEADER},icao".encode(), "The first line names columns twice: icao."),
     ],
 )
-def test_what_is_no_csv_of_airports_is_refused_with_a_remedy(head: bytes, message: str) -> None:
+def test_file_that_is_no_airports_csv_is_refused_with_a_remedy(head: bytes, message: str) -> None:
     with pytest.raises(NotAirportsCSV) as refused:
         check_head(head)
     assert str(refused.value).startswith(message)
 
 
-def test_a_byte_order_mark_is_no_fault() -> None:
+def test_byte_order_mark_is_accepted() -> None:
     assert check_head(b"\xef\xbb\xbf" + HEADER.encode()) == list(COLUMNS)
 
 
-def test_a_head_that_ends_within_a_character_is_no_fault() -> None:
+def test_head_may_end_inside_a_character() -> None:
     assert check_head(f"{HEADER}\nZü".encode()[:-1])
 
 
-def test_a_file_is_checked_to_its_end(tmp_path: Path) -> None:
+def test_whole_file_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "airports.csv"
     file.write_text("\n".join([HEADER, *[GOOD] * 2000]))
     assert check_file(file) == 2001
@@ -148,9 +146,9 @@ def test_a_file_is_checked_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx"])
-def test_no_cell_is_a_formula(text: str) -> None:
+def test_formulas_are_escaped(text: str) -> None:
     assert harmless(text) == f"'{text}"
 
 
-def test_other_cells_stay_as_they_are() -> None:
+def test_other_cells_are_unchanged() -> None:
     assert harmless("Oslo = home") == "Oslo = home"

@@ -10,7 +10,7 @@ from project.airports import files
 from tasks_app.conf import DAY
 
 
-def test_a_result_appears_when_all_of_it_is_written(media: Path) -> None:
+def test_result_appears_when_it_is_complete(media: Path) -> None:
     with files.new_result() as result:
         result.text.write("half")
         assert files.find(result.name) is None
@@ -20,7 +20,7 @@ def test_a_result_appears_when_all_of_it_is_written(media: Path) -> None:
     assert list(media.iterdir()) == [found]
 
 
-def test_files_are_their_users_alone(media: Path) -> None:
+def test_files_are_readable_only_by_their_user(media: Path) -> None:
     before = os.umask(0)
     try:
         files.keep_upload(SimpleUploadedFile("x.csv", b"data"))
@@ -31,13 +31,13 @@ def test_files_are_their_users_alone(media: Path) -> None:
     assert [path.stat().st_mode & 0o777 for path in media.iterdir()] == [0o600, 0o600]
 
 
-def test_a_result_that_fails_leaves_nothing(media: Path) -> None:
+def test_failed_result_leaves_no_file(media: Path) -> None:
     with pytest.raises(UnicodeEncodeError), files.new_result() as result:
         result.text.write("half \ud800")
     assert list(media.iterdir()) == []
 
 
-def test_an_upload_is_kept_until_discarded() -> None:
+def test_upload_is_kept_until_discarded() -> None:
     name = files.keep_upload(SimpleUploadedFile("../../evil.csv", b"data"))
     found = files.find(name)
     assert found is not None
@@ -47,13 +47,13 @@ def test_an_upload_is_kept_until_discarded() -> None:
 
 
 @pytest.mark.parametrize("name", [None, 3, "", "../x.csv", "x.csv", "0" * 32, "0" * 32 + ".csv\n"])
-def test_only_names_of_ours_are_found(media: Path, name: object) -> None:
+def test_only_generated_names_are_found(media: Path, name: object) -> None:
     media.mkdir(parents=True)
     (media / "x.csv").touch()
     assert files.find(name) is None
 
 
-def test_files_older_than_their_tasks_are_swept(settings: Any, media: Path) -> None:
+def test_files_older_than_their_tasks_are_deleted(settings: Any, media: Path) -> None:
     settings.TASK_RETENTION_SECONDS = DAY
     settings.TASK_FAILED_RETENTION_SECONDS = 2 * DAY
     names = [files.keep_upload(SimpleUploadedFile("x.csv", b"data")) for _ in range(2)]
@@ -65,7 +65,7 @@ def test_files_older_than_their_tasks_are_swept(settings: Any, media: Path) -> N
     assert [files.find(name) is not None for name in names] == [True, False]
 
 
-def test_files_of_tasks_that_stay_stay(settings: Any, media: Path) -> None:
+def test_files_are_kept_if_tasks_are_kept(settings: Any, media: Path) -> None:
     settings.TASK_RETENTION_SECONDS = None
     name = files.keep_upload(SimpleUploadedFile("x.csv", b"data"))
     os.utime(media / name, (0, 0))

@@ -1,4 +1,4 @@
-"""A visitor's file, over the processes that `make run` starts."""
+"""A visitor's upload, with the processes that `make run` starts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def site(tmp_path: Path) -> Iterator[RunningSite]:
 
 @pytest.fixture
 def visitor(page: Page, site: RunningSite) -> Page:  # noqa: F811
-    """The demonstration account, logged in as `make run` told."""
+    """The demonstration account, logged in with the credentials that `make run` printed."""
     name, password = site.printed("^Login: (.*) / (.*)$").groups()
     page.goto(site.url)
     page.get_by_label("Username").fill(name)
@@ -31,7 +31,7 @@ def visitor(page: Page, site: RunningSite) -> Page:  # noqa: F811
     return page
 
 
-def test_an_uploads_rejected_rows_are_shown_and_downloaded_without_a_reload(
+def test_rejected_rows_appear_and_download_without_a_reload(
     visitor: Page, site: RunningSite, tmp_path: Path
 ) -> None:
     file = tmp_path / "norway.csv"

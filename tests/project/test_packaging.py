@@ -1,4 +1,4 @@
-"""What is built and installed: the package, and the environment that make prepares."""
+"""The built package, and the environment that make prepares."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def test_the_package_is_the_sources(tmp_path: Path) -> None:
-    """Whatever an earlier build has left beside them."""
+def test_package_contains_exactly_the_sources(tmp_path: Path) -> None:
+    """Even if an earlier build left files beside them."""
     source = tmp_path / "source"
     for name in ("tasks_app", "tests"):
         caches = shutil.ignore_patterns("__pycache__")
@@ -66,7 +66,7 @@ def test_the_package_is_the_sources(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose environment was made halfway."""
+    """Create a checkout with an incomplete environment."""
     for name in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     made = run(sys.executable, "-m", "venv", "--without-pip", ".venv", cwd=tmp_path)
@@ -74,7 +74,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_environment_made_halfway_is_told_of(checkout: Path) -> None:
+def test_incomplete_environment_is_reported(checkout: Path) -> None:
     done = run("make", "run", cwd=checkout)
     assert done.returncode == 2
     assert done.stderr.startswith(
@@ -82,8 +82,8 @@ def test_an_environment_made_halfway_is_told_of(checkout: Path) -> None:
     )
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Path) -> None:
-    """As after an upgrade of the system's Python: its links lead nowhere."""
+def test_environment_whose_python_is_gone_is_recreated(checkout: Path) -> None:
+    """After an upgrade of the system's Python its links are broken."""
     for link in (checkout / ".venv" / "bin").glob("python*"):
         link.unlink()
         link.symlink_to("/nonexistent/python3")
@@ -92,7 +92,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Path) -> Non
     assert run(".venv/bin/python", "-m", "pip", "--version", cwd=checkout).returncode == 0
 
 
-def test_a_machine_that_is_offline_is_told_so(checkout: Path) -> None:
+def test_missing_network_is_reported(checkout: Path) -> None:
     done = run(
         "make",
         "run",

@@ -29,7 +29,7 @@ def start(owner: User | None, task: Any = ExportAirports, **params: Any) -> Task
 
 @pytest.fixture
 def page(client: Client, ada: User) -> Any:
-    """Ada's view of a page, as text."""
+    """Return a function that gets a page as Ada and returns its text."""
     client.force_login(ada)
 
     def page(url: str, status: int = 200) -> str:
@@ -43,15 +43,17 @@ def page(client: Client, ada: User) -> Any:
 PAGES = ["home", "airports", "start-import", "start-export", "start-reach"]
 
 
-class TestWhoSeesWhat:
+class TestVisibility:
     @pytest.mark.parametrize("name", PAGES)
-    def test_strangers_are_asked_to_log_in(self, client: Client, name: str) -> None:
+    def test_anonymous_user_is_redirected_to_login(self, client: Client, name: str) -> None:
         response = client.get(reverse(name))
         assert response.status_code == 302
         assert response["Location"] == f"{reverse('login')}?next={reverse(name)}"
 
     @pytest.mark.parametrize("name", ["task", "task-file"])
-    def test_strangers_learn_nothing_of_a_task(self, client: Client, ada: User, name: str) -> None:
+    def test_anonymous_user_learns_nothing_about_a_task(
+        self, client: Client, ada: User, name: str
+    ) -> None:
         for task_id in (start(ada).pk, uuid.uuid4()):
             response = client.get(reverse(name, args=[task_id]))
             assert response.status_code == 302
@@ -60,7 +62,7 @@ class TestWhoSeesWhat:
     def test_users_see_the_pages(self, page: Any, name: str) -> None:
         assert "<h1>" in page(reverse(name))
 
-    def test_the_list_has_my_tasks_only(self, page: Any, ada: User, bob: User) -> None:
+    def test_list_has_only_own_tasks(self, page: Any, ada: User, bob: User) -> None:
         mine, his, nobodys = start(ada), start(bob), start(None)
         text = page(reverse("home"))
         assert str(mine.pk) in text
@@ -68,7 +70,7 @@ class TestWhoSeesWhat:
         assert str(nobodys.pk) not in text
 
     @pytest.mark.parametrize("name", ["task", "task-file"])
-    def test_a_task_of_somebody_else_is_not_found(self, page: Any, bob: User, name: str) -> None:
+    def test_other_users_task_is_not_found(self, page: Any, bob: User, name: str) -> None:
         assert "Nothing here" in page(reverse(name, args=[start(bob).pk]), status=404)
 
     def test_staff_with_the_permission_see_any_task(
@@ -81,40 +83,40 @@ class TestWhoSeesWhat:
 
 
 class TestMyTasks:
-    def test_without_tasks_it_says_where_to_start(self, page: Any) -> None:
+    def test_empty_list_links_to_the_start_forms(self, page: Any) -> None:
         text = page(reverse("home"))
         assert "Nothing here yet" in text
         assert reverse("start-import") in text
 
-    def test_it_has_pages(self, page: Any, ada: User) -> None:
+    def test_list_is_paginated(self, page: Any, ada: User) -> None:
         for _ in range(11):
             start(ada)
         assert page(reverse("home")).count("<task-progress") == 10
         assert page(reverse("home") + "?page=2").count("<task-progress") == 1
-        # Whatever somebody types: the nearest page.
+        # A page number out of range shows the last page.
         assert "Page 2 of 2" in page(reverse("home") + "?page=99")
 
-    def test_queries_do_not_grow_with_tasks(
+    def test_number_of_queries_is_constant(
         self, client: Client, ada: User, django_assert_max_num_queries: Any
     ) -> None:
         client.force_login(ada)
         for _ in range(10):
             start(ada)
-        # Session, user, permissions twice, count, tasks; and what the stream goes on from, which
-        # takes two on PostgreSQL.
+        # Session, user, permissions twice, count, tasks, and the cursor for the stream, which takes
+        # two queries on PostgreSQL.
         with django_assert_max_num_queries(8):
             client.get(reverse("home"))
 
 
 class TestTaskPage:
     def end(self, task: Task, **outcome: Any) -> Task:
-        """Claim a task as a worker would, and end it."""
+        """End a task directly, without a worker."""
         Task.objects.filter(pk=task.pk).update(
             status=Status.COMPLETED, finished_at=task.created_at, **outcome
         )
         return Task.objects.get(pk=task.pk)
 
-    def test_it_shows_the_bar_the_question_and_the_history(self, page: Any, ada: User) -> None:
+    def test_shows_bar_parameters_and_history(self, page: Any, ada: User) -> None:
         task = start(ada, FarthestReachable, country="NO", hops=3)
         text = page(reverse("task", args=[task.pk]))
         assert "<task-progress" in text
@@ -123,14 +125,14 @@ class TestTaskPage:
         assert "Queued" in text
         assert f'<time datetime="{task.created_at.isoformat()}">' in text
 
-    def test_it_shows_no_secret_of_a_task_of_any_kind(self, page: Any, ada: User) -> None:
+    def test_shows_no_secrets(self, page: Any, ada: User) -> None:
         params = Secretive.validate_params({"plain": "seen", "token": "s3cret"})
         task = enqueued(name=Secretive.name(), params=params, owner=ada)
         text = page(reverse("task", args=[task.pk]))
         assert "seen" in text
         assert "s3cret" not in text
 
-    def test_it_shows_the_result_and_the_way_to_the_file(
+    def test_shows_the_result_and_a_link_to_the_file(
         self, page: Any, ada: User, media: Path
     ) -> None:
         result = {"airports": 1234, "bytes": 2048, "file": "a" * 32 + ".csv"}
@@ -143,7 +145,7 @@ class TestTaskPage:
         (media / result["file"]).write_text("icao\n")
         assert reverse("task-file", args=[task.pk]) in page(reverse("task", args=[task.pk]))
 
-    def test_rejected_rows_are_shown_as_text(self, page: Any, ada: User) -> None:
+    def test_rejected_rows_are_escaped(self, page: Any, ada: User) -> None:
         summary = {
             "rows": 2,
             "added": 1,
@@ -156,14 +158,14 @@ class TestTaskPage:
         text = page(reverse("task", args=[task.pk]))
         assert "name is &#x27;&lt;script&gt;&#x27;" in text
 
-    def test_a_cancelled_task_says_so(self, page: Any, ada: User) -> None:
+    def test_cancelled_task_is_described(self, page: Any, ada: User) -> None:
         task = start(ada)
         task_service.cancel_task(task.pk, by=ada)
         text = page(reverse("task", args=[task.pk]))
         assert "The task was cancelled and left no result." in text
         assert "Cancelled by ada" in text
 
-    def test_a_task_whose_code_is_gone_still_has_a_page(self, page: Any, ada: User) -> None:
+    def test_task_whose_class_is_gone_has_a_page(self, page: Any, ada: User) -> None:
         task = start(ada, country="NO")
         Task.objects.filter(pk=task.pk).update(name="gone.tasks.Old")
         task = self.end(task, result={"answer": 42})
@@ -174,7 +176,7 @@ class TestTaskPage:
 
 
 class TestFile:
-    def test_it_comes_as_a_download(
+    def test_file_is_sent_as_a_download(
         self, client: Client, ada: User, run: Any, norway: list[Airport]
     ) -> None:
         task = start(ada)
@@ -188,14 +190,14 @@ class TestFile:
         assert len(response.content.splitlines()) == 4
 
     @pytest.mark.parametrize("result", [None, 3, {}, {"file": None}, {"file": "../db.sqlite3"}])
-    def test_without_one_it_is_not_found(self, page: Any, ada: User, result: Any) -> None:
+    def test_missing_file_is_not_found(self, page: Any, ada: User, result: Any) -> None:
         task = start(ada)
         Task.objects.filter(pk=task.pk).update(result=result)
         page(reverse("task-file", args=[task.pk]), status=404)
 
 
 class TestStart:
-    def test_the_import_starts_and_its_page_opens(self, client: Client, ada: User) -> None:
+    def test_import_starts_and_redirects_to_its_page(self, client: Client, ada: User) -> None:
         client.force_login(ada)
         response = client.post(reverse("start-import"), {"source": "bundled"})
         task = Task.objects.get()
@@ -203,7 +205,7 @@ class TestStart:
         assert task.owner == ada
         assert task.params == {"source": "bundled", "filename": "", "limit": None}
 
-    def test_an_upload_is_kept_for_the_task(self, client: Client, ada: User, media: Path) -> None:
+    def test_upload_is_kept_for_the_task(self, client: Client, ada: User, media: Path) -> None:
         client.force_login(ada)
         file = SimpleUploadedFile("mine.csv", f"{HEADER}\n".encode())
         client.post(reverse("start-import"), {"source": "upload", "file": file})
@@ -221,7 +223,7 @@ class TestStart:
             (b"\xff\xfei\x00", "Save it as CSV in UTF-8."),
         ],
     )
-    def test_what_is_no_csv_is_refused_at_the_form(
+    def test_form_refuses_what_is_no_csv(
         self, client: Client, ada: User, media: Path, content: bytes | None, message: str
     ) -> None:
         client.force_login(ada)
@@ -233,7 +235,7 @@ class TestStart:
         assert not Task.objects.exists()
         assert not media.exists()
 
-    def test_a_file_too_large_is_refused(
+    def test_too_large_file_is_refused(
         self, client: Client, ada: User, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("project.airports.forms.MAX_UPLOAD_BYTES", 10)
@@ -242,7 +244,7 @@ class TestStart:
         response = client.post(reverse("start-import"), {"source": "upload", "file": file})
         assert "is the most. Split it." in str(response.context["form"].errors["file"])
 
-    def test_a_second_import_shows_the_first(self, client: Client, ada: User, media: Path) -> None:
+    def test_second_import_links_to_the_first(self, client: Client, ada: User, media: Path) -> None:
         client.force_login(ada)
         client.post(reverse("start-import"), {"source": "bundled"})
         file = SimpleUploadedFile("mine.csv", f"{HEADER}\n".encode())
@@ -252,9 +254,7 @@ class TestStart:
         assert f'<a href="{page}">Watch it, or cancel it first.</a>' in response.content.decode()
         assert list(media.iterdir()) == []
 
-    def test_somebody_elses_import_is_not_linked(
-        self, client: Client, ada: User, bob: User
-    ) -> None:
+    def test_other_users_import_is_not_linked(self, client: Client, ada: User, bob: User) -> None:
         client.force_login(bob)
         client.post(reverse("start-import"), {"source": "bundled"})
         client.force_login(ada)
@@ -262,7 +262,7 @@ class TestStart:
         assert "Someone else is running this" in text
         assert str(Task.objects.get().pk) not in text
 
-    def test_a_selection_becomes_parameters(
+    def test_selection_becomes_parameters(
         self, client: Client, ada: User, norway: list[Airport]
     ) -> None:
         client.force_login(ada)
@@ -276,7 +276,7 @@ class TestStart:
             "hops": 2,
         }
 
-    def test_an_empty_selection_is_refused(
+    def test_empty_selection_is_refused(
         self, client: Client, ada: User, norway: list[Airport]
     ) -> None:
         client.force_login(ada)
@@ -284,10 +284,10 @@ class TestStart:
         assert "No airport matches" in str(response.context["form"].errors)
         assert not Task.objects.exists()
 
-    def test_parameters_the_task_refuses_are_shown_at_their_field(
+    def test_params_refused_by_the_task_are_shown_at_their_field(
         self, client: Client, ada: User, norway: list[Airport], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # The form's own limits are those of the task; here they differ.
+        # The form's limits are those of the task. The patch makes them differ.
         monkeypatch.setattr(
             "project.airports.forms.ReachForm.params",
             lambda form: form.cleaned_data | {"hops": 99, "fuel": 1},
@@ -301,7 +301,7 @@ class TestStart:
 
 
 class TestAirports:
-    def test_without_any_it_says_how_to_get_them(self, page: Any) -> None:
+    def test_empty_list_says_how_to_import(self, page: Any) -> None:
         assert "No airports yet" in page(reverse("airports"))
 
     @pytest.mark.parametrize(
@@ -315,12 +315,12 @@ class TestAirports:
             ("bergen rost", set()),
         ],
     )
-    def test_every_word_is_searched_for(
+    def test_search_matches_every_word(
         self, norway: list[Airport], search: str, found: set[str]
     ) -> None:
         assert {airport.icao for airport in Airport.objects.search(search)} == found
 
-    def test_pages_keep_the_search(
+    def test_pagination_keeps_the_search(
         self, page: Any, norway: list[Airport], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("project.airports.views.AIRPORTS_PER_PAGE", 2)
@@ -328,19 +328,17 @@ class TestAirports:
         assert "3 airports with “NO”" in text
         assert 'href="?q=NO&amp;page=2"' in text
 
-    def test_a_search_that_finds_nothing_is_shown_as_text(
-        self, page: Any, norway: list[Airport]
-    ) -> None:
+    def test_search_text_is_escaped(self, page: Any, norway: list[Airport]) -> None:
         assert "No airport has “&lt;b&gt;”" in page(reverse("airports") + "?q=<b>")
 
 
 class TestPolicy:
     @pytest.mark.parametrize("url", ["/", "/login/", "/nowhere/", "/admin/login/"])
-    def test_every_page_has_it(self, client: Client, url: str) -> None:
+    def test_every_page_has_the_policy(self, client: Client, url: str) -> None:
         assert client.get(url)["Content-Security-Policy"] == POLICY
 
     @pytest.mark.parametrize("name", PAGES)
-    def test_no_page_has_anything_inline(self, page: Any, name: str) -> None:
+    def test_no_page_has_inline_styles_or_scripts(self, page: Any, name: str) -> None:
         text = page(reverse(name))
         assert "<style" not in text
         assert " style=" not in text

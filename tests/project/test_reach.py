@@ -4,7 +4,7 @@ import pytest
 
 from project.airports.reach import EARTH_RADIUS_KM, distance_km, farthest, link, vector
 
-# One degree of the equator.
+# One degree of longitude at the equator.
 DEGREE = 2 * math.pi * EARTH_RADIUS_KM / 360
 
 
@@ -19,12 +19,12 @@ def test_distance_is_the_great_circle() -> None:
     assert distance_km(heathrow, heathrow) == 0
 
 
-def test_links_go_both_ways_and_over_the_date_line_and_the_pole() -> None:
+def test_links_work_across_date_line_and_pole() -> None:
     places = [vector(0, 179.9), vector(0, -179.9), vector(89.9, 0), vector(89.9, 180)]
     assert list(link(places, 30)) == [0b0011, 0b0011, 0b1100, 0b1100]
 
 
-def test_links_are_those_of_every_pair_compared() -> None:
+def test_links_match_a_comparison_of_every_pair() -> None:
     places = [vector(lat, lon) for lat in range(-90, 91, 15) for lon in range(-180, 180, 20)]
     for range_km in (500, 3000, 19000):
         expected = [
@@ -34,7 +34,7 @@ def test_links_are_those_of_every_pair_compared() -> None:
         assert list(link(places, range_km)) == expected
 
 
-def test_hops_lead_as_far_as_they_reach_and_no_farther() -> None:
+def test_hops_limit_the_distance() -> None:
     places = equator(0, 1, 2, 3, 10)
     links = list(link(places, 1.1 * DEGREE))
     two = farthest(0, places, links, hops=2)
@@ -44,20 +44,20 @@ def test_hops_lead_as_far_as_they_reach_and_no_farther() -> None:
     assert farthest(0, places, links, hops=9).route == [0, 1, 2, 3]
 
 
-def test_the_route_takes_as_few_hops_as_it_needs() -> None:
+def test_route_has_as_few_hops_as_possible() -> None:
     places = equator(0, 0.5, 1)
     links = list(link(places, 1.1 * DEGREE))
     assert farthest(0, places, links, hops=5).route == [0, 2]
 
 
-def test_a_place_by_itself_stays_where_it_is() -> None:
+def test_isolated_place_reaches_nothing() -> None:
     places = equator(0, 90)
     links = list(link(places, 100))
     assert farthest(0, places, links, hops=3) == ([0], 0.0, 0)
 
 
-def test_a_way_back_is_no_way_on() -> None:
-    # Around the globe: the farthest is half way, not the last place reached.
+def test_farthest_place_is_measured_by_distance() -> None:
+    # Around the globe the farthest place is half way, not the last one reached.
     places = equator(*range(0, 360, 10))
     links = list(link(places, 10.5 * DEGREE))
     journey = farthest(0, places, links, hops=36)

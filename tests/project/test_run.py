@@ -40,7 +40,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = refused(tmp_path / "data", port)
@@ -54,13 +54,13 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "8000.5", "²"])
-def test_a_port_that_is_none_is_told(tmp_path: Path, port: str) -> None:
+def test_invalid_port_is_reported(tmp_path: Path, port: str) -> None:
     ended = refused(tmp_path, port)
     assert ended.returncode == 1
     assert ended.stderr == f"PORT must be a number from 1 to 65535, not {port!r}.\n"
 
 
-def test_it_says_when_it_is_ready_and_stops_cleanly(tmp_path: Path) -> None:
+def test_reports_when_ready_and_stops_cleanly(tmp_path: Path) -> None:
     with running(tmp_path) as site:
         assert site.printed("^Site: (.*)$")[1] == f"{site.url}/"
         assert site.printed("^Login: (.*)$")[1] == "demo / demo-airports"
@@ -70,13 +70,13 @@ def test_it_says_when_it_is_ready_and_stops_cleanly(tmp_path: Path) -> None:
     assert site.lines[-1] == "Stopped."
     assert sum(bool(re.search("Worker .* is stopping", line)) for line in site.lines) == 1
     assert not is_alive(worker)
-    # The database and the key are its user's alone.
+    # The database and the key are readable only by their user.
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"db.sqlite3", "secret_key"}
     assert not [path for path in files if path.stat().st_mode & 0o077]
 
 
-def test_a_second_start_keeps_the_data(tmp_path: Path) -> None:
+def test_second_start_keeps_the_data(tmp_path: Path) -> None:
     with running(tmp_path):
         pass
     change = [sys.executable, "manage.py", "shell", "-c"]
@@ -89,7 +89,7 @@ def test_a_second_start_keeps_the_data(tmp_path: Path) -> None:
         assert site.printed("^Login: (.*)$")[1] == "demo / (the password you gave it)"
 
 
-def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
+def test_dead_child_is_restarted(tmp_path: Path) -> None:
     with running(tmp_path) as site:
         worker = int(site.printed(r"Worker .*:(\d+) started")[1])
         os.kill(worker, signal.SIGKILL)
@@ -98,16 +98,16 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
         assert site.stop() == 0
 
 
-def test_children_do_not_outlive_it(tmp_path: Path) -> None:
+def test_children_end_with_their_parent(tmp_path: Path) -> None:
     with running(tmp_path) as site:
         worker = int(site.printed(r"Worker .*:(\d+) started")[1])
         site.stop(signal.SIGKILL)
-        # Its output is read to the end, which comes when the last of them has closed it.
-        assert re.search("Worker .* stopped", site.lines[-1])
+        # stop() reads the output to its end, which comes when the last process has closed it.
+        assert re.search(r"Worker .* stopped \(tasks ended: \d+\)$", site.lines[-1])
     status = Path(f"/proc/{worker}/status")
 
     def gone() -> bool:
-        """Gone, or waiting only for somebody to collect it."""
+        """Return whether the process is gone or a zombie."""
         try:
             return "Z (zombie)" in status.read_text()
         except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The demonstration site's own settings, as a process reads them."""
+"""The demonstration site's settings, as a process reads them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def key(process: subprocess.Popen[str]) -> str:
     return process.communicate()[0].strip()
 
 
-def test_each_site_has_a_key_of_its_own(tmp_path: Path) -> None:
-    """No process falls back to a key that everybody knows, as where its environment is missing."""
+def test_each_site_has_its_own_key(tmp_path: Path) -> None:
+    """Without the environment variable, a process must not fall back to a well-known key."""
     [first, *others] = map(key, [start(tmp_path / "one") for _ in range(3)])
     assert len(first) == 50
     assert others == [first, first]
@@ -43,7 +43,7 @@ def test_each_site_has_a_key_of_its_own(tmp_path: Path) -> None:
     assert key(start(tmp_path / "one", SECRET_KEY="given")) == "given"
 
 
-def test_a_start_that_broke_off_leaves_no_empty_key(tmp_path: Path) -> None:
+def test_interrupted_first_start_leaves_no_empty_key(tmp_path: Path) -> None:
     (tmp_path / "secret_key").touch(mode=0o600)
     [first, *others] = map(key, [start(tmp_path) for _ in range(2)])
     assert len(first) == 50

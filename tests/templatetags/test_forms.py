@@ -1,4 +1,4 @@
-"""The forms of a task, and lists of tasks, as the server renders them."""
+"""The forms of a task and lists of tasks, as the server renders them."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ def ada() -> User:
     return User.objects.create_user("ada")
 
 
-def shown(source: str, user: User | AnonymousUser, **context: Any) -> str:
+def render_for(source: str, user: User | AnonymousUser, **context: Any) -> str:
     return render(source, RequestContext(request_of(user), context))
 
 
 def card(row: Task, user: User | AnonymousUser | None = None) -> str:
-    return shown("{% task_progress task form='card' %}", user or AnonymousUser(), task=row)
+    return render_for("{% task_progress task form='card' %}", user or AnonymousUser(), task=row)
 
 
-def follow(since: str | None) -> list[str]:
-    """What a stream that resumes there still has to tell."""
+def messages_after(since: str | None) -> list[str]:
+    """Return the messages that a stream resumed at this cursor still has to send."""
     until = Cursor.now("default")
     facts = Cursor.parse(since or "").rest(TaskEvent.primary.all(), until)
     return [fact.data["message"] for fact in facts]
 
 
 class TestForms:
-    def test_a_form_that_there_is_not_is_refused(self) -> None:
+    def test_unknown_form_is_refused(self) -> None:
         with pytest.raises(ValueError, match="no form") as caught:
             render("{% task_progress task form='line' %}", {"task": task()})
         assert str(caught.value) == "'line' is no form of a task. Choose one of bar, compact, card."
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_each_has_what_the_script_moves(self, form: str) -> None:
+    def test_every_form_has_the_parts_that_the_script_updates(self, form: str) -> None:
         html = render("{% task_progress task form=form %}", {"task": task(), "form": form})
         assert Parsed(html)["task-progress"]["data-form"] == form
         for name in ("label", "icon", "state", "percent", "text", "error", "notice", "hint"):
             part(html, name)
         assert Parsed(html)["progress"]["max"] == "1"
 
-    def test_bar_is_the_default_and_asks_nothing(
+    def test_bar_is_the_default_and_needs_no_query(
         self, django_assert_num_queries: DjangoAssertNumQueries
     ) -> None:
         with django_assert_num_queries(0):
@@ -70,14 +70,14 @@ class TestForms:
         assert Parsed(html)["task-progress"]["data-form"] == "bar"
         assert "data-since" not in Parsed(html)["task-progress"]
 
-    def test_compact_has_no_button_unless_asked(self) -> None:
+    def test_compact_has_no_button_by_default(self) -> None:
         row = task(owner_id=1)
         user = User(pk=1)
-        assert "<form" not in shown("{% task_progress task form='compact' %}", user, task=row)
+        assert "<form" not in render_for("{% task_progress task form='compact' %}", user, task=row)
         asked = "{% task_progress task form='compact' cancel=True %}"
-        assert "<form" in shown(asked, user, task=row)
+        assert "<form" in render_for(asked, user, task=row)
 
-    def test_compact_hides_a_name_that_nobody_gave(self) -> None:
+    def test_compact_hides_a_default_label(self) -> None:
         def label(source: str) -> dict[str, str | None]:
             tags = Parsed(render(source, {"task": task()})).all("span")
             [label] = [tag for tag in tags if tag.get("data-part") == "label"]
@@ -88,11 +88,11 @@ class TestForms:
         assert "data-quiet" not in label("{% task_progress task form='compact' url='/' %}")
         assert "data-quiet" not in label("{% task_progress task %}")
 
-    def test_whose_it_is(self) -> None:
+    def test_own_task_is_marked(self) -> None:
         for owner, mine in ((1, True), (2, False), (None, False)):
-            html = shown("{% task_progress task %}", User(pk=1), task=task(owner_id=owner))
+            html = render_for("{% task_progress task %}", User(pk=1), task=task(owner_id=owner))
             assert ("data-mine" in Parsed(html)["task-progress"]) is mine
-        html = shown("{% task_progress task %}", AnonymousUser(), task=task())
+        html = render_for("{% task_progress task %}", AnonymousUser(), task=task())
         assert "data-mine" not in Parsed(html)["task-progress"]
 
     @pytest.mark.parametrize("form", FORMS)
@@ -118,8 +118,8 @@ class TestForms:
 
     @pytest.mark.parametrize("form", FORMS)
     def test_nothing_is_inline(self, form: str, ada: User) -> None:
-        html = shown("{% task_list form=form %}", ada, form=form)
-        html += shown("{% task_progress t form=form %}", ada, form=form, t=saved(owner=ada))
+        html = render_for("{% task_list form=form %}", ada, form=form)
+        html += render_for("{% task_progress t form=form %}", ada, form=form, t=saved(owner=ada))
         for name, attributes in Parsed(html).tags:
             assert "style" not in attributes
             assert not any(attribute.startswith("on") for attribute in attributes)
@@ -127,7 +127,7 @@ class TestForms:
 
 
 class TestCard:
-    def test_it_shows_the_newest_lines_of_the_log(self) -> None:
+    def test_shows_the_newest_log_lines(self) -> None:
         row, claim = claimed()
         lines = [LogLine("warning", f"line {number}") for number in range(LOG_LINES + 2)]
         lifecycle.log({claim: lines})
@@ -140,7 +140,7 @@ class TestCard:
         assert f"line {LOG_LINES + 1}<" in html
 
     @pytest.mark.django_db(transaction=True)
-    def test_its_stream_goes_on_where_the_page_was_made(self) -> None:
+    def test_stream_resumes_from_the_rendered_page(self) -> None:
         row, claim = claimed()
         html = render(
             "{% task_progress task form='card' %}{% task_progress task form='card' %}",
@@ -149,9 +149,9 @@ class TestCard:
         lifecycle.log({claim: [LogLine("info", "later")]})
         since = {tag["data-since"] for tag in Parsed(html).all("task-progress")}
         assert len(since) == 1
-        assert follow(since.pop()) == ["later"]
+        assert messages_after(since.pop()) == ["later"]
 
-    def test_what_is_left_and_which_attempt(self) -> None:
+    def test_shows_remaining_time_and_attempt(self) -> None:
         started = timezone.now() - timedelta(hours=4)
         html = card(task(started_at=started, progress=0.5, max_attempts=2))
         assert part(html, "left") == "about 4 h left"
@@ -165,7 +165,7 @@ class TestCard:
         [
             (task(), ""),
             (task(max_attempts=3), "Attempt 1 of 3"),
-            # What the state says is not said again.
+            # The state already shows the attempt.
             (task(max_attempts=3, attempt=2), ""),
             (task(max_attempts=3, attempt=2, cancel_requested_at=NOW), "Attempt 2 of 3"),
             (task(status="pending", max_attempts=3, attempt=1), ""),
@@ -190,7 +190,7 @@ class TestCard:
         assert display.result(task(status="completed", result=result)) == text
         assert display.result(task(result=result)) == ""
 
-    def test_numbers_are_for_machines_in_every_language(self, settings: Any) -> None:
+    def test_numbers_for_the_script_are_not_localized(self, settings: Any) -> None:
         settings.USE_THOUSAND_SEPARATOR = True
         row, claim = claimed()
         Task.objects.filter(pk=row.pk).update(result=None)
@@ -201,7 +201,7 @@ class TestCard:
         with translation.override("de"):
             assert Parsed(card(row))["li"]["data-id"] == "123456"
 
-    def test_retry_is_for_who_may_and_shows_when_it_is_legal(self, ada: User) -> None:
+    def test_retry_is_for_permitted_users_and_shown_when_legal(self, ada: User) -> None:
         operator = User(pk=99)
         operator._perm_cache = {"tasks_app.retry_task"}  # type: ignore[attr-defined]
         for status, hidden in (
@@ -221,7 +221,7 @@ class TestCard:
             assert form["action"] == f"/tasks/{row.pk}/retry/"
             assert ("hidden" in form) is hidden
 
-    def test_what_was_retried_leads_to_the_new_task(self, ada: User) -> None:
+    def test_retried_task_links_to_the_new_one(self, ada: User) -> None:
         row = ended(Status.FAILED, owner=ada)
         new = task_service.retry_task(row.pk)
         html = card(row, ada)
@@ -230,84 +230,87 @@ class TestCard:
 
 
 class TestList:
-    def test_ones_own_tasks_the_newest_first(self, ada: User) -> None:
+    def test_own_tasks_are_listed_newest_first(self, ada: User) -> None:
         other = saved(owner=User.objects.create_user("bob"))
         rows = [saved(owner=ada, age=timedelta(minutes=age)) for age in (5, 1, 3)]
-        html = shown("{% task_list %}", ada)
+        html = render_for("{% task_list %}", ada)
         ids = [tag["task-id"] for tag in Parsed(html).all("task-progress")]
         assert ids == [str(rows[index].pk) for index in (1, 2, 0)]
         assert str(other.pk) not in html
         assert "hidden" in next(tag for tag in Parsed(html).all("p") if tag["data-part"] == "empty")
 
-    def test_who_may_view_all_is_still_shown_their_own(self, ada: User) -> None:
+    def test_viewer_of_all_tasks_sees_only_own_ones(self, ada: User) -> None:
         saved(owner=ada)
-        assert "<task-progress" not in shown("{% task_list %}", User(pk=7, is_superuser=True))
+        assert "<task-progress" not in render_for("{% task_list %}", User(pk=7, is_superuser=True))
 
-    def test_the_empty_list_says_so(self, ada: User) -> None:
-        html = shown("{% task_list %}", ada)
+    def test_empty_list_has_a_message(self, ada: User) -> None:
+        html = render_for("{% task_list %}", ada)
         assert '<p data-part="empty">No tasks yet.</p>' in html
-        # And it brings what it takes for the first task to appear.
+        # And the assets that are needed when the first task appears.
         assert len(Parsed(html).all("script")) == 1
 
     @pytest.mark.parametrize("user", [None, AnonymousUser()])
-    def test_nobody_has_none_and_follows_nothing(self, user: Any) -> None:
+    def test_anonymous_user_sees_and_follows_nothing(self, user: Any) -> None:
         saved()
         html = render("{% task_list %}", {"request": request_of(user)})
         assert "<task-progress" not in html
         assert "data-follow" not in Parsed(html)["task-list"]
         assert "No tasks yet." in render("{% task_list %}")
 
-    def test_it_has_a_length(self, ada: User) -> None:
+    def test_list_has_a_limit(self, ada: User) -> None:
         for _ in range(LIST_LENGTH + 1):
             saved(owner=ada)
-        assert shown("{% task_list %}", ada).count("<task-progress") == LIST_LENGTH
-        html = shown("{% task_list limit=3 %}", ada)
+        assert render_for("{% task_list %}", ada).count("<task-progress") == LIST_LENGTH
+        html = render_for("{% task_list limit=3 %}", ada)
         assert html.count("<task-progress") == 3
         assert Parsed(html)["task-list"]["data-limit"] == "3"
 
-    def test_given_tasks_are_shown_as_they_are_given(self, ada: User) -> None:
+    def test_given_tasks_are_shown_in_their_order(self, ada: User) -> None:
         rows = [saved() for _ in range(3)]
         for tasks in (rows, tuple(rows), Task.objects.filter(pk__in=[row.pk for row in rows])):
-            html = shown("{% task_list tasks %}", ada, tasks=tasks)
+            html = render_for("{% task_list tasks %}", ada, tasks=tasks)
             assert html.count("<task-progress") == 3
             assert "data-follow" not in Parsed(html)["task-list"]
             assert "data-since" not in Parsed(html)["task-list"]
-        html = shown("{% task_list tasks limit=2 form='compact' %}", ada, tasks=rows)
+        html = render_for("{% task_list tasks limit=2 form='compact' %}", ada, tasks=rows)
         forms = [tag["data-form"] for tag in Parsed(html).all("task-progress")]
         assert forms == ["compact"] * 2
 
     @pytest.mark.django_db(transaction=True)
-    def test_its_stream_goes_on_where_the_page_was_made(self, ada: User) -> None:
+    def test_stream_resumes_from_the_rendered_page(self, ada: User) -> None:
         _, claim = claimed(owner=ada)
-        follows = Parsed(shown("{% task_list %}", ada))["task-list"]
+        follows = Parsed(render_for("{% task_list %}", ada))["task-list"]
         lifecycle.log({claim: [LogLine("info", "later")]})
-        assert follow(follows["data-since"]) == ["later"]
+        assert messages_after(follows["data-since"]) == ["later"]
 
-    def test_what_it_follows(self, ada: User) -> None:
-        follows = Parsed(shown("{% task_list %}", ada))["task-list"]
+    def test_follow(self, ada: User) -> None:
+        follows = Parsed(render_for("{% task_list %}", ada))["task-list"]
         assert "data-follow" in follows
-        assert "data-follow" not in Parsed(shown("{% task_list follow=False %}", ada))["task-list"]
-        given = Parsed(shown("{% task_list tasks follow=True %}", ada, tasks=[]))
+        assert (
+            "data-follow"
+            not in Parsed(render_for("{% task_list follow=False %}", ada))["task-list"]
+        )
+        given = Parsed(render_for("{% task_list tasks follow=True %}", ada, tasks=[]))
         assert "data-follow" in given["task-list"]
 
-    def test_rows_lead_to_their_pages_and_these_back(self, ada: User) -> None:
+    def test_rows_link_to_their_pages_and_back(self, ada: User) -> None:
         row = saved(owner=ada)
-        html = shown("{% task_list %}", ada)
+        html = render_for("{% task_list %}", ada)
         assert f'<a href="/tasks/{row.pk}/?next=%2Flist%2F%3Fpage%3D2">' in html
         assert f'<time datetime="{row.created_at.isoformat()}">' in html
 
     @pytest.mark.urls(__name__)
-    def test_a_site_without_our_urls_has_rows_that_lead_nowhere(self, ada: User) -> None:
+    def test_site_without_task_urls_has_no_links(self, ada: User) -> None:
         saved(owner=ada)
-        html = shown("{% task_list %}", ada)
+        html = render_for("{% task_list %}", ada)
         assert html.count("<task-progress") == 1
         assert Parsed(html).all("script") == []
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_its_queries_do_not_grow(self, ada: User, form: str) -> None:
+    def test_number_of_queries_is_constant(self, ada: User, form: str) -> None:
         def queries(source: str, tasks: Any = None) -> int:
             with CaptureQueriesContext(connection) as captured:
-                shown(source, User.objects.get(pk=ada.pk), form=form, tasks=tasks)
+                render_for(source, User.objects.get(pk=ada.pk), form=form, tasks=tasks)
             return len(captured)
 
         def both() -> tuple[int, int]:
@@ -326,11 +329,11 @@ class TestList:
         assert both() == few
         assert max(few) <= 9
 
-    def test_large_columns_stay_in_the_database(self, ada: User) -> None:
+    def test_large_columns_are_not_read(self, ada: User) -> None:
         saved(Status.COMPLETED, owner=ada, result="r", params={"p": 1})
         for form, read in (("bar", False), ("card", True)):
             with CaptureQueriesContext(connection) as captured:
-                shown("{% task_list form=form %}", ada, form=form)
+                render_for("{% task_list form=form %}", ada, form=form)
             sql = next(one["sql"] for one in captured if "progress_text" in one["sql"])
             assert ('"result"' in sql) is read
             assert '"params"' not in sql
@@ -338,7 +341,7 @@ class TestList:
 
 
 class TestAssets:
-    def test_they_come_before_what_is_shown_later(self) -> None:
+    def test_assets_can_be_loaded_early(self) -> None:
         html = render("{% task_assets %}{% task_assets %}")
         tags = Parsed(html)
         assert tags["link"]["href"] == "/static/tasks_app/task-progress.css"
@@ -346,18 +349,18 @@ class TestAssets:
         assert tags["template"]["data-streams-url"] == "/tasks/stream/"
         assert "<task-progress" not in html
 
-    def test_what_follows_brings_them_no_more(self) -> None:
+    def test_assets_are_loaded_once(self) -> None:
         html = render("{% task_assets %}{% task_progress task %}{% task_list %}", {"task": task()})
         assert len(Parsed(html).all("script")) == 1
 
-    def test_a_fragment_leaves_them_out(self) -> None:
+    def test_assets_can_be_left_out(self) -> None:
         html = render("{% task_progress task assets=False %}", {"task": task()})
         assert html.strip().startswith("<task-progress")
         assert Parsed(html).all("link") == Parsed(html).all("script") == []
 
 
 def nothing(_request: HttpRequest) -> None:
-    """A view of nobody."""
+    """A view that is never called."""
 
 
 urlpatterns = [path("", nothing)]

@@ -32,7 +32,7 @@ ENGLISH = {key: str(word) for key, word in WORDS.items()}
 
 
 def task(**fields: Any) -> Task:
-    """An unsaved row, running unless told otherwise."""
+    """Return an unsaved row. Its default status is running."""
     status = fields.get("status", "running")
     began = {"attempt": 1, "started_at": NOW} if status != "pending" else {}
     ended = {"finished_at": NOW} if Status(status).is_terminal else {}
@@ -69,7 +69,7 @@ def bar(row: Task, **context: Any) -> str:
 
 
 def part(html: str, name: str) -> str:
-    """Return what a part shows, as text."""
+    """Return the text of a part."""
     found = re.search(rf'<(\w+) data-part="{name}"[^>]*>(.*?)</\1>', html, re.DOTALL)
     assert found, f"no {name} in {html}"
     return unescape(found[2])
@@ -92,12 +92,12 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-#: Where django-csp keeps the nonce of a request, and Django from 6.0 on.
+#: The attributes in which django-csp, and Django from 6.0, keep the nonce of a request.
 NONCES = ["csp_nonce", "_csp_nonce"] if hasattr(context_processors, "csp") else ["csp_nonce"]
 
 
 class LazyNonce(SimpleLazyObject):
-    """As django-csp and Django 6 give it: false until somebody uses it."""
+    """Like the nonces of django-csp and Django 6: false until used."""
 
     def __bool__(self) -> bool:
         return False
@@ -105,8 +105,8 @@ class LazyNonce(SimpleLazyObject):
 
 class TestNonce:
     @pytest.mark.parametrize("attribute", NONCES)
-    def test_of_the_request(self, attribute: str) -> None:
-        """Whatever the context processors are."""
+    def test_nonce_of_the_request(self, attribute: str) -> None:
+        """It does not depend on context processors."""
         request = request_of()
         setattr(request, attribute, LazyNonce(lambda: "a&b"))
         for html in (
@@ -121,10 +121,10 @@ class TestNonce:
             assert len(assets) > 1
             assert {tag["nonce"] for tag in assets} == {"a&b"}
 
-    def test_of_the_context(self) -> None:
+    def test_nonce_of_the_context(self) -> None:
         assert Parsed(bar(task(), csp_nonce="abc"))["script"]["nonce"] == "abc"
 
-    def test_without_one(self) -> None:
+    def test_without_nonce(self) -> None:
         assert "nonce" not in bar(task(), request=request_of())
 
 
@@ -146,14 +146,16 @@ class TestStates:
             (task(status="cancelled", cancel_requested_at=NOW), "Cancelled", "0.0", ""),
         ],
     )
-    def test_said_in_words(self, row: Task, state: str, value: str | None, percent: str) -> None:
+    def test_text_and_value_of_each_state(
+        self, row: Task, state: str, value: str | None, percent: str
+    ) -> None:
         html = bar(row)
         assert part(html, "state") == state
         assert part(html, "percent") == percent
         assert Parsed(html)["progress"].get("value") == value
         assert Parsed(html)["task-progress"]["status"] == row.status
 
-    def test_every_status_has_a_word_and_a_shape(self) -> None:
+    def test_every_status_has_a_text_and_an_icon(self) -> None:
         styles = (STATIC / "task-progress.css").read_text()
         for status in Status:
             assert part(bar(task(status=status)), "state")
@@ -161,7 +163,7 @@ class TestStates:
                 rf'\[status="{status}"\](, \[data-cancelling\]\))? \[data-part="icon"', styles
             )
 
-    def test_a_delayed_task_says_when(self) -> None:
+    def test_delayed_task_shows_its_time(self) -> None:
         row = task(status="pending", run_after=NOW + timedelta(hours=1))
         assert progress_bar(row, now=NOW)["state"] == "Waiting until 03/01/2026 1 p.m. UTC"
         with timezone.override("Europe/Paris"):
@@ -169,7 +171,7 @@ class TestStates:
         assert progress_bar(row, now=NOW)["wait"] == 3600.0
         assert progress_bar(row, now=NOW + timedelta(hours=2))["state"] == "Waiting to start"
 
-    def test_a_retry_says_when(self) -> None:
+    def test_retry_shows_its_time(self) -> None:
         row = task(
             status="pending", attempt=1, max_attempts=3, run_after=NOW + timedelta(minutes=5)
         )
@@ -177,12 +179,12 @@ class TestStates:
             "Attempt 1 of 3 failed, trying again at 03/01/2026 12:05 p.m. UTC"
         )
 
-    def test_a_clock_behind_the_database_delays_nothing(self) -> None:
+    def test_clock_behind_the_database_shows_no_delay(self) -> None:
         row = task(status="pending")
         assert progress_bar(row, now=NOW - timedelta(minutes=5))["state"] == "Waiting to start"
 
     @pytest.mark.parametrize("words", [None, "The file is empty."])
-    def test_failure_shows_what_is_for_the_owner(self, words: str | None) -> None:
+    def test_failure_shows_only_the_public_error(self, words: str | None) -> None:
         row = task(status="failed", error_message="no file", error_traceback="File x.py")
         row.public_error = words
         html = bar(row)
@@ -190,10 +192,10 @@ class TestStates:
         assert not [hidden for hidden in ("no file", "x.py", row.error_type) if hidden in html]
 
     @pytest.mark.parametrize("status", ["pending", "running", "completed", "cancelled"])
-    def test_no_failure_no_error(self, status: str) -> None:
+    def test_no_error_without_a_failure(self, status: str) -> None:
         assert '<div data-part="error" dir="auto" hidden></div>' in bar(task(status=status))
 
-    def test_time(self) -> None:
+    def test_duration_of_a_task(self) -> None:
         later = NOW + timedelta(minutes=2, seconds=5)
         assert progress_bar(task(), now=later)["duration"] == "2 min 5 s"
         assert progress_bar(task(status="pending"), now=later)["duration"] == ""
@@ -217,14 +219,14 @@ class TestStates:
 
 
 class TestMarkup:
-    def test_bar_is_named_by_its_label(self) -> None:
+    def test_bar_is_labelled(self) -> None:
         tags = Parsed(bar(task()))
         label = tags["progress"]["aria-labelledby"]
         assert [tag["id"] for tag in tags.all("span") if "id" in tag] == [label]
         assert tags["task-progress"]["aria-labelledby"] == label
         assert tags["task-progress"]["role"] == "group"
 
-    def test_ids_are_unique_when_a_task_is_shown_twice(self) -> None:
+    def test_ids_are_unique_if_a_task_is_shown_twice(self) -> None:
         html = render("{% task_progress task %}{% task_progress task %}", {"task": task()})
         ids = [tag["id"] for tag in Parsed(html).all("span") if "id" in tag]
         assert len(set(ids)) == 2
@@ -235,7 +237,7 @@ class TestMarkup:
         html = render("{% task_progress task label='Orders' url='/orders/' %}", {"task": row})
         assert part(html, "label") == '<a href="/orders/">Orders</a>'
 
-    def test_what_the_script_starts_from(self) -> None:
+    def test_data_for_the_script(self) -> None:
         row = task(progress=0.25, attempt=2, max_attempts=3, cancel_requested_at=NOW)
         tag = Parsed(bar(row))["task-progress"]
         assert tag["task-id"] == str(row.pk)
@@ -245,18 +247,21 @@ class TestMarkup:
         assert "data-cancelling" in tag
         assert float(tag["data-elapsed"] or "") > 0
 
-    def test_numbers_are_for_machines_in_every_language(self, settings: Settings) -> None:
+    def test_numbers_for_the_script_are_not_localized(self, settings: Settings) -> None:
         settings.USE_THOUSAND_SEPARATOR = True
         with translation.override("de"):
             tag = Parsed(bar(task(progress=0.5, attempt=2000, max_attempts=5000)))
         assert tag["progress"]["value"] == "0.5"
         assert tag["task-progress"]["data-attempt"] == "2000"
 
-    def test_announcements_are_polite_and_empty(self) -> None:
+    def test_announcer_is_polite_and_empty(self) -> None:
         assert '<div data-part="announcer" aria-live="polite"></div>' in bar(task())
 
-    def test_without_javascript_there_is_a_link_to_refresh(self) -> None:
-        """Its style hides it where the script runs: `noscript` misses a script that is refused."""
+    def test_refresh_link_works_without_javascript(self) -> None:
+        """The stylesheet hides it if the script runs.
+
+        `noscript` does not help if a policy blocks the script.
+        """
         assert '<a data-part="refresh" href="">Refresh</a>' in bar(task())
         assert "refresh" not in bar(task(status="completed"))
 
@@ -290,11 +295,11 @@ class TestMarkup:
             assert not any(attribute.startswith("on") for attribute in attributes)
             assert name != "script" or attributes["src"]
 
-    def test_words_come_from_the_server(self) -> None:
+    def test_texts_come_from_the_server(self) -> None:
         words = json.loads(Parsed(bar(task()))["template"]["data-words"] or "")
         assert words == ENGLISH
 
-    def test_only_a_task_will_do(self) -> None:
+    def test_argument_must_be_a_task(self) -> None:
         row = task()
         with pytest.raises(TypeError) as caught:
             render("{% task_progress task %}", {"task": row.pk})
@@ -321,13 +326,13 @@ class TestAssets:
             assert html.count(asset) == 1
             assert html.index(asset) < html.index("<task-progress ")
 
-    def test_in_a_loop(self) -> None:
+    def test_assets_once_in_a_loop(self) -> None:
         rows = [task(), task(), task()]
         self.once(
             render("{% for task in rows %}{% task_progress task %}{% endfor %}", {"rows": rows}), 3
         )
 
-    def test_across_includes_and_inheritance(self, templates: Path) -> None:
+    def test_assets_once_across_includes_and_inheritance(self, templates: Path) -> None:
         (templates / "base.html").write_text(
             "{% load tasks %}{% block top %}{% endblock %}{% block main %}{% endblock %}"
             "{% task_progress task %}"
@@ -343,7 +348,7 @@ class TestAssets:
         for request in (None, request_of(User(pk=1))):
             self.once(render_to_string("page.html", {"task": task(owner_id=1)}, request), 6)
 
-    def test_each_page_has_its_own(self) -> None:
+    def test_assets_once_per_page(self) -> None:
         template = Template("{% load tasks %}{% task_progress task %}")
         row = task(owner_id=1)
         context, request = Context({"task": row}), request_of(User(pk=1))
@@ -351,7 +356,7 @@ class TestAssets:
             self.once(template.render(context), 1)
             self.once(template.render(RequestContext(request, {"task": row})), 1)
 
-    def test_addresses_and_limits(self, settings: Settings) -> None:
+    def test_urls_and_limits(self, settings: Settings) -> None:
         settings.TASK_STREAM_MAX_TASKS = 1500
         settings.TASK_STREAM_KEEPALIVE_SECONDS = 20
         settings.USE_THOUSAND_SEPARATOR = True
@@ -362,7 +367,7 @@ class TestAssets:
         assert page["data-keepalive"] == "20.0"
 
     @pytest.mark.urls(__name__)
-    def test_a_site_without_our_urls_shows_a_bar_that_stands_still(self) -> None:
+    def test_site_without_task_urls_shows_a_static_bar(self) -> None:
         html = bar(task(owner_id=1), request=request_of(User(pk=1)))
         tags = Parsed(html)
         assert tags["link"]
@@ -381,7 +386,7 @@ urlpatterns = [path("", request_of, name="nothing-of-ours")]
 
 
 class TestCancel:
-    def test_the_owner_may(self) -> None:
+    def test_owner_gets_a_button(self) -> None:
         row = task(owner_id=1)
         html = render(
             "{% task_progress task %}",
@@ -395,7 +400,7 @@ class TestCancel:
         assert fields["csrfmiddlewaretoken"]
         assert tags["button"]["type"] == "submit"
 
-    def test_a_token_comes_without_context_processors(self) -> None:
+    def test_csrf_token_needs_no_context_processor(self) -> None:
         html = bar(task(owner_id=1), request=request_of(User(pk=1)))
         assert 'name="csrfmiddlewaretoken"' in html
 
@@ -409,18 +414,18 @@ class TestCancel:
         ],
         ids=lambda row: str(row.status),
     )
-    def test_not_what_is_over_or_asked_for_already(self, row: Task) -> None:
+    def test_no_button_if_finished_or_already_requested(self, row: Task) -> None:
         assert "<form" not in bar(row, request=request_of(User(pk=1)))
 
     @pytest.mark.parametrize("user", [None, AnonymousUser(), User(pk=1, is_active=False)])
-    def test_nobody_in_particular_may_not(self, user: User | AnonymousUser | None) -> None:
+    def test_no_button_without_an_active_user(self, user: User | AnonymousUser | None) -> None:
         assert "<form" not in bar(task(owner_id=1), request=request_of(user))
 
-    def test_nobody_may_without_a_request(self) -> None:
+    def test_no_button_without_a_request(self) -> None:
         assert "<form" not in bar(task(owner_id=1), user=User(pk=1))
 
     @pytest.mark.django_db
-    def test_others_need_the_permission(self) -> None:
+    def test_other_users_need_the_permission(self) -> None:
         owner, other, operator = (
             User.objects.create_user(name) for name in ("owner", "other", "operator")
         )
@@ -428,10 +433,12 @@ class TestCancel:
             Permission.objects.get(codename="cancel_task", content_type__app_label="tasks_app")
         )
         row = saved(owner=owner)
-        shown = ["<form" in bar(row, request=request_of(user)) for user in (owner, other, operator)]
-        assert shown == [True, False, True]
+        buttons = [
+            "<form" in bar(row, request=request_of(user)) for user in (owner, other, operator)
+        ]
+        assert buttons == [True, False, True]
 
-    def test_left_out_on_request(self) -> None:
+    def test_button_can_be_left_out(self) -> None:
         html = render(
             "{% task_progress task cancel=False %}",
             {"task": task(owner_id=1), "request": request_of(User(pk=1))},
@@ -439,13 +446,13 @@ class TestCancel:
         assert "<form" not in html
 
     @pytest.mark.django_db
-    def test_a_list_costs_no_queries_of_its_own(
+    def test_list_needs_no_extra_queries(
         self, django_assert_num_queries: DjangoAssertNumQueries
     ) -> None:
         operator = User.objects.create_user("operator")
         owner = User.objects.create_user("owner")
         rows = [saved(owner=owner) for _ in range(5)]
-        # The permissions of the user and of their groups, once.
+        # Only the permissions of the user and of their groups, once.
         with django_assert_num_queries(2):
             render(
                 "{% for task in rows %}{% task_progress task %}{% endfor %}",
@@ -454,7 +461,7 @@ class TestCancel:
 
 
 class TestScript:
-    """What the script repeats, because it cannot import it, agrees with `states`."""
+    """The lists that the script repeats, because it cannot import them, match `states`."""
 
     SOURCE = (STATIC / "task-progress.js").read_text()
 
@@ -463,25 +470,25 @@ class TestScript:
         assert listed
         return dict(re.findall(r'(\w+): "(\w+)"', listed[1]))
 
-    def test_it_knows_every_event(self) -> None:
+    def test_script_knows_every_event(self) -> None:
         named = set(re.findall(r'"(task_\w+|progress_update)"', self.SOURCE)) | set(self.ends())
         assert named == set(EventType.values)
 
-    def test_it_knows_how_each_ends(self) -> None:
+    def test_script_knows_the_status_of_each_end(self) -> None:
         ends = {event.value: event.value.removeprefix("task_") for event in TERMINAL_EVENTS}
         assert self.ends() == ends
         assert set(ends.values()) <= set(Status.values)
 
-    def test_it_uses_every_word_and_no_other(self) -> None:
+    def test_script_uses_exactly_the_given_texts(self) -> None:
         words = set(re.findall(r"\bwords\.(\w+)(?!\w*\()", self.SOURCE))
-        # Some are chosen by name.
+        # Some are selected by name.
         words |= set(re.findall(r'"(\w+)"', self.SOURCE)) & set(WORDS)
         assert words == set(WORDS)
 
-    def test_text_is_never_markup(self) -> None:
+    def test_text_is_never_inserted_as_html(self) -> None:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", self.SOURCE)
 
-    def test_styles_touch_nothing_else(self) -> None:
+    def test_styles_apply_only_to_the_elements(self) -> None:
         styles = (STATIC / "task-progress.css").read_text()
         styles = re.sub(r"/\*.*?\*/", "", styles, flags=re.DOTALL)
         styles = re.sub(r"@keyframes [^{]+\{(\s*\w+ \{[^}]*\})*\s*\}", "", styles)
