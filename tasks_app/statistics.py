@@ -35,7 +35,7 @@ class Presence(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Period:
     """A period, and how many tasks finished in it, by status."""
 
     start: datetime
@@ -55,15 +55,15 @@ class Course:
     """Tasks that finished in consecutive periods of equal length. The last period is now."""
 
     step: timedelta
-    stretches: list[Stretch]
+    periods: list[Period]
 
     @property
     def since(self) -> datetime:
-        return self.stretches[0].start
+        return self.periods[0].start
 
     @property
     def ended(self) -> Counter[str]:
-        return sum((Counter(stretch.ended) for stretch in self.stretches), Counter())
+        return sum((Counter(period.ended) for period in self.periods), Counter())
 
     @property
     def total(self) -> int:
@@ -240,17 +240,17 @@ def _courses(now: datetime, wanted: Sequence[tuple[timedelta, int]]) -> list[Cou
             )
             .order_by()
             .values_list("status")
-            .annotate(course=Value(number), stretch=Value(index), n=Count("*"))
+            .annotate(course=Value(number), period=Value(index), n=Count("*"))
             for index, start in enumerate(starts[-1])
         ]
     found: dict[tuple[int, int], dict[str, int]] = {}
-    for status, course, stretch, count in parts[0].union(*parts[1:], all=True).order_by():
-        found.setdefault((course, stretch), {})[status] = count
+    for status, course, period, count in parts[0].union(*parts[1:], all=True).order_by():
+        found.setdefault((course, period), {})[status] = count
     return [
         Course(
             step,
             [
-                Stretch(aware(start), found.get((number, index), {}))
+                Period(aware(start), found.get((number, index), {}))
                 for index, start in enumerate(starts[number])
             ],
         )

@@ -41,8 +41,8 @@ def test_empty_database() -> None:
     assert (found.ready, found.later, found.running) == (0, 0, 0)
     assert (found.queues, found.workers) == ([], [])
     assert (found.last_hour.total, found.last_day.total) == (0, 0)
-    assert len(found.last_hour.stretches) == 60
-    assert len(found.last_day.stretches) == 24
+    assert len(found.last_hour.periods) == 60
+    assert len(found.last_day.periods) == 24
     assert (found.hands, found.stuck) == (0, 0)
 
 
@@ -88,21 +88,21 @@ def test_finished_tasks_per_minute_and_per_hour() -> None:
     found = overview()
 
     hour = found.last_hour
-    assert (hour.since, hour.stretches[-1].start) == (
+    assert (hour.since, hour.periods[-1].start) == (
         datetime(2026, 5, 4, 11, 31, tzinfo=UTC),
         datetime(2026, 5, 4, 12, 30, tzinfo=UTC),
     )
-    assert [stretch.total for stretch in hour.stretches] == [1, *[0] * 57, 1, 2]
-    assert hour.stretches[-2].failed == 1
+    assert [period.total for period in hour.periods] == [1, *[0] * 57, 1, 2]
+    assert hour.periods[-2].failed == 1
     assert (hour.total, hour.failed) == (4, 1)
     assert hour.ended == {Status.COMPLETED: 2, Status.FAILED: 1, Status.CANCELLED: 1}
 
     day = found.last_day
-    assert (day.since, day.stretches[-1].start) == (
+    assert (day.since, day.periods[-1].start) == (
         datetime(2026, 5, 3, 13, tzinfo=UTC),
         datetime(2026, 5, 4, 12, tzinfo=UTC),
     )
-    assert [stretch.total for stretch in day.stretches] == [1, *[0] * 21, 2, 3]
+    assert [period.total for period in day.periods] == [1, *[0] * 21, 2, 3]
     assert (day.total, day.failed) == (6, 2)
 
 

@@ -9,11 +9,11 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from tasks_app.states import TERMINAL, Status
-from tasks_app.statistics import HOUR, Course, Stretch
+from tasks_app.statistics import HOUR, Course, Period
 
 #: What the drawing is measured in. A page stretches it to the room there is.
 WIDTH, HEIGHT = 600, 120
-#: The part of a stretch's width that stays free between two bars.
+#: The part of a period's width that stays free between two bars.
 GAP = 0.2
 #: The least height of what is not nothing.
 LEAST = 3.0
@@ -64,32 +64,30 @@ class Chart:
 
 
 def chart(name: str, course: Course) -> Chart:
-    most = round_up(max(stretch.total for stretch in course.stretches))
-    pitch = WIDTH / len(course.stretches)
+    most = round_up(max(period.total for period in course.periods))
+    pitch = WIDTH / len(course.periods)
     return Chart(
         name=name,
         title=_("Finished per hour") if course.step == HOUR else _("Finished per minute"),
         course=course,
-        bars=[
-            _bar(stretch, number * pitch, most) for number, stretch in enumerate(course.stretches)
-        ],
+        bars=[_bar(period, number * pitch, most) for number, period in enumerate(course.periods)],
         most=most,
         pitch=round(pitch, 2),
         thick=round(pitch * (1 - GAP), 2),
     )
 
 
-def _bar(stretch: Stretch, x: float, most: int) -> Bar:
+def _bar(period: Period, x: float, most: int) -> Bar:
     pieces = []
     top = float(HEIGHT)
     # What failed stands at the bottom, where bars can be compared.
     for kind in (Status.FAILED, Status.COMPLETED, Status.CANCELLED):
-        if count := stretch.ended.get(kind, 0):
+        if count := period.ended.get(kind, 0):
             height = max(HEIGHT * count / most, LEAST)
             top -= height
             pieces.append(Piece(kind.value, round(top, 2), round(height, 2)))
-    ended = {kind.value: stretch.ended.get(kind, 0) for kind in TERMINAL}
-    return Bar(x=round(x, 2), start=timezone.localtime(stretch.start), pieces=pieces, **ended)
+    ended = {kind.value: period.ended.get(kind, 0) for kind in TERMINAL}
+    return Bar(x=round(x, 2), start=timezone.localtime(period.start), pieces=pieces, **ended)
 
 
 def round_up(most: int) -> int:

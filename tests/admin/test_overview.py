@@ -19,7 +19,7 @@ from tasks_app import statistics
 from tasks_app.admin.charts import HEIGHT, WIDTH, chart, round_up
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
-from tasks_app.statistics import HOUR, MINUTE, Course, Stretch
+from tasks_app.statistics import HOUR, MINUTE, Course, Period
 from tests.rows import row, saved, worker
 from tests.test_forms import XSS
 from tests.test_permissions import someone
@@ -247,8 +247,8 @@ def test_the_number_of_queries_is_constant(admin_client: Client) -> None:
 
 def course(*ended: dict[str, int]) -> Course:
     now = timezone.now()
-    stretches = [Stretch(now + MINUTE * number, each) for number, each in enumerate(ended)]
-    return Course(MINUTE, stretches)
+    periods = [Period(now + MINUTE * number, each) for number, each in enumerate(ended)]
+    return Course(MINUTE, periods)
 
 
 def test_bars_are_as_high_as_what_they_stand_for() -> None:
@@ -319,8 +319,8 @@ def test_numbers_of_drawings_are_not_localized(admin_client: Client) -> None:
 
 def test_an_hour_of_each_day_has_its_name() -> None:
     assert (
-        chart("day", Course(HOUR, [Stretch(timezone.now(), {})])).title
-        != chart("hour", Course(MINUTE, [Stretch(timezone.now(), {})])).title
+        chart("day", Course(HOUR, [Period(timezone.now(), {})])).title
+        != chart("hour", Course(MINUTE, [Period(timezone.now(), {})])).title
     )
 
 
