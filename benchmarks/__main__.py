@@ -45,9 +45,8 @@ from httpx_sse import aconnect_sse  # noqa: E402
 
 from benchmarks import admin, cleanup  # noqa: E402
 from benchmarks.tasks import Noop, Stamp, Ticks  # noqa: E402
+from tasks_app import ProgressHandle, task_service  # noqa: E402
 from tasks_app.models import Task, Worker  # noqa: E402
-from tasks_app.progress import ProgressHandle  # noqa: E402
-from tasks_app.service import task_service  # noqa: E402
 from tests.harness import Process, Web, eventually  # noqa: E402
 
 DRAINED = 10_000

@@ -23,8 +23,8 @@ from django.test.utils import CaptureQueriesContext, setup_test_environment
 from django.urls import reverse
 from django.utils import timezone
 
+from tasks_app import EventType, Status
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.states import EventType, Status
 
 TASKS = 1_000_000
 AIM_MS = 300

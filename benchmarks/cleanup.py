@@ -23,10 +23,10 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from benchmarks.tasks import Noop
-from tasks_app import lifecycle, retention
-from tasks_app.claims import claim_of
+from tasks_app import task_service
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.service import task_service
+from tasks_app.store import lifecycle, retention
+from tasks_app.store.claims import claim_of
 from tests.harness import Process, ends, eventually
 
 TASKS = 1_000_000

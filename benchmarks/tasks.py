@@ -2,7 +2,7 @@
 
 import time
 
-from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app import BaseTask, ProgressHandle
 
 
 class Noop(BaseTask):

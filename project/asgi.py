@@ -9,6 +9,6 @@ warnings.filterwarnings("ignore", "StreamingHttpResponse must consume synchronou
 site = get_asgi_application()
 
 # Only now: the routing imports models, which need the apps that the line above sets up.
-from tasks_app.routing import with_task_streams  # noqa: E402
+from tasks_app import with_task_streams  # noqa: E402
 
 application = with_task_streams(site)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from tasks_app import EventType
 from tasks_app.models import TaskEvent
-from tasks_app.states import EventType
 
 
 def describe(event: TaskEvent) -> str:

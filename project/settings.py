@@ -128,8 +128,8 @@ def database() -> dict[str, Any]:
 DATABASES = {"default": database()}
 
 # tasks_app: who may read which stream, and where streams resume from.
-EVENTSTREAM_CHANNELMANAGER_CLASS = "tasks_app.streaming.channels.TaskChannelManager"
-EVENTSTREAM_STORAGE_CLASS = "tasks_app.streaming.storage.TaskEventStorage"
+EVENTSTREAM_CHANNELMANAGER_CLASS = "tasks_app.live.channels.TaskChannelManager"
+EVENTSTREAM_STORAGE_CLASS = "tasks_app.live.storage.TaskEventStorage"
 # Pages of other origins that may read the streams, if any.
 EVENTSTREAM_ALLOW_ORIGIN = os.environ.get("EVENTSTREAM_ALLOW_ORIGIN", "")
 

@@ -14,12 +14,11 @@ from django.shortcuts import get_object_or_404, render
 from project.airports import files
 from project.airports.tasks import SiteTask
 from project.history import describe
+from tasks_app import Status, TaskPage
 from tasks_app.admin.masking import shown_params
-from tasks_app.base import resolve
 from tasks_app.exceptions import UnknownTask
 from tasks_app.models import Task, TaskEvent
-from tasks_app.states import Status
-from tasks_app.views import TaskPage
+from tasks_app.tasks.base import resolve
 
 TASKS_PER_PAGE = 10
 #: A history that is longer shows its newest part.

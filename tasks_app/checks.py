@@ -18,17 +18,17 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 from pydantic import ValidationError
 
-from tasks_app import registry
 from tasks_app.api.auth import authenticator
 from tasks_app.conf import PREFIX, TaskSettings, declared
-from tasks_app.declaration import check_fields
 from tasks_app.exceptions import InvalidTask, by_field
-from tasks_app.forms import form_for
-from tasks_app.ledger import alias
+from tasks_app.live.channels import TaskChannelManager
+from tasks_app.live.origins import allowed_origins
+from tasks_app.live.storage import TaskEventStorage
 from tasks_app.service import StartOptions, TaskService
-from tasks_app.streaming.channels import TaskChannelManager
-from tasks_app.streaming.origins import allowed_origins
-from tasks_app.streaming.storage import TaskEventStorage
+from tasks_app.store.ledger import alias
+from tasks_app.tasks import registry
+from tasks_app.tasks.declaration import check_fields
+from tasks_app.tasks.forms import form_for
 
 #: The path that django-cors-headers has sites put into MIDDLEWARE.
 CORS_MIDDLEWARE = "corsheaders.middleware.CorsMiddleware"
@@ -65,7 +65,7 @@ def check_settings(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
         found.append(
             Error(
                 f"{fault}.",
-                hint="Name a subclass of tasks_app.service.TaskService by its dotted path.",
+                hint="Name a subclass of tasks_app.TaskService by its dotted path.",
                 id="tasks_app.E003",
             )
         )
@@ -185,7 +185,7 @@ def check_streams(app_configs: Apps, **_kwargs: Any) -> Iterable[CheckMessage]:
             checks.Warning(
                 "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
                 hint="Serve the site by uvicorn or daphne, and wrap its application in "
-                "tasks_app.routing.with_task_streams.",
+                "tasks_app.with_task_streams.",
                 id="tasks_app.W002",
             )
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tasks_app.base import BaseTask, resolve
 from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, UnknownTask
 from tasks_app.models import Task
-from tasks_app.querysets import holds
+from tasks_app.models.querysets import holds
+from tasks_app.tasks.base import BaseTask, resolve
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser

@@ -26,9 +26,6 @@ from pydantic import (
     model_validator,
 )
 
-from tasks_app import lifecycle, retention
-from tasks_app.base import UNSET, BaseTask, Unset, task_class
-from tasks_app.clock import within_the_calendar
 from tasks_app.conf import PREFIX, task_settings
 from tasks_app.exceptions import (
     DuplicateTask,
@@ -38,6 +35,9 @@ from tasks_app.exceptions import (
 )
 from tasks_app.models import Task
 from tasks_app.schemas import ATTEMPTS_MAX, KEY_MAX, QUEUE_MAX, TaskInfo, TaskStartResponse
+from tasks_app.store import lifecycle, retention
+from tasks_app.store.clock import within_the_calendar
+from tasks_app.tasks.base import UNSET, BaseTask, Unset, task_class
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User

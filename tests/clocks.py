@@ -9,7 +9,7 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from tasks_app import ledger
+from tasks_app.store import ledger
 
 
 class Clock:

@@ -15,8 +15,8 @@ from django.contrib.auth.models import User
 from django.db import connection, transaction
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, computed_field
 
-from tasks_app.base import BaseTask, ProgressHandle
 from tasks_app.exceptions import TaskError
+from tasks_app.tasks.base import BaseTask, ProgressHandle
 from tests.tasks import Steps
 
 

@@ -10,8 +10,8 @@ from django.db import OperationalError
 #: What opening a stream queries, in this order, and the function that does it.
 ASKED = {
     "user": "django.contrib.sessions.backends.db.SessionStore.load",
-    "rights": "tasks_app.streaming.endpoint.readable",
-    "stream": "tasks_app.streaming.relay.Cursor.now",
+    "rights": "tasks_app.live.endpoint.readable",
+    "stream": "tasks_app.live.relay.Cursor.now",
 }
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from django.utils import timezone
 
-from tasks_app import lifecycle
-from tasks_app.claims import Claim, Failure, claim_of
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, TaskEvent, Worker
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Claim, Failure, claim_of
 
 #: What the constraints require of a row of each status.
 FIELDS: dict[Status, dict[str, Any]] = {

@@ -21,7 +21,7 @@ from django.contrib.auth.models import User
 from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.utils import timezone, translation
 
-from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.tasks.base import BaseTask, ProgressHandle
 
 logger = logging.getLogger("tests.stubborn")
 

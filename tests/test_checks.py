@@ -29,8 +29,8 @@ from tasks_app.checks import (
     check_tasks,
     check_urls,
 )
-from tasks_app.streaming.channels import TaskChannelManager
-from tasks_app.streaming.storage import TaskEventStorage
+from tasks_app.live.channels import TaskChannelManager
+from tasks_app.live.storage import TaskEventStorage
 from tests.harness import Process, database_url, ended
 
 
@@ -140,7 +140,7 @@ def test_missing_service_is_an_error(path: str, reason: str) -> None:
         (
             "tasks_app.E003",
             f"TASK_SERVICE {reason}.",
-            "Name a subclass of tasks_app.service.TaskService by its dotted path.",
+            "Name a subclass of tasks_app.TaskService by its dotted path.",
         )
     ]
 
@@ -219,8 +219,7 @@ def test_channel_manager_without_tasks_is_an_error(manager: str | None, reason: 
                 f"EVENTSTREAM_CHANNELMANAGER_CLASS {reason}, so nothing checks "
                 "who may see which "
                 "task.",
-                'Set it to "tasks_app.streaming.channels.TaskChannelManager", '
-                "or to a subclass of it.",
+                'Set it to "tasks_app.live.channels.TaskChannelManager", or to a subclass of it.',
             )
         ]
 
@@ -244,7 +243,7 @@ def test_storage_without_tasks_is_a_warning(storage: str | None, reason: str) ->
                 "tasks_app.W001",
                 f"EVENTSTREAM_STORAGE_CLASS {reason}, so django-eventstream's own views "
                 "cannot resume the streams of tasks.",
-                'Set it to "tasks_app.streaming.storage.TaskEventStorage".',
+                'Set it to "tasks_app.live.storage.TaskEventStorage".',
             )
         ]
 
@@ -264,7 +263,7 @@ def test_site_without_asgi_gets_a_warning() -> None:
             "tasks_app.W002",
             "ASGI_APPLICATION is not set: under WSGI there are no streams, and pages poll.",
             "Serve the site by uvicorn or daphne, and wrap its application in "
-            "tasks_app.routing.with_task_streams.",
+            "tasks_app.with_task_streams.",
         )
     ]
 

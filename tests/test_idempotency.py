@@ -13,12 +13,12 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.db import IntegrityError, connection, transaction
 from pydantic import ValidationError
 
-from tasks_app import lifecycle
 from tasks_app.exceptions import DuplicateTask, IdempotencyKeyReused, InvalidParams
 from tasks_app.models import Task
 from tasks_app.schemas import TaskStartResponse
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
 from tests.harness import PATIENCE
 from tests.more_tasks import Echo
 from tests.rows import ended, fresh, saved, snapshot

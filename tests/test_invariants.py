@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from tasks_app import lifecycle, retention
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.progress import LogLine
 from tasks_app.states import EventType, Status
+from tasks_app.store import lifecycle, retention
+from tasks_app.tasks.progress import LogLine
 from tests.invariants import Seen, check_invariants
 from tests.rows import BROKEN, claimed, ended, enqueued, worker
 

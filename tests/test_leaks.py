@@ -16,12 +16,12 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, connections
 
-from tasks_app.changes import SQLiteChanges
-from tasks_app.streaming.channels import task_channel
+from tasks_app.live.channels import task_channel
+from tasks_app.notify import SQLiteChanges
 from tests.harness import ROOT
 from tests.leaks import left, look
+from tests.live.watching import Watching
 from tests.rows import enqueued, fresh
-from tests.streaming.watching import Watching
 
 #: Seconds to wait for something that does not end.
 BRIEFLY = 0.05

@@ -9,10 +9,8 @@ import pytest
 from django.contrib.auth.models import User
 from pydantic import ValidationError
 
-from tasks_app.base import BaseTask
 from tasks_app.exceptions import InvalidParams, InvalidTask
 from tasks_app.models import Task
-from tasks_app.progress import ProgressHandle
 from tasks_app.schemas import (
     ATTEMPTS_MAX,
     DEPTH_MAX,
@@ -28,6 +26,8 @@ from tasks_app.schemas import (
 )
 from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
+from tasks_app.tasks.base import BaseTask
+from tasks_app.tasks.progress import ProgressHandle
 from tasks_app.worker.coordinator import Coordinator
 from tests.docs.pages import GUIDE, section, table
 from tests.more_tasks import Digits, Echo, LogsLines, Nested, Repeats, SaysMuch, nested

@@ -16,24 +16,24 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from tasks_app import claims, lifecycle, retention
 from tasks_app.api.operations import _started_by, _within_the_limit
 from tasks_app.api.paging import page_of
 from tasks_app.api.schemas import Filters
-from tasks_app.claims import claim_of
 from tasks_app.exceptions import DuplicateTask
-from tasks_app.health import health
+from tasks_app.live.channels import owner_channel, task_channel
+from tasks_app.live.cursor import Cursor
+from tasks_app.live.relay import _Feed
+from tasks_app.live.storage import TaskEventStorage
+from tasks_app.live.view import View
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.progress import LogLine
 from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
-from tasks_app.streaming.channels import owner_channel, task_channel
-from tasks_app.streaming.cursor import Cursor
-from tasks_app.streaming.relay import _Feed
-from tasks_app.streaming.storage import TaskEventStorage
-from tasks_app.streaming.view import View
+from tasks_app.store import claims, lifecycle, retention
+from tasks_app.store.claims import claim_of
+from tasks_app.store.health import health
+from tasks_app.tasks.progress import LogLine
+from tests.live.watching import opening_of
 from tests.rows import row, saved, worker
-from tests.streaming.watching import opening_of
 
 pytestmark = pytest.mark.django_db
 

@@ -23,14 +23,14 @@ import pytest
 from django.db import connection, connections, transaction
 from django.utils import timezone
 
-from tasks_app import lifecycle, retention
-from tasks_app.claims import Claim, claim_of
 from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.models import Task, Worker
-from tasks_app.progress import LogLine
-from tasks_app.retention import Rule
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import Status
+from tasks_app.store import lifecycle, retention
+from tasks_app.store.claims import Claim, claim_of
+from tasks_app.store.retention import Rule
+from tasks_app.tasks.progress import LogLine
 from tests.harness import PATIENCE, eventually
 from tests.invariants import Seen, check_invariants
 from tests.rows import BROKEN, claimed, ended, enqueued, lapse, worker

@@ -15,10 +15,12 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils.connection import ConnectionDoesNotExist
 
-from tasks_app import lifecycle, retention
 from tasks_app.exceptions import DuplicateTask, InvalidParams, TaskCancelled
+from tasks_app.live.channels import readable, task_channel
+from tasks_app.live.cursor import Cursor
+from tasks_app.live.storage import facts_of
+from tasks_app.live.view import View
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.progress import ProgressHandle
 from tasks_app.schemas import (
     JSON_MAX,
     LOG_LINE_MAX,
@@ -29,10 +31,8 @@ from tasks_app.schemas import (
 )
 from tasks_app.service import task_service
 from tasks_app.states import EventType, Status, Verb
-from tasks_app.streaming.channels import readable, task_channel
-from tasks_app.streaming.cursor import Cursor
-from tasks_app.streaming.storage import facts_of
-from tasks_app.streaming.view import View
+from tasks_app.store import lifecycle, retention
+from tasks_app.tasks.progress import ProgressHandle
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.execution import execute
 from tasks_app.worker.fitness import Fitness
@@ -40,6 +40,7 @@ from tasks_app.worker.housekeeping import Pruner
 from tasks_app.worker.preload import Preload
 from tasks_app.worker.run import NEVER
 from tests.harness import begins, ends, eventually
+from tests.live.watching import opening_of
 from tests.more_tasks import (
     ODD_ERRORS,
     Echo,
@@ -51,7 +52,6 @@ from tests.more_tasks import (
     Wordy,
 )
 from tests.rows import claimed, facts, fresh, last_fact, saved
-from tests.streaming.watching import opening_of
 from tests.tasks import Add, Noop, Steps
 from tests.worker.conftest import Working
 from tests.worker.runs import made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tasks_app import lifecycle
 from tasks_app.models import Task, TaskEvent
 from tasks_app.states import (
     FACTS,
@@ -16,6 +15,7 @@ from tasks_app.states import (
     Status,
     Verb,
 )
+from tasks_app.store import lifecycle
 
 #: Verbs whose lifecycle function has another name. request_cancel covers both.
 NAMED = {Verb.WITHDRAW: "request_cancel"}

@@ -10,13 +10,13 @@ import pytest
 from django.conf import settings as django_settings
 from django.utils import timezone
 
-from tasks_app import lifecycle, retention
-from tasks_app.claims import Claim, claim_of
-from tasks_app.clock import database_now
 from tasks_app.models import Task, TaskEvent, Worker
-from tasks_app.retention import Rule
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store import lifecycle, retention
+from tasks_app.store.claims import Claim, claim_of
+from tasks_app.store.clock import database_now
+from tasks_app.store.retention import Rule
 from tasks_app.worker.rescuer import Rescuer
 from tests.clocks import Clock, local
 from tests.invariants import Seen, check_invariants

@@ -4,7 +4,7 @@ from django.http import HttpRequest
 
 from project.airports.models import Airport
 from project.airports.tasks import ExportAirports
-from tasks_app.actions import background_action
+from tasks_app import background_action
 
 
 @admin.register(Airport)

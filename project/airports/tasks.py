@@ -23,8 +23,7 @@ from project.airports.csvfile import (
 )
 from project.airports.models import Airport
 from project.airports.selection import Selection
-from tasks_app.base import BaseTask, ProgressHandle
-from tasks_app.exceptions import TaskError
+from tasks_app import BaseTask, ProgressHandle, TaskError
 
 BUNDLED = "bundled"
 BUNDLED_FILE = Path(airportsdata.__file__).with_name("airports.csv")

@@ -15,7 +15,7 @@ from project.airports import files
 from project.airports.forms import ImportForm, ReachForm, SelectionForm
 from project.airports.models import Airport
 from project.airports.tasks import BUNDLED, ExportAirports, FarthestReachable, ImportAirports
-from tasks_app.actions import BackgroundFormMixin
+from tasks_app import BackgroundFormMixin
 
 AIRPORTS_PER_PAGE = 25
 

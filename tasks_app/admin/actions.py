@@ -30,7 +30,6 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_protect
 
-from tasks_app import bulk
 from tasks_app.admin.acts import (
     ACTS,
     CANCEL,
@@ -43,11 +42,12 @@ from tasks_app.admin.acts import (
 )
 from tasks_app.admin.ranges import RetriedFilter
 from tasks_app.admin.stretch import RETRIED, str_of
-from tasks_app.clock import database_now, moment_of
 from tasks_app.exceptions import TaskError, TaskNotFound
-from tasks_app.ledger import alias
 from tasks_app.models import Task
-from tasks_app.refusals import sentence, why
+from tasks_app.store import bulk
+from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.ledger import alias
+from tasks_app.web.refusals import sentence, why
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Task]

@@ -17,13 +17,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, gettext_noop, ngettext, pgettext_lazy
 
 from tasks_app.admin.stretch import unindexed
-from tasks_app.bulk import SECONDS, Done, Summary
 from tasks_app.models import Task
 from tasks_app.permissions import may_cancel, may_remove, may_retry
-from tasks_app.refusals import reason
 from tasks_app.schemas import TaskInfo, TaskStartResponse
 from tasks_app.service import task_service
 from tasks_app.states import RETRIABLE, TERMINAL, UNFINISHED, Status
+from tasks_app.store.bulk import SECONDS, Done, Summary
+from tasks_app.web.refusals import reason
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise

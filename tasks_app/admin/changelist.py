@@ -13,7 +13,6 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
-from tasks_app import registry
 from tasks_app.admin.filters import owner_named
 from tasks_app.admin.ranges import RANGES, RangeFilter
 from tasks_app.admin.rows import Rows, shown
@@ -30,10 +29,11 @@ from tasks_app.admin.stretch import (
     str_of,
     unindexed,
 )
-from tasks_app.clock import database_now, moment_of
-from tasks_app.ledger import alias
 from tasks_app.models import Task, aware
 from tasks_app.states import Status
+from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.ledger import alias
+from tasks_app.tasks import registry
 
 #: The most tasks that pages are numbered for. What lies beyond is reached by where it begins.
 COUNTED = 1_000

@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from tasks_app.states import TERMINAL, Status
-from tasks_app.statistics import HOUR, Course, Period
+from tasks_app.store.statistics import HOUR, Course, Period
 
 #: What the drawing is measured in. A page stretches it to the room there is.
 WIDTH, HEIGHT = 600, 120

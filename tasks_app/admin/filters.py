@@ -13,7 +13,6 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from tasks_app import registry
 from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
 from tasks_app.admin.ranges import AgeFilter, EndedFilter, RetriedFilter, WaitFilter
 from tasks_app.admin.stretch import (
@@ -27,10 +26,11 @@ from tasks_app.admin.stretch import (
     Stretch,
     unindexed,
 )
-from tasks_app.clock import database_now
-from tasks_app.ledger import alias
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
+from tasks_app.store.clock import database_now
+from tasks_app.store.ledger import alias
+from tasks_app.tasks import registry
 
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList

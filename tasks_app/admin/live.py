@@ -13,9 +13,9 @@ from django.views.decorators.cache import never_cache
 
 from tasks_app.admin.rows import Rows, shown
 from tasks_app.admin.stretch import SINCE
-from tasks_app.clock import database_now, moment_of
-from tasks_app.ledger import alias
 from tasks_app.models import Task, aware
+from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.ledger import alias
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin

@@ -10,10 +10,10 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from tasks_app.base import BaseTask, resolve
-from tasks_app.declaration import buildable
 from tasks_app.exceptions import InvalidTask, UnknownTask
 from tasks_app.models import Task
+from tasks_app.tasks.base import BaseTask, resolve
+from tasks_app.tasks.declaration import buildable
 
 MASK = "••••••••"
 

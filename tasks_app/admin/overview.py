@@ -16,14 +16,15 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
 
-from tasks_app import display, statistics
 from tasks_app.admin.charts import HEIGHT, WIDTH, chart
 from tasks_app.admin.start import startable_by
 from tasks_app.conf import task_settings
 from tasks_app.models import Task, Worker, aware
 from tasks_app.states import EventType
-from tasks_app.statistics import Presence
+from tasks_app.store import statistics
+from tasks_app.store.statistics import Presence
 from tasks_app.templatetags.tasks import streams_url
+from tasks_app.web import display
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin

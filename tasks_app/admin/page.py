@@ -18,11 +18,11 @@ from tasks_app.admin.history import history_of, log_of
 from tasks_app.admin.masking import pretty, shown_params, shown_result
 from tasks_app.admin.rows import Rows
 from tasks_app.admin.stretch import WINDOW, Stretch, unindexed
-from tasks_app.clock import database_now
-from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.schemas import clipped
 from tasks_app.states import Status
+from tasks_app.store.clock import database_now
+from tasks_app.store.ledger import alias
 from tasks_app.templatetags.tasks import resumable
 
 if TYPE_CHECKING:

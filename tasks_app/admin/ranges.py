@@ -14,10 +14,10 @@ from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
 from tasks_app.admin.stretch import AGE, ENDED, RETRIED, WAIT, str_of, unindexed
-from tasks_app.clock import database_now, moment_of
-from tasks_app.ledger import alias
 from tasks_app.states import Status
-from tasks_app.statistics import LAST_DAY, LAST_HOUR, since
+from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.ledger import alias
+from tasks_app.store.statistics import LAST_DAY, LAST_HOUR, since
 
 READY, SCHEDULED = "ready", "scheduled"
 

@@ -17,12 +17,12 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from tasks_app import display
 from tasks_app.admin.history import error_of
-from tasks_app.display import bar_value, duration, elapsed, moment, percent, time_left
 from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, EventType, Status
+from tasks_app.web import display
+from tasks_app.web.display import bar_value, duration, elapsed, moment, percent, time_left
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise

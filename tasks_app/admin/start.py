@@ -20,15 +20,15 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_post_parameters
 from pydantic import ValidationError
 
-from tasks_app import registry
-from tasks_app.base import BaseTask
 from tasks_app.exceptions import DuplicateTask, InvalidParams, InvalidTask, UnknownTask
-from tasks_app.forms import TaskForm, fields_of, form_for, given
-from tasks_app.forms.faults import plain
-from tasks_app.ledger import alias
 from tasks_app.models import Task
 from tasks_app.permissions import may_start
 from tasks_app.service import StartOptions, task_service, users_key
+from tasks_app.store.ledger import alias
+from tasks_app.tasks import registry
+from tasks_app.tasks.base import BaseTask
+from tasks_app.tasks.forms import TaskForm, fields_of, form_for, given
+from tasks_app.tasks.forms.faults import plain
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin

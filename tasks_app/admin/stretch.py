@@ -16,8 +16,8 @@ from typing import Any
 
 from django.db.models import F, OrderBy, QuerySet
 
-from tasks_app.expressions import Unindexed
 from tasks_app.models import Task
+from tasks_app.models.expressions import Unindexed
 from tasks_app.states import Status
 
 #: How many tasks a page looks through for those that are asked for.

@@ -14,13 +14,14 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from tasks_app import display, statistics
 from tasks_app.admin.overview import PRESENCES, live
-from tasks_app.clock import database_now
-from tasks_app.ledger import alias
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
-from tasks_app.statistics import Presence
+from tasks_app.store import statistics
+from tasks_app.store.clock import database_now
+from tasks_app.store.ledger import alias
+from tasks_app.store.statistics import Presence
+from tasks_app.web import display
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Worker]

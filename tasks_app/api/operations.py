@@ -28,9 +28,9 @@ from tasks_app.api.schemas import (
     StartRequest,
     TaskPage,
 )
-from tasks_app.base import BaseTask
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import UnknownTask
+from tasks_app.live.endpoint import API_STREAM, API_STREAMS, answer, respond
 from tasks_app.models import Task
 from tasks_app.permissions import (
     may_cancel,
@@ -40,10 +40,10 @@ from tasks_app.permissions import (
     may_view,
     may_view_all,
 )
-from tasks_app.registry import find, startable_tasks
 from tasks_app.schemas import TaskInfo, TaskStartResponse
 from tasks_app.service import task_service, users_key
-from tasks_app.streaming.endpoint import API_STREAM, API_STREAMS, answer, respond
+from tasks_app.tasks.base import BaseTask
+from tasks_app.tasks.registry import find, startable_tasks
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User

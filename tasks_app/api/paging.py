@@ -22,9 +22,9 @@ from tasks_app.api.schemas import (
     RecordedEvent,
     TaskPage,
 )
-from tasks_app.expressions import Unindexed
 from tasks_app.models import Task, TaskEvent, aware
-from tasks_app.querysets import TaskQuerySet
+from tasks_app.models.expressions import Unindexed
+from tasks_app.models.querysets import TaskQuerySet
 
 _moment: TypeAdapter[datetime] = TypeAdapter(Moment)
 #: What a list does not show, and may be large.

@@ -37,12 +37,12 @@ from tasks_app.exceptions import (
     TaskProtected,
     UnknownTask,
 )
-from tasks_app.forms.faults import plain_by_field
+from tasks_app.live.endpoint import AWAY, AWAY_SECONDS, note_away
 from tasks_app.models import Task
 from tasks_app.permissions import conflict_details
 from tasks_app.schemas import printable
 from tasks_app.states import Status
-from tasks_app.streaming.endpoint import AWAY, AWAY_SECONDS, note_away
+from tasks_app.tasks.forms.faults import plain_by_field
 
 if TYPE_CHECKING:
     from tasks_app.permissions import User

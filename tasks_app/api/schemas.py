@@ -9,9 +9,9 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
-from tasks_app.clock import within_the_calendar
 from tasks_app.schemas import Schema, TaskEvent, TaskInfo
 from tasks_app.states import Status
+from tasks_app.store.clock import within_the_calendar
 
 #: The most that a page of a list holds, and what it holds unless asked.
 PAGE_MAX = 100

@@ -19,7 +19,7 @@ from tasks_app.api.auth import authenticators, challenge
 from tasks_app.api.operations import router
 from tasks_app.api.problems import Problem, answer_all, unavailable
 from tasks_app.conf import task_settings
-from tasks_app.streaming.endpoint import limit_body, stream_view
+from tasks_app.live.endpoint import limit_body, stream_view
 
 View = Callable[..., HttpResponseBase]
 

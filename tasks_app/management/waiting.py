@@ -10,13 +10,13 @@ from typing import Any
 from django.db import connections
 from tqdm import tqdm
 
-from tasks_app.changes import watch
-from tasks_app.health import health
-from tasks_app.ledger import alias
 from tasks_app.management.terminal import UNSHOWN, reread
 from tasks_app.models import Task, TaskEvent
+from tasks_app.notify import watch
 from tasks_app.schemas import escaped
 from tasks_app.states import EventType, Status
+from tasks_app.store.health import health
+from tasks_app.store.ledger import alias
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.trouble import TROUBLE, Trouble, database_fault
 

@@ -22,14 +22,14 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
 
-from tasks_app import display
 from tasks_app.conf import task_settings
-from tasks_app.display import WORDS
-from tasks_app.ledger import alias
+from tasks_app.live.cursor import Cursor
 from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, EventType
-from tasks_app.streaming.cursor import Cursor
+from tasks_app.store.ledger import alias
+from tasks_app.web import display
+from tasks_app.web.display import WORDS
 
 register = template.Library()
 

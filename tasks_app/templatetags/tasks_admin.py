@@ -10,7 +10,7 @@ from django.template.defaultfilters import floatformat
 from django.utils.formats import number_format
 from django.utils.safestring import SafeString
 
-from tasks_app import display
+from tasks_app.web import display
 
 register = template.Library()
 

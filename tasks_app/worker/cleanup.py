@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from django.db import connections
 
-from tasks_app import retention
-from tasks_app.clock import database_now
-from tasks_app.ledger import alias
 from tasks_app.logs import SafeLogger
 from tasks_app.models import Worker
 from tasks_app.schemas import escaped
+from tasks_app.store import retention
+from tasks_app.store.clock import database_now
+from tasks_app.store.ledger import alias
 from tasks_app.worker.rescuer import rescue_from_outside
 from tasks_app.worker.trouble import TROUBLE, Trouble, is_unmigrated
 

@@ -7,9 +7,9 @@ import time
 from django.db import connections
 from django.db.transaction import TransactionManagementError
 
-from tasks_app.database_file import DatabaseFile
-from tasks_app.ledger import LOCK_MILLISECONDS
 from tasks_app.logs import SafeLogger
+from tasks_app.store.database_file import DatabaseFile
+from tasks_app.store.ledger import LOCK_MILLISECONDS
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.trouble import LOCKED, Trouble, database_fault
 

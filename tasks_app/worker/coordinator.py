@@ -9,17 +9,17 @@ from functools import partial
 
 from django.db import reset_queries, transaction
 
-from tasks_app import lifecycle
-from tasks_app.changes import Changes, watch
-from tasks_app.claims import claim_of
 from tasks_app.conf import task_settings
-from tasks_app.database_file import DatabaseReplaced
 from tasks_app.exceptions import TaskReleased
-from tasks_app.ledger import alias, begin, reserve
 from tasks_app.logs import SafeLogger
 from tasks_app.models import Task
-from tasks_app.progress import ProgressHandle
+from tasks_app.notify import Changes, watch
 from tasks_app.states import Verb
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import claim_of
+from tasks_app.store.database_file import DatabaseReplaced
+from tasks_app.store.ledger import alias, begin, reserve
+from tasks_app.tasks.progress import ProgressHandle
 from tasks_app.worker import presence
 from tasks_app.worker.capacity import recall_at, room
 from tasks_app.worker.connection import Connection

@@ -8,8 +8,6 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tasks_app.base import BaseTask, resolve
-from tasks_app.claims import Failure
 from tasks_app.exceptions import (
     InvalidParams,
     InvalidResult,
@@ -26,6 +24,8 @@ from tasks_app.exceptions import (
 from tasks_app.logs import SafeLogger
 from tasks_app.schemas import MESSAGE_MAX, TRACEBACK_MAX, TYPE_MAX, clipped, printable
 from tasks_app.states import Verb
+from tasks_app.store.claims import Failure
+from tasks_app.tasks.base import BaseTask, resolve
 from tasks_app.worker.run import Run
 
 logger = SafeLogger("tasks_app.worker")

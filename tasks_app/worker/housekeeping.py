@@ -6,12 +6,12 @@ from datetime import datetime
 
 from django.db import transaction
 
-from tasks_app import lifecycle, retention
 from tasks_app.conf import task_settings
-from tasks_app.ledger import alias, begin
 from tasks_app.logs import SafeLogger
 from tasks_app.models import Task
 from tasks_app.schemas import ascii_only, escaped
+from tasks_app.store import lifecycle, retention
+from tasks_app.store.ledger import alias, begin
 from tasks_app.worker.trouble import REFUSED, TROUBLE, Trouble, explained
 
 logger = SafeLogger("tasks_app.cleanup")

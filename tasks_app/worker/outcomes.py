@@ -8,12 +8,12 @@ from datetime import datetime
 from textwrap import indent
 from typing import Any
 
-from tasks_app import lifecycle
-from tasks_app.claims import Claim, Failure
 from tasks_app.exceptions import LeaseLost
 from tasks_app.logs import SafeLogger
 from tasks_app.schemas import escaped
 from tasks_app.states import Verb
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Claim, Failure
 from tasks_app.worker.execution import Outcome
 from tasks_app.worker.run import NEVER, Run
 from tasks_app.worker.runs import Runs

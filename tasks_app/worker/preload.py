@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from django.db import connections
 
-from tasks_app import registry
-from tasks_app.imports import TURN_SECONDS
 from tasks_app.logs import SafeLogger
+from tasks_app.tasks import registry
+from tasks_app.tasks.imports import TURN_SECONDS
 from tasks_app.worker.run import NEVER
 
 logger = SafeLogger("tasks_app.worker")

@@ -9,9 +9,9 @@ from datetime import datetime
 from django.db import connections, transaction
 
 from tasks_app.conf import task_settings
-from tasks_app.ledger import alias, begin
 from tasks_app.logs import SafeLogger
 from tasks_app.models import Worker
+from tasks_app.store.ledger import alias, begin
 from tasks_app.worker.trouble import missing_is_trouble
 
 logger = SafeLogger("tasks_app.worker")

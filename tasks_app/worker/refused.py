@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from django.db import transaction
 
-from tasks_app.claims import Claim, Failure
-from tasks_app.ledger import begin
 from tasks_app.logs import SafeLogger
 from tasks_app.schemas import TaskProgressUpdate, ascii_only, escaped
 from tasks_app.states import Verb
+from tasks_app.store.claims import Claim, Failure
+from tasks_app.store.ledger import begin
 from tasks_app.worker.execution import Outcome
 from tasks_app.worker.outcomes import write
 from tasks_app.worker.run import Run

@@ -9,12 +9,12 @@ from datetime import datetime
 
 from django.db import transaction
 
-from tasks_app import lifecycle
-from tasks_app.clock import database_now
 from tasks_app.conf import task_settings
-from tasks_app.ledger import alias
 from tasks_app.logs import SafeLogger
 from tasks_app.models import Worker
+from tasks_app.store import lifecycle
+from tasks_app.store.clock import database_now
+from tasks_app.store.ledger import alias
 from tasks_app.worker.housekeeping import rescue
 from tasks_app.worker.trouble import TROUBLE, explained, missing_is_trouble
 

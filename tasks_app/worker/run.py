@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks_app.base import BaseTask
-from tasks_app.claims import Claim
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import TaskInterrupted
 from tasks_app.models import Task
-from tasks_app.progress import LogLine, ProgressHandle
 from tasks_app.schemas import TaskProgressUpdate, ascii_only
+from tasks_app.store.claims import Claim
+from tasks_app.tasks.base import BaseTask
+from tasks_app.tasks.progress import LogLine, ProgressHandle
 from tasks_app.worker.interruption import Stretch
 
 NEVER = float("inf")

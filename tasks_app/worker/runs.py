@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from tasks_app.claims import Claim
 from tasks_app.exceptions import LeaseLost
 from tasks_app.logs import SafeLogger
+from tasks_app.store.claims import Claim
 from tasks_app.worker.execution import Outcome
 from tasks_app.worker.run import Run
 

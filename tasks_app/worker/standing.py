@@ -9,11 +9,11 @@ from typing import Self
 
 from django.db.models import Min, Q
 
-from tasks_app import lifecycle
-from tasks_app.claims import Claim
 from tasks_app.exceptions import TaskCancelled
 from tasks_app.logs import SafeLogger
 from tasks_app.models import Task, Worker
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Claim
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.runs import Runs
 

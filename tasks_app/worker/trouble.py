@@ -14,8 +14,8 @@ from django.db import (
 )
 
 from tasks_app.conf import task_settings
-from tasks_app.ledger import sqlstate
 from tasks_app.schemas import escaped
+from tasks_app.store.ledger import sqlstate
 from tasks_app.worker.run import NEVER
 
 PAUSE, PAUSE_MAX = 0.1, 5.0

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretBytes, SecretStr
 from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 
-from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.tasks.base import BaseTask, ProgressHandle
 
 
 class Key(BaseModel):

@@ -15,14 +15,14 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone, translation
 
-from tasks_app import bulk
 from tasks_app.admin import actions, acts
 from tasks_app.admin.acts import CANCEL, sentences
 from tasks_app.exceptions import DuplicateTask, TaskError
 from tasks_app.models import Task, TaskEvent
-from tasks_app.refusals import why
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store import bulk
+from tasks_app.web.refusals import why
 from tests import rows
 
 from .conftest import Login

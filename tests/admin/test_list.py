@@ -22,13 +22,13 @@ from django.urls import reverse
 from django.utils import timezone
 
 from project.airports.tasks import ExportAirports
-from tasks_app import lifecycle
 from tasks_app.admin import changelist, stretch
 from tasks_app.admin.tasks import TaskAdmin
-from tasks_app.claims import Failure
 from tasks_app.models import Task, aware
-from tasks_app.progress import LogLine
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Failure
+from tasks_app.tasks.progress import LogLine
 from tests import rows
 from tests.test_query_plans import plan
 

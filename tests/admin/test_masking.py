@@ -9,9 +9,9 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from tasks_app import lifecycle
 from tasks_app.admin.masking import MASK, masked, shown_params, shown_result
 from tasks_app.models import Task
+from tasks_app.store import lifecycle
 from tests import rows
 from tests.admin.secrets import Ruled, Secretive, Strict, Unspoken
 

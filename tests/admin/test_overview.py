@@ -15,13 +15,13 @@ from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import reverse
 from django.utils import timezone
 
-from tasks_app import statistics
 from tasks_app.admin.charts import HEIGHT, WIDTH, chart, round_up
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
-from tasks_app.statistics import HOUR, MINUTE, Course, Period
+from tasks_app.store import statistics
+from tasks_app.store.statistics import HOUR, MINUTE, Course, Period
 from tests.rows import row, saved, worker
-from tests.test_forms import XSS
+from tests.tasks.test_forms import XSS
 from tests.test_permissions import someone
 
 pytestmark = pytest.mark.django_db

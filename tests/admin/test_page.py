@@ -15,13 +15,13 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import reverse
 
-from tasks_app import lifecycle
 from tasks_app.admin import history, page
-from tasks_app.claims import Failure, claim_of
 from tasks_app.models import Task
-from tasks_app.progress import LogLine
 from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Failure, claim_of
+from tasks_app.tasks.progress import LogLine
 from tests import rows
 
 from .conftest import Login

@@ -22,13 +22,13 @@ from django.utils import timezone
 from pydantic import BaseModel, Field, NaiveDatetime, SecretStr, model_validator
 
 from project.airports.tasks import ExportAirports, FarthestReachable, ImportAirports
-from tasks_app.base import BaseTask, ProgressHandle
 from tasks_app.models import Task, TaskEvent
 from tasks_app.service import users_key
 from tasks_app.states import Status
+from tasks_app.tasks.base import BaseTask, ProgressHandle
 from tests import tasks
 from tests.rows import enqueued
-from tests.test_forms import XSS
+from tests.tasks.test_forms import XSS
 from tests.test_permissions import someone
 
 pytestmark = pytest.mark.django_db

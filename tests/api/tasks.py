@@ -4,7 +4,7 @@ from datetime import date
 
 from pydantic import BaseModel, Field, SecretStr
 
-from tasks_app.base import BaseTask, ProgressHandle
+from tasks_app.tasks.base import BaseTask, ProgressHandle
 
 
 class Place(BaseModel):

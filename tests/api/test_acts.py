@@ -15,7 +15,7 @@ from tasks_app.service import TaskService
 from tasks_app.states import RETRIABLE, TERMINAL, UNFINISHED, Status
 from tests.api.asking import API, client_of, problem, someone
 from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapshot
-from tests.test_retention import KEEPING, site_table
+from tests.store.test_retention import KEEPING, site_table
 
 pytestmark = pytest.mark.django_db
 

@@ -23,9 +23,9 @@ from ninja.security import HttpBearer
 from tasks_app.api import Problem, SessionAuth, answer_all, answer_problem, router
 from tasks_app.api import urls as api_urls
 from tasks_app.api.auth import authenticator, authenticators, challenge
+from tasks_app.live import stream
+from tasks_app.live.asgi import with_task_streams
 from tasks_app.models import Task
-from tasks_app.routing import with_task_streams
-from tasks_app.streaming import stream
 from tests.api.asking import API, GREET, client_of, problem, someone, start
 from tests.rows import enqueued
 

@@ -14,11 +14,11 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from tasks_app import lifecycle
 from tasks_app.api import paging
 from tasks_app.models import Task
-from tasks_app.progress import LogLine
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
+from tasks_app.tasks.progress import LogLine
 from tests.api.asking import API, client_of, problem, someone
 from tests.rows import claimed, enqueued, row, saved
 

@@ -14,10 +14,10 @@ from django.db import connection
 from django.test import Client, override_settings
 from django.utils import timezone
 
-from tasks_app import lifecycle
 from tasks_app.models import Task
 from tasks_app.service import users_key
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
 from tests.api.asking import API, GREET, client_of, problem, someone, start
 from tests.harness import PATIENCE
 from tests.rows import enqueued, saved, snapshot

@@ -19,8 +19,8 @@ from django.test import AsyncClient, Client
 from django_eventstream.views import get_listener_manager
 
 from project.asgi import application
+from tasks_app.live import endpoint
 from tasks_app.states import Status
-from tasks_app.streaming import endpoint
 from tests.api.asking import API, client_of, problem, someone
 from tests.harness import PATIENCE
 from tests.outages import ASKED, take_away

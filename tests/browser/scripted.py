@@ -24,9 +24,9 @@ from django.test import AsyncRequestFactory
 
 import tasks_app
 from project.middleware import POLICY
+from tasks_app.live.channels import id_of
 from tasks_app.models import Task
 from tasks_app.states import FACTS
-from tasks_app.streaming.channels import id_of
 from tests.harness import PATIENCE
 
 STATIC = Path(tasks_app.__file__).parent / "static"

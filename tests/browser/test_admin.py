@@ -11,13 +11,13 @@ from django.test import Client
 from django.urls import reverse
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
-from tasks_app import lifecycle
-from tasks_app.claims import Failure
 from tasks_app.models import Task
-from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Failure
+from tasks_app.tasks.progress import LogLine
 from tests import rows
 from tests.harness import Process, Web, begins, ends, eventually
 from tests.tasks import Steps

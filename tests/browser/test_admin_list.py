@@ -15,9 +15,9 @@ from django.db import connection
 from django.utils import timezone
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
-from tasks_app import lifecycle
-from tasks_app.claims import Failure
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Failure
 from tests import rows
 from tests.browser.pages import look
 from tests.browser.test_admin import LIST, WITHIN, is_live, line, log_in, operator, said, shows

@@ -13,10 +13,10 @@ from django.urls import reverse
 from django.utils import timezone
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
-from tasks_app import lifecycle
-from tasks_app.claims import Claim
 from tasks_app.models import Task
-from tasks_app.progress import LogLine
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Claim
+from tasks_app.tasks.progress import LogLine
 from tests import rows
 from tests.browser.test_admin import WITHIN, enforce_trusted_types, log_in, operator
 from tests.harness import Web, eventually

@@ -14,9 +14,9 @@ import pytest
 from django.contrib.auth.models import User
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tasks_app import lifecycle
-from tasks_app.claims import Claim
-from tasks_app.progress import LogLine
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Claim
+from tasks_app.tasks.progress import LogLine
 from tests import rows
 from tests.chromium import CHROMIUM
 from tests.harness import Web

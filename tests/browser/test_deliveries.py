@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Page
 
+from tasks_app.live.channels import id_of
 from tasks_app.models import Task
-from tasks_app.streaming.channels import id_of
 
 from .pages import look
 from .scripted import Serve, Site, task

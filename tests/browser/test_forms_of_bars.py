@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tasks_app.display import WORDS, time_left
 from tasks_app.models import Task
 from tasks_app.templatetags.tasks import FORMS
+from tasks_app.web.display import WORDS, time_left
 
 from .pages import bar, part, pass_time, shows
 from .scripted import Serve, Site, task

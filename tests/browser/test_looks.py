@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tasks_app.display import WORDS, duration
 from tasks_app.models import Task
+from tasks_app.web.display import WORDS, duration
 
 from .pages import bar, part, shows
 from .scripted import Serve, task

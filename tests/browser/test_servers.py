@@ -15,10 +15,10 @@ import pytest
 from django.contrib.auth.models import User
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tasks_app import lifecycle
-from tasks_app.claims import Claim
 from tasks_app.models import Task
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Claim
 from tests import rows
 from tests.docs.pages import ROOT, snippets
 from tests.harness import PATIENCE, Web, eventually, free_port

@@ -9,9 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from tasks_app.exceptions import WorkerLost
+from tasks_app.live.cursor import Cursor
 from tasks_app.models import Task, TaskEvent
 from tasks_app.states import TERMINAL_EVENTS, EventType, Status
-from tasks_app.streaming.cursor import Cursor
 from tests.chaos import ledger, tasks
 from tests.chaos.load import OLD, Feeder
 from tests.chaos.viewers import Saw, Viewer

@@ -20,27 +20,27 @@ from tests.chaos import ledger
 #: not be empty for a pass to count. True: every pass counts.
 WATCHED: dict[str, tuple[str, str, int | bool | None]] = {
     "register": ("tasks_app.worker.presence", "register", True),
-    "enqueue": ("tasks_app.lifecycle", "enqueue", 0),
-    "claim": ("tasks_app.lifecycle", "claim", None),
-    "renew": ("tasks_app.lifecycle", "renew", 0),
-    "report": ("tasks_app.lifecycle", "report", 0),
-    "log": ("tasks_app.lifecycle", "log", 0),
-    "complete": ("tasks_app.lifecycle", "complete", 0),
-    "fail": ("tasks_app.lifecycle", "fail", 0),
-    "cancel": ("tasks_app.lifecycle", "cancel", 0),
-    "retry": ("tasks_app.lifecycle", "retry", 0),
-    "release": ("tasks_app.lifecycle", "release", 0),
-    "rescue": ("tasks_app.lifecycle", "rescue", None),
-    "request_cancel": ("tasks_app.lifecycle", "request_cancel", True),
-    "prune": ("tasks_app.retention", "_delete", 0),
-    "progress": ("tasks_app.progress", "ProgressHandle.send_progress", True),
-    "send_status": ("tasks_app.streaming.wire", "status", True),
-    "send_fact": ("tasks_app.streaming.wire", "fact", True),
-    "send_progress": ("tasks_app.streaming.wire", "report", True),
+    "enqueue": ("tasks_app.store.lifecycle", "enqueue", 0),
+    "claim": ("tasks_app.store.lifecycle", "claim", None),
+    "renew": ("tasks_app.store.lifecycle", "renew", 0),
+    "report": ("tasks_app.store.lifecycle", "report", 0),
+    "log": ("tasks_app.store.lifecycle", "log", 0),
+    "complete": ("tasks_app.store.lifecycle", "complete", 0),
+    "fail": ("tasks_app.store.lifecycle", "fail", 0),
+    "cancel": ("tasks_app.store.lifecycle", "cancel", 0),
+    "retry": ("tasks_app.store.lifecycle", "retry", 0),
+    "release": ("tasks_app.store.lifecycle", "release", 0),
+    "rescue": ("tasks_app.store.lifecycle", "rescue", None),
+    "request_cancel": ("tasks_app.store.lifecycle", "request_cancel", True),
+    "prune": ("tasks_app.store.retention", "_delete", 0),
+    "progress": ("tasks_app.tasks.progress", "ProgressHandle.send_progress", True),
+    "send_status": ("tasks_app.live.wire", "status", True),
+    "send_fact": ("tasks_app.live.wire", "fact", True),
+    "send_progress": ("tasks_app.live.wire", "report", True),
 }
 
 #: Modules whose functions write to the database.
-WRITES = {"tasks_app.lifecycle", "tasks_app.retention", "tasks_app.worker.presence"}
+WRITES = {"tasks_app.store.lifecycle", "tasks_app.store.retention", "tasks_app.worker.presence"}
 BOTH = ("inside", "committed")
 
 #: For each role: the failpoints, and the highest pass at which they strike. "inside": all is

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from django.db import transaction
 
-from tasks_app.base import BaseTask, ProgressHandle
 from tasks_app.service import task_service
+from tasks_app.tasks.base import BaseTask, ProgressHandle
 from tests.chaos import ledger
 
 STEP_SECONDS = 0.02

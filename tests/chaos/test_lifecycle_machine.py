@@ -26,15 +26,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tasks_app import lifecycle, retention
-from tasks_app.claims import Claim, claim_of
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import AlreadyRetried, DuplicateTask, IllegalTransition, TaskNotFound
 from tasks_app.models import Task, TaskEvent
-from tasks_app.progress import LogLine
-from tasks_app.retention import Rule
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import RETRIABLE, Status
+from tasks_app.store import lifecycle, retention
+from tasks_app.store.claims import Claim, claim_of
+from tasks_app.store.retention import Rule
+from tasks_app.tasks.progress import LogLine
 from tests.invariants import Seen, check_invariants
 from tests.rows import BROKEN, worker
 

@@ -18,13 +18,14 @@ from django.contrib.auth.models import User
 from django.template import Context, Template
 from django.test import RequestFactory
 
-from tasks_app import lifecycle, schemas
-from tasks_app.claims import Claim, Failure, claim_of
+from tasks_app import schemas
+from tasks_app.live import wire
 from tasks_app.models import Task, TaskEvent
-from tasks_app.progress import LogLine, ProgressHandle
 from tasks_app.service import task_service
 from tasks_app.states import FACTS, EventType
-from tasks_app.streaming import wire
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import Claim, Failure, claim_of
+from tasks_app.tasks.progress import LogLine, ProgressHandle
 from tasks_app.worker.interruption import SHIELDED
 from tests.docs.pages import GUIDE, PAGES, Snippet, section, snippets
 from tests.rows import worker

@@ -29,7 +29,7 @@ import os, sys, django
 os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
 django.setup()
 from django.core.management import execute_from_command_line
-from tasks_app import retention
+from tasks_app.store import retention
 retention.ROWS = retention.ROWS_MIN = retention.ROWS_MAX = 4
 execute_from_command_line(["manage.py", *sys.argv[1:]])
 """

@@ -12,11 +12,11 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from tasks_app.clock import database_now
 from tasks_app.models import Worker
 from tasks_app.schemas import TaskStartResponse
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store.clock import database_now
 from tests.harness import Process, begins, ends, eventually
 from tests.invariants import Seen, check_invariants
 from tests.rows import facts

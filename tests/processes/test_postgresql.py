@@ -19,10 +19,10 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
-from tasks_app import bulk
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store import bulk
 from tests import rows
 from tests.harness import Process, Viewer, Web, begins, ends, eventually
 from tests.servers import PostgreSQL

@@ -191,7 +191,7 @@ def test_a_worker_says_what_it_waits_for_and_what_it_did(
 
 
 RELOADED = """
-from tasks_app.base import BaseTask
+from tasks_app.tasks.base import BaseTask
 
 class Reloaded(BaseTask):
     def execute(self, progress):

@@ -7,7 +7,7 @@ from django.contrib.auth.models import User
 from project.airports.csvfile import COLUMNS
 from project.airports.models import Airport
 from project.airports.tasks import SiteTask
-from tasks_app.progress import ProgressHandle
+from tasks_app.tasks.progress import ProgressHandle
 
 HEADER = ",".join(COLUMNS)
 OSLO = "ENGM,OSL,Oslo Gardermoen Airport,Oslo,Viken,NO,681,60.1939,11.1004,Europe/Oslo,"

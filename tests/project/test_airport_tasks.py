@@ -10,7 +10,7 @@ from project.airports.csvfile import COLUMNS, NotAirportsCSV
 from project.airports.models import Airport
 from project.airports.tasks import BATCH, ExportAirports, FarthestReachable, ImportAirports
 from tasks_app.exceptions import InvalidParams, TaskCancelled, TaskError
-from tasks_app.progress import ProgressHandle
+from tasks_app.tasks.progress import ProgressHandle
 
 pytestmark = pytest.mark.django_db
 

@@ -15,13 +15,14 @@ from django.urls import path
 from django.utils import timezone, translation
 from pytest_django import DjangoAssertNumQueries
 
-from tasks_app import display, lifecycle
+from tasks_app.live.cursor import Cursor
 from tasks_app.models import Task, TaskEvent
-from tasks_app.progress import LogLine
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tasks_app.streaming.cursor import Cursor
+from tasks_app.store import lifecycle
+from tasks_app.tasks.progress import LogLine
 from tasks_app.templatetags.tasks import FORMS, LIST_LENGTH, LOG_LINES
+from tasks_app.web import display
 from tests.rows import claimed, ended, enqueued, saved
 from tests.templatetags.test_tasks import ENGLISH, NOW, XSS, Parsed, part, render, request_of, task
 

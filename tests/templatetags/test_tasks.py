@@ -20,10 +20,10 @@ from django.utils.functional import SimpleLazyObject
 from pytest_django import DjangoAssertNumQueries, Settings
 
 import tasks_app
-from tasks_app.display import WORDS, duration
 from tasks_app.models import Task
 from tasks_app.states import TERMINAL_EVENTS, EventType, Status
 from tasks_app.templatetags.tasks import progress_bar
+from tasks_app.web.display import WORDS, duration
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 XSS = "<script>alert('x')</script>\"><img src=x>"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from tasks_app.claims import claim_of
-from tasks_app.progress import ProgressHandle
 from tasks_app.states import Status
+from tasks_app.store.claims import claim_of
+from tasks_app.tasks.progress import ProgressHandle
 from tasks_app.worker.run import Run
 from tests.rows import row
 

@@ -13,10 +13,10 @@ from django.contrib.auth.models import User
 from django.db import connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 
-from tasks_app.ledger import LOCK_MILLISECONDS
 from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store.ledger import LOCK_MILLISECONDS
 from tasks_app.worker.connection import Connection
 from tasks_app.worker.coordinator import Coordinator
 from tests.harness import eventually

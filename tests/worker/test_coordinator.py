@@ -16,11 +16,11 @@ from django.contrib.auth.models import User
 from django.db import connection, connections
 from django.utils import timezone
 
-from tasks_app import lifecycle
-from tasks_app.claims import claim_of
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
+from tasks_app.store import lifecycle
+from tasks_app.store.claims import claim_of
 from tasks_app.worker import capacity
 from tasks_app.worker.capacity import GROUP_MAX
 from tasks_app.worker.connection import Connection

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from tasks_app.base import BaseTask
-from tasks_app.claims import Failure
 from tasks_app.exceptions import (
     DuplicateTask,
     InvalidResult,
@@ -21,8 +19,10 @@ from tasks_app.exceptions import (
     TaskReleased,
     TaskTimedOut,
 )
-from tasks_app.progress import ProgressHandle
 from tasks_app.states import Verb
+from tasks_app.store.claims import Failure
+from tasks_app.tasks.base import BaseTask
+from tasks_app.tasks.progress import ProgressHandle
 from tasks_app.worker.execution import cut_short, execute, failure, given_up, outcome_of
 from tests.more_tasks import (
     CleansUpBadly,

@@ -11,10 +11,10 @@ from django.db import OperationalError, connection
 from django.db.models.signals import pre_delete
 from django.utils import timezone
 
-from tasks_app import retention
 from tasks_app.models import Task, Worker
-from tasks_app.retention import Prune
 from tasks_app.states import Status
+from tasks_app.store import retention
+from tasks_app.store.retention import Prune
 from tasks_app.worker.housekeeping import BATCH_PAUSE, Pruner, rescue
 from tests.rows import claimed, fresh, lapse, saved, worker
 

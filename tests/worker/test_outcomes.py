@@ -128,7 +128,7 @@ def test_sentry_gets_exceptions_and_can_tell_them_apart(sentry: Kept) -> None:
         frame = exception["stacktrace"]["frames"][-1]
         last_frames.append((exception["type"], frame["module"], frame["function"]))
     assert sorted(last_frames) == [
-        ("InvalidResult", "tasks_app.base", "validate_result"),
+        ("InvalidResult", "tasks_app.tasks.base", "validate_result"),
         ("SystemExit", "tests.tasks", "execute"),
         ("ValueError", "tests.tasks", "execute"),
         ("ValueError", "tests.tasks", "execute"),

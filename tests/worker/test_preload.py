@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.once]
 
 SLOW = """
 import pathlib, time
-from tasks_app.base import BaseTask
+from tasks_app.tasks.base import BaseTask
 while not pathlib.Path({until!r}).exists(): time.sleep(0.01)
 
 class Sweep(BaseTask):

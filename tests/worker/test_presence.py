@@ -16,10 +16,10 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from tasks_app import lifecycle
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
+from tasks_app.store import lifecycle
 from tasks_app.worker import presence
 from tasks_app.worker.rescuer import rescue_all
 from tests.harness import begins, database_url, ends, eventually

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tasks_app.progress import LogLine
 from tasks_app.schemas import TaskProgressUpdate
+from tasks_app.tasks.progress import LogLine
 from tasks_app.worker.run import NEVER
 from tests.worker.runs import made
 

@@ -14,11 +14,11 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from tqdm import tqdm
 
-from tasks_app import retention
 from tasks_app.conf import task_settings
 from tasks_app.management.command import TaskCommand
 from tasks_app.management.terminal import Exit, duration
 from tasks_app.states import TERMINAL, Status
+from tasks_app.store import retention
 from tasks_app.worker.cleanup import PATIENCE_SECONDS, Cleanup, Summary
 from tasks_app.worker.trouble import TROUBLE, is_unmigrated
 

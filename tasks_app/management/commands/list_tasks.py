@@ -9,10 +9,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 from django.utils import timezone
 
-from tasks_app import display
-from tasks_app.clock import moment_of
 from tasks_app.exceptions import UnknownTask
-from tasks_app.expressions import Unindexed
 from tasks_app.management.command import TaskCommand
 from tasks_app.management.terminal import (
     ROWS_MAX,
@@ -23,10 +20,13 @@ from tasks_app.management.terminal import (
     in_range,
 )
 from tasks_app.models import Task, aware
-from tasks_app.querysets import TaskQuerySet
-from tasks_app.registry import find
+from tasks_app.models.expressions import Unindexed
+from tasks_app.models.querysets import TaskQuerySet
 from tasks_app.schemas import escaped
 from tasks_app.states import UNFINISHED, Status
+from tasks_app.store.clock import moment_of
+from tasks_app.tasks.registry import find
+from tasks_app.web import display
 
 WORDS = {key: str(word) for key, word in display.WORDS.items()}
 #: The number of tasks to search if no index selects the requested ones.

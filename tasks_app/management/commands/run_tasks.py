@@ -19,11 +19,11 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import connections
 
 from tasks_app.conf import task_settings
-from tasks_app.ledger import alias
 from tasks_app.management.command import CHECKS
 from tasks_app.management.reloading import CHANGED, Once, is_child, keep_running, work_until_changed
 from tasks_app.management.signals import end_at_once, ended_soon, heard, write_at_once
 from tasks_app.management.terminal import in_range, utf8
+from tasks_app.store.ledger import alias
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.run import NEVER
 from tasks_app.worker.shutdown import Exit

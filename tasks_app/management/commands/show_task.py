@@ -9,7 +9,6 @@ from typing import Any
 from django.core.management.base import CommandParser
 from django.utils import timezone
 
-from tasks_app import display
 from tasks_app.management.command import TaskCommand
 from tasks_app.management.commands.list_tasks import WORDS
 from tasks_app.management.terminal import (
@@ -21,6 +20,7 @@ from tasks_app.management.terminal import (
 )
 from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.schemas import escaped
+from tasks_app.web import display
 
 
 class Command(TaskCommand):

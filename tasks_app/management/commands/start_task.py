@@ -11,7 +11,6 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from tasks_app.base import UNSET
 from tasks_app.management.command import TaskCommand
 from tasks_app.management.terminal import (
     INTERRUPTED,
@@ -27,9 +26,10 @@ from tasks_app.management.terminal import (
     utf8,
 )
 from tasks_app.management.waiting import wait_for
-from tasks_app.registry import find
 from tasks_app.schemas import DEPTH_MAX
 from tasks_app.service import task_service
+from tasks_app.tasks.base import UNSET
+from tasks_app.tasks.registry import find
 
 
 def parameter(text: str) -> tuple[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
-from tasks_app.health import Health, Limits, health
 from tasks_app.management.command import TaskCommand
 from tasks_app.management.terminal import Exit, duration, given, in_range
+from tasks_app.store.health import Health, Limits, health
 from tasks_app.worker.trouble import database_fault
 
 

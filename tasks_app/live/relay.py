@@ -1,0 +1,305 @@
+"""Carries what is committed, by whichever process, to the streams open in this one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
+
+from django.db import DatabaseError, InterfaceError, connections
+from django_eventstream.views import Listener, get_listener_manager
+
+from tasks_app.live import wire
+from tasks_app.live.channels import channels_of
+from tasks_app.live.cursor import Cursor
+from tasks_app.live.pages import pages_of
+from tasks_app.logs import SafeLogger
+from tasks_app.models import Task, TaskEvent
+from tasks_app.notify import Changes, watch
+from tasks_app.schemas import escaped
+from tasks_app.states import ATTEMPT_ENDS
+from tasks_app.store.database_file import DatabaseFile, DatabaseReplaced, leave_open
+from tasks_app.store.ledger import alias
+
+logger = SafeLogger("tasks_app.relay")
+
+#: The soonest the next change is looked into: what comes meanwhile goes out together.
+PASS_SECONDS = 0.005
+TROUBLE_SECONDS = 1.0
+#: How long it waits for a commit before it looks whether the database is still the same file.
+IDLE_SECONDS = 2.0
+#: The most facts of one pass that are sent one by one.
+NEWS_MAX = 5_000
+
+_COLUMNS = ("pk", "task_id", "event_type", "task__owner_id")
+_News = tuple[int, UUID, str, object]
+_Running = list[tuple[wire.Progress, object]]
+
+
+class Relay:
+    """One thread and one database connection for all streams of a process, while there are any.
+
+    Every listener gets every fact of its channels that was not visible yet when it attached, in
+    order within a task, however late the fact's transaction commits; and the newest progress of
+    running tasks, which never overtakes a fact. Who listens and who reads are django-eventstream's
+    listeners; a process that nobody watches has no thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners = 0
+        self._feed: _Feed | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """What was passed on so far. An attached listener gets all that this does not cover."""
+        if self._feed is None:
+            raise RuntimeError("Nobody is attached to the relay, so it follows nothing.")
+        return self._feed.cursor
+
+    async def caught_up(self) -> None:
+        """Wait until the cursor covers everything that was committed before this was called."""
+        if self._feed is None:
+            raise RuntimeError("Nobody is attached to the relay, so it follows nothing.")
+        await asyncio.wrap_future(self._feed.next_pass())
+
+    @asynccontextmanager
+    async def attached(self, listener: Listener) -> AsyncIterator[None]:
+        """Feed a listener. When this is entered, nothing committed from now on will be missed."""
+        with self._lock:
+            if self._feed is None:
+                self._feed = _Feed()
+                self._feed.start()
+            feed = self._feed
+            self._listeners += 1
+        try:
+            # Shielded: one client that leaves must not cancel what the others wait for.
+            await asyncio.shield(asyncio.wrap_future(feed.ready))
+            get_listener_manager().add_listener(listener)
+            try:
+                yield
+            finally:
+                get_listener_manager().remove_listener(listener)
+        finally:
+            with self._lock:
+                self._listeners -= 1
+                if self._listeners == 0:
+                    self._feed = None
+                    feed.stop()
+
+
+class _Feed(threading.Thread):
+    """The relay's thread, from the first listener to the last."""
+
+    def __init__(self) -> None:
+        super().__init__(name="tasks-relay", daemon=True)
+        self.ready: Future[None] = Future()
+        self._stopping = False
+        #: Held while something is sent, so that nothing is once `stop` has returned.
+        self._sending = threading.Lock()
+        #: Those that wait for a pass to begin and move the cursor.
+        self._waiting: deque[Future[None]] = deque()
+        self.cursor: Cursor
+        self._behind = False
+        self._changes: Changes | None = None
+        self._using = alias()
+        self._file: DatabaseFile
+        self._numbers = itertools.count(1)
+        #: The last progress sent of each running task.
+        self._sent: dict[UUID, wire.Progress] = {}
+
+    def stop(self) -> None:
+        """End soon, and send nothing from now on: who listens next has another feed.
+
+        Else two feeds would bring the same facts, by cursors that do not know of each other.
+        """
+        with self._sending:
+            self._stopping = True
+        if self._changes is not None:
+            self._changes.wake()
+
+    def next_pass(self) -> Future[None]:
+        """What is done when a pass that begins from now on has moved the cursor."""
+        done: Future[None] = Future()
+        self._waiting.append(done)
+        if self._changes is not None:
+            self._changes.wake()
+        return done
+
+    def run(self) -> None:
+        try:
+            self._changes = self._open()
+            self.cursor = Cursor.now(self._using)
+            logger.debug("The relay follows from event %s", self.cursor)
+            self.ready.set_result(None)
+            while not self._stopping:
+                self._follow(self._changes)
+        except BaseException as error:
+            if self.ready.done():
+                raise
+            self.ready.set_exception(error)
+        finally:
+            if self._changes is not None:
+                self._changes.close()
+            connections.close_all()
+            logger.debug("The relay ends: nobody listens")
+
+    def _open(self) -> Changes:
+        """Open what the relay reads from, and note which file that is, where it is a file."""
+        changes = watch(self._using)
+        self._file = DatabaseFile(connections[self._using])
+        with suppress(DatabaseError, InterfaceError):  # Else the first pass waits for it.
+            self._file.opened(connections[self._using])
+        return changes
+
+    def _open_anew(self, error: DatabaseReplaced, changes: Changes) -> None:
+        """Go on in the file that others have by now. Its streams open anew if it is another."""
+        logger.error("%s; streams go on in what is there now. Restart this server", error)
+        if error.is_log:
+            changes.close()
+            connections.close_all()
+        else:
+            leave_open((changes, connections[self._using]))
+            connections[self._using] = connections[self._using].copy()
+        self._changes = self._open()
+        self._behind = True
+
+    def _follow(self, changes: Changes) -> None:
+        """Wait for a commit and pass on what it brought. Trouble is waited out."""
+        try:
+            self._file.verify()
+            if self._behind or self._waiting or changes.wait(IDLE_SECONDS) or self._waiting:
+                self._behind = True
+                self._behind = self._pass()
+                changes.pause(PASS_SECONDS)
+        except DatabaseReplaced as error:
+            self._open_anew(error, changes)
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning(
+                "Streams wait: the database does not answer (%s); next try in %g s",
+                escaped(str(error).strip()),
+                TROUBLE_SECONDS,
+            )
+            connections.close_all()
+            self._file.closed()
+            changes.pause(TROUBLE_SECONDS)
+        except Exception:
+            # Whatever it is, it must not silence every stream of this process for good.
+            logger.exception("The relay stumbled; next try in %g s", TROUBLE_SECONDS)
+            changes.pause(TROUBLE_SECONDS)
+
+    def _pass(self) -> bool:
+        """Send what is new. Returns whether there may be more already.
+
+        Progress is read before the facts and sent after them. So it never overtakes the fact that
+        its attempt began; and where the facts say that the attempt ended since, it is left out,
+        and the next pass has what is true then.
+        """
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        try:
+            running, until, news = self._read()
+        except Exception as error:
+            for done in waiting:
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(error)
+            raise
+        # Before asking who listens: who attaches from here on reads the news from the database.
+        before, self.cursor = self.cursor, until
+        for done in waiting:
+            if done.set_running_or_notify_cancel():
+                done.set_result(None)
+        if not until.continues(before):
+            logger.warning(
+                "The database is not the one it was, or lost its newest transactions; "
+                "every stream opens anew"
+            )
+            self._sent.clear()
+            self._overflow()
+            return True
+        if len(news) > NEWS_MAX:
+            # A transaction started very many tasks, perhaps. Each viewer reads its own part of it.
+            self._sent.clear()
+            self._overflow()
+            return True
+        try:
+            self._tell(news, before, until)
+        except BaseException:
+            # Some have had a part of it, some nothing: each reads its own rest from the database.
+            self._overflow()
+            raise
+        ended = {task_id for _, task_id, kind, _ in news if kind in ATTEMPT_ENDS}
+        for task_id in ended:
+            self._sent.pop(task_id, None)
+        stale = False
+        for progress, owner_id in running:
+            if progress.task_id in ended:
+                stale = True
+            elif self._sent.get(progress.task_id) != progress:
+                self._sent[progress.task_id] = progress
+                if channels := self._listened(progress.task_id, owner_id):
+                    self._send(channels, wire.report(progress))
+        return stale
+
+    def _read(self) -> tuple[_Running, Cursor, list[_News]]:
+        running = self._running()
+        until = Cursor.now(self._using)
+        rest = self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS)
+        return running, until, list(rest[: NEWS_MAX + 1])
+
+    def _running(self) -> _Running:
+        rows = (
+            Task.primary.running()
+            .order_by()
+            .values_list("pk", "attempt", "progress", "progress_text", "owner_id")
+        )
+        return [
+            (wire.Progress(task_id, attempt, value, text), owner_id)
+            for task_id, attempt, value, text, owner_id in rows
+        ]
+
+    @staticmethod
+    def _listened(task_id: UUID, owner_id: object) -> list[str]:
+        listened = get_listener_manager().listeners_by_channel
+        return [channel for channel in channels_of(task_id, owner_id) if channel in listened]
+
+    def _tell(self, news: list[_News], before: Cursor, until: Cursor) -> None:
+        """Send the facts that somebody listens to, and read no others: a result may be long."""
+        heard = {
+            pk: channels
+            for pk, task_id, _, owner_id in news
+            if (channels := self._listened(task_id, owner_id))
+        }
+        # Page by page: a transaction may hold thousands of facts, and each a long result.
+        for row in itertools.chain.from_iterable(pages_of(heard)):
+            try:
+                fact = wire.fact(row, before.at(row.pk, until))
+            except ValueError:
+                # Such as an event that a newer worker writes and this process does not know.
+                logger.exception("Event %s cannot be sent, and is left out", row.pk)
+            else:
+                self._send(heard[row.pk], fact)
+
+    def _overflow(self) -> None:
+        """Have every listener read what it has not had, as if it had been too slow."""
+        manager = get_listener_manager()
+        with self._sending, manager.lock:
+            if self._stopping:
+                return
+            for listener in set().union(*manager.listeners_by_channel.values()):
+                listener.overflow = True
+                listener.wake_threadsafe()
+
+    def _send(self, channels: list[str], event: wire.Fact | wire.Report) -> None:
+        event.order = next(self._numbers)
+        with self._sending:
+            if not self._stopping:
+                for channel in channels:
+                    get_listener_manager().add_to_queues(channel, event)
+
+
+relay = Relay()

@@ -1,0 +1,1 @@
+"""The only writers of tasks, and what reads them in bulk."""

@@ -1,0 +1,1 @@
+"""What task authors write against: task classes, their parameters, progress, forms."""

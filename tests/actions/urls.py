@@ -1,5 +1,0 @@
-from django.urls import include, path
-
-from tests.actions.test_admin import odd_site
-
-urlpatterns = [path("admin/", odd_site.urls), path("tasks/", include("tasks_app.urls"))]

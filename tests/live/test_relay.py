@@ -1,0 +1,379 @@
+"""What the relay reads, passes on, and survives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.db import database_sync_to_async
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_eventstream.views import Listener, get_listener_manager
+
+from tasks_app.live import relay as relay_module
+from tasks_app.live import wire
+from tasks_app.live.channels import ALL_TASKS, owner_channel, task_channel
+from tasks_app.live.cursor import Cursor
+from tasks_app.live.relay import _Feed, relay
+from tasks_app.models import Task, TaskEvent
+from tasks_app.states import EventType
+from tasks_app.store import lifecycle
+from tasks_app.tasks.progress import LogLine
+from tests.live.watching import Watching
+from tests.rows import claimed, enqueued
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_user("ada")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "TROUBLE_SECONDS", 0.01)
+
+
+def said(log: pytest.LogCaptureFixture, text: str) -> list[logging.LogRecord]:
+    return [record for record in log.records if text in record.getMessage()]
+
+
+async def until_said(log: pytest.LogCaptureFixture, text: str) -> None:
+    async with asyncio.timeout(20):
+        while not said(log, text):
+            await asyncio.sleep(0.01)
+
+
+# What it survives.
+
+
+def test_a_fact_that_cannot_be_encoded_is_left_out(
+    ada: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a newer worker may write one that this process does not know."""
+    task, claim = claimed(owner=ada)
+
+    def write() -> None:
+        TaskEvent.objects.create(
+            task=task, event_type=EventType.LOG, timestamp=timezone.now(), data=["no", "mapping"]
+        )
+        lifecycle.log({claim: [LogLine("info", "after it")]})
+        lifecycle.complete({claim: 7})
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            await database_sync_to_async(write)()
+            await watching.finish()
+            return watching
+
+    watching = async_to_sync(watch)()
+    assert watching.types == ["task_status", "task_log", "task_completed"]
+    assert watching.seen[1].data["message"] == "after it"
+    [record] = said(caplog, "cannot be sent, and is left out")
+    assert record.exc_info
+
+
+def test_it_goes_on_after_an_error(
+    ada: User, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whatever kind, while it reads: what it had not read yet, it reads again."""
+    task, claim = claimed(owner=ada)
+    real = _Feed._running
+    faults = [RuntimeError("once"), RuntimeError("twice")]
+
+    def running(feed: _Feed) -> Any:
+        if faults:
+            raise faults.pop()
+        return real(feed)
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            monkeypatch.setattr(_Feed, "_running", running)
+            await database_sync_to_async(lifecycle.log)({claim: [LogLine("info", "first")]})
+            await watching.sees("task_log")
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching
+
+    assert async_to_sync(watch)().types == ["task_status", "task_log", "task_completed"]
+    assert len(said(caplog, "The relay stumbled; next try in 0.01 s")) == 2
+
+
+def test_very_much_at_once_is_read_by_each_viewer_itself(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one transaction that starts very many tasks would fill the memory of every process."""
+    monkeypatch.setattr(relay_module, "NEWS_MAX", 5)
+    task, claim = claimed(owner=ada)
+    told = []
+    tell = _Feed._tell
+    monkeypatch.setattr(
+        _Feed, "_tell", lambda feed, news, *rest: told.append(len(news)) or tell(feed, news, *rest)
+    )
+
+    def write() -> None:
+        lifecycle.log({claim: [LogLine("info", f"line {number}") for number in range(20)]})
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            await database_sync_to_async(write)()
+            while watching.types.count("task_log") < 20:
+                await watching.next()
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching
+
+    watching = async_to_sync(watch)()
+    facts_seen = [kind for kind in watching.types if kind != "task_status"]
+    assert facts_seen == ["task_log"] * 20 + ["task_completed"]
+    assert max(told) <= 5
+
+
+def test_an_error_while_sending_loses_nothing(
+    ada: User, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each viewer is told the state, and reads from the database what it has not had."""
+    task, claim = claimed(owner=ada)
+    real = wire.fact
+    faults = [RuntimeError("at the second")]
+
+    def fact(row: TaskEvent, cursor: Cursor) -> wire.Fact:
+        if faults and row.data.get("message") == "second":
+            raise faults.pop()
+        return real(row, cursor)
+
+    async def watch() -> Watching:
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            monkeypatch.setattr(wire, "fact", fact)
+            lines = [LogLine("info", said) for said in ("first", "second", "third")]
+            await database_sync_to_async(lifecycle.log)({claim: lines})
+            await until_said(caplog, "The relay stumbled")
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+            return watching
+
+    seen = async_to_sync(watch)().seen
+    assert (seen[0].type, seen[-1].type) == ("task_status", "task_completed")
+    lines = [event.data["message"] for event in seen if event.type == "task_log"]
+    assert lines == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("lost", [{"timeline": "lost"}, {"ahead": 300}])
+def test_streams_open_anew_after_a_failover(
+    ada: User, lost: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a promoted standby, or to a copy that knows of fewer transactions."""
+    task, claim = claimed(owner=ada)
+    real = Cursor.now
+
+    def before(using: str) -> Cursor:
+        """As the lost server had it. SQLite has no such thing."""
+        now = real(using)
+        if now.before is None:
+            return now
+        snapshot = replace(now.before, xmax=now.before.xmax + lost.get("ahead", 0))
+        return Cursor(now.id, snapshot, snapshot, lost.get("timeline", now.timeline))
+
+    async def watch() -> tuple[Watching, Watching]:
+        monkeypatch.setattr(Cursor, "now", before)
+        async with Watching(ada, {task_channel(task.pk)}) as watching:
+            had = relay.cursor
+            monkeypatch.setattr(Cursor, "now", real)
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await watching.finish()
+        async with Watching(ada, {task_channel(task.pk)}, had) as again:
+            await again.finish()
+        return watching, again
+
+    watching, again = async_to_sync(watch)()
+    anew = ["task_status"] if connection.vendor == "postgresql" else []
+    assert watching.types == ["task_status", *anew, "task_completed"]
+    assert again.types == ["task_status", "task_completed"]
+    resumable = Cursor.parse(watching.seen[-1].id)
+    assert real("default").continues(resumable)
+
+
+def test_who_resumes_where_the_relay_has_not_been_waits_for_it(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process sent the event already; the relay of this one must not send it again."""
+    task, claim = claimed(owner=ada)
+    reads, go_on = threading.Event(), threading.Event()
+    real = _Feed._read
+
+    def read(feed: _Feed) -> Any:
+        reads.set()
+        assert go_on.wait(20)
+        return real(feed)
+
+    async def watch() -> Watching:
+        async with Watching(ada, {ALL_TASKS}):
+            monkeypatch.setattr(_Feed, "_read", read)
+            await database_sync_to_async(lifecycle.log)({claim: [LogLine("info", "had")]})
+            assert await asyncio.to_thread(reads.wait, 20)
+            had = await database_sync_to_async(Cursor.now)("default")
+            second = Watching(ada, {task_channel(task.pk)}, had)
+            opening = asyncio.create_task(second.__aenter__())
+            async with asyncio.timeout(20):
+                while not relay._feed or not relay._feed._waiting:
+                    await asyncio.sleep(0.01)
+            go_on.set()
+            await opening
+            await database_sync_to_async(lifecycle.complete)({claim: 7})
+            await second.finish()
+            return second
+
+    assert async_to_sync(watch)().types == ["task_status", "task_completed"]
+
+
+def test_it_ends_with_the_last_stream(ada: User) -> None:
+    task = enqueued(owner=ada)
+
+    async def watch() -> None:
+        async with Watching(ada, {task_channel(task.pk)}):
+            assert relay.cursor.id >= 1
+        with pytest.raises(RuntimeError, match="Nobody is attached"):
+            _ = relay.cursor
+
+    async_to_sync(watch)()
+    assert get_listener_manager().listeners_by_channel == {}
+
+
+# What it reads.
+
+
+@contextmanager
+def listening(*channels: str) -> Iterator[Listener]:
+    listener = Listener()
+    listener.loop = asyncio.new_event_loop()  # Never run: only what was queued matters here.
+    listener.channels = set(channels)
+    get_listener_manager().add_listener(listener)
+    try:
+        yield listener
+    finally:
+        get_listener_manager().remove_listener(listener)
+        listener.loop.close()
+
+
+def got(listener: Listener) -> list[wire.Fact]:
+    return [event for queue in listener.channel_items.values() for event in queue]
+
+
+@pytest.fixture
+def feed() -> _Feed:
+    feed = _Feed()
+    feed.cursor = Cursor.now("default")
+    return feed
+
+
+def reads_data(queries: CaptureQueriesContext) -> list[str]:
+    return [
+        query["sql"]
+        for query in queries.captured_queries
+        if '"tasks_app_taskevent"."data"' in query["sql"]
+    ]
+
+
+@pytest.mark.parametrize("most", [5_000, 0])
+def test_a_feed_that_was_stopped_sends_nothing_beside_its_successor(
+    feed: _Feed, ada: User, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """It may be in the middle of a pass when the next listener comes."""
+    monkeypatch.setattr(relay_module, "NEWS_MAX", most)
+    claimed(owner=ada)
+    feed.stop()
+    with listening(ALL_TASKS) as listener:
+        feed._pass()
+    assert got(listener) == []
+    assert not listener.overflow
+
+
+def test_what_nobody_listens_to_is_not_read(feed: _Feed) -> None:
+    for _ in range(3):
+        enqueued()
+    with CaptureQueriesContext(connection) as queries:
+        feed._pass()
+    assert queries.captured_queries
+    assert reads_data(queries) == []
+    newest = TaskEvent.objects.latest("id")
+    assert feed.cursor.covers(newest.pk, newest.transaction)
+
+
+@pytest.mark.once
+def test_a_pass_holds_one_large_fact_at_a_time(feed: _Feed, ada: User) -> None:
+    """However many there are: beside it, only what listeners' queues keep is in memory."""
+    _, claim = claimed(owner=ada)
+    lifecycle.log({claim: [LogLine("info", "x" * 200_000) for _ in range(60)]})
+    with listening(owner_channel(ada.pk)) as listener:
+        tracemalloc.start()
+        try:
+            feed._pass()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert listener.overflow
+    assert len(got(listener)) == 10
+    # Each fact is twice in the queue: as data, and as the bytes that are sent.
+    assert peak < (10 * 2 + 10) * 200_000
+
+
+@pytest.mark.parametrize("kind", ["task", "owner", "all"])
+def test_what_somebody_listens_to_is_read_once(feed: _Feed, ada: User, kind: str) -> None:
+    tasks = [enqueued(), enqueued(owner=ada), enqueued()]
+    channel, heard = {
+        "task": (task_channel(tasks[1].pk), tasks[1:2]),
+        "owner": (owner_channel(ada.pk), tasks[1:2]),
+        "all": (ALL_TASKS, tasks),
+    }[kind]
+    with listening(channel) as listener, CaptureQueriesContext(connection) as queries:
+        feed._pass()
+    assert [event.task_id for event in got(listener)] == [task.pk for task in heard]
+    [sql] = reads_data(queries)
+    others = [
+        event
+        for event in TaskEvent.objects.exclude(task__in=[task.pk for task in heard])
+        if f" {event.pk}," in sql or f"({event.pk})" in sql
+    ]
+    assert others == []
+
+
+def test_who_attaches_while_facts_are_read_misses_none(feed: _Feed, ada: User) -> None:
+    """Either the relay sends it, or its cursor says that the database is to be asked."""
+    heard, late = enqueued(owner=ada), enqueued(owner=ada)
+    attached: list[tuple[Listener, Cursor]] = []
+
+    def attach(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if not attached and '"tasks_app_taskevent"."data"' in sql:
+            attached.append((stack.enter_context(listening(task_channel(late.pk))), feed.cursor))
+        return execute(sql, params, many, context)
+
+    with (
+        ExitStack() as stack,
+        listening(task_channel(heard.pk)),
+        connection.execute_wrapper(attach),
+    ):
+        feed._pass()
+    [(listener, cursor)] = attached
+    fact = TaskEvent.objects.get(task=late)
+    sent = [event.id for event in got(listener)]
+    assert sent == [fact.pk] or cursor.covers(fact.pk, fact.transaction)
+
+
+def test_the_events_of_a_task_that_was_removed_are_left_out(feed: _Feed, ada: User) -> None:
+    task = enqueued(owner=ada)
+    with listening(ALL_TASKS) as listener:
+        TaskEvent.objects.all().delete()
+        Task.objects.filter(pk=task.pk).delete()
+        feed._pass()
+    assert got(listener) == []
