@@ -10,9 +10,9 @@ from tests.servers import PostgreSQL, Redis, postgresql, used
 
 @pytest.fixture
 def server(transactional_db: None) -> Iterator[PostgreSQL]:
-    """A PostgreSQL server that keeps all of the test, whatever the run's database is.
+    """A PostgreSQL server with this test's data, on every run's database.
 
-    To be asked for first: what comes before is kept elsewhere.
+    A test must request it first: data written before is in another database.
     """
     with postgresql() as started, used(started):
         yield started

@@ -1,4 +1,4 @@
-"""`manage.py cleanup_tasks` as real processes: beside others, stopped, and killed."""
+"""`manage.py cleanup_tasks` as real processes: concurrent, stopped, and killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 DAY = timedelta(days=1)
 OLD = 10 * DAY
 
-#: The command with the smallest batches, so that it is still at it when a signal comes.
+#: The command with the smallest batches, so that it is still running when a signal arrives.
 SLOW = """
 import os, sys, django
 os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
@@ -36,7 +36,7 @@ execute_from_command_line(["manage.py", *sys.argv[1:]])
 
 
 def finished(many: int, age: timedelta = OLD) -> list[Task]:
-    """Finished tasks with the history that most have."""
+    """Create finished tasks with a typical history."""
     tasks = Task.objects.bulk_create(row(Status.COMPLETED, age=age) for _ in range(many))
     kinds = (EventType.QUEUED, EventType.STARTED, EventType.COMPLETED)
     TaskEvent.objects.bulk_create(
@@ -65,7 +65,7 @@ def summary(process: Process, code: int = 0) -> dict[str, int]:
     return found
 
 
-def test_two_at_once_share_the_work_and_neither_fails(cleanup: Callable[..., Process]) -> None:
+def test_two_cleanups_share_the_work(cleanup: Callable[..., Process]) -> None:
     finished(2_000)
     stay = finished(20, age=DAY)
     both = [cleanup(), cleanup()]
@@ -75,10 +75,10 @@ def test_two_at_once_share_the_work_and_neither_fails(cleanup: Callable[..., Pro
     assert TaskEvent.objects.count() == 60
 
 
-def test_beside_a_busy_worker_nothing_is_lost_and_nothing_fails(
+def test_cleanup_next_to_a_busy_worker_loses_nothing(
     cleanup: Callable[..., Process], start_worker: StartWorker
 ) -> None:
-    finished(2_000, age=DAY)  # which the worker's own prune leaves alone
+    finished(2_000, age=DAY)  # the worker's own prune leaves these alone
     worker = start_worker()
     clearing = cleanup("--older-than", "12h")
     started = []
@@ -96,7 +96,7 @@ def test_beside_a_busy_worker_nothing_is_lost_and_nothing_fails(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_it_between_two_batches(
+def test_signal_ends_it_between_batches(
     cleanup: Callable[..., Process], number: signal.Signals, code: int
 ) -> None:
     finished(2_000)
@@ -110,7 +110,7 @@ def test_a_signal_ends_it_between_two_batches(
     assert summary(cleanup())["removed"] == 2_000 - done["removed"]
 
 
-def test_a_signal_ends_its_wait_for_a_worker_that_may_still_live(
+def test_signal_ends_its_wait_for_a_possibly_live_worker(
     cleanup: Callable[..., Process],
 ) -> None:
     lost = saved(Status.RUNNING, worker=worker())
@@ -123,8 +123,8 @@ def test_a_signal_ends_its_wait_for_a_worker_that_may_still_live(
     assert fresh(lost).status == Status.RUNNING
 
 
-def test_one_that_was_killed_is_taken_up_by_the_next(cleanup: Callable[..., Process]) -> None:
-    """Between two batches of a long history, too: its task has its end for as long as it lives."""
+def test_next_cleanup_continues_a_killed_one(cleanup: Callable[..., Process]) -> None:
+    """Even between two batches of a long history: the task keeps its terminal event to the last."""
     [task] = finished(1)
     TaskEvent.objects.bulk_create(
         TaskEvent(task=task, event_type=EventType.LOG, timestamp=task.created_at)

@@ -25,14 +25,14 @@ from tests.tasks import Noop, Steps
 pytestmark = pytest.mark.django_db(transaction=True)
 
 MINUTES = 600
-#: Long beside what a busy machine keeps a worker waiting, and short beside those minutes.
+#: Longer than a busy machine delays a worker, and shorter than MINUTES.
 LEASE = {"TASK_LEASE_SECONDS": "6", "TASK_HEARTBEAT_SECONDS": "0.5"}
 Skewed = Callable[[Path], Process]
 
 
 @pytest.fixture
 def skewed(processes: list[Process], tmp_path: Path) -> Skewed:
-    """Start a worker of one hand whose clock is wrong by what a file says."""
+    """Start a worker with one thread, whose clock is wrong by the seconds in a file."""
 
     def start(clock: Path) -> Process:
         log = tmp_path / f"skewed-{len(processes)}.log"
@@ -46,13 +46,13 @@ def skewed(processes: list[Process], tmp_path: Path) -> Skewed:
 
 
 def set_to(number: int, path: Path) -> Path:
-    # At once, so that nobody reads half of it.
+    # Atomically, so that no worker reads half of it.
     path.with_suffix(".new").write_text(str(number))
     return path.with_suffix(".new").rename(path)
 
 
-def beaten(*workers: Process, times: int = 4) -> None:
-    """Wait until all of them have beaten so often."""
+def wait_for_heartbeats(*workers: Process, times: int = 4) -> None:
+    """Wait until each worker had a number of heartbeats."""
     for _ in range(times):
         for worker in workers:
             row = Worker.objects.get(pid=worker.pid)
@@ -68,42 +68,40 @@ def steps(reins: Path) -> TaskStartResponse:
     return task
 
 
-def completes_in_its_first_attempt(task: TaskStartResponse) -> None:
+def assert_completes_in_first_attempt(task: TaskStartResponse) -> None:
     row = ends(task.task_id)
     assert (row.status, row.attempt) == (Status.COMPLETED, 1)
     assert facts(row) == ["task_queued", "task_started", "task_completed"]
 
 
-def test_hosts_whose_clocks_are_minutes_apart(skewed: Skewed, reins: Path, tmp_path: Path) -> None:
-    """None rescues wrongly, none is lost wrongly, and who is killed is found out in time."""
-    # The processes of an SQLite database are on one host.
+def test_hosts_with_clocks_minutes_apart(skewed: Skewed, reins: Path, tmp_path: Path) -> None:
+    """No task is rescued wrongly, and a killed worker is detected in time."""
+    # All processes that use an SQLite database are on one host.
     apart = MINUTES if connection.vendor == "postgresql" else 0
     late = skewed(set_to(-apart, tmp_path / "late"))
     first = steps(reins)
     early = skewed(set_to(apart, tmp_path / "early"))
     second = steps(set_to(0, tmp_path / "reins of the second"))
     seen = Seen()
-    beaten(late, early)
+    wait_for_heartbeats(late, early)
     check_invariants(seen)
     reins.write_text("10")
-    completes_in_its_first_attempt(first)
-    # All told the same time, which is the database's.
+    assert_completes_in_first_attempt(first)
+    # All workers wrote the database's time.
     now = database_now("default")
     for worker in Worker.objects.all():
         assert abs(now - worker.heartbeat_at) < timedelta(seconds=MINUTES / 2)
-    # What a killed one held comes back, by whichever clock the other one has.
+    # The task of a killed worker is rescued, whichever clock the other worker has.
     reins.write_text("0")
     third = steps(reins)
     late.send(signal.SIGKILL)
     assert ends(third.task_id).error_type == "WorkerLost"
     set_to(10, tmp_path / "reins of the second")
-    completes_in_its_first_attempt(second)
+    assert_completes_in_first_attempt(second)
     check_invariants(seen)
 
 
-def test_a_host_whose_clock_is_stepped_back_and_forth(
-    skewed: Skewed, reins: Path, tmp_path: Path
-) -> None:
+def test_host_whose_clock_is_stepped(skewed: Skewed, reins: Path, tmp_path: Path) -> None:
     clock = set_to(0, tmp_path / "clock")
     one = skewed(clock)
     first = steps(reins)
@@ -112,15 +110,15 @@ def test_a_host_whose_clock_is_stepped_back_and_forth(
     seen = Seen()
     for seconds in (MINUTES, 0, -MINUTES, 0):
         set_to(seconds, clock)
-        beaten(one, other)
+        wait_for_heartbeats(one, other)
         assert check_invariants(seen) == 2
     reins.write_text("10")
-    completes_in_its_first_attempt(first)
-    completes_in_its_first_attempt(second)
+    assert_completes_in_first_attempt(first)
+    assert_completes_in_first_attempt(second)
     check_invariants(seen)
 
 
-def test_a_site_without_zones(
+def test_site_with_naive_times(
     start_worker: Callable[..., Process], settings: Any, reins: Path
 ) -> None:
     settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
@@ -129,7 +127,7 @@ def test_a_site_without_zones(
     seen = Seen()
     first = task_service.start_task(Steps, {"reins": reins}, max_attempts=2)
     begins(first.task_id)
-    beaten(doomed)
+    wait_for_heartbeats(doomed)
     check_invariants(seen)
     doomed.send(signal.SIGKILL)
     start_worker(**naive)

@@ -1,4 +1,4 @@
-"""The commands as processes of their own: pipes, terminals, encodings, signals, and no database."""
+"""The commands as processes: pipes, terminals, encodings, signals, and database outages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ StartWorker = Callable[..., Process]
 Run = Callable[..., Process]
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: Runs many commands in one process, and prints how each ended and what it said.
+#: Runs many commands in one process, and prints the exit code and output of each.
 MANY = """
 import contextlib, io, json, sys
 from django.core.management import execute_from_command_line
@@ -76,8 +76,8 @@ def run(processes: list[Process], tmp_path: Path) -> Run:
 
 @pytest.mark.once
 @pytest.mark.parametrize("limit", [1, 2000])
-def test_who_reads_no_further_is_no_error(limit: int) -> None:
-    """Be it heard of at the end, or before."""
+def test_closed_pipe_is_not_an_error(limit: int) -> None:
+    """Whether the command notices it at the end or before."""
     Task.objects.bulk_create(row(Status.COMPLETED) for _ in range(limit))
     reader, writer = os.pipe()
     os.close(reader)
@@ -95,7 +95,7 @@ def test_who_reads_no_further_is_no_error(limit: int) -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_every_encoding_will_do(encoding: str) -> None:
+def test_output_works_in_every_encoding(encoding: str) -> None:
     task = saved(Status.COMPLETED, progress_text="caf\xe9 \u2192 \x85", result="\u2192\x9b")
     for arguments in (["show_task", str(task.pk)], ["list_tasks", "--json"]):
         done = subprocess.run(
@@ -119,16 +119,16 @@ def test_every_encoding_will_do(encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"),
+    ("number", "code", "message"),
     [
         (signal.SIGINT, 130, "Interrupted. Tasks that were asked to stop will still stop."),
         (signal.SIGTERM, -signal.SIGTERM, ""),
     ],
 )
-def test_a_signal_ends_the_waiting_for_a_cancel(
+def test_signal_ends_the_wait_for_a_cancel(
     number: signal.Signals,
     code: int,
-    said: str,
+    message: str,
     start_worker: StartWorker,
     run: Run,
     tmp_path: Path,
@@ -140,11 +140,11 @@ def test_a_signal_ends_the_waiting_for_a_cancel(
     eventually(Task.objects.exclude(cancel_requested_at=None).first, what="it is asked to stop")
     waiting.send(number)
     assert waiting.wait() == code
-    assert waiting.output == (f"CommandError: {said}\n" if said else "")
+    assert waiting.output == (f"CommandError: {message}\n" if message else "")
     (tmp_path / "until").touch()
 
 
-def test_what_is_removed_meanwhile_is_waited_for_no_longer(run: Run) -> None:
+def test_wait_ends_if_the_task_is_removed(run: Run) -> None:
     waiting = run("start_task", "tests.tasks.Noop", "--wait")
     task_id = eventually(Task.objects.first, what="it starts").pk
     waiting.says("No worker is running")
@@ -158,7 +158,7 @@ def test_what_is_removed_meanwhile_is_waited_for_no_longer(run: Run) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
-    """The end of a terminal that a process writes to, and what it shows so far."""
+    """The end of a terminal for a process to write to, and a function that reads the screen."""
     shows, writes = pty.openpty()
     termios.tcsetwinsize(writes, (24, 80))
     os.set_blocking(shows, False)
@@ -176,7 +176,7 @@ def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
 
 
 @pytest.mark.once
-def test_a_terminal_shows_a_bar_and_the_log_above_it(
+def test_terminal_shows_a_bar_with_the_log_above_it(
     terminal: tuple[int, Callable[[], str]], start_worker: StartWorker, reins: Path
 ) -> None:
     writes, shown = terminal
@@ -206,7 +206,7 @@ def test_a_terminal_shows_a_bar_and_the_log_above_it(
 # No database.
 
 
-def test_a_database_without_tables_is_told_as_such(tmp_path: Path) -> None:
+def test_database_without_tables_is_reported(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'empty.sqlite3'}"
     if connection.vendor == "postgresql":
         url = database_url().replace(f"/{connection.settings_dict['NAME']}?", "/postgres?")
@@ -229,7 +229,7 @@ def test_a_database_without_tables_is_told_as_such(tmp_path: Path) -> None:
     assert json.loads(out)["problems"] == [err.removeprefix("CommandError: ").strip()]
 
 
-def test_a_database_that_is_away_is_waited_for_or_told(
+def test_database_outage_is_waited_for_or_reported(
     server: PostgreSQL, start_worker: StartWorker, run: Run
 ) -> None:
     waiting = run("start_task", "tests.tasks.Noop", "--wait")

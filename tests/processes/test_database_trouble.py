@@ -1,4 +1,4 @@
-"""A database that does not take writes, and the workers and pages that wait for it."""
+"""A database that refuses writes, and the workers and pages that wait for it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tests.tasks import Deaf, Noop, Steps
 
 Start = Callable[..., Process]
 
-#: Leases that run out quickly beside the locks that the tests hold.
+#: Leases that expire soon compared with the locks that the tests hold.
 BRIEF = {"TASK_LEASE_SECONDS": "1", "TASK_HEARTBEAT_SECONDS": "0.3"}
-#: For two workers: whom the machine keeps waiting for a second is not lost.
+#: For two workers: a worker that a busy machine delays for a second is not lost.
 SHARED = {"TASK_LEASE_SECONDS": "3", "TASK_HEARTBEAT_SECONDS": "1.5"}
-#: And those that do not.
+#: Leases that do not expire.
 LASTING = {"TASK_LEASE_SECONDS": "60", "TASK_HEARTBEAT_SECONDS": "2"}
 
 
@@ -49,14 +49,14 @@ def expired(task: Task) -> bool:
     return (timezone.now() - task.lease_expires_at).total_seconds() > 3
 
 
-def test_a_task_that_holds_the_write_lock_past_its_lease_is_not_taken_from_its_worker(
+def test_task_that_holds_the_write_lock_past_its_lease_is_not_rescued(
     start_worker: Start,
     start_web: Callable[..., Web],
     watch: Callable[..., Viewer],
     owner: User,
     tmp_path: Path,
 ) -> None:
-    """On PostgreSQL rows are locked, and nobody notices."""
+    """On PostgreSQL only rows are locked, so nothing happens."""
     take, until = tmp_path / "take", tmp_path / "until"
     holder = start_worker("--max-workers", "2", **SHARED)
     web = start_web(TASK_STREAM_KEEPALIVE_SECONDS="0.5")
@@ -68,7 +68,7 @@ def test_a_task_that_holds_the_write_lock_past_its_lease_is_not_taken_from_its_w
     if connection.vendor == "sqlite":
         eventually(lambda: expired(task), what="its lease runs out")
         assert "a transaction holds SQLite's one write lock" in holder.output
-        # Its page is told that it is alive, and nothing else.
+        # Its page gets keep-alives and nothing else.
         seen = len(viewer.events)
         eventually(lambda: len(viewer.events) > seen + 2, what="the stream says that it lives")
         assert not {"task_completed", "task_failed"} & set(viewer.facts)
@@ -82,38 +82,38 @@ def test_a_task_that_holds_the_write_lock_past_its_lease_is_not_taken_from_its_w
 
 
 @pytest.mark.once
-def test_a_thread_that_a_task_left_in_a_transaction_does_not_stop_the_site(
+def test_thread_left_in_a_transaction_does_not_block_the_site(
     start_worker: Start, tmp_path: Path
 ) -> None:
-    """SQLite has one lock for writing; the thread would hold it until its process ends."""
+    """SQLite has a single write lock. The thread would hold it until its process ends."""
     note = tmp_path / "note"
     worker = start_worker(**BRIEF)
     leaves = task_service.start_task(LeavesTransaction, {"note": note})
     assert ends(leaves.task_id).status == Status.COMPLETED
     assert "the transaction was rolled back that thread left-behind_0 of an ended" in worker.output
     assert ends(task_service.start_task(Noop).task_id).status == Status.COMPLETED
-    # The thread does not believe that it committed.
+    # The thread learns that its commit failed.
     note.touch()
     eventually(lambda: note.read_text() == "not committed", what="its commit fails")
     assert not User.objects.exists()
-    # Python would wait for it.
+    # Python would wait for the thread.
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """What stands for the worker's disk, which the test can fill and clear."""
+    """The worker's disk, which a test can fill and clear."""
     disk = Disk(tmp_path / "full")
     yield disk
     disk.clear()
 
 
 class Disk:
-    """A disk by whose word a worker of settings `tests.small_disk` may add to its database.
+    """A simulated disk for workers with the settings `tests.small_disk`.
 
-    SQLite's own limit of pages, which answers as a full disk does. To fill PostgreSQL's would end
-    its server; there a trigger raises what the server does for want of room.
+    On SQLite its page limit gives the same error as a full disk. On PostgreSQL a full disk would
+    stop the server, so a trigger raises the error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,11 +145,11 @@ CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON tasks_app_taskevent
 """
 
 
-def test_what_ends_on_a_full_disk_is_written_when_there_is_room(
+def test_outcome_on_a_full_disk_is_written_when_there_is_space(
     start_worker: Start, disk: Disk, tmp_path: Path
 ) -> None:
     if connection.vendor == "sqlite":
-        # Leave no free pages in the file, in which it would fit all the same.
+        # Leave no free pages in the file, where the outcome would still fit.
         with closing(sqlite3.connect(connection.settings_dict["NAME"])) as database:
             database.execute("VACUUM")
     until = tmp_path / "until"
@@ -168,7 +168,7 @@ def test_what_ends_on_a_full_disk_is_written_when_there_is_room(
 
 
 class Lock:
-    """Somebody who holds what every write of a task waits for."""
+    """Another session that holds what every write to a task waits for."""
 
     def __init__(self) -> None:
         if connection.vendor == "sqlite":
@@ -195,7 +195,7 @@ def lock() -> Iterator[Lock]:
         yield outsider
 
 
-def test_a_worker_that_finds_the_database_locked_waits_and_starts(
+def test_worker_that_finds_the_database_locked_waits_and_starts(
     start_worker: Start, lock: Lock
 ) -> None:
     lock.take()
@@ -206,10 +206,10 @@ def test_a_worker_that_finds_the_database_locked_waits_and_starts(
     assert ends(started.task_id).status == Status.COMPLETED
 
 
-def test_who_cannot_hand_its_tasks_back_ends_all_the_same(
+def test_worker_that_cannot_release_its_tasks_still_ends(
     start_worker: Start, lock: Lock, tmp_path: Path
 ) -> None:
-    """Its exit code says so; its leases run out, and others rescue."""
+    """Its exit code reports it. Its leases expire, and others rescue its tasks."""
     worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="0.1", **BRIEF)
     started = task_service.start_task(Deaf, {"until": tmp_path / "until"})
     begins(started.task_id)
@@ -220,7 +220,7 @@ def test_who_cannot_hand_its_tasks_back_ends_all_the_same(
 
 
 @pytest.mark.parametrize("completes", [True, False])
-def test_what_ends_while_it_cannot_be_handed_back_is_not_run_again(
+def test_task_that_ends_while_its_release_waits_is_not_run_again(
     start_worker: Start, lock: Lock, tmp_path: Path, completes: bool
 ) -> None:
     until = tmp_path / "until"
@@ -243,7 +243,7 @@ def test_what_ends_while_it_cannot_be_handed_back_is_not_run_again(
     assert "was taken from this worker" not in worker.output
 
 
-def test_one_that_completed_is_not_out_of_time_while_the_database_is_away(
+def test_completed_task_does_not_time_out_during_an_outage(
     start_worker: Start, lock: Lock, tmp_path: Path
 ) -> None:
     until, seconds = tmp_path / "until", 5
@@ -263,10 +263,10 @@ def test_one_that_completed_is_not_out_of_time_while_the_database_is_away(
 
 
 @pytest.mark.parametrize("task", [SwallowsAll, StuckInExecutor])
-def test_too_many_stuck_threads_exit_with_their_code(
+def test_too_many_stuck_threads_set_the_exit_code(
     start_worker: Start, tmp_path: Path, task: Any
 ) -> None:
-    """Also where Python would wait for them."""
+    """Even if Python would wait for the threads."""
     until = tmp_path / "until"
     worker = start_worker(
         TASK_INTERRUPT_GRACE_SECONDS="0.2", TASK_MAX_STUCK="1", TASK_HEARTBEAT_SECONDS="0.5"
@@ -288,10 +288,13 @@ STATUSES = "SELECT status FROM tasks_app_task ORDER BY priority"
 
 
 @pytest.mark.once
-def test_a_worker_ends_whose_database_nobody_else_has(
+def test_worker_ends_if_its_database_file_is_cut_off(
     processes: list[Process], reins: Path, tmp_path: Path
 ) -> None:
-    """A task's copy of the file drops the worker's locks, and the next process deletes the log."""
+    """A task's copy of the file drops the worker's locks.
+
+    The next process to close the file then deletes the -wal file.
+    """
     task_service.start_task(CopiesDatabase, {"to": tmp_path / "backup"}, priority=2)
     running = task_service.start_task(Steps, {"reins": reins}, priority=1)
     waiting = task_service.start_task(Noop)
@@ -313,13 +316,13 @@ def test_a_worker_ends_whose_database_nobody_else_has(
     assert eventually(lambda: ask(STATUSES) and worker.process.poll(), what="it ends") == 72
     assert "own.sqlite3-wal was deleted while it was open" in worker.output
     assert f"Not recorded: task {running.task_id} (tests.tasks.Steps)" in worker.output
-    # What the others see.
+    # The state that other processes see.
     assert ask(STATUSES)[1:] == [("running",), ("completed",)]
     assert f"Task {waiting.task_id} (tests.tasks.Noop) completed" not in worker.output
 
 
 @pytest.mark.once
-def test_streams_go_on_in_a_file_that_was_restored(
+def test_streams_continue_in_a_restored_file(
     start_web: Callable[..., Web],
     watch: Callable[..., Viewer],
     owner: User,

@@ -1,6 +1,6 @@
-"""Workers and streams on a PostgreSQL server that cuts them off, goes away and comes back.
+"""Workers and streams on a PostgreSQL server that cuts connections, stops and starts.
 
-On a server of the test's own, so that they hold in both runs of the suite.
+Each test has its own server, so that they work in both runs of the suite.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ StartWorker = Callable[..., Process]
 StartWeb = Callable[..., Web]
 Watch = Callable[..., Viewer]
 
-#: Longer than any of these tests: whoever is woken by these was not told.
+#: Longer than any of these tests, so a process that wakes up was notified.
 NEVER = "3600"
-#: Nothing but notices, within a test's patience: no timer, no heartbeat.
+#: Only notifications wake these processes: no timer, no heartbeat.
 TOLD = {
     "TASK_POLL_INTERVAL_SECONDS": NEVER,
     "TASK_LEASE_SECONDS": "14400",
     "TASK_HEARTBEAT_SECONDS": NEVER,
 }
-#: A lease that outlives a restart of the server on a busy machine.
+#: A lease longer than a restart of the server on a busy machine.
 LASTING = {"TASK_LEASE_SECONDS": "60", "TASK_HEARTBEAT_SECONDS": "1"}
 
 
 class Page:
-    """A viewer of all that is one's own, who comes back as browsers do when a stream breaks off."""
+    """A viewer of all own tasks that reconnects when its stream breaks, as browsers do."""
 
     def __init__(self, watch: Watch, web: Web) -> None:
         self._open = lambda last_id="": watch(
@@ -57,7 +57,7 @@ class Page:
         eventually(lambda: self._viewers[0].status == 200)
 
     def told(self, task_id: UUID) -> list[str]:
-        """What it was told of a task's history, in the order it came."""
+        """Return the history of a task as received, in order."""
         self._come_back()
         state = {"task_status", "progress_update", "keep-alive", "error"}
         return [
@@ -68,7 +68,7 @@ class Page:
         ]
 
     def values(self, task_id: UUID) -> list[float]:
-        """The progress it saw of a task."""
+        """Return the progress received for a task."""
         self._come_back()
         return [value for viewer in self._viewers for value in viewer.values(task_id)]
 
@@ -78,7 +78,7 @@ class Page:
             self._viewers.append(self._open(last_event_id="".join(last_ids[-1:])))
 
 
-def test_nobody_looks_who_is_told(
+def test_idle_processes_send_no_queries(
     server: PostgreSQL, start_worker: StartWorker, start_web: StartWeb, watch: Watch, owner: User
 ) -> None:
     start_worker(**TOLD)
@@ -88,7 +88,7 @@ def test_nobody_looks_who_is_told(
         started = task_service.start_task(Add, {"a": number}, owner=owner)
         eventually(lambda t=started.task_id: "task_completed" in page.told(t))
 
-    # From here on nothing happens, and nobody asks whether it has.
+    # From now on nothing happens, and no process polls.
     def asked() -> list[tuple[object, ...]]:
         return server.ask(
             "SELECT pid, query, state_change FROM pg_stat_activity"
@@ -122,7 +122,7 @@ def test_cut_connections_are_replaced_and_nothing_is_missed(
         before = server.listeners()
         server.cut()
         connection.close()
-        # Written while nobody hears it.
+        # Committed while no process listens.
         quick = task_service.start_task(Noop, owner=owner)
         reins.write_text(str(step * 3))
         eventually(lambda t=quick.task_id: "task_completed" in page.told(t))
@@ -139,7 +139,7 @@ def test_cut_connections_are_replaced_and_nothing_is_missed(
     assert "Traceback" not in worker.output + web.output
 
 
-def test_a_restart_of_the_server_is_waited_out(
+def test_server_restart_is_survived(
     server: PostgreSQL,
     start_worker: StartWorker,
     start_web: StartWeb,
@@ -156,7 +156,7 @@ def test_a_restart_of_the_server_is_waited_out(
     eventually(lambda: len(server.listeners()) == 2)
     connection.close()
     server.stop()
-    reins.write_text("10")  # It ends while there is nobody to tell.
+    reins.write_text("10")  # It ends while the server is down.
     worker.says("The database does not answer")
     web.says("does not answer")
     server.start()
@@ -178,7 +178,7 @@ def test_a_restart_of_the_server_is_waited_out(
     assert "Traceback" not in worker.output + web.output
 
 
-def test_without_listen_the_timer_serves(
+def test_without_listen_the_timer_is_used(
     server: PostgreSQL,
     start_worker: StartWorker,
     start_web: StartWeb,
@@ -186,7 +186,7 @@ def test_without_listen_the_timer_serves(
     owner: User,
     reins: Path,
 ) -> None:
-    """As it must behind a pooler in transaction mode."""
+    """As is necessary behind a pooler in transaction mode."""
     start_worker(TASK_LISTEN="0")
     page = Page(watch, start_web(TASK_LISTEN="0"))
     task = task_service.start_task(Steps, {"reins": reins}, owner=owner)
@@ -204,7 +204,7 @@ def test_without_listen_the_timer_serves(
     assert server.listeners() == set()
 
 
-#: How somebody may hold the row of a task: by its own sake, or by a row that refers to it.
+#: How another session may lock a task's row: directly, or by a row that refers to it.
 HOLDS = {
     "row": "SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE",
     "reference": "INSERT INTO tasks_app_taskevent (task_id, event_type, timestamp, data)"
@@ -213,10 +213,10 @@ HOLDS = {
 
 
 @pytest.mark.parametrize("by", HOLDS)
-def test_who_holds_the_row_of_one_task_holds_up_nothing_else(
+def test_lock_on_one_task_blocks_nothing_else(
     server: PostgreSQL, start_worker: StartWorker, tmp_path: Path, by: str
 ) -> None:
-    """However long: its worker goes on with the others, and nobody takes any from it."""
+    """However long: its worker continues with other tasks, and none is rescued."""
     brief = {"TASK_LEASE_SECONDS": "4", "TASK_HEARTBEAT_SECONDS": "0.5"}
     worker = start_worker("--max-workers", "2", **brief)
     held, free = (tmp_path / name for name in ("held", "free"))
@@ -236,7 +236,7 @@ def test_who_holds_the_row_of_one_task_holds_up_nothing_else(
         eventually(lambda: Task.objects.filter(pk=two.task_id, progress=0.5).exists())
         free.write_text("10")
         assert ends(two.task_id).status == Status.COMPLETED
-        # New work as well.
+        # The worker takes new tasks as well.
         assert ends(task_service.start_task(Noop).task_id).status == Status.COMPLETED
         if by == "reference":
             assert ends(one.task_id).status == Status.COMPLETED
@@ -249,17 +249,17 @@ def test_who_holds_the_row_of_one_task_holds_up_nothing_else(
 
 
 def expired(task: Task) -> bool:
-    """Whether its lease ran out for longer than others wait for it."""
+    """Return whether the lease has been expired for longer than others wait."""
     task.refresh_from_db()
     assert task.status == Status.RUNNING
     assert task.lease_expires_at is not None
     return timezone.now() > task.lease_expires_at + timedelta(seconds=2)
 
 
-def test_a_prune_that_waits_for_a_row_holds_up_no_task(
+def test_prune_that_waits_for_a_row_blocks_no_task(
     server: PostgreSQL, start_worker: StartWorker
 ) -> None:
-    """Here that of the repetition of a task, which would have to forget what it repeats."""
+    """The row is that of a retry, whose reference to its original would have to be cleared."""
     old = rows.saved(Status.FAILED, age=timedelta(days=100))
     again = rows.saved(Status.COMPLETED, retried_from=old)
     other_old = rows.saved(Status.FAILED, age=timedelta(days=100))
@@ -274,11 +274,11 @@ def test_a_prune_that_waits_for_a_row_holds_up_no_task(
     eventually(lambda: not Task.objects.filter(pk=old.pk).exists(), what="the next prune")
 
 
-def test_a_worker_waits_out_a_deadlock(
+def test_worker_survives_a_deadlock(
     server: PostgreSQL, start_worker: StartWorker, reins: Path
 ) -> None:
-    """Whoever the server chooses to end, nothing of a task is lost."""
-    # Less than the worker waits for a lock, and much less than the other one does.
+    """Whichever session the server aborts, nothing is lost."""
+    # Shorter than the worker's lock timeout, and much shorter than the other session's setting.
     server.tell("ALTER ROLE CURRENT_USER SET deadlock_timeout = '700ms'")
     connection.close()
     worker = start_worker(**LASTING)
@@ -290,7 +290,8 @@ def test_a_worker_waits_out_a_deadlock(
         while "deadlock detected" not in worker.output:
             other.execute("LOCK TABLE tasks_app_taskevent IN EXCLUSIVE MODE")
             reins.write_text("10")
-            # It holds the row of the task and waits to tell of its end; now the other way round.
+            # The worker holds the task's row and waits to write the end. Now lock in the opposite
+            # order.
             eventually(lambda: waits_for_a_lock(server), what="the worker waits")
             other.execute(HOLDS["row"], [task.pk])
             other.rollback()
@@ -305,7 +306,7 @@ def waits_for_a_lock(server: PostgreSQL) -> bool:
     return bool(waiting)
 
 
-def test_a_bulk_act_that_met_a_deadlock_is_done_anew(server: PostgreSQL) -> None:
+def test_bulk_action_is_repeated_after_a_deadlock(server: PostgreSQL) -> None:
     server.tell("ALTER ROLE CURRENT_USER SET deadlock_timeout = '20ms'")
     connection.close()
     tasks = [rows.saved(Status.RUNNING) for _ in range(2)]
@@ -317,7 +318,7 @@ def test_a_bulk_act_that_met_a_deadlock_is_done_anew(server: PostgreSQL) -> None
         if task_id == tasks[1].pk:
             tries += 1
             if tries == 1:
-                # It holds the second, and now wants the first.
+                # It holds the second row, and now wants the first.
                 thread.start()
                 eventually(lambda: waits_for_a_lock(server), what="the other waits")
         return task_service.cancel_task(task_id)
@@ -338,10 +339,8 @@ def test_a_bulk_act_that_met_a_deadlock_is_done_anew(server: PostgreSQL) -> None
         assert rows.facts(task) == ["task_cancel_requested"]
 
 
-def test_a_clean_up_steps_past_what_another_session_holds(
-    server: PostgreSQL, tmp_path: Path
-) -> None:
-    """Also at the very end, where nothing follows, and of those that ended together."""
+def test_cleanup_skips_rows_locked_by_another_session(server: PostgreSQL, tmp_path: Path) -> None:
+    """Even at the very end, and among tasks with the same end time."""
     moment = timezone.now() - timedelta(days=100)
     free = [rows.saved(Status.CANCELLED, finished_at=moment) for _ in range(3)]
     held = [rows.saved(Status.CANCELLED, finished_at=moment) for _ in range(3)]

@@ -1,6 +1,6 @@
-"""Notices between hosts over Redis, which goes away and comes back.
+"""Notifications between hosts over Redis, which stops and starts.
 
-The processes share the run's database, and do as if it told them nothing.
+The processes share the run's database, but act as if it sent no notifications.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def hosts(
     start_web: StartWeb,
     settings: pytest.FixtureRequest,
 ) -> Iterator[tuple[list[Process], list[Web]]]:
-    """Two workers and two web processes. The test itself tells over Redis what it starts, too."""
+    """Two workers and two web processes. The test itself announces over Redis too."""
     settings.EVENTSTREAM_REDIS = redis_server.setting  # type: ignore[attr-defined]
     workers = [start_worker(ready=False, REDIS_URL=redis_server.url, **LASTING) for _ in range(2)]
     webs = [start_web(REDIS_URL=redis_server.url, **LASTING) for _ in range(2)]
     eventually(lambda: redis_server.listeners() == 2)
     yield workers, webs
     for process in (*workers, *webs):
-        # A long outage ends django-eventstream's own listener, which says so by a traceback.
+        # A long outage ends django-eventstream's own listener with a traceback.
         ours = [
             line for line in process.output.splitlines() if re.search(r'File ".*tasks_app', line)
         ]
@@ -52,7 +52,7 @@ def hosts(
 
 @pytest.fixture
 def viewers(hosts: tuple[list[Process], list[Web]], watch: Watch) -> list[Viewer]:
-    """Two on each web process, who see all that is the owner's."""
+    """Two viewers per web process, who see all tasks of the owner."""
     found = [watch(f"{web.url}/tasks/stream/?mine=1") for web in hosts[1] for _ in range(2)]
     eventually(lambda: all(viewer.status == 200 for viewer in found))
     return found
@@ -67,8 +67,8 @@ def history(task_id: UUID) -> list[tuple[str, object]]:
     ]
 
 
-def told(viewer: Viewer, task_id: UUID) -> list[tuple[str, object]]:
-    """What a viewer was told of a task's history, in the order it came."""
+def received(viewer: Viewer, task_id: UUID) -> list[tuple[str, object]]:
+    """Return the history of a task as a viewer received it, in order."""
     found = []
     for event in list(viewer.events):
         if event.event in ("task_status", "progress_update", "keep-alive"):
@@ -79,20 +79,20 @@ def told(viewer: Viewer, task_id: UUID) -> list[tuple[str, object]]:
     return found
 
 
-def all_are_told(viewers: list[Viewer], task_id: UUID) -> None:
-    """Wait until each has seen the whole history, everything once and in order."""
+def wait_until_all_received(viewers: list[Viewer], task_id: UUID) -> None:
+    """Wait until each viewer has received the whole history, each event once and in order."""
     ends(task_id)
     whole = history(task_id)
     for viewer in viewers:
         eventually(
-            lambda v=viewer: told(v, task_id)[-1:] == whole[-1:],
-            what=f"{whole[-1]} in {told(viewer, task_id)[-3:]}, {viewer.error}",
+            lambda v=viewer: received(v, task_id)[-1:] == whole[-1:],
+            what=f"{whole[-1]} in {received(viewer, task_id)[-3:]}, {viewer.error}",
         )
-        assert told(viewer, task_id) == whole
+        assert received(viewer, task_id) == whole
         assert viewer.error is None
 
 
-def test_what_runs_on_any_host_is_seen_on_every_other(
+def test_tasks_on_any_host_are_seen_on_every_other(
     viewers: list[Viewer], owner: User, reins: Path
 ) -> None:
     held = task_service.start_task(Steps, {"reins": reins}, owner=owner)
@@ -104,13 +104,13 @@ def test_what_runs_on_any_host_is_seen_on_every_other(
         for viewer in viewers:
             eventually(lambda v=viewer, s=step: s / 10 in v.values(held.task_id) or s == 10)
     for task in (held, *quick, *lines):
-        all_are_told(viewers, task.task_id)
+        wait_until_all_received(viewers, task.task_id)
     for viewer in viewers:
         values = viewer.values(held.task_id)
         assert values == sorted(values)
 
 
-def test_while_redis_is_gone_pages_go_on_and_they_catch_up(
+def test_streams_continue_and_catch_up_while_redis_is_down(
     hosts: tuple[list[Process], list[Web]],
     viewers: list[Viewer],
     redis_server: Redis,
@@ -127,32 +127,32 @@ def test_while_redis_is_gone_pages_go_on_and_they_catch_up(
         during = task_service.start_many(Noop, [{}] * 5, owner=owner)
         reins.write_text(str(step))
         for task in (*before, *during):
-            all_are_told(viewers, task.task_id)
+            wait_until_all_received(viewers, task.task_id)
         for viewer in viewers:
             eventually(lambda v=viewer, s=step: s / 10 in v.values(held.task_id))
         redis_server.start()
         eventually(lambda: redis_server.listeners() == 4, what="all listen again")
         after = task_service.start_task(Add, {"a": 1}, owner=owner)
-        all_are_told(viewers, after.task_id)
+        wait_until_all_received(viewers, after.task_id)
     reins.write_text("10")
-    all_are_told(viewers, held.task_id)
+    wait_until_all_received(viewers, held.task_id)
     for process in (*workers, *webs):
         began = process.output.count("Redis does not answer (")
         over = process.output.count("Redis answers again")
-        # Those who hear and those who tell, once for each outage, however much went on meanwhile.
+        # Subscribers and publishers log each outage once, however many commits there are.
         assert 3 <= began <= 6
         assert began - over <= 1
 
 
-def test_a_server_that_does_not_answer_holds_up_nobody(
+def test_hanging_redis_blocks_nothing(
     viewers: list[Viewer], redis_server: Redis, owner: User
 ) -> None:
-    """As behind a network that drops everything: nothing is refused, and nothing comes."""
+    """For example behind a network that drops all packets: no refusal and no answer."""
     redis_server.hold()
     for _ in range(3):
         many = task_service.start_many(Talk, [{"lines": 10}] * 5, owner=owner)
         for task in many:
-            all_are_told(viewers, task.task_id)
+            wait_until_all_received(viewers, task.task_id)
     redis_server.hold(False)
     after = task_service.start_task(Add, {"a": 1}, owner=owner)
-    all_are_told(viewers, after.task_id)
+    wait_until_all_received(viewers, after.task_id)

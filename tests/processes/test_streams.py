@@ -26,7 +26,7 @@ Watch = Callable[..., Viewer]
 
 @pytest.fixture
 def site(start_web: Callable[..., Web], start_worker: Callable[..., Process]) -> Iterator[Web]:
-    """A web process with a worker beside it."""
+    """A web process and a worker."""
     start_worker()
     return start_web()
 
@@ -64,7 +64,7 @@ def test_two_viewers_of_one_task_both_get_everything(
         assert len(set(values)) >= 9
 
 
-def test_a_stream_opens_with_the_state_and_ends_with_the_task(
+def test_stream_opens_with_the_state_and_ends_with_the_task(
     site: Web, watch: Watch, owner: User
 ) -> None:
     task = task_service.start_task(Add, {"a": 1}, owner=owner)
@@ -80,9 +80,7 @@ def test_a_stream_opens_with_the_state_and_ends_with_the_task(
     assert viewer.headers["x-accel-buffering"] == "no"
 
 
-def test_what_a_plain_client_reads_is_valid_and_ends_by_itself(
-    site: Web, cookie: str, owner: User
-) -> None:
+def test_raw_stream_is_valid_and_ends_by_itself(site: Web, cookie: str, owner: User) -> None:
     task = task_service.start_task(Add, {"a": 1}, owner=owner)
     asked = {"cookies": {"sessionid": cookie}, "timeout": PATIENCE}
     body = httpx.get(stream(site, task.task_id), **asked).text
@@ -94,7 +92,7 @@ def test_what_a_plain_client_reads_is_valid_and_ends_by_itself(
         assert line.split(":")[0] in ("", "event", "id", "data", "retry")
 
 
-def test_a_viewer_that_reconnects_misses_nothing_and_gets_nothing_twice(
+def test_reconnecting_viewer_misses_nothing_and_gets_nothing_twice(
     site: Web, watch: Watch, owner: User, reins: Path
 ) -> None:
     task = task_service.start_task(Steps, {"reins": reins}, owner=owner, max_attempts=2)
@@ -118,9 +116,7 @@ def test_a_viewer_that_reconnects_misses_nothing_and_gets_nothing_twice(
     assert not {"task_cancelled"} & set(had)
 
 
-def test_a_finished_stream_tells_who_comes_back_to_stay_away(
-    site: Web, watch: Watch, owner: User
-) -> None:
+def test_reconnect_after_the_end_gets_204(site: Web, watch: Watch, owner: User) -> None:
     task = task_service.start_task(Add, {"a": 1}, owner=owner)
     viewer = watch(stream(site, task.task_id)).finish()
     assert (
@@ -128,7 +124,7 @@ def test_a_finished_stream_tells_who_comes_back_to_stay_away(
     )
 
 
-def test_the_id_to_resume_from_may_come_in_the_query(site: Web, cookie: str, owner: User) -> None:
+def test_last_event_id_may_be_in_the_query(site: Web, cookie: str, owner: User) -> None:
     task = task_service.start_task(Add, {"a": 1}, owner=owner)
     ends(task.task_id)
     last = Task.objects.get(pk=task.task_id).events.order_by("-pk")[0].pk
@@ -141,7 +137,7 @@ def test_the_id_to_resume_from_may_come_in_the_query(site: Web, cookie: str, own
     assert answer.status_code == 204
 
 
-def test_who_comes_after_the_end_gets_the_state_and_the_end(
+def test_viewer_after_the_end_gets_state_and_terminal_event(
     site: Web, watch: Watch, owner: User
 ) -> None:
     task = task_service.start_task(Fail, owner=owner)
@@ -156,7 +152,7 @@ def test_who_comes_after_the_end_gets_the_state_and_the_end(
     assert not [hidden for hidden in ("Traceback", "ValueError", "it broke") if hidden in told]
 
 
-def test_a_burst_of_progress_does_not_hide_the_end(site: Web, watch: Watch, owner: User) -> None:
+def test_burst_of_progress_does_not_hide_the_end(site: Web, watch: Watch, owner: User) -> None:
     tasks = [task_service.start_task(Burst, {"calls": 5000}, owner=owner) for _ in range(4)]
     viewers = [watch(stream(site, task.task_id)) for task in tasks for _ in range(5)]
     for viewer in viewers:
@@ -165,8 +161,8 @@ def test_a_burst_of_progress_does_not_hide_the_end(site: Web, watch: Watch, owne
         assert viewer.types[-2:] == ["task_completed", "stream-end"]
 
 
-def test_log_lines_come_in_order_however_many(site: Web, watch: Watch, owner: User) -> None:
-    """More lines at once than a listener queues: the rest comes from the database."""
+def test_many_log_lines_arrive_in_order(site: Web, watch: Watch, owner: User) -> None:
+    """More lines at once than a listener queues: the rest is read from the database."""
     viewer = watch(f"{site.url}/tasks/stream/?mine=1")
     eventually(lambda: viewer.status)
     task = task_service.start_task(Talk, {"lines": 300}, owner=owner)
@@ -194,17 +190,17 @@ def test_one_stream_for_many_tasks(site: Web, watch: Watch, owner: User, reins: 
     assert viewer.facts.count("task_completed") == 2
 
 
-def test_a_task_whose_transaction_commits_late_is_not_missed(
+def test_task_whose_transaction_commits_late_is_not_missed(
     site: Web, watch: Watch, owner: User
 ) -> None:
-    """On PostgreSQL its ids are smaller than those that were sent before it was visible."""
+    """On PostgreSQL its event ids are smaller than ids that were sent before it became visible."""
     viewer = watch(f"{site.url}/tasks/stream/?mine=1")
     eventually(lambda: viewer.status)
     later: list[object] = []
     with transaction.atomic():
         early = task_service.start_task(Noop, owner=owner)
         if transaction.get_connection().vendor == "postgresql":
-            # Elsewhere nobody else could write now.
+            # On SQLite nobody else can write now.
             later.append(_start_elsewhere(owner))
             eventually(lambda: "task_completed" in viewer.types)
     eventually(lambda: viewer.types.count("task_completed") == 1 + len(later))
@@ -222,7 +218,7 @@ def test_a_task_whose_transaction_commits_late_is_not_missed(
 
 
 def _start_elsewhere(owner: User) -> object:
-    """Start a task in a connection, and so a transaction, of another thread."""
+    """Start a task in another thread, and so in another connection and transaction."""
     started: list[object] = []
 
     def start() -> None:
@@ -235,7 +231,7 @@ def _start_elsewhere(owner: User) -> object:
     return started[0]
 
 
-def test_the_web_process_may_be_killed_while_a_task_begins(
+def test_web_process_may_be_killed_while_a_task_starts(
     start_web: Callable[..., Web],
     start_worker: Callable[..., Process],
     watch: Watch,
@@ -261,7 +257,7 @@ def test_the_web_process_may_be_killed_while_a_task_begins(
     assert (before.facts + after.facts).count("task_started") <= 1
 
 
-def test_a_killed_workers_task_ends_in_the_stream_too(
+def test_stream_shows_the_end_of_a_killed_workers_task(
     start_web: Callable[..., Web],
     start_worker: Callable[..., Process],
     watch: Watch,
@@ -276,11 +272,11 @@ def test_a_killed_workers_task_ends_in_the_stream_too(
     start_worker()
     viewer.finish()
     assert viewer.sees("task_failed")
-    # Why, is for staff.
+    # The reason is only for staff.
     assert Task.objects.get(pk=task.task_id).error_type == "WorkerLost"
 
 
-def test_nobody_reads_what_is_not_theirs(site: Web, cookie: str, owner: User) -> None:
+def test_user_cannot_read_streams_of_other_users(site: Web, cookie: str, owner: User) -> None:
     other = User.objects.create_user("eve")
     task = task_service.start_task(Noop, owner=other)
 
@@ -295,7 +291,7 @@ def test_nobody_reads_what_is_not_theirs(site: Web, cookie: str, owner: User) ->
     assert read("stream/", sessionid=cookie) == 400
 
 
-def test_staff_read_by_permission(site: Web, watch: Watch, owner: User) -> None:
+def test_staff_read_streams_by_permission(site: Web, watch: Watch, owner: User) -> None:
     admin = User.objects.create_superuser("root")
     client = Client()
     client.force_login(admin)
@@ -327,7 +323,7 @@ def test_cors_follows_django_eventstreams_settings(
 def test_many_streams_need_few_threads(
     start_web: Callable[..., Web], watch: Watch, owner: User
 ) -> None:
-    """A stream costs neither a thread nor a database connection."""
+    """A stream needs neither a thread nor a database connection."""
     web = start_web()
     task = task_service.start_task(Noop, owner=owner)
     viewers = []
@@ -348,10 +344,10 @@ def test_many_streams_need_few_threads(
 
 @pytest.mark.parametrize("why", ["signal", "limit"])
 @pytest.mark.parametrize("application", ["project.asgi:application", "project.asgi:site"])
-def test_a_server_that_shuts_down_is_not_held_up_by_streams(
+def test_streams_do_not_delay_a_server_shutdown(
     start_web: Callable[..., Web], watch: Watch, owner: User, application: str, why: str
 ) -> None:
-    """Whatever made it stop, by the README's own command, and also without the wrapper."""
+    """Whatever stops it, with the README's command, and also without the wrapper."""
     limits = {"UVICORN_LIMIT_MAX_REQUESTS": "8"} if why == "limit" else {}
     web = start_web(application=application, **limits)
     task = task_service.start_task(Noop, owner=owner)
@@ -369,14 +365,15 @@ def test_a_server_that_shuts_down_is_not_held_up_by_streams(
         assert viewer.finish().types == ["task_status"]
 
 
-def test_the_last_viewer_that_leaves_ends_the_relay(
+def test_relay_ends_with_the_last_viewer(
     start_web: Callable[..., Web], cookie: str, owner: User
 ) -> None:
     web = start_web(LOG_LEVEL="DEBUG")
     task = task_service.start_task(Noop, owner=owner)
     asked = {"cookies": {"sessionid": cookie}, "timeout": PATIENCE}
     with httpx.stream("GET", stream(web, task.task_id), **asked) as response:
-        chunks = response.iter_bytes()  # Kept: an iterator that is let go hangs up.
+        # Keep a reference: an iterator that is collected closes the connection.
+        chunks = response.iter_bytes()
         next(chunks)
         web.says("The relay follows from event")
         assert "The relay ends" not in web.output

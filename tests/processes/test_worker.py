@@ -1,4 +1,4 @@
-"""Real worker processes, given real signals."""
+"""Real worker processes that get real signals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def facts(task_id: object) -> list[str]:
     )
 
 
-def test_drain_runs_what_is_ready_and_exits(start_worker: StartWorker) -> None:
+def test_drain_runs_all_ready_tasks_and_exits(start_worker: StartWorker) -> None:
     added = task_service.start_task(Add, {"a": 40})
     failed = task_service.start_task(Fail)
     quitting = task_service.start_task(Quit)
@@ -55,7 +55,7 @@ def test_drain_runs_what_is_ready_and_exits(start_worker: StartWorker) -> None:
     assert quit_error.type == "SystemExit"
 
 
-def test_a_worker_starts_tasks_as_they_come(start_worker: StartWorker) -> None:
+def test_worker_starts_tasks_as_they_come(start_worker: StartWorker) -> None:
     start_worker()
     for number in range(3):
         started = task_service.start_task(Add, {"a": number})
@@ -70,7 +70,7 @@ def test_max_tasks_ends_the_worker(start_worker: StartWorker) -> None:
     assert Task.objects.filter(status=Status.PENDING).count() == 2
 
 
-def test_queues_are_taken_from_as_named(start_worker: StartWorker) -> None:
+def test_worker_takes_only_from_named_queues(start_worker: StartWorker) -> None:
     mail = task_service.start_task(Noop, queue="mail")
     other = task_service.start_task(Noop)
     assert start_worker("--drain", "--queues", "mail, reports", ready=False).wait() == 0
@@ -80,7 +80,7 @@ def test_queues_are_taken_from_as_named(start_worker: StartWorker) -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("option", ["--max-workers", "--max-tasks"])
-def test_nonsense_is_refused(start_worker: StartWorker, option: str) -> None:
+def test_invalid_option_is_refused(start_worker: StartWorker, option: str) -> None:
     worker = start_worker(option, "0", ready=False)
     assert worker.wait() == 2
     assert f"{option} must be 1 or more, not 0" in worker.output
@@ -88,7 +88,7 @@ def test_nonsense_is_refused(start_worker: StartWorker, option: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
-def test_the_first_signal_lets_running_tasks_finish(
+def test_first_signal_lets_running_tasks_finish(
     start_worker: StartWorker, reins: Path, number: signal.Signals
 ) -> None:
     worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="60")
@@ -104,7 +104,7 @@ def test_the_first_signal_lets_running_tasks_finish(
     assert Worker.objects.get(pid=worker.pid).stopped_at is not None
 
 
-#: Makes the terminal at its standard input that of its session, and becomes a worker.
+#: Makes the terminal at its stdin the controlling terminal of its session, and becomes a worker.
 ON_A_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -114,7 +114,7 @@ os.execv(sys.executable, [sys.executable, "manage.py", "run_tasks", *sys.argv[1:
 
 @contextmanager
 def on_a_terminal(*options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Start a worker; yield the other end of its terminal, and its process."""
+    """Start a worker, and yield the other end of its terminal and its process."""
     own, terminal = pty.openpty()
     worker = subprocess.Popen(
         [sys.executable, "-c", ON_A_TERMINAL, *options],
@@ -135,8 +135,8 @@ def on_a_terminal(*options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]
 
 
 @pytest.mark.once
-def test_a_worker_whose_terminal_closes_ends_in_good_order(reins: Path) -> None:
-    """It hears SIGHUP, and nobody reads what it says from then on."""
+def test_worker_whose_terminal_closes_stops_gracefully(reins: Path) -> None:
+    """It gets SIGHUP, and its output goes nowhere from then on."""
     with on_a_terminal() as (terminal, worker):
         assert os.read(terminal, 100).startswith(b"Worker ")
         running = task_service.start_task(Steps, {"reins": reins})
@@ -148,8 +148,8 @@ def test_a_worker_whose_terminal_closes_ends_in_good_order(reins: Path) -> None:
 
 
 @pytest.mark.once
-def test_a_worker_that_reloads_has_its_terminal(reins: Path) -> None:
-    """It can be debugged there, and hears Ctrl-C once."""
+def test_reloading_worker_keeps_its_terminal(reins: Path) -> None:
+    """A task can be debugged there, and Ctrl-C counts once."""
     with on_a_terminal("--reload") as (terminal, worker):
         shown = b""
 
@@ -176,7 +176,7 @@ def test_a_worker_that_reloads_has_its_terminal(reins: Path) -> None:
 
 
 @pytest.mark.once
-def test_a_worker_says_what_it_waits_for_and_what_it_did(
+def test_worker_reports_what_it_waits_for_and_what_it_did(
     start_worker: StartWorker, reins: Path
 ) -> None:
     worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="60")
@@ -200,7 +200,7 @@ class Reloaded(BaseTask):
 
 
 @pytest.mark.once
-def test_a_worker_starts_anew_when_its_code_changes(
+def test_worker_restarts_when_its_code_changes(
     processes: list[Process],
     reins: Path,
     tmp_path: Path,
@@ -220,7 +220,7 @@ def test_a_worker_starts_anew_when_its_code_changes(
     saved = itertools.count(1)
 
     def is_told_of_a_change() -> bool:
-        """Save again, for a file that was just imported is not watched yet."""
+        """Save the file again, because a file that was just imported is not watched yet."""
         module.write_text(RELOADED.format(number=2))
         moment = time.time() + next(saved)
         os.utime(module, (moment, moment))
@@ -234,12 +234,12 @@ def test_a_worker_starts_anew_when_its_code_changes(
         eventually(is_told_of_a_change)
         second = task_service.start_task("reloaded_tasks.Reloaded")
         assert ends(second.task_id).result == 2
-        # What ran was released, and the new process runs it.
+        # The running task was released, and the new process runs it.
         reins.write_text("10")
         assert ends(running.task_id).status == Status.COMPLETED
         assert facts(running.task_id).count("task_queued") == 2
     finally:
-        # Its child would go on without it.
+        # Its child process would continue without it.
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
     assert worker.output.count("Worker stopped after") == 2
@@ -260,7 +260,7 @@ def test_after_the_grace_tasks_are_released(start_worker: StartWorker, reins: Pa
     assert (task.status, task.attempt, task.result) == (Status.COMPLETED, 1, "done")
 
 
-def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path) -> None:
+def test_second_signal_ends_immediately(start_worker: StartWorker, tmp_path: Path) -> None:
     worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="600")
     deaf = task_service.start_task(Deaf, {"until": tmp_path / "never"})
     begins(deaf.task_id)
@@ -271,8 +271,8 @@ def test_a_second_signal_ends_at_once(start_worker: StartWorker, tmp_path: Path)
     assert Task.objects.get(pk=deaf.task_id).status == Status.PENDING
 
 
-def test_a_process_that_a_task_forked_can_be_told_to_end(start_worker: StartWorker) -> None:
-    """It inherits the worker's own answer to signals, which is to let tasks finish."""
+def test_process_forked_by_a_task_can_be_terminated(start_worker: StartWorker) -> None:
+    """It inherits the worker's own signal handler, which lets tasks finish."""
     worker = start_worker()
     task = task_service.start_task(EndsAProcess)
     assert ends(task.task_id).result == -signal.SIGTERM
@@ -283,7 +283,7 @@ def test_a_process_that_a_task_forked_can_be_told_to_end(start_worker: StartWork
 def test_code_that_holds_the_interpreters_lock_ends_the_worker(
     start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """No timeout can be enforced then, and no signal heard."""
+    """In that state no timeout can be enforced, and no signal handled."""
     worker = start_worker()
     hold = tmp_path / "hold"
     task = task_service.start_task(HoldsInterpreter, {"hold": hold}, timeout=0.5)
@@ -298,7 +298,7 @@ def test_code_that_holds_the_interpreters_lock_ends_the_worker(
 
 
 @pytest.mark.once
-def test_process_1_of_a_container_says_what_it_lacks() -> None:
+def test_process_1_of_a_container_warns() -> None:
     started = task_service.start_task(Noop)
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     done = subprocess.run(
@@ -315,7 +315,7 @@ def test_process_1_of_a_container_says_what_it_lacks() -> None:
     assert task_service.get_task_status(started.task_id).status == Status.COMPLETED
 
 
-def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, reins: Path) -> None:
+def test_killed_workers_task_fails_with_a_reason(start_worker: StartWorker, reins: Path) -> None:
     doomed = start_worker()
     task = task_service.start_task(Steps, {"reins": reins})
     begins(task.task_id)
@@ -327,9 +327,7 @@ def test_a_killed_workers_task_fails_and_says_why(start_worker: StartWorker, rei
     assert f":{doomed.pid} stopped responding" in row.error_message
 
 
-def test_a_killed_workers_task_is_retried_where_it_may(
-    start_worker: StartWorker, reins: Path
-) -> None:
+def test_killed_workers_task_is_retried_if_allowed(start_worker: StartWorker, reins: Path) -> None:
     doomed = start_worker()
     task = task_service.start_task(Steps, {"reins": reins}, max_attempts=2)
     begins(task.task_id)
@@ -346,9 +344,7 @@ def test_a_killed_workers_task_is_retried_where_it_may(
     ]
 
 
-def test_a_running_task_is_cancelled_at_its_next_call(
-    start_worker: StartWorker, reins: Path
-) -> None:
+def test_running_task_is_cancelled_at_its_next_call(start_worker: StartWorker, reins: Path) -> None:
     start_worker()
     task = task_service.start_task(Steps, {"reins": reins})
     begins(task.task_id)
@@ -365,7 +361,7 @@ def test_except_exception_does_not_swallow_a_cancel(start_worker: StartWorker) -
     eventually(lambda: Task.objects.get(pk=task.task_id).status == Status.CANCELLED)
 
 
-def test_a_timeout_is_enforced_at_the_next_call(start_worker: StartWorker, reins: Path) -> None:
+def test_timeout_is_enforced_at_the_next_call(start_worker: StartWorker, reins: Path) -> None:
     start_worker()
     task = task_service.start_task(Steps, {"reins": reins}, timeout=0.3)
     ends(task.task_id)
@@ -376,9 +372,7 @@ def test_a_timeout_is_enforced_at_the_next_call(start_worker: StartWorker, reins
     )
 
 
-def test_what_fails_is_tried_again_as_often_as_allowed(
-    start_worker: StartWorker, tmp_path: Path
-) -> None:
+def test_failed_task_is_retried_up_to_its_limit(start_worker: StartWorker, tmp_path: Path) -> None:
     start_worker(TASK_RETRY_BACKOFF_SECONDS="0.05")
     task = task_service.start_task(FailTwice, {"ledger": tmp_path / "ledger"})
     ends(task.task_id)
@@ -386,7 +380,7 @@ def test_what_fails_is_tried_again_as_often_as_allowed(
     assert (row.status, row.attempt, row.result) == (Status.COMPLETED, 3, 3)
 
 
-def test_log_lines_are_kept_in_order(start_worker: StartWorker) -> None:
+def test_log_lines_keep_their_order(start_worker: StartWorker) -> None:
     task = task_service.start_task(Talk, {"lines": 5})
     assert start_worker("--drain", ready=False).wait() == 0
     assert facts(task.task_id) == [
@@ -402,7 +396,7 @@ def test_log_lines_are_kept_in_order(start_worker: StartWorker) -> None:
     ]
 
 
-def test_a_burst_of_progress_is_coalesced(start_worker: StartWorker) -> None:
+def test_burst_of_progress_is_coalesced(start_worker: StartWorker) -> None:
     task = task_service.start_task(Burst, {"calls": 200_000})
     assert start_worker("--drain", ready=False).wait() == 0
     assert task_service.get_task_status(task.task_id).result == 200_000
@@ -410,7 +404,7 @@ def test_a_burst_of_progress_is_coalesced(start_worker: StartWorker) -> None:
 
 
 def test_short_tasks_do_not_wait_behind_long_ones(start_worker: StartWorker, reins: Path) -> None:
-    """What one worker claimed ahead and cannot begin, another one runs."""
+    """Another worker runs what a worker claimed ahead and cannot start."""
     task_service.start_many(Noop, [{}] * 200)
     long = task_service.start_many(Steps, [{"reins": reins}] * 4)
     task_service.start_many(Noop, [{}] * 50)

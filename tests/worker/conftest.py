@@ -14,7 +14,7 @@ from tests.harness import PATIENCE, eventually
 
 
 class Working:
-    """A worker of this process, in a thread of its own."""
+    """A worker in a thread of this process."""
 
     def __init__(self, hands: int = 2, **options: Any) -> None:
         self.coordinator = Coordinator(hands, **options)
@@ -36,7 +36,7 @@ class Working:
             connections.close_all()
 
     def join(self) -> int:
-        """Wait for its end; return how many tasks ended."""
+        """Wait for its end, and return the number of ended tasks."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         if self.error is not None:
@@ -45,7 +45,7 @@ class Working:
         return self.ended
 
     def end(self) -> int:
-        """Let it end at once, as two signals do."""
+        """Make it end immediately, as two signals do."""
         self.coordinator.shutdown.signal()
         self.coordinator.stop()
         return self.join()

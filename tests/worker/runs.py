@@ -1,4 +1,4 @@
-"""Runs as the coordinator makes them."""
+"""Runs as the coordinator creates them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from tests.rows import row
 
 
 def made(task: type[Any] | str = "tests.tasks.Noop", **fields: Any) -> Run:
-    """A run of a task whose row is not stored; of a class, as a hand that has imported it."""
+    """Return a run of a task whose row is not saved.
+
+    Given a class, the run is as if its thread had imported the class.
+    """
     name = task if isinstance(task, str) else task.name()
     found = row(Status.RUNNING, name=name, fencing_token=uuid.uuid4(), **fields)
     cls = None if isinstance(task, str) else task

@@ -1,4 +1,4 @@
-"""Workers under whom the clock is stepped."""
+"""Workers whose database clock is stepped."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 
 
-def test_workers_go_on_when_the_clock_is_stepped(
+def test_workers_survive_clock_steps(
     clock: Clock, settings: Any, start: Callable[..., Any], reins: Path
 ) -> None:
-    """Two workers, each with a task; the clock goes an hour forth and back under them."""
+    """Two workers have a task each. The clock moves an hour forward and back."""
     settings.TASK_HEARTBEAT_SECONDS, settings.TASK_LEASE_SECONDS = 0.2, 5
     start(1)
     start(1)
@@ -41,7 +41,7 @@ def test_workers_go_on_when_the_clock_is_stepped(
     for step in (HOUR, -HOUR, -HOUR, HOUR):
         clock.now += step
         for one in workers:
-            beaten(one, clock)
+            wait_for_heartbeats(one, clock)
         assert check_invariants(seen) == 2
         assert {found(task.task_id).status for task in tasks} == {Status.RUNNING}
     reins.write_text("10")
@@ -50,8 +50,8 @@ def test_workers_go_on_when_the_clock_is_stepped(
         assert (ended.status, ended.attempt) == (Status.COMPLETED, 1)
 
 
-def beaten(one: Worker, clock: Clock) -> None:
-    """Wait until a worker has beaten some times by the time it is now."""
+def wait_for_heartbeats(one: Worker, clock: Clock) -> None:
+    """Wait for some heartbeats with the current time of the clock."""
     for _ in range(4):
         clock.now += INSTANT
         moment = clock.now
@@ -65,10 +65,10 @@ def found(task_id: UUID) -> Task:
     return Task.objects.get(pk=task_id)
 
 
-def test_what_a_step_makes_due_starts_soon(
+def test_task_due_after_a_step_starts_soon(
     clock: Clock, settings: Any, start: Callable[..., Any]
 ) -> None:
-    """A worker waits for a delayed task by the monotonic clock; its heartbeat looks again."""
+    """A worker waits for a delayed task by the monotonic clock. Its heartbeat checks again."""
     settings.TASK_HEARTBEAT_SECONDS = 0.2
     start(1)
     task = task_service.start_task(Noop, run_after=clock.now + HOUR)
@@ -77,12 +77,12 @@ def test_what_a_step_makes_due_starts_soon(
     assert ends(task.task_id).status == Status.COMPLETED
 
 
-def test_a_step_back_only_delays(clock: Clock, settings: Any, start: Callable[..., Any]) -> None:
+def test_backward_step_only_delays(clock: Clock, settings: Any, start: Callable[..., Any]) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 0.2
     task = task_service.start_task(Noop)
     clock.now -= 10 * MINUTE
     start(1)
-    beaten(Worker.objects.get(), clock)
+    wait_for_heartbeats(Worker.objects.get(), clock)
     assert found(task.task_id).status == Status.PENDING
     clock.now += 10 * MINUTE
     assert ends(task.task_id).status == Status.COMPLETED

@@ -1,4 +1,4 @@
-"""A worker's one connection to the database."""
+"""A worker's single database connection."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.tasks import Noop
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_a_worker_stands_in_no_line_for_a_connection() -> None:
-    """It is none of a pool's, which its own hands may use up."""
+def test_worker_connection_is_not_from_the_pool() -> None:
+    """Otherwise its own threads could use up the pool."""
 
     def connected() -> list[Any]:
         pooled = connections["default"] = connections["default"].copy()
@@ -45,7 +45,7 @@ def test_a_worker_stands_in_no_line_for_a_connection() -> None:
         assert thread.submit(connected).result() == [pool, None, True]
 
 
-def test_a_worker_waits_and_reads_as_it_must() -> None:
+def test_connection_settings_of_a_worker() -> None:
     def connected() -> Any:
         try:
             Connection("default").open()
@@ -66,7 +66,7 @@ def test_a_worker_waits_and_reads_as_it_must() -> None:
         ]
 
 
-def test_a_worker_inside_of_a_transaction_is_an_error_at_once() -> None:
+def test_worker_inside_a_transaction_raises() -> None:
     with transaction.atomic():
         User.objects.create_user("ada")
         task_service.start_task(Noop)
@@ -77,12 +77,12 @@ def test_a_worker_inside_of_a_transaction_is_an_error_at_once() -> None:
 
 
 def resident() -> int:
-    """The megabytes that this process holds."""
+    """Return the resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
 
 
 @pytest.mark.once
-def test_results_are_forgotten_once_they_are_written() -> None:
+def test_results_are_freed_after_they_are_written() -> None:
     Coordinator(4, drain=True).run()
     before = resident()
     task_service.start_many(Large, [{"size": 500_000}] * 80)
@@ -101,7 +101,7 @@ def test_results_are_forgotten_once_they_are_written() -> None:
         ),
     ],
 )
-def test_a_worker_waits_for_a_migration(
+def test_worker_waits_for_a_migration(
     table: str, change: str, undo: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "tasks_app")
@@ -126,7 +126,7 @@ def test_a_worker_waits_for_a_migration(
     assert Task.objects.get(pk=started.task_id).status == Status.COMPLETED
 
 
-def test_what_debug_keeps_of_queries_is_forgotten(settings: Any) -> None:
+def test_query_log_of_debug_is_cleared(settings: Any) -> None:
     settings.DEBUG = True
     task_service.start_many(CountsQueries, [{"make": 50}, *[{"make": 0}] * 99])
     assert Coordinator(1, drain=True).run() == 100

@@ -1,4 +1,4 @@
-"""The worker's one writer, in this process; tests of real processes are in tests/processes."""
+"""The worker's single writer, in this process. Real processes are tested in tests/processes."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def said(log: Log, text: str) -> list[logging.LogRecord]:
     return [record for record in log.records if text in record.getMessage()]
 
 
-# Draining.
+# Drain.
 
 
-def test_a_drain_runs_all_that_is_ready_and_says_how_many() -> None:
+def test_drain_runs_all_ready_tasks_and_returns_their_number() -> None:
     started = task_service.start_many(Add, [{"a": number} for number in range(50)])
     failing = task_service.start_task(Fail)
     assert drain() == 51
@@ -66,7 +66,7 @@ def test_a_drain_runs_all_that_is_ready_and_says_how_many() -> None:
     assert drain() == 0
 
 
-def test_a_drain_leaves_what_is_not_due() -> None:
+def test_drain_leaves_delayed_tasks() -> None:
     later = task_service.start_task(Noop, run_after=timezone.now() + timedelta(hours=1))
     assert drain() == 0
     assert task_of(later).status == Status.PENDING
@@ -92,20 +92,20 @@ def test_progress_and_log_lines_are_written_before_the_end() -> None:
     assert (task_of(failed).progress, task_of(failed).progress_text) == (0.25, "about to fail")
 
 
-def test_the_times_of_a_history_do_not_go_back() -> None:
-    """Log lines and the end of a task are written in one transaction, and bear its time."""
+def test_timestamps_of_a_history_never_decrease() -> None:
+    """Log lines and the end of a task are written in one transaction, with its time."""
     started = task_service.start_task(Talk, {"lines": 3})
     drain()
     times = list(task_of(started).events.order_by("id").values_list("timestamp", flat=True))
     assert times == sorted(times)
 
 
-def test_the_history_tells_how_many_lines_were_dropped(settings: Any) -> None:
+def test_history_has_the_number_of_dropped_lines(settings: Any) -> None:
     settings.TASK_MAX_LOG_LINES = 3
     started = task_service.start_task(Talk, {"lines": 5})
     drain()
-    told = task_of(started).events.filter(event_type=EventType.LOG).order_by("id")
-    assert [event.data for event in told] == [
+    logged = task_of(started).events.filter(event_type=EventType.LOG).order_by("id")
+    assert [event.data for event in logged] == [
         {"level": "info", "message": "line 0"},
         {"level": "warning", "message": "line 1"},
         {"level": "info", "message": "line 2"},
@@ -114,13 +114,15 @@ def test_the_history_tells_how_many_lines_were_dropped(settings: Any) -> None:
     assert facts(task_of(started))[-1] == "task_completed"
 
 
-def test_a_drain_runs_what_its_tasks_start(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
-    """Also what they start late, where the database tells nothing of it."""
+def test_drain_runs_tasks_that_its_tasks_start(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """Even if they start late and the database sends no notification."""
     settings.TASK_POLL_INTERVAL_SECONDS = 60
     coordinator = Coordinator(2, drain=True)
 
     def run(*_: object) -> None:
-        eventually(lambda: not coordinator._hungry, what="the worker looked and found nothing")
+        eventually(lambda: not coordinator._hungry, what="the worker found nothing to claim")
         task_service.start_task(Echo)
 
     monkeypatch.setattr(Noop, "run", run)
@@ -128,7 +130,7 @@ def test_a_drain_runs_what_its_tasks_start(monkeypatch: pytest.MonkeyPatch, sett
     assert coordinator.run() == 2
 
 
-def test_a_drain_takes_back_what_a_lost_worker_ran(settings: Any) -> None:
+def test_drain_rescues_tasks_of_lost_workers(settings: Any) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 0.2
     lost = saved(Status.RUNNING, worker=worker(hostname="gone"))
     lapse(lost, timedelta(days=1))
@@ -137,24 +139,24 @@ def test_a_drain_takes_back_what_a_lost_worker_ran(settings: Any) -> None:
     assert (lost.status, lost.error_type) == (Status.FAILED, "WorkerLost")
 
 
-def test_a_worker_leaves_its_record() -> None:
+def test_worker_leaves_its_row() -> None:
     drain(3, queues=["mail"])
     record = Worker.objects.get()
     assert (record.hands, record.queues) == (3, ["mail"])
     assert record.stopped_at == record.heartbeat_at
 
 
-def test_what_ended_has_its_writer() -> None:
-    """Every verb that ends a claim, by the function of its name."""
+def test_every_ending_verb_has_a_writer() -> None:
+    """Each writer calls the lifecycle function with the verb's name."""
     assert {verb.value: writer.__name__.strip("_") for verb, writer in WRITERS.items()} == {
         verb: verb for verb in ("complete", "fail", "cancel", "retry", "release")
     }
 
 
-# Stopping.
+# Stop.
 
 
-def test_a_worker_that_is_stopped_before_it_starts_claims_nothing() -> None:
+def test_worker_stopped_before_its_start_claims_nothing() -> None:
     started = task_service.start_task(Noop)
     coordinator = Coordinator(1)
     coordinator.stop()
@@ -162,14 +164,14 @@ def test_a_worker_that_is_stopped_before_it_starts_claims_nothing() -> None:
     assert task_of(started).status == Status.PENDING
 
 
-def test_a_stopped_worker_lets_tasks_finish(
+def test_stopped_worker_lets_tasks_finish(
     start: Start, reins: Path, log: pytest.LogCaptureFixture
 ) -> None:
     started = task_service.start_task(Steps, {"reins": reins})
     working = start()
     begins(started.task_id)
     working.coordinator.stop()
-    # A claim may be under way at this moment, and would take the late task too.
+    # A claim may be in progress now, and would take the late task too.
     eventually(lambda: "is stopping" in log.text, what="it claims no more")
     late = task_service.start_task(Noop)
     reins.write_text("10")
@@ -178,7 +180,7 @@ def test_a_stopped_worker_lets_tasks_finish(
     assert task_of(late).status == Status.PENDING
 
 
-def test_after_the_grace_it_releases_them(start: Start, reins: Path, settings: Any) -> None:
+def test_after_the_grace_tasks_are_released(start: Start, reins: Path, settings: Any) -> None:
     settings.TASK_SHUTDOWN_GRACE_SECONDS = 0
     started = task_service.start_task(Steps, {"reins": reins})
     working = start()
@@ -190,7 +192,7 @@ def test_after_the_grace_it_releases_them(start: Start, reins: Path, settings: A
     assert facts(task) == ["task_queued", "task_started", "task_queued"]
 
 
-def test_after_the_grace_it_fails_what_must_not_run_twice(
+def test_after_the_grace_tasks_that_must_not_restart_fail(
     start: Start, reins: Path, settings: Any
 ) -> None:
     settings.TASK_SHUTDOWN_GRACE_SECONDS = 0
@@ -206,10 +208,10 @@ def test_after_the_grace_it_fails_what_must_not_run_twice(
     )
 
 
-def test_two_signals_at_once_release_what_no_hand_has_begun(
+def test_two_immediate_signals_release_unstarted_tasks(
     start: Start, reins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them once, though both signals ask for it."""
+    """Each task is released once, although both signals cause it."""
     monkeypatch.setattr(capacity, "UNBEGUN_SECONDS", 60.0)
     task_service.start_many(Noop, [{}] * 40)
     long = task_service.start_task(Steps, {"reins": reins})
@@ -218,7 +220,7 @@ def test_two_signals_at_once_release_what_no_hand_has_begun(
     begins(long.task_id)
     eventually(
         lambda: any(run.began == NEVER for run in list(working.coordinator.runs.values())),
-        what="it holds more than it has hands",
+        what="it holds more tasks than it has threads",
     )
     assert working.end() == Task.objects.filter(status=Status.COMPLETED).count()
     assert not Task.objects.running().exists()
@@ -241,7 +243,7 @@ def test_progress_reaches_the_row_while_the_task_runs(start: Start, reins: Path)
     ends(started.task_id)
 
 
-def test_a_delayed_task_starts_when_it_is_due(start: Start) -> None:
+def test_delayed_task_starts_when_due(start: Start) -> None:
     start()
     due = timezone.now() + timedelta(seconds=0.3)
     started = task_service.start_task(Noop, run_after=due)
@@ -264,7 +266,7 @@ def test_leases_are_renewed(start: Start, reins: Path, settings: Any) -> None:
     ends(started.task_id)
 
 
-def test_a_cancel_is_noticed(start: Start, reins: Path, log: Log) -> None:
+def test_cancel_is_noticed(start: Start, reins: Path, log: Log) -> None:
     started = task_service.start_task(Steps, {"reins": reins})
     start()
     begins(started.task_id)
@@ -274,7 +276,7 @@ def test_a_cancel_is_noticed(start: Start, reins: Path, log: Log) -> None:
     assert asked.levelname == "INFO"
 
 
-def test_a_timeout_is_enforced(start: Start, reins: Path, log: Log) -> None:
+def test_timeout_is_enforced(start: Start, reins: Path, log: Log) -> None:
     started = task_service.start_task(Steps, {"reins": reins}, timeout=0.1)
     start()
     task = ends(started.task_id)
@@ -286,7 +288,7 @@ def test_a_timeout_is_enforced(start: Start, reins: Path, log: Log) -> None:
     assert warning.levelname == "WARNING"
 
 
-def test_a_failure_is_tried_again(start: Start, tmp_path: Path, settings: Any, log: Log) -> None:
+def test_failure_is_retried(start: Start, tmp_path: Path, settings: Any, log: Log) -> None:
     settings.TASK_RETRY_BACKOFF_SECONDS = 0.02
     started = task_service.start_task(FailTwice, {"ledger": tmp_path / "ledger"})
     start()
@@ -305,16 +307,14 @@ def test_a_failure_is_tried_again(start: Start, tmp_path: Path, settings: Any, l
 # Claims.
 
 
-def test_it_claims_no_more_than_it_has_hands_while_tasks_are_long(
-    start: Start, reins: Path
-) -> None:
+def test_claims_at_most_one_task_per_thread_while_tasks_are_long(start: Start, reins: Path) -> None:
     started = task_service.start_many(Steps, [{"reins": reins}] * 6)
     start(2)
     first, second = started[:2]
     begins(first.task_id)
     begins(second.task_id)
     reins.write_text("3")
-    # Ten looks into changes of others later it holds no more.
+    # After ten checks for changes by others it still holds no more.
     for number in range(10):
         noted = task_service.start_task(Noop, priority=-5, queue=f"q{number}")
         assert task_of(noted).status == Status.PENDING
@@ -324,8 +324,8 @@ def test_it_claims_no_more_than_it_has_hands_while_tasks_are_long(
     eventually(lambda: not Task.objects.unfinished().exists(), what="all have ended")
 
 
-def test_it_claims_ahead_while_tasks_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But never more than a group: what a worker holds, no other one can run."""
+def test_claims_ahead_while_tasks_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But at most one group, because no other worker can run claimed tasks."""
     held: list[int] = []
     claim = lifecycle.claim
 
@@ -341,8 +341,8 @@ def test_it_claims_ahead_while_tasks_are_short(monkeypatch: pytest.MonkeyPatch) 
     assert 4 < max(held) <= GROUP_MAX
 
 
-def test_it_releases_claims_that_it_knows_nothing_of(start: Start, reins: Path) -> None:
-    """Those of a commit whose answer was lost with the connection."""
+def test_unknown_claims_are_released(start: Start, reins: Path) -> None:
+    """They come from a commit whose confirmation was lost with the connection."""
     started = task_service.start_task(Steps, {"reins": reins})
     working = start()
     begins(started.task_id)
@@ -356,7 +356,7 @@ def test_it_releases_claims_that_it_knows_nothing_of(start: Start, reins: Path) 
     ends(started.task_id)
 
 
-def test_it_notices_that_a_claim_was_taken_from_it(start: Start, reins: Path, log: Log) -> None:
+def test_lost_claim_is_noticed(start: Start, reins: Path, log: Log) -> None:
     started = task_service.start_task(Steps, {"reins": reins})
     start()
     task = begins(started.task_id)
@@ -371,14 +371,14 @@ def test_it_notices_that_a_claim_was_taken_from_it(start: Start, reins: Path, lo
     assert warning.levelname == "WARNING"
 
 
-# Trouble with the database.
+# Database trouble.
 
 Trouble = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture
 def trouble(monkeypatch: pytest.MonkeyPatch) -> Trouble:
-    """The database answers nobody who writes; made by what really does it."""
+    """Return a context manager in which the database really refuses writes."""
     if connection.vendor == "postgresql":
         return broken_connections
     options = connections["default"].settings_dict["OPTIONS"]
@@ -388,7 +388,7 @@ def trouble(monkeypatch: pytest.MonkeyPatch) -> Trouble:
 
 @contextmanager
 def locked_file() -> Iterator[None]:
-    """Another process writes, for longer than the worker waits."""
+    """Hold the write lock in another connection for longer than the worker waits."""
     holder = sqlite3.connect(connection.settings_dict["NAME"], isolation_level=None, timeout=20)
     holder.execute("BEGIN IMMEDIATE")
     try:
@@ -400,7 +400,7 @@ def locked_file() -> Iterator[None]:
 
 @contextmanager
 def broken_connections() -> Iterator[None]:
-    """The server ends every session but this one."""
+    """Terminate every other session on the server."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -409,7 +409,7 @@ def broken_connections() -> Iterator[None]:
     yield
 
 
-def test_what_was_delivered_while_the_database_was_away_is_written_afterwards(
+def test_outcomes_from_an_outage_are_written_afterwards(
     start: Start, reins: Path, trouble: Trouble, log: Log
 ) -> None:
     failing = task_service.start_many(Steps, [{"reins": reins}] * 2)
@@ -430,7 +430,7 @@ def test_what_was_delivered_while_the_database_was_away_is_written_afterwards(
     assert working.end() == 2
 
 
-def test_it_claims_again_once_the_database_is_back(
+def test_claims_resume_after_an_outage(
     start: Start, trouble: Trouble, reins: Path, log: Log
 ) -> None:
     started = task_service.start_task(Steps, {"reins": reins})
@@ -445,10 +445,10 @@ def test_it_claims_again_once_the_database_is_back(
     assert ends(started.task_id).result == "done"
 
 
-# Its log.
+# Log.
 
 
-def test_every_record_of_a_task_bears_its_id(log: Log, start: Start, reins: Path) -> None:
+def test_every_record_about_a_task_has_its_id(log: Log, start: Start, reins: Path) -> None:
     done = task_service.start_task(Noop)
     failed = task_service.start_task(Fail)
     out_of_time = task_service.start_task(Steps, {"reins": reins}, timeout=0.05)
@@ -464,7 +464,7 @@ def test_every_record_of_a_task_bears_its_id(log: Log, start: Start, reins: Path
         assert {record.task_id for record in about} == {str(one.task_id)}  # type: ignore[attr-defined]
 
 
-def test_the_life_of_a_task_is_information(log: Log) -> None:
+def test_start_and_end_of_a_task_are_logged_as_info(log: Log) -> None:
     done = task_service.start_task(Noop, max_attempts=2)
     drain()
     first, last = said(log, str(done.task_id))
@@ -476,7 +476,7 @@ def test_the_life_of_a_task_is_information(log: Log) -> None:
     assert last.getMessage().startswith(f"Task {done.task_id} (tests.tasks.Noop) completed after ")
 
 
-def test_the_life_of_the_worker_is_information(log: Log) -> None:
+def test_start_and_stop_of_a_worker_are_logged_as_info(log: Log) -> None:
     task_service.start_many(Noop, [{}] * 3)
     drain(2)
     drain(2, queues=["mail", "reports"])
@@ -495,7 +495,7 @@ def test_the_life_of_the_worker_is_information(log: Log) -> None:
     ]
 
 
-def test_a_log_handler_that_raises_ends_no_worker() -> None:
+def test_log_handler_that_raises_does_not_end_the_worker() -> None:
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             raise OSError("nobody takes records")
@@ -510,7 +510,7 @@ def test_a_log_handler_that_raises_ends_no_worker() -> None:
     assert [task_of(one).status for one in started] == [Status.FAILED, Status.COMPLETED]
 
 
-def test_a_database_that_is_away_delays_no_step_of_a_shutdown() -> None:
+def test_outage_does_not_delay_a_shutdown() -> None:
     coordinator = Coordinator(1)
     coordinator._connection = Connection(coordinator.using)
     coordinator._connection.trouble.pause = 5.0

@@ -1,4 +1,4 @@
-"""Each way a run may end, and the verb that tells it."""
+"""Every way in which a run can end, and the resulting verb."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CUT_SHORT = Failure(
 )
 
 
-def test_a_result_completes_it() -> None:
+def test_result_completes_the_run() -> None:
     run = made(Add, params={"a": 40})
     assert execute(run) == (run, Verb.COMPLETE, 42)
     assert execute(made(Noop)).value is None
@@ -51,21 +51,21 @@ def test_a_result_completes_it() -> None:
 @pytest.mark.parametrize(
     ("task", "params"),
     [
-        # As after a deployment that asks for more than the task was given.
+        # As after a deployment whose version requires more parameters.
         (Secrets, {"password": "hush", "token": "hush"}),
         (Secrets, {"password": ["hush"], "token": 1, "items": [], "by_name": {}}),
         (SummariseLoosely, {"rows": "hush"}),
     ],
 )
-def test_what_was_given_or_returned_is_not_in_the_error(task: Any, params: Any) -> None:
-    """Who reads an error may not be one to read that."""
+def test_params_and_results_are_not_in_the_error(task: Any, params: Any) -> None:
+    """Readers of errors may not be allowed to see them."""
     outcome = execute(made(task, params=params))
     assert outcome.verb is Verb.FAIL
     assert outcome.value.type in {"InvalidParams", "InvalidResult"}
     assert "hush" not in outcome.value.message + outcome.value.traceback
 
 
-def test_an_exception_fails_it() -> None:
+def test_exception_fails_the_run() -> None:
     run = made(Fail, params={"message": "it broke"})
     outcome = execute(run)
     assert outcome[:2] == (run, Verb.FAIL)
@@ -94,7 +94,7 @@ class Refused(TaskError):
 
 
 class Mute(Exception):
-    """Has words for the owner that cannot be had."""
+    """Has a public_error that raises."""
 
     @property
     def public_error(self) -> str:
@@ -112,7 +112,7 @@ class Mute(Exception):
         ("odd", None),
     ],
 )
-def test_what_the_owner_reads_of_an_error(which: str, words: str | None) -> None:
+def test_public_error_of_each_exception(which: str, words: str | None) -> None:
     value = execute(made(Worded, params={"which": which})).value
     assert (value.public_error, value.data().get("public_error")) == (words, words)
     assert execute(made(Fail)).value.public_error is None
@@ -133,7 +133,7 @@ def test_what_the_owner_reads_of_an_error(which: str, words: str | None) -> None
         ("tests.more_tasks.Abstract", {}, "NotImplementedError", "Abstract must define execute()"),
     ],
 )
-def test_whatever_is_wrong_fails_it(
+def test_any_invalid_task_fails_the_run(
     task: object, params: dict[str, object], kind: str, message: str
 ) -> None:
     outcome = execute(made(task, params=params))  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_whatever_is_wrong_fails_it(
     ("attempt", "max_attempts", "verb"),
     [(1, 1, Verb.FAIL), (1, 2, Verb.RETRY), (2, 3, Verb.RETRY), (3, 3, Verb.FAIL)],
 )
-def test_a_failure_is_retried_while_attempts_are_left(
+def test_failure_is_retried_while_attempts_are_left(
     attempt: int, max_attempts: int, verb: Verb
 ) -> None:
     run = made(Fail, params={}, attempt=attempt, max_attempts=max_attempts)
@@ -164,14 +164,14 @@ def test_a_failure_is_retried_while_attempts_are_left(
 )
 @pytest.mark.parametrize("task", [Burst, CleansUpBadly, Translates])
 @pytest.mark.parametrize("max_attempts", [1, 2])
-def test_an_interruption_ends_it_as_its_reason_says(
+def test_interruption_ends_the_run_by_its_reason(
     task: type[object],
     reason: TaskInterrupted,
     verb: Verb,
     value: object,
     max_attempts: int,
 ) -> None:
-    """Also where the task's own clean-up failed, or named it otherwise."""
+    """Even if the task's own clean-up fails, or raises another error."""
     run = made(task, max_attempts=max_attempts)
     run.handle.stop(reason)
     assert execute(run) == (run, verb, value)
@@ -179,7 +179,7 @@ def test_an_interruption_ends_it_as_its_reason_says(
 
 @pytest.mark.parametrize("task", [Burst, CleansUpBadly, Translates])
 @pytest.mark.parametrize("max_attempts", [1, 2])
-def test_a_timeout_fails_it_for_good(task: type[object], max_attempts: int) -> None:
+def test_timeout_fails_the_run_without_retry(task: type[object], max_attempts: int) -> None:
     run = made(task, max_attempts=max_attempts)
     run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
     outcome = execute(run)
@@ -203,10 +203,10 @@ def in_groups(*errors: BaseException) -> BaseException:
     ],
     ids=repr,
 )
-def test_an_interruption_is_found_in_exception_groups(
+def test_interruption_is_found_in_exception_groups(
     reason: TaskInterrupted, verb: Verb, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As asyncio, anyio and trio raise them. Other errors in the group are logged."""
+    """asyncio, anyio and trio raise such groups. Other errors in the group are logged."""
     alone, nested = in_groups(reason), in_groups(TaskCancelled())
     wrapped = RuntimeError("stopped")
     wrapped.__cause__ = nested
@@ -221,24 +221,24 @@ def test_an_interruption_is_found_in_exception_groups(
     assert "KeyError: 1" in caplog.text
 
 
-def test_a_group_without_an_interruption_is_an_error_like_others() -> None:
+def test_group_without_interruption_is_an_ordinary_error() -> None:
     outcome = outcome_of(made(Noop, max_attempts=2), ExceptionGroup("two", [KeyError(1)]))
     assert (outcome.verb, outcome.value.type) == (Verb.RETRY, "ExceptionGroup")
 
 
-def test_what_has_finished_when_it_is_told_to_stop_is_complete(
+def test_run_that_finishes_after_a_stop_request_is_completed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = made(Noop)
 
-    def told_meanwhile(self: Noop, progress: ProgressHandle) -> None:
+    def stop_during_execute(self: Noop, progress: ProgressHandle) -> None:
         progress.stop(TaskCancelled())
 
-    monkeypatch.setattr(Noop, "execute", told_meanwhile)
+    monkeypatch.setattr(Noop, "execute", stop_during_execute)
     assert execute(run).verb is Verb.COMPLETE
 
 
-def test_what_is_cancelled_before_it_begins_does_not_begin(
+def test_cancelled_run_does_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = made(Noop)
@@ -247,7 +247,7 @@ def test_what_is_cancelled_before_it_begins_does_not_begin(
     assert execute(run).verb is Verb.CANCEL
 
 
-# Retried, or not.
+# Retries.
 
 
 @pytest.mark.parametrize(
@@ -263,14 +263,14 @@ def test_what_is_cancelled_before_it_begins_does_not_begin(
     ],
     ids=repr,
 )
-def test_a_class_says_which_errors_are_retried(
+def test_retry_on_selects_the_errors_to_retry(
     error: BaseException, verb: Verb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Raising, "error", error)
     assert execute(made(Raising, max_attempts=2)).verb is verb
 
 
-def test_the_last_attempt_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_attempt_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Raising, "error", Retry("no luck", after=5))
     outcome = execute(made(Raising, max_attempts=1))
     assert (outcome.verb, outcome.value.type, outcome.value.message) == (
@@ -281,34 +281,34 @@ def test_the_last_attempt_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("after", [timedelta(minutes=2), 120, Decimal(120)])
-def test_a_task_says_when_to_try_again(after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_sets_the_delay(after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Raising, "error", Retry(after=after))
     assert execute(made(Raising, max_attempts=2)).value.retry_after == timedelta(minutes=2)
 
 
 @pytest.mark.parametrize("after", [-1, float("nan"), 366 * 24 * 3600])
-def test_nonsense_is_no_time_to_wait(after: float) -> None:
+def test_invalid_retry_delay_is_refused(after: float) -> None:
     with pytest.raises(ValueError, match="after must be from 0 to 31536000 seconds"):
         Retry(after=after)
 
 
-def test_a_timeout_is_retried_where_the_class_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_is_retried_if_listed_in_retry_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Raising, "retry_on", (TaskTimedOut,))
     run = made(Raising, max_attempts=2)
     run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
     assert execute(run).verb is Verb.RETRY
 
 
-# Given up.
+# Abandoned threads.
 
 
-def test_a_cancelled_one_ends_as_cancelled() -> None:
+def test_abandoned_cancelled_run_is_cancelled() -> None:
     run = made(Noop)
     run.handle.stop(TaskCancelled())
     assert given_up(run)[1:] == (Verb.CANCEL, True)
 
 
-def test_one_out_of_time_fails_for_good_and_is_marked() -> None:
+def test_abandoned_timed_out_run_fails_and_is_stuck() -> None:
     run = made(Raising, max_attempts=2)
     run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
     outcome = given_up(run)
@@ -319,21 +319,21 @@ def test_one_out_of_time_fails_for_good_and_is_marked() -> None:
     )
 
 
-# Cut short.
+# Runs cut short by a shutdown.
 
 
-def test_a_shutdown_hands_it_to_another_worker() -> None:
+def test_shutdown_releases_the_run() -> None:
     run = made(Noop)
     assert cut_short(run) == (run, Verb.RELEASE, None)
 
 
-def test_a_shutdown_fails_what_must_not_run_twice() -> None:
+def test_shutdown_fails_a_run_that_must_not_restart() -> None:
     run = made(NeverAgain)
     assert cut_short(run) == (run, Verb.FAIL, CUT_SHORT)
 
 
 @pytest.mark.parametrize("name", ["tests.tasks.Gone", "nodots"])
-def test_a_shutdown_leaves_what_is_unknown_to_the_next_worker(name: str) -> None:
+def test_shutdown_releases_a_run_of_an_unknown_task(name: str) -> None:
     run = made(name)
     assert cut_short(run) == (run, Verb.RELEASE, None)
 
@@ -341,14 +341,14 @@ def test_a_shutdown_leaves_what_is_unknown_to_the_next_worker(name: str) -> None
 # Failures.
 
 
-def test_a_failure_can_be_stored_whatever_it_says() -> None:
+def test_failure_is_made_storable() -> None:
     found = failure(ValueError("nul \0, half a pair \ud800"))
     assert found.message == "nul \ufffd, half a pair ?"
     assert "\0" not in found.traceback
     assert "\ud800" not in found.traceback
 
 
-def test_a_failure_shows_its_causes() -> None:
+def test_failure_includes_its_causes() -> None:
     def fails() -> None:
         try:
             raise KeyError("first")
@@ -360,7 +360,7 @@ def test_a_failure_shows_its_causes() -> None:
     assert "KeyError: 'first'" in failure(caught.value).traceback
 
 
-def test_errors_that_cause_each_other_are_no_maze() -> None:
+def test_errors_that_cause_each_other_are_handled() -> None:
     first, second = ValueError("first"), ValueError("second")
     first.__context__, second.__context__ = second, first
 

@@ -46,18 +46,18 @@ def without_folder() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (without_descriptors, "it cannot open a file ("),
         (without_folder, "it cannot resolve its working folder ("),
     ],
 )
 @pytest.mark.parametrize("thorough", [True, False])
-def test_what_a_task_took_from_the_process(
+def test_lack_of_a_resource_is_detected(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[], Any],
-    said: str,
+    message: str,
     thorough: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -65,8 +65,8 @@ def test_what_a_task_took_from_the_process(
     assert fitness.look(0.0, thorough=thorough)
     with spoil():
         assert not fitness.look(1.0, thorough=thorough)
-        assert fitness.fault.startswith(said)
-    # It may come back, as descriptors that a task has open.
+        assert fitness.fault.startswith(message)
+    # Descriptors come back, for example, when a task closes its files.
     assert [fitness.look(moment, thorough=False) for moment in (2.0, 3.0, 4.0)] == [0, 0, 1]
     assert (fitness.fault, fitness.spoilt, fitness.next_look) == ("", False, NEVER)
 
@@ -74,10 +74,10 @@ def test_what_a_task_took_from_the_process(
 @pytest.mark.parametrize(
     ("looks", "fit", "spoilt"),
     [
-        # One letter a second, from the first fault on: good or bad.
+        # Each letter is a check, one per second from the first failure: good or bad.
         ("bbbbbbbbbb", False, False),
         ("bbbbbbbbbbb", False, True),
-        # One look, lucky or unlucky, decides nothing.
+        # A single check, good or bad, decides nothing.
         ("bgbbbbbgbbb", False, True),
         ("bbgbgggggggb", False, False),
         ("bggg", True, False),
@@ -86,7 +86,7 @@ def test_what_a_task_took_from_the_process(
         ("bggbggbggbggg", True, False),
     ],
 )
-def test_what_lasts_for_a_heartbeat_spoils_it(
+def test_lack_for_a_heartbeat_makes_the_process_unfit(
     looks: str, fit: bool, spoilt: bool, settings: Any
 ) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 10
@@ -94,12 +94,12 @@ def test_what_lasts_for_a_heartbeat_spoils_it(
     for moment, look in enumerate(looks):
         with without_descriptors() if look == "b" else nullcontext():
             fitness.look(moment, thorough=moment == 0)
-            # Looked at more often, as each cycle of a coordinator does, it says the same.
+            # More frequent checks, as in each cycle of a coordinator, give the same result.
             fitness.look(moment + 0.5, thorough=True)
     assert (not fitness.fault, fitness.spoilt) == (fit, spoilt)
 
 
-def test_what_it_lacked_from_the_beginning_is_not_held_against_it(
+def test_lack_from_the_start_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -108,7 +108,7 @@ def test_what_it_lacked_from_the_beginning_is_not_held_against_it(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_spoilt_worker_leaves_tasks_to_others_and_ends(
+def test_unfit_worker_leaves_tasks_to_others_and_ends(
     start_worker: Callable[..., Process],
 ) -> None:
     spoilt = start_worker("--max-workers", "1")

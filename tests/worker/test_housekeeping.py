@@ -1,4 +1,4 @@
-"""What every worker does on the side: take back lost tasks, delete old ones."""
+"""Housekeeping of every worker: rescue lost tasks, prune old ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_a_rescue_names_the_task_and_the_lost_worker(log: pytest.LogCaptureFixture) -> None:
+def test_rescue_logs_the_task_and_the_lost_worker(log: pytest.LogCaptureFixture) -> None:
     task, _ = claimed(worker(hostname="ada", pid=7))
     lapse(task, DAY)
     assert rescue() == 1
@@ -50,13 +50,13 @@ def test_a_rescue_names_the_task_and_the_lost_worker(log: pytest.LogCaptureFixtu
     assert record.task_id == str(task.pk)  # type: ignore[attr-defined]
 
 
-def test_a_rescue_of_nothing_says_nothing(log: pytest.LogCaptureFixture) -> None:
+def test_rescue_of_nothing_logs_nothing(log: pytest.LogCaptureFixture) -> None:
     claimed()
     assert rescue() == 0
     assert log.records == []
 
 
-def test_a_pruner_goes_a_batch_at_a_step(
+def test_pruner_deletes_one_batch_per_step(
     log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "ROWS", 8)
@@ -79,7 +79,7 @@ def test_a_pruner_goes_a_batch_at_a_step(
     )
 
 
-def test_a_pruner_leaves_the_database_to_others_for_as_long_as_it_took(
+def test_pruner_pauses_in_proportion_to_its_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def took(self: Prune, _seconds: float) -> None:
@@ -92,7 +92,7 @@ def test_a_pruner_leaves_the_database_to_others_for_as_long_as_it_took(
     assert pruner.next_step == pytest.approx(100.4)
 
 
-def test_a_pruner_goes_on_where_the_database_did_not_answer(
+def test_pruner_continues_after_a_database_error(
     log: pytest.LogCaptureFixture,
 ) -> None:
     def fail(execute: Any, sql: str, *rest: Any) -> Any:
@@ -118,7 +118,7 @@ def test_a_pruner_goes_on_where_the_database_did_not_answer(
     ]
 
 
-def test_a_pruner_survives_what_the_site_does_at_a_deletion(
+def test_pruner_survives_an_error_in_a_signal_of_the_site(
     log: pytest.LogCaptureFixture,
 ) -> None:
     def fail(**_kwargs: object) -> None:
@@ -141,7 +141,7 @@ def test_a_pruner_survives_what_the_site_does_at_a_deletion(
     assert not Task.objects.exists()
 
 
-def test_a_pruner_starts_anew_after_its_pause(log: pytest.LogCaptureFixture) -> None:
+def test_pruner_starts_again_after_its_interval(log: pytest.LogCaptureFixture) -> None:
     pruner = Pruner(0.0)
     pruner.step(0.0)
     assert pruner.next_step == 600.0
@@ -154,14 +154,14 @@ def test_a_pruner_starts_anew_after_its_pause(log: pytest.LogCaptureFixture) -> 
     ]
 
 
-def test_a_pruner_forgets_workers_that_are_long_gone() -> None:
+def test_pruner_deletes_rows_of_old_workers() -> None:
     worker(heartbeat_at=timezone.now() - DAY * 2)
-    stays = worker()
+    recent = worker()
     Pruner(0.0).step(0.0)
-    assert list(Worker.objects.all()) == [stays]
+    assert list(Worker.objects.all()) == [recent]
 
 
-def test_a_pruner_heeds_a_change_of_the_rules(settings: Any) -> None:
+def test_pruner_uses_changed_settings(settings: Any) -> None:
     saved(Status.COMPLETED, age=timedelta(minutes=30))
     pruner = Pruner(0.0)
     pruner.step(0.0)

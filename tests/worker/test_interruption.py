@@ -1,4 +1,4 @@
-"""Code that does not call in: told, interrupted in its thread, given up."""
+"""Code that makes no progress calls: asked to stop, interrupted in its thread, abandoned."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def impatient(settings: Any) -> None:
 
 @pytest.fixture
 def until(tmp_path: Path) -> Any:
-    """The file at which those end that nothing else can end."""
+    """The file that ends tasks which nothing else can end."""
     path = tmp_path / "until"
     yield path
     path.touch()
 
 
-def cancelled(task: Any, **params: Any) -> Task:
-    """Start a task, cancel it once it runs, and wait for its end."""
+def cancel_running(task: Any, **params: Any) -> Task:
+    """Start a task, cancel it while it runs, and wait for its end."""
     started = task_service.start_task(task, params)
     begins(started.task_id)
     task_service.cancel_task(started.task_id)
@@ -69,28 +69,26 @@ def cancelled(task: Any, **params: Any) -> Task:
 
 @pytest.fixture
 def patient(settings: Any) -> None:
-    """Time to end by itself, for a thread that the machine keeps waiting."""
+    """Give a thread on a busy machine enough time to end by itself."""
     settings.TASK_INTERRUPT_GRACE_SECONDS = 1
 
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("task", [Spins, LogsInALoop])
-def test_code_that_never_calls_in_is_interrupted(task: Any, start: Start, log: Log) -> None:
+def test_code_without_progress_calls_is_interrupted(task: Any, start: Start, log: Log) -> None:
     log.set_level(logging.INFO, "tests.stubborn")
     working = start(hands=1)
-    ended = cancelled(task)
+    ended = cancel_running(task)
     assert (ended.status, ended.stuck) == (Status.CANCELLED, False)
     assert "was interrupted in its thread" in log.text
-    # Its hand is as good as before.
+    # Its thread can be used again.
     again = task_service.start_task(Add, {"a": 40})
     assert ends(again.task_id).result == 42
     assert working.coordinator.pool.stuck == 0
 
 
-def test_what_waits_for_others_work_is_interrupted(
-    start: Start, tmp_path: Path, settings: Any
-) -> None:
-    """For its event loop, for a query, to be notified: none of that is holding a lock."""
+def test_waiting_code_is_interrupted(start: Start, tmp_path: Path, settings: Any) -> None:
+    """Waiting for an event loop, a query or a notification holds no lock."""
     settings.TASK_INTERRUPT_GRACE_SECONDS = 2
     working = start(hands=8)
     notes = [tmp_path / "by_asgiref", tmp_path / "by_asyncio"]
@@ -110,7 +108,7 @@ def test_what_waits_for_others_work_is_interrupted(
     ended = [ends(task.task_id) for task in tasks]
     assert [(task.status, task.stuck) for task in ended] == [(Status.CANCELLED, False)] * 6
     assert [note.read_text() for note in notes] == ["cleaned up"] * 2
-    # Nobody else's query was cancelled, and the threads are as good as before.
+    # No other query was cancelled, and the threads can be used again.
     assert Task.objects.get(pk=neighbour.task_id).status == Status.RUNNING
     assert [ends(task_service.start_task(CountsUsers).task_id).result for _ in range(8)] == [0] * 8
     task_service.cancel_task(neighbour.task_id)
@@ -118,8 +116,8 @@ def test_what_waits_for_others_work_is_interrupted(
     assert working.coordinator.pool.stuck == 0
 
 
-def test_one_that_was_interrupted_late_has_its_grace_all_the_same() -> None:
-    """Its worker was busy, or the thread in code that must not be interrupted."""
+def test_late_interruption_still_gives_the_full_grace() -> None:
+    """The worker was busy, or the thread ran code that must not be interrupted."""
     run = made(Spins)
     pool = Pool(0, lambda outcome: None)
 
@@ -144,15 +142,15 @@ def test_one_that_was_interrupted_late_has_its_grace_all_the_same() -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_what_it_cleans_up_is_cleaned_up(start: Start, tmp_path: Path) -> None:
+def test_clean_up_of_an_interrupted_task_runs(start: Start, tmp_path: Path) -> None:
     start(hands=1)
     note = tmp_path / "note"
-    assert cancelled(CleansUp, note=note).status == Status.CANCELLED
+    assert cancel_running(CleansUp, note=note).status == Status.CANCELLED
     assert note.read_text() == "cleaned up"
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_timeout_interrupts_too(start: Start) -> None:
+def test_timeout_interrupts_too(start: Start) -> None:
     start(hands=1)
     started = task_service.start_task(Spins, timeout=0.2)
     ended = ends(started.task_id)
@@ -160,10 +158,10 @@ def test_a_timeout_interrupts_too(start: Start) -> None:
     assert ended.error_message == "The task ran longer than its 0.2 s."
 
 
-def test_a_module_that_takes_long_to_import_holds_up_nobody_else(
+def test_slow_import_of_a_task_does_not_block_others(
     start: Start, tmp_path: Path, until: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
-    """Its task ends by its timeout, and the worker goes on: the hand alone imports."""
+    """The task times out and the worker continues, because only the task's thread imports."""
     settings.TASK_INTERRUPT_GRACE_SECONDS = 0.1
     (tmp_path / "slow_to_import.py").write_text(
         f"import pathlib, time\n"
@@ -180,7 +178,7 @@ def test_a_module_that_takes_long_to_import_holds_up_nobody_else(
     eventually(lambda: working.coordinator.pool.stuck == 0, what="the import ends after all")
 
 
-def test_what_a_task_activates_is_not_the_next_ones(start: Start) -> None:
+def test_context_of_a_task_does_not_reach_the_next(start: Start) -> None:
     start(hands=1)
     before = ends(task_service.start_task(Surroundings).task_id).result
     ends(task_service.start_task(Surroundings, {"change": True}).task_id)
@@ -188,17 +186,19 @@ def test_what_a_task_activates_is_not_the_next_ones(start: Start) -> None:
 
 
 @pytest.mark.parametrize("by_class", [True, False])
-def test_it_can_be_forbidden(by_class: bool, start: Start, settings: Any, log: Log) -> None:
-    # Of these threads nothing is left but a loop; the process must not wait for them.
+def test_interruption_can_be_disabled(
+    by_class: bool, start: Start, settings: Any, log: Log
+) -> None:
+    # Only their loop is left of these threads. The process must not wait for them.
     settings.TASK_INTERRUPT = by_class
     working = start(hands=1)
-    ended = cancelled(SpinsShielded if by_class else Spins)
+    ended = cancel_running(SpinsShielded if by_class else Spins)
     assert (ended.status, ended.stuck) == (Status.CANCELLED, True)
     assert "was interrupted" not in log.text
     end_stuck(working)
 
 
-def test_what_swallows_everything_is_given_up(start: Start, until: Path, log: Log) -> None:
+def test_task_that_catches_everything_is_abandoned(start: Start, until: Path, log: Log) -> None:
     working = start(hands=1)
     started = task_service.start_task(SwallowsAll, {"until": until})
     begins(started.task_id)
@@ -208,7 +208,7 @@ def test_what_swallows_everything_is_given_up(start: Start, until: Path, log: Lo
     assert last_fact(ended).data["stuck"] is True
     assert "does not stop; its thread is given up as stuck" in log.text
     eventually(lambda: Worker.objects.get().stuck == 1, what="its worker tells of it")
-    # Another hand has taken its place.
+    # A new thread has taken its place.
     assert ends(task_service.start_task(Add, {"a": 40}).task_id).result == 42
     before = Task.objects.filter(pk=ended.pk).values().get()
     until.touch()
@@ -218,7 +218,7 @@ def test_what_swallows_everything_is_given_up(start: Start, until: Path, log: Lo
     assert facts(ended)[-1] == "task_cancelled"
 
 
-def test_one_out_of_time_that_swallows_everything_fails_once(start: Start, until: Path) -> None:
+def test_abandoned_timed_out_task_is_not_retried(start: Start, until: Path) -> None:
     start(hands=1)
     started = task_service.start_task(SwallowsAll, {"until": until}, timeout=0.2, max_attempts=3)
     ended = ends(started.task_id)
@@ -234,7 +234,7 @@ def test_too_many_stuck_threads_end_the_worker(
     other = task_service.start_task("tests.tasks.Deaf", {"until": until})
     begins(other.task_id)
     for _ in range(2):
-        cancelled(SwallowsAll, until=until)
+        cancel_running(SwallowsAll, until=until)
     eventually(lambda: working.coordinator.exit is Exit.RECYCLE, what="it recycles")
     waiting = task_service.start_task(Add, {"a": 1})
     assert "has 2 stuck threads: it claims no more, and ends with code 75" in log.text
@@ -246,21 +246,21 @@ def test_too_many_stuck_threads_end_the_worker(
     assert Worker.objects.get().stopped_at is not None
 
 
-def test_an_interrupted_transaction_is_rolled_back(start: Start, owner: User) -> None:
-    """On SQLite it held the lock that everybody waits for, its own worker too."""
+def test_interrupted_transaction_is_rolled_back(start: Start, owner: User) -> None:
+    """On SQLite it held the lock that all writers need, including its own worker."""
     start(hands=1)
     started = task_service.start_task(SpinsInTransaction, timeout=0.5)
     assert ends(started.task_id).error_type == "TaskTimedOut"
-    # The same thread goes on with a connection that works.
+    # The same thread continues with a working connection.
     made = task_service.start_task("tests.more_tasks.MakesUsers", {"names": ["ben"]})
     assert ends(made.task_id).status == Status.COMPLETED
     assert User.objects.filter(username="ben").exists()
 
 
-# The stretch by itself.
+# Stretch.
 
 
-def test_who_has_left_is_not_interrupted() -> None:
+def test_left_stretch_is_not_interrupted() -> None:
     stretch = Stretch()
     stretch.enter()
     stretch.leave()
@@ -269,13 +269,13 @@ def test_who_has_left_is_not_interrupted() -> None:
     assert not stretch.abandon()
 
 
-def test_who_has_not_entered_is_not_interrupted() -> None:
+def test_stretch_not_entered_is_not_interrupted() -> None:
     stretch = Stretch()
     assert stretch.interrupt(TaskCancelled)
     assert not stretch.interrupted
 
 
-def test_who_is_not_in_a_tasks_code_is_left_alone_for_now() -> None:
+def test_thread_outside_task_code_is_not_interrupted_yet() -> None:
     stretch = Stretch()
     stretch.enter()
     try:
@@ -284,8 +284,8 @@ def test_who_is_not_in_a_tasks_code_is_left_alone_for_now() -> None:
         stretch.leave()
 
 
-def test_an_exception_does_not_come_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raised in the moment before it leaves, it surfaces there or never."""
+def test_exception_never_arrives_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it is raised just before the thread leaves, it arrives there or not at all."""
     monkeypatch.setattr("tasks_app.worker.interruption._is_shielded", lambda thread: False)
     surfaced = after = 0
 
@@ -323,7 +323,7 @@ def test_an_exception_does_not_come_after_the_end(monkeypatch: pytest.MonkeyPatc
 
 
 def end_stuck(working: Working) -> None:
-    """End threads that only an exception ends."""
+    """End threads that only an exception can end."""
     for thread in working.coordinator.pool._stuck:
         stretch = Stretch()
         stretch.thread, stretch.entered = thread, True

@@ -1,4 +1,4 @@
-"""When a worker is taken for one that hangs."""
+"""When the monitor treats a worker as hanging."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.harness import eventually
 pytestmark = pytest.mark.once
 
 
-def test_silence_is_counted_since_the_last_sign_of_life() -> None:
+def test_silence_counts_from_the_last_sign_of_life() -> None:
     silence = Silence(3 * TICK)
     ticks = [False, False, True, False, False, False]
     assert [silence.tick(alive=alive) for alive in ticks] == [False] * 5 + [True]
 
 
-def test_a_stopped_process_is_told_from_one_that_hangs() -> None:
+def test_stopped_process_differs_from_a_hanging_one() -> None:
     with subprocess.Popen(["sleep", "1000"]) as process:
         try:
             assert not is_stopped(process.pid)
@@ -29,5 +29,5 @@ def test_a_stopped_process_is_told_from_one_that_hangs() -> None:
             eventually(lambda: not is_stopped(process.pid), what="it goes on")
         finally:
             process.kill()
-    # Of one that has ended nothing can be told, and `watch` sees its end by another sign.
+    # An ended process counts as stopped. `watch` detects the end in another way.
     assert is_stopped(process.pid)

@@ -1,4 +1,4 @@
-"""What the log says of failures, and what is made of it by what reports errors."""
+"""How failures are logged, and what error reporters make of them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def drain() -> None:
 
 
 def failures(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Run what waits, and return the records of what failed."""
+    """Run the waiting tasks, and return the records of failures."""
     with caplog.at_level(logging.ERROR, logger="tasks_app.worker"):
         drain()
     return caplog.records
 
 
-def test_a_failure_is_logged_with_its_exception(caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_is_logged_with_its_exception(caplog: pytest.LogCaptureFixture) -> None:
     started = task_service.start_task(Fail, {"message": "it broke"})
     [record] = failures(caplog)
     assert record.levelname == "ERROR"
@@ -54,22 +54,22 @@ def test_a_failure_is_logged_with_its_exception(caplog: pytest.LogCaptureFixture
     )
 
 
-def test_an_error_steers_no_terminal_and_forges_no_record(
+def test_error_cannot_control_terminals_or_forge_records(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     task_service.start_task(Fail, {"message": EVIL})
     [record] = failures(caplog)
-    said = logging.Formatter("%(levelname)s %(message)s").format(record)
-    assert set(said) - {"\n"} == {char for char in said if char.isprintable()}
-    first, *others = said.splitlines()
+    formatted = logging.Formatter("%(levelname)s %(message)s").format(record)
+    assert set(formatted) - {"\n"} == {char for char in formatted if char.isprintable()}
+    first, *others = formatted.splitlines()
     assert first.endswith(
         r"ValueError: x\x1b]0;owned\x07\x1b[2J\r\n2026-01-01 00:00:00 INFO all is well\u2028more"
     )
     assert all(line.startswith("    ") for line in others)
 
 
-def test_whatever_is_raised_can_be_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Its class may fail when it is asked for its words."""
+def test_any_exception_can_be_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Its class may raise when it is converted to text."""
     task_service.start_many(RaisesOdd, [{"which": which} for which in ODD_ERRORS])
     records = failures(caplog)
     assert len(records) == len(ODD_ERRORS)
@@ -77,11 +77,11 @@ def test_whatever_is_raised_can_be_logged(caplog: pytest.LogCaptureFixture) -> N
         assert logging.Formatter().format(record)
 
 
-# What reports errors, as the guide configures it.
+# Error reporters, configured as in the guide.
 
 
 def configured(word: str) -> dict[str, Any]:
-    """Run the block of the guide that has a word in it; return what it defines."""
+    """Run the block of the guide with this word, and return its namespace."""
     [text] = [one.text for one in snippets(GUIDE, "python") if word in one.text]
     namespace: dict[str, Any] = {}
     exec(text, namespace)
@@ -89,7 +89,7 @@ def configured(word: str) -> dict[str, Any]:
 
 
 class Kept(Transport):
-    """Keeps what would be sent."""
+    """Records the events instead of sending them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     init = sentry_sdk.init
 
     def init_here(**options: Any) -> None:
-        # Its other integrations patch much that is not of this test.
+        # Its other integrations patch code that this test does not need.
         logs = [LoggingIntegration()]
         init(**options, transport=kept, default_integrations=False, integrations=logs)
 
@@ -116,7 +116,7 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     sentry_sdk.get_global_scope().set_client(None)
 
 
-def test_sentry_gets_exceptions_and_can_tell_them_apart(sentry: Kept) -> None:
+def test_sentry_gets_and_groups_exceptions(sentry: Kept) -> None:
     configured("sentry_sdk.init")
     for task in (Fail, Fail, WrongResult, Quit):
         task_service.start_task(task)
@@ -135,15 +135,15 @@ def test_sentry_gets_exceptions_and_can_tell_them_apart(sentry: Kept) -> None:
     ]
     for event in sentry.events:
         assert event["tags"]["task"] in event["logentry"]["formatted"]
-        # Two classes with wrong results have the same frames.
+        # Two classes with invalid results have the same frames.
         assert event["fingerprint"] == ["{{ default }}", event["tags"]["task"]]
     assert len({event["extra"]["task_id"] for event in sentry.events}) == 4
 
 
-def test_mails_to_admins_have_frames_and_one_subject_for_each_error(settings: Any) -> None:
+def test_admin_mails_have_frames_and_a_subject_per_error(settings: Any) -> None:
     ada = "ada@example.com"
     settings.ADMINS = [ada if django.VERSION >= (6,) else ("Ada", ada)]
-    # Django 6.1 warns where its setting for mail is missing.
+    # Django 6.1 warns if this setting is missing.
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
     handler = configured("AdminEmailHandler")["TaskMails"]()
     handler.setLevel(logging.ERROR)

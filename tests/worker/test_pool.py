@@ -1,4 +1,4 @@
-"""The hands: threads that run user code, and nothing else."""
+"""The pool's threads, which only run user code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pool(delivered: SimpleQueue[Outcome]) -> Iterator[Pool]:
     assert made.join(PATIENCE)
 
 
-def test_it_runs_what_it_is_given(pool: Pool, delivered: SimpleQueue[Outcome]) -> None:
+def test_pool_runs_submitted_tasks(pool: Pool, delivered: SimpleQueue[Outcome]) -> None:
     runs = [made(Add, params={"a": number}) for number in range(10)]
     for run in runs:
         pool.submit(run)
@@ -45,10 +45,10 @@ def test_it_runs_what_it_is_given(pool: Pool, delivered: SimpleQueue[Outcome]) -
     assert all(run.claimed <= run.began < NEVER for run in runs)
 
 
-def test_it_runs_as_many_at_a_time_as_it_has_hands(
+def test_pool_runs_one_task_per_thread_at_a_time(
     pool: Pool, delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two meet at a barrier for two; were there one hand, they never would."""
+    """Two runs meet at a barrier for two. With one thread they never would."""
     meeting = threading.Barrier(2, timeout=PATIENCE)
     monkeypatch.setattr(Echo, "run", lambda *_: meeting.wait() >= 0)
     for _ in range(4):
@@ -56,9 +56,7 @@ def test_it_runs_as_many_at_a_time_as_it_has_hands(
     assert [delivered.get(timeout=PATIENCE).verb for _ in range(4)] == [Verb.COMPLETE] * 4
 
 
-def test_a_hand_survives_whatever_a_task_raises(
-    pool: Pool, delivered: SimpleQueue[Outcome]
-) -> None:
+def test_thread_survives_any_exception(pool: Pool, delivered: SimpleQueue[Outcome]) -> None:
     for _ in range(4):
         pool.submit(made(Quit))
     pool.submit(made(Add, params={"a": 1}))
@@ -66,7 +64,7 @@ def test_a_hand_survives_whatever_a_task_raises(
     assert sorted(verbs) == sorted([Verb.FAIL] * 4 + [Verb.COMPLETE])
 
 
-def test_what_no_hand_has_begun_is_recalled(
+def test_unstarted_runs_are_recalled(
     pool: Pool, delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Semaphore(0), threading.Event()
@@ -90,7 +88,7 @@ def test_what_no_hand_has_begun_is_recalled(
     assert {delivered.get(timeout=PATIENCE).run for _ in running} == set(running)
 
 
-def test_close_does_not_wait_and_join_does(
+def test_close_does_not_wait_but_join_does(
     delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
@@ -104,7 +102,7 @@ def test_close_does_not_wait_and_join_does(
     assert delivered.get(timeout=PATIENCE).verb is Verb.COMPLETE
 
 
-def test_a_task_does_not_keep_the_process() -> None:
+def test_threads_do_not_keep_the_process_alive() -> None:
     pool = Pool(1, lambda _outcome: None)
     hands = [thread for thread in threading.enumerate() if thread.name.startswith("hand-")]
     assert hands
@@ -114,7 +112,7 @@ def test_a_task_does_not_keep_the_process() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_hand_closes_its_connection_after_each_task(
+def test_connection_is_closed_after_each_task(
     delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
@@ -134,10 +132,10 @@ def test_a_hand_closes_its_connection_after_each_task(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_synchronous_calls_of_asyncio_have_a_thread_for_each_run(
+def test_sync_calls_from_asyncio_get_a_thread_per_run(
     pool: Pool, delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a transaction that one leaves open, or a dead connection, is not the next one's."""
+    """So a transaction left open or a broken connection does not reach the next run."""
     used: list[tuple[threading.Thread, BaseDatabaseWrapper]] = []
 
     def leave_open() -> None:
@@ -159,13 +157,13 @@ def test_synchronous_calls_of_asyncio_have_a_thread_for_each_run(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_hand_keeps_its_connection_as_long_as_the_site_says(
+def test_connection_is_kept_for_conn_max_age(
     delivered: SimpleQueue[Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
 
     def use(*_: object) -> None:
-        # Not in the test's own thread, whose connection may be a copy that a worker has made.
+        # Not in the test's own thread, whose connection may be a worker's copy.
         monkeypatch.setitem(connections["default"].settings_dict, "CONN_MAX_AGE", None)
         connections["default"].ensure_connection()
         used.append(connections["default"])

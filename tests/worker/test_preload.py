@@ -34,7 +34,7 @@ class Sweep(BaseTask):
 def until(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, transactional_db: None
 ) -> Iterator[Path]:
-    """The file at which the task module of an app is imported at last."""
+    """The file that lets the import of an app's task module finish."""
     settings.TASK_HEARTBEAT_SECONDS = 0.1
     (tmp_path / "preload_shop").mkdir()
     (tmp_path / "preload_shop" / "__init__.py").touch()
@@ -48,7 +48,7 @@ def until(
         del sys.modules[name]
 
 
-def beats(count: int) -> None:
+def wait_for_beats(count: int) -> None:
     for _ in range(count):
         before = Worker.objects.get().heartbeat_at
         eventually(lambda at=before: Worker.objects.get().heartbeat_at > at, what="it beats")
@@ -60,14 +60,14 @@ def test_task_modules_are_imported_before_the_first_claim(
     waiting = saved(name="preload_shop.tasks.Sweep")
     other = saved(name="tests.tasks.Noop")
     start(hands=2)
-    beats(3)
+    wait_for_beats(3)
     assert set(Task.objects.values_list("status", flat=True)) == {Status.PENDING}
     until.touch()
     assert ends(waiting.pk).result == "swept"
     assert ends(other.pk).status == Status.COMPLETED
 
 
-def test_a_task_module_that_hangs_does_not_keep_a_worker_from_claiming(
+def test_hanging_import_does_not_prevent_claims(
     start: Callable[..., Working],
     until: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""The row by which others see that a worker lives."""
+"""The row that shows others that a worker is alive."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.worker.conftest import Working
 pytestmark = pytest.mark.django_db
 
 
-def test_a_worker_registers() -> None:
+def test_worker_registers() -> None:
     before = timezone.now() - timedelta(seconds=1)
     presence.register(3, ["mail"])
     worker = Worker.objects.get()
@@ -40,7 +40,7 @@ def test_a_worker_registers() -> None:
     assert worker.stopped_at is None
 
 
-def test_its_heart_beats_until_it_leaves() -> None:
+def test_heartbeats_until_the_worker_leaves() -> None:
     worker, other = presence.register(1, []), presence.register(1, [])
     now = timezone.now() + timedelta(seconds=5)
     presence.beat(worker, now)
@@ -55,7 +55,7 @@ def test_its_heart_beats_until_it_leaves() -> None:
 
 @contextmanager
 def held_row(worker: Worker) -> Iterator[None]:
-    """Another session holds a worker's row, where rows can be held."""
+    """Lock a worker's row in another session, if the database has row locks."""
     if connection.vendor == "sqlite":
         yield
         return
@@ -66,7 +66,7 @@ def held_row(worker: Worker) -> Iterator[None]:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_whose_row_is_held_keeps_its_tasks(
+def test_worker_with_a_locked_row_keeps_its_tasks(
     start: Callable[..., Working], reins: Path, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "tasks_app")
@@ -88,8 +88,8 @@ def test_a_worker_whose_row_is_held_keeps_its_tasks(
     assert (task.result, facts(task)[1:]) == ("done", ["task_started", "task_completed"])
 
 
-def test_who_renews_the_lease_of_one_task_is_not_lost() -> None:
-    """Though it is silent, and another of its tasks is overdue: sessions hold both rows."""
+def test_worker_that_renews_one_lease_is_not_lost() -> None:
+    """Even if its heartbeat and another lease are overdue, since other sessions lock those rows."""
     worker = presence.register(2, [])
     held, _ = claimed(worker)
     renewed, _ = claimed(worker)

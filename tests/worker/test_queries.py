@@ -14,8 +14,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 FOR_EVER = "n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 
 
-def test_a_thread_of_a_running_task_is_not_rolled_back() -> None:
-    """It belongs to no run, so nobody can tell whose it is."""
+def test_thread_of_a_running_task_is_not_rolled_back() -> None:
+    """It belongs to no run, so its owner is unknown."""
     begun, done = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -38,10 +38,10 @@ def test_a_thread_of_a_running_task_is_not_rolled_back() -> None:
 @pytest.mark.once
 @pytest.mark.parametrize("rows_unread", [False, True])
 @pytest.mark.parametrize("query_runs", [False, True])
-def test_a_transaction_of_an_ended_task_gives_its_lock_back(
+def test_transaction_of_an_ended_task_releases_its_lock(
     rows_unread: bool, query_runs: bool
 ) -> None:
-    """Whatever its thread is at, and although that thread goes on."""
+    """Whatever its thread is doing, and although the thread continues."""
     begun, done = threading.Event(), threading.Event()
     failed: list[str] = []
 
@@ -67,7 +67,7 @@ def test_a_transaction_of_an_ended_task_gives_its_lock_back(
     try:
         assert begun.wait(30)
         assert end_left_behind([]) == ["left-behind"]
-        # Waits for the lock for as long as the site lets it.
+        # Waits for the lock up to the site's timeout.
         User.objects.create(username="written")
     finally:
         done.set()
@@ -76,8 +76,8 @@ def test_a_transaction_of_an_ended_task_gives_its_lock_back(
     assert [user.username for user in User.objects.all()] == ["written"]
 
 
-def test_a_discarded_connection_does_not_go_back_to_a_pool() -> None:
-    """SQLite has none, and a database in memory would be lost with its connection."""
+def test_discarded_connection_does_not_return_to_a_pool() -> None:
+    """SQLite has no pool, and an in-memory database would be lost with its connection."""
     connection.ensure_connection()
     discard()
     assert connection.is_usable() is (connection.vendor == "sqlite")

@@ -1,4 +1,4 @@
-"""Words and results that the database refuses cost their own task, and nobody else."""
+"""Texts and results that the database refuses affect only their own task."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.worker.conftest import Working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: As a database in SQL_ASCII, which takes any text in a column and refuses escapes in JSON; and
-#: which may refuse its own words, too.
+#: Imitates a database in SQL_ASCII, which stores any text in a column but refuses escapes in JSON.
+#: It may refuse its own error messages too.
 SQLITE = r"""
 CREATE TRIGGER narrow BEFORE INSERT ON tasks_app_taskevent
 WHEN NEW.data LIKE '%\u00ef%' OR NEW.data LIKE '%no place%'
@@ -41,10 +41,10 @@ CREATE TRIGGER narrow BEFORE INSERT ON tasks_app_taskevent
 
 
 @contextmanager
-def narrow(said: str) -> Iterator[None]:
+def narrow(message: str) -> Iterator[None]:
     is_sqlite = connection.vendor == "sqlite"
     with connection.cursor() as cursor:
-        cursor.execute((SQLITE if is_sqlite else POSTGRESQL).replace("{said}", said))
+        cursor.execute((SQLITE if is_sqlite else POSTGRESQL).replace("{said}", message))
     try:
         yield
     finally:
@@ -52,18 +52,18 @@ def narrow(said: str) -> Iterator[None]:
             cursor.execute("DROP TRIGGER narrow" if is_sqlite else "DROP FUNCTION narrow() CASCADE")
 
 
-def test_it_costs_neither_neighbours_nor_the_worker(
+def test_refused_text_affects_neither_neighbours_nor_the_worker(
     start: Callable[..., Working], reins: Path
 ) -> None:
     with narrow("no room for it"):
         working = start(5)
         neighbour = task_service.start_task(Steps, {"reins": reins})
         begins(neighbour.task_id)
-        said = {
+        started_by_kind = {
             how: task_service.start_task(SaysNaive, {"how": how})
             for how in ("progress", "log", "result", "error", "public")
         }
-        ended = {how: ends(started.task_id) for how, started in said.items()}
+        ended = {how: ends(started.task_id) for how, started in started_by_kind.items()}
         assert {how: task.status for how, task in ended.items()} == {
             "progress": Status.COMPLETED,
             "log": Status.COMPLETED,
@@ -90,7 +90,7 @@ def test_it_costs_neither_neighbours_nor_the_worker(
         assert working.end() == 6
 
 
-def test_what_the_database_says_of_it_may_be_refused_as_well(
+def test_error_message_of_the_database_may_be_refused_too(
     start: Callable[..., Working],
 ) -> None:
     with narrow("no place for it"):
@@ -101,7 +101,7 @@ def test_what_the_database_says_of_it_may_be_refused_as_well(
         )
 
 
-def test_a_lost_task_is_taken_back_all_the_same() -> None:
+def test_lost_task_is_rescued_despite_refused_text() -> None:
     odd, _ = claimed(worker(hostname="gone"))
     other, _ = claimed(worker(hostname="gone too"))
     for task, text in ((odd, NAIVE), (other, "plain")):

@@ -1,4 +1,4 @@
-"""When others may be taken for lost, and when not."""
+"""When other workers may be treated as lost."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def lost(settings: Any) -> Task:
     return task
 
 
-def test_who_has_just_come_judges_nobody(lost: Task) -> None:
+def test_new_worker_does_not_rescue(lost: Task) -> None:
     rescuer = Rescuer(100.0)
-    for moment in (100.1, 110.1):
-        rescuer.beat(moment)
+    for now in (100.1, 110.1):
+        rescuer.beat(now)
         assert fresh(lost).status == Status.RUNNING
         assert rescuer.waits
     rescuer.beat(120.1)
@@ -39,24 +39,24 @@ def test_who_has_just_come_judges_nobody(lost: Task) -> None:
     assert not rescuer.waits
 
 
-def test_who_could_not_write_for_long_judges_nobody(lost: Task) -> None:
+def test_worker_that_could_not_write_for_long_does_not_rescue(lost: Task) -> None:
     rescuer = Rescuer(0.0)
     Task.objects.filter(pk=lost.pk).update(lease_expires_at=lost.created_at + timedelta(days=1))
-    for moment in (0.1, 10.1, 20.1):
-        rescuer.beat(moment)
+    for now in (0.1, 10.1, 20.1):
+        rescuer.beat(now)
     lapse(lost, timedelta(hours=1))
-    # A beat 40 seconds late: the database took no writes, from nobody.
-    for moment in (70.0, 80.0):
-        rescuer.beat(moment)
+    # This heartbeat is 40 seconds late: the database took no writes from anybody.
+    for now in (70.0, 80.0):
+        rescuer.beat(now)
         assert fresh(lost).status == Status.RUNNING
     rescuer.beat(90.0)
     assert fresh(lost).status == Status.FAILED
 
 
-def test_a_beat_that_is_a_little_late_is_none_the_worse(lost: Task) -> None:
+def test_slightly_late_heartbeat_does_not_delay_a_rescue(lost: Task) -> None:
     rescuer = Rescuer(0.0)
-    for moment in (0.1, 14.0, 24.0):
-        rescuer.beat(moment)
+    for now in (0.1, 14.0, 24.0):
+        rescuer.beat(now)
     assert fresh(lost).status == Status.FAILED
 
 
@@ -67,7 +67,7 @@ def rest(seconds: float) -> bool:
     return not threading.Event().wait(seconds)
 
 
-def test_without_lapsed_leases_nobody_waits(settings: Any) -> None:
+def test_without_expired_leases_it_does_not_wait(settings: Any) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 60
     saved(Status.RUNNING, worker=worker())
     began = time.monotonic()
@@ -75,7 +75,7 @@ def test_without_lapsed_leases_nobody_waits(settings: Any) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_a_lapsed_lease_has_two_heartbeats_time_to_be_renewed(lost: Task, settings: Any) -> None:
+def test_expired_lease_may_be_renewed_for_two_heartbeats(lost: Task, settings: Any) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 1
     renewed = saved(Status.RUNNING, worker=worker())
     lapse(renewed, timedelta(hours=1))
@@ -92,7 +92,7 @@ def test_a_lapsed_lease_has_two_heartbeats_time_to_be_renewed(lost: Task, settin
     assert fresh(renewed).status == Status.RUNNING
 
 
-def test_time_in_which_nobody_can_write_does_not_count(
+def test_time_without_writes_does_not_count(
     lost: Task, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 0.4
@@ -109,14 +109,14 @@ def test_time_in_which_nobody_can_write_does_not_count(
     assert tries[-1] - tries[0] >= 0.8
 
 
-def test_who_is_told_to_stop_meanwhile_rescues_nobody(lost: Task) -> None:
+def test_stop_request_prevents_the_rescue(lost: Task) -> None:
     assert rescue_from_outside(lambda seconds: False) == 0
     assert fresh(lost).status == Status.RUNNING
 
 
 @pytest.fixture
 def other_lock(settings: Any) -> Iterator[threading.Event]:
-    """Another connection that holds what writers need, until the event is set."""
+    """Another connection holds what writers need until the event is set."""
     release, held = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -140,7 +140,7 @@ def other_lock(settings: Any) -> Iterator[threading.Event]:
     thread.join()
 
 
-def test_it_waits_for_what_a_writer_waits_for(other_lock: threading.Event) -> None:
+def test_probe_waits_like_a_writer(other_lock: threading.Event) -> None:
     wrote = threading.Event()
 
     def write() -> None:
@@ -151,7 +151,7 @@ def test_it_waits_for_what_a_writer_waits_for(other_lock: threading.Event) -> No
     thread = threading.Thread(target=write)
     thread.start()
     on_sqlite = connections["default"].vendor == "sqlite"
-    # Elsewhere rows are locked, and no write but of the same row waits.
+    # Other databases lock rows, and only a write of the same row waits.
     assert wrote.wait(0.5 if on_sqlite else 10) is not on_sqlite
     other_lock.set()
     thread.join(20)

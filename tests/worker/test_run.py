@@ -1,4 +1,4 @@
-"""One attempt under way, as the coordinator sees it."""
+"""One attempt, as the coordinator sees it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks_app.worker.run import NEVER
 from tests.worker.runs import made
 
 
-def test_it_is_claimed_before_it_begins() -> None:
+def test_run_is_claimed_before_it_starts() -> None:
     run = made()
     assert run.claimed <= time.monotonic()
     assert run.began == NEVER
@@ -18,7 +18,7 @@ def test_it_is_claimed_before_it_begins() -> None:
     assert run.deadline == NEVER
 
 
-def test_its_deadline_counts_from_when_it_began() -> None:
+def test_deadline_counts_from_the_start() -> None:
     run = made(timeout_seconds=5.0)
     assert run.deadline == NEVER
     run.began = 100.0
@@ -27,8 +27,8 @@ def test_its_deadline_counts_from_when_it_began() -> None:
     assert run.deadline == NEVER
 
 
-def test_what_was_taken_waits_until_it_is_written() -> None:
-    """A commit may fail: what it was to write goes into the next."""
+def test_taken_updates_wait_until_they_are_written() -> None:
+    """If a commit fails, its updates go into the next one."""
     run = made()
     run.handle.send_progress("one", 0.1)
     run.handle.log("first")
@@ -45,7 +45,7 @@ def test_what_was_taken_waits_until_it_is_written() -> None:
     assert (run.progress, run.lines, run.flush_at) == (None, [], 7.0)
 
 
-def test_it_is_known_by_its_task() -> None:
+def test_run_is_identified_by_its_task() -> None:
     run = made("shop.tasks.Import")
     assert str(run) == f"{run.task.pk} (shop.tasks.Import)"
     assert run.log_extra == {"task_id": str(run.task.pk)}

@@ -1,4 +1,4 @@
-"""When a worker that was told to stop must do what."""
+"""The steps of a worker's shutdown, and their times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def grace(settings: Any) -> float:
     return 10.0
 
 
-def test_nothing_happens_unasked() -> None:
+def test_nothing_happens_without_a_signal() -> None:
     shutdown = Shutdown()
     assert not shutdown.requested
     assert not shutdown.heed(100.0)
@@ -26,7 +26,7 @@ def test_nothing_happens_unasked() -> None:
     assert shutdown.next_step == NEVER
 
 
-def test_the_first_signal_gives_a_grace() -> None:
+def test_first_signal_starts_the_grace() -> None:
     shutdown = Shutdown()
     shutdown.signal()
     assert shutdown.requested
@@ -36,7 +36,7 @@ def test_the_first_signal_gives_a_grace() -> None:
     assert not shutdown.releases(109.9)
 
 
-def test_the_first_signal_is_told_once() -> None:
+def test_first_signal_is_reported_once() -> None:
     shutdown = Shutdown()
     shutdown.signal()
     assert shutdown.heed(100.0)
@@ -53,12 +53,12 @@ def test_after_the_grace_tasks_are_interrupted_once_and_then_released() -> None:
     assert not shutdown.releases(110.0)
     assert shutdown.next_step == 110.0 + STOP_SECONDS
     assert shutdown.releases(110.0 + STOP_SECONDS)
-    # Nothing more to do by itself until it is given up.
+    # No further step until it gives up.
     assert shutdown.next_step == 110.0 + STOP_SECONDS + RELEASE_SECONDS
     assert shutdown.releases(200.0)
 
 
-def test_a_second_signal_skips_the_waits() -> None:
+def test_second_signal_skips_the_waits() -> None:
     shutdown = Shutdown()
     shutdown.signal()
     shutdown.heed(100.0)
@@ -69,7 +69,7 @@ def test_a_second_signal_skips_the_waits() -> None:
     assert shutdown.releases(101.0)
 
 
-def test_two_signals_before_the_first_look_end_at_once() -> None:
+def test_two_early_signals_end_immediately() -> None:
     shutdown = Shutdown()
     shutdown.signal()
     shutdown.signal()
@@ -78,8 +78,8 @@ def test_two_signals_before_the_first_look_end_at_once() -> None:
     assert shutdown.releases(100.0)
 
 
-def test_a_second_signal_puts_nothing_off() -> None:
-    """Nor does a third, or a look that finds that two have come."""
+def test_second_signal_delays_nothing() -> None:
+    """Nor does a third one, or a check that finds two signals."""
     shutdown = Shutdown()
     shutdown.signal()
     shutdown.heed(100.0)
@@ -92,7 +92,7 @@ def test_a_second_signal_puts_nothing_off() -> None:
     assert shutdown.gives_up(101.0 + RELEASE_SECONDS)
 
 
-def test_without_a_grace_tasks_are_interrupted_at_once(settings: Any) -> None:
+def test_without_grace_tasks_are_interrupted_immediately(settings: Any) -> None:
     settings.TASK_SHUTDOWN_GRACE_SECONDS = 0
     shutdown = Shutdown()
     shutdown.signal()
@@ -102,7 +102,7 @@ def test_without_a_grace_tasks_are_interrupted_at_once(settings: Any) -> None:
     assert shutdown.releases(100.0 + STOP_SECONDS)
 
 
-def test_a_release_that_cannot_be_written_is_given_up() -> None:
+def test_release_that_cannot_be_written_is_given_up() -> None:
     shutdown = Shutdown()
     shutdown.signal()
     shutdown.heed(100.0)
