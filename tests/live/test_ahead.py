@@ -1,4 +1,4 @@
-"""A stream opens with a state that may be ahead of the facts: its progress does not go back."""
+"""A stream's opening state may be ahead of the facts; its progress must not go back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def admitted(view: View, task: Task, attempt: int, value: float) -> bool:
 
 
 def facts_since(cursor: Cursor) -> Iterator[wire.Fact]:
-    """What the relay brings next."""
+    """Yield the facts that the relay sends next."""
     until = now()
     for row in cursor.rest(TaskEvent.objects.all(), until):
         yield wire.fact(row, cursor.at(row.pk, until))
@@ -49,7 +49,7 @@ def facts_since(cursor: Cursor) -> Iterator[wire.Fact]:
 
 @pytest.fixture(params=["task", "all"])
 def channels(request: pytest.FixtureRequest) -> list[str]:
-    # Of all, and of one: which one, the test knows only later.
+    # All tasks, or one task that only the test knows.
     return [ALL_TASKS] if request.param == "all" else []
 
 
@@ -59,7 +59,7 @@ def view_of(task: Task, channels: list[str], until: Cursor) -> View:
     return view
 
 
-def test_progress_of_before_the_end_does_not_follow_the_end(channels: list[str]) -> None:
+def test_progress_from_before_the_end_is_not_sent_after_it(channels: list[str]) -> None:
     task, claim = claimed()
     reported(claim, 0.5)
     until = now()
@@ -72,7 +72,7 @@ def test_progress_of_before_the_end_does_not_follow_the_end(channels: list[str])
     assert ended == [True]
 
 
-def test_progress_of_before_the_retry_does_not_follow_it(channels: list[str]) -> None:
+def test_progress_from_before_a_retry_is_not_sent_after_it(channels: list[str]) -> None:
     task, claim = claimed(max_attempts=2)
     reported(claim, 0.5)
     until = now()
@@ -88,7 +88,7 @@ def test_progress_of_before_the_retry_does_not_follow_it(channels: list[str]) ->
     assert admitted(view, task, 2, 0.1)
 
 
-def test_an_end_told_late_does_not_let_progress_go_back(channels: list[str]) -> None:
+def test_late_terminal_fact_does_not_let_progress_go_back(channels: list[str]) -> None:
     task, claim = claimed(max_attempts=2)
     until = now()
     lifecycle.retry({claim: BROKEN})
@@ -102,10 +102,10 @@ def test_an_end_told_late_does_not_let_progress_go_back(channels: list[str]) -> 
     assert admitted(view, task, 2, 0.9)
 
 
-def test_progress_of_a_claim_that_was_released_does_not_pass_for_the_next(
+def test_progress_of_a_released_claim_is_not_taken_for_the_next(
     channels: list[str],
 ) -> None:
-    """Both have the same number of an attempt."""
+    """Both claims have the same attempt number."""
     task, claim = claimed()
     until = now()
     lifecycle.release([claim])
@@ -116,7 +116,7 @@ def test_progress_of_a_claim_that_was_released_does_not_pass_for_the_next(
     assert admitted(view, task, 1, 0.3)
 
 
-def test_a_release_lets_progress_begin_anew(channels: list[str]) -> None:
+def test_release_lets_progress_start_again(channels: list[str]) -> None:
     task, claim = claimed()
     reported(claim, 0.7)
     until = now()
@@ -127,7 +127,7 @@ def test_a_release_lets_progress_begin_anew(channels: list[str]) -> None:
     assert admitted(view, task, 1, 0.1)
 
 
-def test_what_is_of_another_task_waits_for_nothing() -> None:
+def test_other_tasks_are_not_delayed() -> None:
     task, claim = claimed(max_attempts=2)
     until = now()
     lifecycle.retry({claim: BROKEN})

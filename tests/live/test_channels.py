@@ -1,4 +1,4 @@
-"""The names of channels, who may read them, and what a request asks for."""
+"""Channel names, read permissions, and the parameters of a request."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def asked(query: Any = None, user: Any = None, task_id: uuid.UUID | None = None)
     return requested(request, request.user, task_id)
 
 
-# What a stream carries.
+# Selected events.
 
 
 def wanted(query: Any) -> Wanted:
     return Wanted.of(RequestFactory().get("/tasks/stream/", query))
 
 
-def test_a_stream_carries_what_is_asked_for() -> None:
+def test_stream_has_only_selected_events() -> None:
     assert wanted({}) == Wanted(frozenset(EventType.values), results=True)
     asked = wanted({"events": "task_completed,task_failed", "results": "0"})
     assert asked == Wanted(frozenset({"task_completed", "task_failed"}), results=False)
@@ -58,7 +58,7 @@ def test_a_stream_carries_what_is_asked_for() -> None:
         ({"results": "no"}, "results", "results is 1, or 0 to leave results out."),
     ],
 )
-def test_what_no_stream_carries_is_refused(query: Any, field: str, message: str) -> None:
+def test_invalid_selection_is_refused(query: Any, field: str, message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         wanted(query)
     assert str(caught.value).startswith(message)
@@ -69,17 +69,17 @@ def test_what_no_stream_carries_is_refused(query: Any, field: str, message: str)
 
 
 @pytest.mark.parametrize("text", [str(ID), ID.hex, SHORT])
-def test_an_id_is_read_in_each_form(text: str) -> None:
+def test_id_is_read_in_each_form(text: str) -> None:
     assert id_of(text) == ID
 
 
 @pytest.mark.parametrize("text", ["", "x", "7" * 21, "!" * 22, "é" * 22, SHORT + "="])
-def test_what_is_no_id(text: str) -> None:
+def test_invalid_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the request words it
         id_of(text)
 
 
-def test_names() -> None:
+def test_channel_names() -> None:
     assert task_channel(ID) == f"task-{ID}"
     assert owner_channel(7) == "owner-7"
     assert channels_of(ID, 7) == [f"task-{ID}", "owner-7", "tasks"]
@@ -99,7 +99,7 @@ def test_names() -> None:
         ("", None),
     ],
 )
-def test_the_task_of_a_channel(channel: str, task_id: uuid.UUID | None) -> None:
+def test_task_of_a_channel(channel: str, task_id: uuid.UUID | None) -> None:
     assert task_of(channel) == task_id
 
 
@@ -115,12 +115,12 @@ def test_the_task_of_a_channel(channel: str, task_id: uuid.UUID | None) -> None:
         ("", False),
     ],
 )
-def test_which_channels_are_ours(channel: str, ours: bool) -> None:
+def test_own_channels_are_recognized(channel: str, ours: bool) -> None:
     assert is_ours(channel) is ours
     assert TaskChannelManager().is_channel_reliable(channel) is ours
 
 
-# Who may read.
+# Permissions.
 
 
 def permitted(*codenames: str, **fields: Any) -> User:
@@ -132,7 +132,7 @@ def permitted(*codenames: str, **fields: Any) -> User:
 
 
 @pytest.mark.django_db
-def test_who_may_read_what() -> None:
+def test_readable_channels_per_user() -> None:
     ada, bob = permitted(), permitted("cancel_task", "change_task")
     root, viewer = permitted(is_superuser=True), permitted("view_task")
     hers, nobodys = task_channel(saved(owner=ada).pk), task_channel(saved().pk)
@@ -161,7 +161,7 @@ def test_who_may_read_what() -> None:
 
 
 @pytest.mark.django_db
-def test_nobody_reads_what_nobody_owns() -> None:
+def test_task_without_owner_is_hidden_from_ordinary_users() -> None:
     channels = [task_channel(saved().pk), "owner-None", "owner-", ALL_TASKS]
     assert readable(AnonymousUser(), channels) == set()
     assert readable(permitted(), channels) == set()
@@ -169,14 +169,14 @@ def test_nobody_reads_what_nobody_owns() -> None:
 
 
 @pytest.mark.django_db
-def test_an_inactive_user_reads_nothing() -> None:
+def test_inactive_user_reads_nothing() -> None:
     gone = permitted("view_task", is_active=False)
     channels = [task_channel(saved(owner=gone).pk), owner_channel(gone.pk), ALL_TASKS]
     assert readable(gone, channels) == set()
 
 
 @pytest.mark.django_db
-def test_many_tasks_cost_one_query(django_assert_num_queries: Any) -> None:
+def test_number_of_queries_is_constant(django_assert_num_queries: Any) -> None:
     ada = permitted()
     channels = [task_channel(saved(owner=ada).pk) for _ in range(20)]
     ada = User.objects.get(pk=ada.pk)
@@ -184,7 +184,7 @@ def test_many_tasks_cost_one_query(django_assert_num_queries: Any) -> None:
         assert readable(ada, channels) == set(channels)
 
 
-# What a request asks for.
+# Parameters of a request.
 
 
 def test_one_task_by_its_url() -> None:
@@ -201,7 +201,7 @@ def test_tasks_by_their_ids() -> None:
 
 
 @pytest.mark.django_db
-def test_ones_own_and_all() -> None:
+def test_own_tasks_and_all_tasks() -> None:
     ada = permitted()
     assert asked({"mine": "1"}, user=ada) == {owner_channel(ada.pk)}
     assert asked({"all": "1"}) == {ALL_TASKS}
@@ -211,7 +211,7 @@ def test_ones_own_and_all() -> None:
     "query",
     [{}, {"mine": "1", "all": "1"}, {"task": str(ID), "mine": "1"}, {"other": "1"}],
 )
-def test_one_kind_at_a_time(query: dict[str, str]) -> None:
+def test_kinds_of_channels_cannot_be_mixed(query: dict[str, str]) -> None:
     with pytest.raises(BadRequest) as caught:
         asked(query)
     assert str(caught.value) == (
@@ -220,7 +220,7 @@ def test_one_kind_at_a_time(query: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("value", ["7", "", "tasks", f"{ID}0"])
-def test_an_id_must_be_one(value: str) -> None:
+def test_id_must_be_a_uuid(value: str) -> None:
     with pytest.raises(BadRequest) as caught:
         asked({"task": [str(ID), value]})
     assert str(caught.value) == (
@@ -228,7 +228,7 @@ def test_an_id_must_be_one(value: str) -> None:
     )
 
 
-def test_not_too_many(settings: Any) -> None:
+def test_number_of_tasks_is_limited(settings: Any) -> None:
     settings.TASK_STREAM_MAX_TASKS = 3
     ids = [str(uuid.uuid4()) for _ in range(4)]
     assert len(asked({"task": ids[:3] * 2})) == 3
@@ -239,7 +239,7 @@ def test_not_too_many(settings: Any) -> None:
     )
 
 
-def test_the_manager_asks_the_same() -> None:
+def test_channel_manager_reads_the_same_parameters() -> None:
     request = RequestFactory().get("/", {"task": str(ID)})
     request.user = AnonymousUser()
     manager = TaskChannelManager()

@@ -1,4 +1,4 @@
-"""Which facts a viewer has had: by ids alone, and by PostgreSQL's snapshots."""
+"""Cursors: which facts a viewer has had, by ids or by PostgreSQL's snapshots."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ cursors = st.builds(Cursor, st.integers(0, 2**63 - 1)) | st.builds(
         ("7:8:7", snapshot(8, 7)),
     ],
 )
-def test_a_snapshot_is_read_as_postgresql_writes_it(text: str, found: Snapshot) -> None:
+def test_snapshot_is_read_in_postgresqls_format(text: str, found: Snapshot) -> None:
     assert Snapshot.read(text) == found
     assert Snapshot.parse(str(found)) == found
 
 
-def test_of_very_many_transactions_in_progress_some_are_left_for_later() -> None:
-    """So that ids stay short. What is seen is less than there is, and never more."""
+def test_snapshot_of_many_transactions_is_shortened() -> None:
+    """So that ids stay short. The shortened snapshot sees less, never more."""
     listed = list(range(1_000, 9_000, 20))
     found = Snapshot.read(f"1000:2000000000:{','.join(map(str, listed))}")
     assert len(found.in_progress) == IN_PROGRESS_MAX
@@ -63,7 +63,7 @@ def test_of_very_many_transactions_in_progress_some_are_left_for_later() -> None
 @pytest.mark.parametrize(
     ("transaction", "seen"), [(9, True), (10, False), (12, True), (14, False), (20, False)]
 )
-def test_what_a_snapshot_sees(transaction: int, seen: bool) -> None:
+def test_snapshot_sees(transaction: int, seen: bool) -> None:
     assert snapshot(20, 10, 14).sees(transaction) is seen
 
 
@@ -71,7 +71,7 @@ def test_what_a_snapshot_sees(transaction: int, seen: bool) -> None:
 
 
 @given(cursors)
-def test_a_cursor_is_its_text(cursor: Cursor) -> None:
+def test_cursor_survives_its_text_form(cursor: Cursor) -> None:
     assert Cursor.parse(str(cursor)) == cursor
 
 
@@ -83,7 +83,7 @@ def test_a_cursor_is_its_text(cursor: Cursor) -> None:
         (Cursor(7, snapshot(30, 21, 20), snapshot(30, 21, 20), "ab"), "7@1e.9.1@@ab"),
     ],
 )
-def test_the_text_of_a_cursor(cursor: Cursor, text: str) -> None:
+def test_text_of_a_cursor(cursor: Cursor, text: str) -> None:
     assert str(cursor) == text
     assert Cursor.parse(text) == cursor
 
@@ -91,21 +91,21 @@ def test_the_text_of_a_cursor(cursor: Cursor, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "7@", "7@1", "7@1@", "7@a:b:@c:d:", "7@1.2@@", "7@x@@", "7@1@1@@", "7@-1@@"]
 )
-def test_what_is_no_cursor(text: str) -> None:
+def test_invalid_cursor_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the endpoint words it
         Cursor.parse(text)
 
 
 @pytest.mark.parametrize("text", ["7@20:20:@21:30:21", "7@1:30:4,9@1:30:4,9"])
-def test_an_id_of_an_earlier_version_is_of_another_history(text: str) -> None:
-    """It resumes nothing, and is no error: a page may be open while a site is deployed."""
+def test_id_of_an_earlier_version_belongs_to_another_history(text: str) -> None:
+    """It is no error, but nothing is resumed: a page may be open during a deploy."""
     assert not Cursor(9, snapshot(50), snapshot(50)).continues(Cursor.parse(text))
 
 
-# Of which history.
+# Continuity.
 
 
-def test_what_continues_a_history() -> None:
+def test_continues() -> None:
     then = Cursor(7, snapshot(20), snapshot(30, 21), "ab")
     now = Cursor(9, snapshot(30), snapshot(30), "ab")
     assert now.continues(then)
@@ -117,16 +117,16 @@ def test_what_continues_a_history() -> None:
     assert now.continues(Cursor(0))
 
 
-# What a cursor covers.
+# Coverage.
 
 
-def test_ids_say_it_all_where_transactions_take_turns() -> None:
+def test_ids_suffice_without_snapshots() -> None:
     cursor = Cursor(7)
     assert [cursor.covers(number, None) for number in (6, 7, 8)] == [True, True, False]
 
 
-def test_a_late_transaction_is_not_covered_by_a_greater_id() -> None:
-    """Transaction 15 drew the ids 1 and 2, and committed after 16 with its id 3 was sent."""
+def test_late_transaction_is_not_covered_by_a_greater_id() -> None:
+    """Transaction 15 took the ids 1 and 2, and committed after id 3 of transaction 16 was sent."""
     cursor = Cursor(3, snapshot(15), snapshot(17, 15))
     assert cursor.covers(3, 16)
     assert not cursor.covers(1, 15)
@@ -135,7 +135,7 @@ def test_a_late_transaction_is_not_covered_by_a_greater_id() -> None:
     assert not cursor.covers(1, 17)
 
 
-def test_within_a_batch_ids_tell_how_far_it_went() -> None:
+def test_position_within_a_batch_counts_by_id() -> None:
     before, until = Cursor(5, snapshot(15), snapshot(15)), Cursor(9, snapshot(20), snapshot(20))
     had = before.at(7, until)
     assert [had.covers(number, 16) for number in (6, 7, 8)] == [True, True, False]
@@ -143,8 +143,8 @@ def test_within_a_batch_ids_tell_how_far_it_went() -> None:
 
 
 @given(st.data())
-def test_the_earliest_covers_nothing_that_one_of_them_does_not(data: st.DataObject) -> None:
-    """Of one database, whose snapshots see more and more."""
+def test_earliest_covers_only_what_all_cover(data: st.DataObject) -> None:
+    """The cursors are from one database, whose later snapshots see more."""
     history = [snapshot(10, 4, 7), snapshot(12, 7, 10, 11), snapshot(12, 7), snapshot(14)]
     index = st.integers(0, 3)
 
@@ -162,19 +162,19 @@ def test_the_earliest_covers_nothing_that_one_of_them_does_not(data: st.DataObje
 
 
 @given(cursors)
-def test_the_beginning_covers_nothing(cursor: Cursor) -> None:
+def test_beginning_covers_nothing(cursor: Cursor) -> None:
     beginning = cursor.beginning()
     assert (beginning.before is None) == (cursor.before is None)
     assert not beginning.covers(1, None if cursor.before is None else 1)
 
 
-# As a query.
+# Queries.
 
 
 @pytest.mark.django_db
 @given(st.data())
-def test_the_query_agrees_with_what_is_covered(data: st.DataObject) -> None:
-    """`rest` is what one cursor does not cover and the other does."""
+def test_query_matches_coverage(data: st.DataObject) -> None:
+    """`rest` selects what one cursor does not cover and the other does."""
     ids = list(TaskEvent.objects.values_list("pk", flat=True))
     if not ids:
         task = saved()
@@ -205,7 +205,7 @@ def test_the_query_agrees_with_what_is_covered(data: st.DataObject) -> None:
 
 
 @pytest.mark.django_db
-def test_the_query_by_ids_alone() -> None:
+def test_query_by_ids_alone() -> None:
     events = [enqueued().events.get().pk for _ in range(4)]
     found = Cursor(events[0]).rest(TaskEvent.objects.all(), Cursor(events[2]))
     assert [event.pk for event in found] == events[1:3]
@@ -215,7 +215,7 @@ def test_the_query_by_ids_alone() -> None:
 
 
 @pytest.mark.django_db
-def test_now_is_what_is_committed() -> None:
+def test_now_covers_what_is_committed() -> None:
     now = Cursor.now("default")
     assert now.id == 0
     assert (now.before is None) is (connection.vendor != "postgresql")
@@ -224,10 +224,10 @@ def test_now_is_what_is_committed() -> None:
 
 
 @pytest.mark.django_db
-def test_a_database_that_tells_no_timeline_has_cursors_too(
+def test_database_without_timeline_has_cursors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also within a transaction, which the refusal must not spoil."""
+    """Even in a transaction, which the refused query must not break."""
     for known in ("_spoken", "_silent"):
         monkeypatch.setattr(cursor_module, known, set())
     if connection.vendor == "postgresql":
@@ -244,7 +244,7 @@ def test_a_database_that_tells_no_timeline_has_cursors_too(
 
 @pytest.mark.django_db(transaction=True)
 def test_each_fact_comes_once_however_late_it_commits() -> None:
-    """A transaction draws its ids first and commits last; on SQLite it makes the others wait."""
+    """A transaction takes its ids first and commits last. On SQLite it makes the others wait."""
     wrote, go_on = threading.Event(), threading.Event()
 
     def late() -> None:

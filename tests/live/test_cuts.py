@@ -1,4 +1,4 @@
-"""A viewer who is cut off anywhere and resumes misses nothing and gets nothing twice."""
+"""A viewer that is cut off at any point and resumes misses nothing and gets nothing twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Running:
-    """A task that runs in attempt after attempt, and whose progress grows through all of them."""
+    """A task that runs attempt after attempt, and whose progress grows through all of them."""
 
     def __init__(self, owner: User) -> None:
         self.task, self.claim = claimed(owner=owner, max_attempts=99)
@@ -93,10 +93,10 @@ class Client:
         max_size=6,
     ),
 )
-def test_wherever_a_viewer_is_cut_off(
+def test_viewer_cut_off_at_any_point(
     kinds: frozenset[str], by_owner: bool, steps: list[tuple[int, str, float | None]]
 ) -> None:
-    Task.objects.all().delete()  # An example that failed leaves its tasks.
+    Task.objects.all().delete()  # A failed example leaves its tasks.
     owner = User.objects.create_user(uuid.uuid4().hex)
     both = [Running(owner), Running(owner)]
     pks = [running.task.pk for running in both]

@@ -1,4 +1,4 @@
-"""From a request to a stream, or to the reason why there is none."""
+"""The endpoint: from a request to a stream, or to an error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def answered(
     return async_to_sync(go)()
 
 
-def test_a_stream_is_one(ada: User) -> None:
+def test_request_opens_a_stream(ada: User) -> None:
     found = answered(ada, task_id=enqueued(owner=ada).pk)
     assert (found.status, found.headers["Content-Type"]) == (HTTPStatus.OK, "text/event-stream")
 
@@ -56,7 +56,7 @@ def test_a_stream_is_one(ada: User) -> None:
     ],
 )
 @pytest.mark.parametrize("by", ["header", "query"])
-def test_what_is_no_id_of_a_stream_is_refused(ada: User, last: str, by: str) -> None:
+def test_invalid_last_event_id_is_refused(ada: User, last: str, by: str) -> None:
     task = enqueued(owner=ada)
     if by == "header":
         found = answered(ada, task_id=task.pk, **{"Last-Event-ID": last})
@@ -79,20 +79,20 @@ def test_what_is_no_id_of_a_stream_is_refused(ada: User, last: str, by: str) -> 
         f"{'9' * 30}@1:9:@1:9:",
     ],
 )
-def test_a_number_that_no_database_has_is_no_trouble(ada: User, last: str) -> None:
-    """Nobody gave it as an id; whether it is taken or refused, it is answered."""
+def test_numbers_beyond_the_databases_range_are_handled(ada: User, last: str) -> None:
+    """The server never sent such an id. It may be accepted or refused, but must not fail."""
     found = answered(ada, task_id=enqueued(owner=ada).pk, **{"Last-Event-ID": last})
     assert found.status in (HTTPStatus.OK, HTTPStatus.BAD_REQUEST)
 
 
-def test_who_had_everything_is_told_so(ada: User) -> None:
+def test_viewer_that_had_everything_gets_204(ada: User) -> None:
     task = ended(Status.COMPLETED, owner=ada)
     last = task.events.latest("id").pk
     found = answered(ada, task_id=task.pk, **{"Last-Event-ID": f"{last}"})
     assert (found.status, found.text) == (HTTPStatus.NO_CONTENT, "")
 
 
-def test_of_several_ids_the_earliest_counts(ada: User) -> None:
+def test_earliest_of_several_ids_counts(ada: User) -> None:
     task = ended(Status.COMPLETED, owner=ada)
     newest = task.events.latest("id").pk
     had = answered(ada, {"lastEventId": [newest, newest]}, task.pk)
@@ -102,17 +102,17 @@ def test_of_several_ids_the_earliest_counts(ada: User) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD"])
-def test_streams_are_read_by_get(ada: User, method: str) -> None:
+def test_only_get_is_allowed(ada: User, method: str) -> None:
     found = answered(ada, task_id=enqueued(owner=ada).pk, method=method)
     assert (found.status, found.headers["Allow"]) == (HTTPStatus.METHOD_NOT_ALLOWED, "GET")
 
 
-def test_who_is_not_logged_in_watches_nothing(ada: User) -> None:
+def test_anonymous_user_is_refused(ada: User) -> None:
     found = answered(AnonymousUser(), task_id=enqueued(owner=ada).pk)
     assert (found.status, found.text) == (HTTPStatus.FORBIDDEN, "Log in to watch tasks.")
 
 
-def test_what_is_anothers_is_not_there(ada: User) -> None:
+def test_other_users_task_is_not_found(ada: User) -> None:
     found = answered(User.objects.create_user("bob"), task_id=enqueued(owner=ada).pk)
     assert found.status == HTTPStatus.NOT_FOUND
     assert answered(ada, {"all": "1"}).status == HTTPStatus.NOT_FOUND

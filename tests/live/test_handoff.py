@@ -1,4 +1,4 @@
-"""What a site answers when it is asked again who may read an open stream."""
+"""The answer of a site that is asked again who may read an open stream."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ Ask = Callable[[], set[str]]
 
 @pytest.fixture(params=["/tasks/stream/", "/api/tasks/stream"])
 def ask(ada: User, request: pytest.FixtureRequest) -> Ask:
-    """Ask for the rights of a request for all that is hers, at either door."""
+    """Ask again for the rights of a request for Ada's own tasks, with both kinds of URLs."""
     client = Client()
     client.force_login(ada)
     scope = AsyncRequestFactory()._base_scope(path=request.param, query_string="mine=1")
     cookie = f"sessionid={client.session.session_key}"
     scope["headers"] = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
-    # Made here, so that it goes by the settings of the test.
+    # Created here, so that it uses the test's settings.
     return lambda: async_to_sync(ask_again)(ASGIHandler(), scope)
 
 
 @pytest.mark.parametrize("middleware", ["closed", "replacing"])
-def test_a_page_in_place_of_the_view_grants_nothing(
+def test_other_response_than_the_views_grants_nothing(
     ada: User, ask: Ask, settings: Any, middleware: str
 ) -> None:
-    """Whatever its status: maintenance answers 503, terms to agree to answer 200."""
+    """Whatever its status: a maintenance page has 503, a page with new terms has 200."""
     assert ask() == {owner_channel(ada.pk)}
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"tests.site_middleware.{middleware}"]
     assert ask() == set()
 
 
 @pytest.mark.parametrize("at", ["user", "rights"])
-def test_a_database_that_is_away_decides_nothing(
+def test_unavailable_database_decides_nothing(
     ask: Ask, at: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And is no line of the log: each open stream asks again, for as long as it is away."""
+    """And nothing is logged, because each open stream asks again as long as it lasts."""
     take_away(monkeypatch, at)
     with pytest.raises(OperationalError, match="who may still read"):
         ask()

@@ -1,4 +1,4 @@
-"""Which pages of other origins may read streams."""
+"""Which other origins may read streams."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ OURS, OTHER, STRANGER = "https://app.example", "https://other.example", "https:/
     ],
 )
 @pytest.mark.parametrize("setting", ["EVENTSTREAM_ALLOW_ORIGIN", "EVENTSTREAM_ALLOW_ORIGINS"])
-def test_the_origin_of_a_request_decides(
+def test_origin_of_a_request_decides(
     settings: Any, setting: str, allowed: Any, origin: str | None, expected: str | None, vary: str
 ) -> None:
-    """Whatever the referrer says: pages of Django's send none to another origin."""
+    """Whatever the Referer says: Django's pages send none to other origins."""
     settings.EVENTSTREAM_ALLOW_ORIGIN = ""
     setattr(settings, setting, allowed)
     headers = {"Referer": f"{OURS}/", **({"Origin": origin} if origin else {})}
@@ -44,7 +44,7 @@ def test_the_origin_of_a_request_decides(
 
 
 @pytest.mark.parametrize("path", ["/tasks/stream/", "/api/tasks/stream"])
-def test_a_preflight_is_answered(settings: Any, path: str) -> None:
+def test_preflight_is_answered(settings: Any, path: str) -> None:
     settings.EVENTSTREAM_ALLOW_ORIGINS = [OURS]
     settings.EVENTSTREAM_ALLOW_CREDENTIALS = True
     settings.EVENTSTREAM_ALLOW_HEADERS = "Authorization, Last-Event-ID"
@@ -53,12 +53,12 @@ def test_a_preflight_is_answered(settings: Any, path: str) -> None:
         "Access-Control-Request-Headers": "authorization",
     }
     ask = async_to_sync(AsyncClient().options)
-    told = {
+    cors_headers = {
         name: value
         for name, value in ask(path, headers={"Origin": OURS, **asked}).headers.items()
         if name.startswith("Access-Control")
     }
-    assert told == {
+    assert cors_headers == {
         "Access-Control-Allow-Origin": OURS,
         "Access-Control-Allow-Credentials": "true",
         "Access-Control-Allow-Methods": "GET",

@@ -1,4 +1,4 @@
-"""What the relay reads, passes on, and survives."""
+"""What the relay reads, sends, and survives."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ async def until_said(log: pytest.LogCaptureFixture, text: str) -> None:
             await asyncio.sleep(0.01)
 
 
-# What it survives.
+# Errors.
 
 
-def test_a_fact_that_cannot_be_encoded_is_left_out(
+def test_fact_that_cannot_be_encoded_is_skipped(
     ada: User, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a newer worker may write one that this process does not know."""
+    """A newer worker may write a fact that this process does not know."""
     task, claim = claimed(owner=ada)
 
     def write() -> None:
@@ -84,10 +84,10 @@ def test_a_fact_that_cannot_be_encoded_is_left_out(
     assert record.exc_info
 
 
-def test_it_goes_on_after_an_error(
+def test_relay_continues_after_an_error(
     ada: User, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of whatever kind, while it reads: what it had not read yet, it reads again."""
+    """After any error during a read, it reads again what it has not read yet."""
     task, claim = claimed(owner=ada)
     real = _Feed._running
     faults = [RuntimeError("once"), RuntimeError("twice")]
@@ -110,16 +110,18 @@ def test_it_goes_on_after_an_error(
     assert len(said(caplog, "The relay stumbled; next try in 0.01 s")) == 2
 
 
-def test_very_much_at_once_is_read_by_each_viewer_itself(
+def test_very_many_facts_are_read_by_each_viewer(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else one transaction that starts very many tasks would fill the memory of every process."""
+    """Otherwise one transaction with very many starts would fill every process's memory."""
     monkeypatch.setattr(relay_module, "NEWS_MAX", 5)
     task, claim = claimed(owner=ada)
-    told = []
+    sent_counts = []
     tell = _Feed._tell
     monkeypatch.setattr(
-        _Feed, "_tell", lambda feed, news, *rest: told.append(len(news)) or tell(feed, news, *rest)
+        _Feed,
+        "_tell",
+        lambda feed, news, *rest: sent_counts.append(len(news)) or tell(feed, news, *rest),
     )
 
     def write() -> None:
@@ -137,13 +139,13 @@ def test_very_much_at_once_is_read_by_each_viewer_itself(
     watching = async_to_sync(watch)()
     facts_seen = [kind for kind in watching.types if kind != "task_status"]
     assert facts_seen == ["task_log"] * 20 + ["task_completed"]
-    assert max(told) <= 5
+    assert max(sent_counts) <= 5
 
 
-def test_an_error_while_sending_loses_nothing(
+def test_error_during_sending_loses_nothing(
     ada: User, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each viewer is told the state, and reads from the database what it has not had."""
+    """Each viewer gets the state, and reads what it has not had from the database."""
     task, claim = claimed(owner=ada)
     real = wire.fact
     faults = [RuntimeError("at the second")]
@@ -170,15 +172,15 @@ def test_an_error_while_sending_loses_nothing(
 
 
 @pytest.mark.parametrize("lost", [{"timeline": "lost"}, {"ahead": 300}])
-def test_streams_open_anew_after_a_failover(
+def test_streams_reopen_after_a_failover(
     ada: User, lost: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To a promoted standby, or to a copy that knows of fewer transactions."""
+    """To a promoted standby, or to a copy that knows fewer transactions."""
     task, claim = claimed(owner=ada)
     real = Cursor.now
 
     def before(using: str) -> Cursor:
-        """As the lost server had it. SQLite has no such thing."""
+        """Return the cursor of the lost server. On SQLite there is no difference."""
         now = real(using)
         if now.before is None:
             return now
@@ -197,17 +199,15 @@ def test_streams_open_anew_after_a_failover(
         return watching, again
 
     watching, again = async_to_sync(watch)()
-    anew = ["task_status"] if connection.vendor == "postgresql" else []
-    assert watching.types == ["task_status", *anew, "task_completed"]
+    reopened = ["task_status"] if connection.vendor == "postgresql" else []
+    assert watching.types == ["task_status", *reopened, "task_completed"]
     assert again.types == ["task_status", "task_completed"]
     resumable = Cursor.parse(watching.seen[-1].id)
     assert real("default").continues(resumable)
 
 
-def test_who_resumes_where_the_relay_has_not_been_waits_for_it(
-    ada: User, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another process sent the event already; the relay of this one must not send it again."""
+def test_viewer_ahead_of_the_relay_waits_for_it(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has sent the event already. This process's relay must not send it again."""
     task, claim = claimed(owner=ada)
     reads, go_on = threading.Event(), threading.Event()
     real = _Feed._read
@@ -237,7 +237,7 @@ def test_who_resumes_where_the_relay_has_not_been_waits_for_it(
     assert async_to_sync(watch)().types == ["task_status", "task_completed"]
 
 
-def test_it_ends_with_the_last_stream(ada: User) -> None:
+def test_relay_ends_with_the_last_stream(ada: User) -> None:
     task = enqueued(owner=ada)
 
     async def watch() -> None:
@@ -250,13 +250,14 @@ def test_it_ends_with_the_last_stream(ada: User) -> None:
     assert get_listener_manager().listeners_by_channel == {}
 
 
-# What it reads.
+# Reads.
 
 
 @contextmanager
 def listening(*channels: str) -> Iterator[Listener]:
     listener = Listener()
-    listener.loop = asyncio.new_event_loop()  # Never run: only what was queued matters here.
+    # The loop never runs: only what was queued matters here.
+    listener.loop = asyncio.new_event_loop()
     listener.channels = set(channels)
     get_listener_manager().add_listener(listener)
     try:
@@ -286,10 +287,10 @@ def reads_data(queries: CaptureQueriesContext) -> list[str]:
 
 
 @pytest.mark.parametrize("most", [5_000, 0])
-def test_a_feed_that_was_stopped_sends_nothing_beside_its_successor(
+def test_stopped_feed_sends_nothing(
     feed: _Feed, ada: User, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """It may be in the middle of a pass when the next listener comes."""
+    """It may be in the middle of a pass when the next listener attaches."""
     monkeypatch.setattr(relay_module, "NEWS_MAX", most)
     claimed(owner=ada)
     feed.stop()
@@ -299,7 +300,7 @@ def test_a_feed_that_was_stopped_sends_nothing_beside_its_successor(
     assert not listener.overflow
 
 
-def test_what_nobody_listens_to_is_not_read(feed: _Feed) -> None:
+def test_facts_without_listeners_are_not_read(feed: _Feed) -> None:
     for _ in range(3):
         enqueued()
     with CaptureQueriesContext(connection) as queries:
@@ -311,8 +312,8 @@ def test_what_nobody_listens_to_is_not_read(feed: _Feed) -> None:
 
 
 @pytest.mark.once
-def test_a_pass_holds_one_large_fact_at_a_time(feed: _Feed, ada: User) -> None:
-    """However many there are: beside it, only what listeners' queues keep is in memory."""
+def test_pass_holds_one_large_fact_at_a_time(feed: _Feed, ada: User) -> None:
+    """However many there are: otherwise only what listeners' queues keep is in memory."""
     _, claim = claimed(owner=ada)
     lifecycle.log({claim: [LogLine("info", "x" * 200_000) for _ in range(60)]})
     with listening(owner_channel(ada.pk)) as listener:
@@ -324,12 +325,12 @@ def test_a_pass_holds_one_large_fact_at_a_time(feed: _Feed, ada: User) -> None:
             tracemalloc.stop()
     assert listener.overflow
     assert len(got(listener)) == 10
-    # Each fact is twice in the queue: as data, and as the bytes that are sent.
+    # Each fact is in the queue twice: as data, and as the bytes to send.
     assert peak < (10 * 2 + 10) * 200_000
 
 
 @pytest.mark.parametrize("kind", ["task", "owner", "all"])
-def test_what_somebody_listens_to_is_read_once(feed: _Feed, ada: User, kind: str) -> None:
+def test_facts_with_listeners_are_read_once(feed: _Feed, ada: User, kind: str) -> None:
     tasks = [enqueued(), enqueued(owner=ada), enqueued()]
     channel, heard = {
         "task": (task_channel(tasks[1].pk), tasks[1:2]),
@@ -348,8 +349,8 @@ def test_what_somebody_listens_to_is_read_once(feed: _Feed, ada: User, kind: str
     assert others == []
 
 
-def test_who_attaches_while_facts_are_read_misses_none(feed: _Feed, ada: User) -> None:
-    """Either the relay sends it, or its cursor says that the database is to be asked."""
+def test_listener_attached_during_a_read_misses_nothing(feed: _Feed, ada: User) -> None:
+    """Either the relay sends the fact, or its cursor says that the viewer must read it."""
     heard, late = enqueued(owner=ada), enqueued(owner=ada)
     attached: list[tuple[Listener, Cursor]] = []
 
@@ -370,7 +371,7 @@ def test_who_attaches_while_facts_are_read_misses_none(feed: _Feed, ada: User) -
     assert sent == [fact.pk] or cursor.covers(fact.pk, fact.transaction)
 
 
-def test_the_events_of_a_task_that_was_removed_are_left_out(feed: _Feed, ada: User) -> None:
+def test_events_of_a_removed_task_are_skipped(feed: _Feed, ada: User) -> None:
     task = enqueued(owner=ada)
     with listening(ALL_TASKS) as listener:
         TaskEvent.objects.all().delete()

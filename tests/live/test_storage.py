@@ -1,4 +1,4 @@
-"""django-eventstream's storage, over the facts that the lifecycle wrote."""
+"""django-eventstream's storage on top of the facts that the lifecycle wrote."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def ids(storage: TaskEventStorage, channel: str, last_id: int = 0, limit: int = 
     return [int(event.id) for event in storage.get_events(channel, last_id, limit)]
 
 
-def test_the_site_is_configured_with_it() -> None:
+def test_site_is_configured_with_this_storage() -> None:
     assert isinstance(get_storage(), TaskEventStorage)
 
 
-def test_each_channel_carries_its_facts(storage: TaskEventStorage) -> None:
+def test_each_channel_has_its_facts(storage: TaskEventStorage) -> None:
     ada = User.objects.create(username="ada")
     hers, other = ended(Status.COMPLETED, owner=ada), enqueued()
     of_hers = list(TaskEvent.objects.filter(task=hers).values_list("pk", flat=True))
@@ -49,7 +49,7 @@ def test_each_channel_carries_its_facts(storage: TaskEventStorage) -> None:
         assert storage.get_current_id(channel) == max(expected, default=0)
 
 
-def test_it_goes_on_after_an_id_in_order_up_to_a_limit(storage: TaskEventStorage) -> None:
+def test_events_after_an_id_in_order_up_to_a_limit(storage: TaskEventStorage) -> None:
     task = ended(Status.FAILED)
     first, second, third = ids(storage, task_channel(task.pk))
     assert first < second < third
@@ -58,7 +58,7 @@ def test_it_goes_on_after_an_id_in_order_up_to_a_limit(storage: TaskEventStorage
     assert ids(storage, ALL_TASKS, 0, 2) == [first, second]
 
 
-def test_an_event_is_told_as_in_a_stream(storage: TaskEventStorage) -> None:
+def test_event_has_the_same_form_as_in_a_stream(storage: TaskEventStorage) -> None:
     task = enqueued()
     [event] = storage.get_events(task_channel(task.pk), 0)
     assert (event.channel, event.type) == (task_channel(task.pk), "task_queued")
@@ -67,7 +67,7 @@ def test_an_event_is_told_as_in_a_stream(storage: TaskEventStorage) -> None:
     assert message["task_id"] == str(task.pk)
 
 
-def test_nothing_is_appended_past_the_lifecycle(storage: TaskEventStorage) -> None:
+def test_append_is_refused(storage: TaskEventStorage) -> None:
     task = enqueued()
     with pytest.raises(TypeError) as caught:
         storage.append_event(task_channel(task.pk), "task_completed", {})

@@ -1,4 +1,4 @@
-"""What one viewer is sent, and when the stream ends."""
+"""What a viewer is sent, and when its stream ends."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def opened(view: View, resumed: Cursor | None = None) -> list[str]:
     return [event.type for event in parsed(opening)]
 
 
-# Who was away for long.
+# A long absence.
 
 
-def test_who_was_away_is_told_all_in_bounded_pieces(
+def test_long_absence_is_replayed_in_bounded_pieces(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much it is: a step reads one page, and the next is read when that one is taken."""
+    """However much it is: a step reads one page, and reads the next when that one is taken."""
     monkeypatch.setattr(pages_module, "SIZES_MAX", 7)
     start = now()
     _, claim = claimed(owner=ada)
@@ -88,23 +88,23 @@ def test_who_was_away_is_told_all_in_bounded_pieces(
         assert kinds == ["task_queued", "task_started", *["task_log"] * 40, "task_completed"]
         large = [piece for piece in sent if len(piece) > PAGE_BYTES * 1.2]
         assert all(b'"y' in piece for piece in large), [len(piece) for piece in large]
-        # The state and the end of the one task that has a large result, each by itself.
+        # The state and the end of the only task with a large result, each alone.
         assert all(len(parsed(piece)) == 1 for piece in large)
         assert len(sent) > 5
 
 
-def test_who_is_slow_is_sent_what_it_missed_and_no_state_again(ada: User) -> None:
+def test_slow_viewer_gets_what_it_missed_without_the_state(ada: User) -> None:
     (_, first), (_, second) = claimed(owner=ada), claimed(owner=ada)
     view = View([owner_channel(ada.pk)])
     until = now()
     assert opened(view) == ["task_status"] * 2
     lifecycle.log({first: [LogLine("info", "said")]})
     lifecycle.report({first: TaskProgressUpdate(text="", value=0.5)})
-    assert view.had.id == until.id  # Others of this cluster may have committed meanwhile.
+    assert view.had.id == until.id  # Others on this PostgreSQL server may have committed too.
     missed = parsed(b"".join(view.catch_up(now(), progress=True)))
     assert [event.type for event in missed] == ["task_log", "progress_update"]
     assert not any(view.catch_up(now(), progress=True))
-    # Of an attempt whose beginning is yet to be told, nothing is told before it.
+    # Nothing about an attempt is sent before the fact that it started.
     until = now()
     lifecycle.release([second])
     Task.objects.filter(pk=second.task_id).update(run_after=timezone.now() - timedelta(days=1))
@@ -115,7 +115,7 @@ def test_who_is_slow_is_sent_what_it_missed_and_no_state_again(ada: User) -> Non
     assert [event.type for event in missed] == ["task_queued", "task_started", "progress_update"]
 
 
-# Who is cut off in the middle.
+# Cuts.
 
 
 def snapshot(xmax: int, *in_progress: int) -> Snapshot:
@@ -128,10 +128,10 @@ def replayed(
     return list(itertools.chain.from_iterable(had.replay(facts, until)))
 
 
-def test_nothing_comes_twice_or_out_of_order_wherever_a_viewer_is_cut_off() -> None:
-    """Transaction 100 drew the id 11 and committed after those with 12 to 14 were sent.
+def test_nothing_comes_twice_or_out_of_order_after_any_cut() -> None:
+    """Transaction 100 took the id 11 and committed after ids 12 to 14 were sent.
 
-    The viewer is cut off in the first batch, and again in what is replayed.
+    The viewer is cut off in the first batch, and again during the replay.
     """
     late, other = saved(), saved()
     rows = [(11, late, 100), (12, other, 101), (13, other, 102), (14, other, 103), (15, late, 108)]
@@ -163,7 +163,7 @@ def test_nothing_comes_twice_or_out_of_order_wherever_a_viewer_is_cut_off() -> N
         assert sent.index(11) < sent.index(15), (cuts, sent)
 
 
-def test_what_came_late_follows_the_batch_that_was_cut() -> None:
+def test_late_facts_follow_the_interrupted_batch() -> None:
     task, other = saved(), saved()
     for number, of, transaction in ((10, other, 100), (11, task, 101), (12, task, 102)):
         TaskEvent.objects.create(
@@ -182,11 +182,11 @@ def test_what_came_late_follows_the_batch_that_was_cut() -> None:
         assert [row.pk for row, _ in rest] == [12, 10][position:]
 
 
-# What is wanted.
+# Selected events.
 
 
-def test_a_stream_carries_no_more_than_is_wanted(ada: User) -> None:
-    """Of what it opens with, of what the relay brings, and of what it reads afterwards."""
+def test_stream_sends_only_selected_events(ada: User) -> None:
+    """In the opening, from the relay, and in what it reads afterwards."""
     wanted = Wanted(frozenset({"task_status", "task_completed", "progress_update"}), results=False)
     (running, claim), (done, ended) = claimed(owner=ada), claimed(owner=ada)
     lifecycle.complete({ended: "y" * 1_000})
@@ -208,7 +208,7 @@ def test_a_stream_carries_no_more_than_is_wanted(ada: User) -> None:
     assert not any("result" in event.data for event in watching.seen)
 
 
-def test_a_view_ends_though_no_end_is_wanted(ada: User) -> None:
+def test_view_ends_even_if_no_terminal_event_is_selected(ada: User) -> None:
     task, claim = claimed(owner=ada)
     view = View([task_channel(task.pk)], Wanted(frozenset({"task_log"})))
     assert opened(view) == []
@@ -219,10 +219,10 @@ def test_a_view_ends_though_no_end_is_wanted(ada: User) -> None:
     assert view.ended
 
 
-# Narrowing.
+# Reduced rights.
 
 
-def test_a_view_of_tasks_ends_with_the_last_that_may_be_read(ada: User) -> None:
+def test_view_of_tasks_ends_with_the_last_readable_one(ada: User) -> None:
     first, second = enqueued(owner=ada), enqueued(owner=ada)
     channels = [task_channel(task.pk) for task in (first, second)]
     view = View(channels)
@@ -236,8 +236,8 @@ def test_a_view_of_tasks_ends_with_the_last_that_may_be_read(ada: User) -> None:
     assert view.ended
 
 
-def test_nothing_more_is_sent_of_what_may_not_be_read_any_more(ada: User) -> None:
-    """While the rest of the stream goes on; nor by healing, which reads the database."""
+def test_nothing_is_sent_of_a_task_that_may_no_longer_be_read(ada: User) -> None:
+    """The rest of the stream continues. The read of missed events omits the task too."""
     (kept, kept_claim), (taken, taken_claim) = claimed(owner=ada), claimed(owner=ada)
     channels = [task_channel(task.pk) for task in (kept, taken)]
     view = View(channels)
@@ -252,7 +252,7 @@ def test_nothing_more_is_sent_of_what_may_not_be_read_any_more(ada: User) -> Non
     assert {event.message["task_id"] for event in healed} == {str(kept.pk)}
 
 
-def test_narrowing_brings_no_ended_task_back(ada: User) -> None:
+def test_narrowing_does_not_reopen_a_finished_task(ada: User) -> None:
     task, claim = claimed(owner=ada)
     lifecycle.complete({claim: None})
     view = View([task_channel(task.pk)])
@@ -262,7 +262,7 @@ def test_narrowing_brings_no_ended_task_back(ada: User) -> None:
 
 
 @pytest.mark.parametrize("channel", [ALL_TASKS, "owner-1"])
-def test_a_view_without_end_ends_when_it_may_not_be_read(channel: str) -> None:
+def test_endless_view_ends_when_it_may_no_longer_be_read(channel: str) -> None:
     view = View([channel])
     opening_of(view, None, now())
     view.narrow({channel})
@@ -278,7 +278,7 @@ def often(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
 
 
 def finish(viewer: User | Viewer, channel: str, change: Any) -> list[str]:
-    """Watch, change something in the database, watch to the end; return what was seen."""
+    """Watch, make a change in the database, watch to the end, and return the events seen."""
 
     async def watch() -> list[str]:
         async with Watching(viewer, {channel}) as watching:
@@ -291,7 +291,7 @@ def finish(viewer: User | Viewer, channel: str, change: Any) -> list[str]:
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("change", ["permission", "account", "deletion"])
-def test_a_stream_of_all_ends_with_the_right_to_it(staff: User, change: str) -> None:
+def test_stream_of_all_tasks_ends_with_the_permission(staff: User, change: str) -> None:
     changes = {
         "permission": staff.user_permissions.clear,
         "account": lambda: User.objects.filter(pk=staff.pk).update(is_active=False),
@@ -301,7 +301,7 @@ def test_a_stream_of_all_ends_with_the_right_to_it(staff: User, change: str) -> 
 
 
 @pytest.mark.usefixtures("often")
-def test_a_stream_of_ones_own_ends_with_the_account(ada: User) -> None:
+def test_stream_of_own_tasks_ends_with_the_account(ada: User) -> None:
     enqueued(owner=ada)
 
     def leave() -> None:
@@ -311,13 +311,13 @@ def test_a_stream_of_ones_own_ends_with_the_account(ada: User) -> None:
 
 
 def signed_in(user: User, path: str, query: str = "") -> tuple[SessionBase, Viewer]:
-    """The session of a user, and the viewer who opened a stream by it, at this path."""
+    """Return a user's session, and the viewer of a stream that was opened with it."""
     client = Client()
     client.force_login(user)
     scope = AsyncRequestFactory()._base_scope(path=path, query_string=query)
     cookie = f"sessionid={client.session.session_key}"
     scope["headers"] = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
-    # Made here, so that it goes by the settings of the test.
+    # Created here, so that it uses the test's settings.
     scope[KEY] = Handoff(ASGIHandler())
     return client.session, Viewer.of(ASGIRequest(scope, io.BytesIO()), user)
 
@@ -325,7 +325,7 @@ def signed_in(user: User, path: str, query: str = "") -> tuple[SessionBase, View
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("change", ["sign-out", "expiry", "password", "another user"])
 @pytest.mark.parametrize("engine", ["db", "cache", "cached_db", "file"])
-def test_a_stream_ends_with_the_session_it_was_opened_by(
+def test_stream_ends_with_its_session(
     ada: User, change: str, engine: str, settings: Any, tmp_path: Path
 ) -> None:
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
@@ -355,7 +355,7 @@ def test_a_stream_ends_with_the_session_it_was_opened_by(
 
 
 @pytest.mark.usefixtures("often")
-def test_a_stream_ends_when_its_task_is_removed(ada: User) -> None:
+def test_stream_ends_when_its_task_is_removed(ada: User) -> None:
     task = enqueued(owner=ada)
 
     def remove() -> None:
@@ -365,7 +365,7 @@ def test_a_stream_ends_when_its_task_is_removed(ada: User) -> None:
 
 
 @pytest.mark.usefixtures("often")
-def test_a_stream_ends_when_its_task_is_anothers(ada: User) -> None:
+def test_stream_ends_when_its_task_changes_owner(ada: User) -> None:
     task = enqueued(owner=ada)
     bob = User.objects.create_user("bob")
 
@@ -377,14 +377,14 @@ def test_a_stream_ends_when_its_task_is_anothers(ada: User) -> None:
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("by_session", [True, False])
-def test_who_still_may_reads_on(ada: User, by_session: bool) -> None:
+def test_stream_continues_while_its_viewer_may_read(ada: User, by_session: bool) -> None:
     task, claim = claimed(owner=ada)
     path = f"/tasks/{task.pk}/stream/"
     viewer = signed_in(ada, path)[1] if by_session else ada
 
     async def watch() -> list[str]:
         async with Watching(viewer, {task_channel(task.pk)}) as watching:
-            for _ in range(10):  # signs of life, and looks between them
+            for _ in range(10):  # keep-alives, and re-checks between them
                 await watching.next()
             await database_sync_to_async(lifecycle.complete)({claim: 7})
             await watching.finish()
@@ -394,7 +394,7 @@ def test_who_still_may_reads_on(ada: User, by_session: bool) -> None:
 
 
 def overflown() -> bool:
-    """Whether more has come for somebody than a listener keeps."""
+    """Return whether a listener's queue has overflowed."""
     manager = get_listener_manager()
     with manager.lock:
         found = list(manager.listeners_by_channel.values())
@@ -404,10 +404,10 @@ def overflown() -> bool:
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("lines", [5, 30], ids=["kept", "overflow"])
 @pytest.mark.parametrize("may_read", [True, False])
-def test_no_event_is_sent_before_a_re_check_that_is_due(
+def test_no_event_is_sent_before_a_due_re_check(
     ada: User, monkeypatch: pytest.MonkeyPatch, lines: int, may_read: bool
 ) -> None:
-    """While the site cannot decide, its streams say only that they are alive, and miss nothing."""
+    """While the site cannot decide, its streams send only keep-alives, and miss nothing."""
     task, claim = claimed(owner=ada)
     channel = task_channel(task.pk)
     decides, asked = asyncio.Event(), 0
@@ -420,7 +420,7 @@ def test_no_event_is_sent_before_a_re_check_that_is_due(
         return {channel} if may_read else set()
 
     def held() -> bool:
-        """Whether something waits for the viewer."""
+        """Return whether something is queued for the viewer."""
         manager = get_listener_manager()
         with manager.lock:
             [listener] = manager.listeners_by_channel[channel]
@@ -451,7 +451,7 @@ def test_no_event_is_sent_before_a_re_check_that_is_due(
     assert async_to_sync(watch)() == ["task_status", *told]
 
 
-def test_a_re_check_waits_for_no_sign_of_life(
+def test_re_check_does_not_wait_for_a_keep_alive(
     ada: User, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     monkeypatch.setattr(stream_module, "RECHECK_SECONDS", 0.05)
@@ -464,8 +464,8 @@ def test_a_re_check_waits_for_no_sign_of_life(
 
 
 @pytest.mark.usefixtures("often")
-def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does a viewer miss an event by it: a slow one is told what the listener did not keep."""
+def test_unavailable_database_ends_no_stream(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no event is lost: a slow viewer reads what the listener did not keep."""
     task, claim = claimed(owner=ada)
     away = 0
     real_replay = View._replay
@@ -488,7 +488,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
             # More at once than a listener keeps.
             lines = {claim: [LogLine("info", str(number)) for number in range(30)]}
             await database_sync_to_async(lifecycle.log)(lines)
-            # Read on before, it would take what comes as it comes.
+            # If it read earlier, it would take each event as it comes.
             async with asyncio.timeout(20):
                 while not overflown():
                     await asyncio.sleep(0.01)
@@ -502,7 +502,7 @@ def test_a_database_that_is_away_ends_no_stream(ada: User, monkeypatch: pytest.M
     assert facts_seen == ["task_log"] * 30 + ["task_completed"]
 
 
-def test_a_stream_of_nothing_that_exists_ends_at_once() -> None:
+def test_stream_of_a_missing_task_ends_immediately() -> None:
     view = View([task_channel(uuid.uuid4())])
     assert opened(view) == []
     assert view.ended

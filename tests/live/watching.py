@@ -34,7 +34,7 @@ class Seen:
 
 
 def parsed(chunk: bytes) -> list[Seen]:
-    """The events of some bytes, without comments and what has no data."""
+    """Return the events in some bytes, without comments and events without data."""
     events = []
     for block in chunk.decode().split("\n\n"):
         lines = [line.split(": ", 1) for line in block.splitlines() if not line.startswith(":")]
@@ -45,12 +45,12 @@ def parsed(chunk: bytes) -> list[Seen]:
 
 
 def opening_of(view: View, resumed: Cursor | None, until: Cursor) -> bytes | None:
-    """What a view sends first; None if its viewer had everything."""
+    """Return what a view sends first; None if its viewer had everything."""
     return b"".join(view.catch_up(until)) if view.begin(resumed, until) else None
 
 
 def viewer_of(user: User, channels: Iterable[str]) -> Viewer:
-    """A viewer whom no session and no middleware knows, only the database."""
+    """Return a viewer that only the database knows: without session and middleware."""
 
     def ask() -> set[str]:
         now = User.objects.filter(pk=user.pk).first()
@@ -60,7 +60,7 @@ def viewer_of(user: User, channels: Iterable[str]) -> Viewer:
 
 
 class Watching:
-    """One open stream; use it as an asynchronous context."""
+    """An open stream, as an asynchronous context manager."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class Watching:
         await self._stream.aclose()  # type: ignore[attr-defined]
 
     async def next(self) -> list[Seen]:
-        """What the next bytes say."""
-        news = parsed(await asyncio.wait_for(anext(self._stream), PATIENCE))
-        self.seen += news
-        return news
+        """Return the events of the next chunk."""
+        events = parsed(await asyncio.wait_for(anext(self._stream), PATIENCE))
+        self.seen += events
+        return events
 
     async def sees(self, kind: str) -> Seen:
-        """Read on to an event of a kind."""
+        """Read up to an event of this type, and return it."""
         while True:
             for event in await self.next():
                 if event.type == kind:
