@@ -1,4 +1,4 @@
-"""Who asks, and what for."""
+"""Clients and requests for tests of the API."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start(client: Client, body: Any = None, **options: Any) -> Any:
 
 
 def problem(response: Any, status: int) -> dict[str, Any]:
-    """The problem that a response must be, without what all of them have."""
+    """Check that a response is a problem, and return its body without the common fields."""
     assert (response.status_code, response["Content-Type"]) == (status, "application/problem+json")
     assert "no-store" in response["Cache-Control"]
     body: dict[str, Any] = response.json()

@@ -1,4 +1,4 @@
-"""Tasks that opt in to be started over HTTP, and one that does not."""
+"""Tasks that can be started over HTTP, and one that cannot."""
 
 from datetime import date
 
@@ -26,7 +26,7 @@ class Greet(BaseTask):
 
 
 class Anything(BaseTask):
-    """Takes whatever JSON can say."""
+    """Takes any JSON value."""
 
     startable = True
 
@@ -35,7 +35,7 @@ class Anything(BaseTask):
 
 
 class Reserved(BaseTask):
-    """Is started by whoever may change sites."""
+    """Can be started with the permission to change workers."""
 
     startable = True
     start_permission = "tasks_app.change_worker"

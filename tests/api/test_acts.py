@@ -1,4 +1,4 @@
-"""What is done to one task, and what is told where it cannot be."""
+"""Actions on one task, and the errors if they are not possible."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of(task: Any, what: str = "") -> str:
 
 
 @pytest.mark.parametrize("what", ["", "status"])
-def test_a_task_is_shown_as_every_door_shows_it(ada: User, client: Client, what: str) -> None:
+def test_task_has_the_same_form_as_elsewhere(ada: User, client: Client, what: str) -> None:
     task = saved(Status.FAILED, owner=ada, error_traceback="Traceback: secret")
     response = client.get(of(task, what))
     assert (response.status_code, response["Content-Type"]) == (200, "application/json")
@@ -47,7 +47,7 @@ def test_a_task_is_shown_as_every_door_shows_it(ada: User, client: Client, what:
 
 
 @pytest.mark.parametrize("what", ["", "status", "events"])
-def test_anothers_is_not_found(client: Client, what: str) -> None:
+def test_other_users_task_is_not_found(client: Client, what: str) -> None:
     for task in (saved(owner=someone()), saved(), uuid.uuid4()):
         assert problem(client.get(of(task, what)), 404) == NOT_FOUND
 
@@ -64,13 +64,13 @@ def test_cancel(ada: User, client: Client) -> None:
     assert last_fact(task).data == {"by": ada.username}
 
 
-def test_a_running_task_is_asked(ada: User, client: Client) -> None:
+def test_cancel_of_running_task_is_a_request(ada: User, client: Client) -> None:
     task, _ = claimed(owner=ada)
-    told = client.post(of(task, "cancel")).json()
-    assert (told["status"], told["cancel_requested"]) == ("running", True)
+    info = client.post(of(task, "cancel")).json()
+    assert (info["status"], info["cancel_requested"]) == ("running", True)
 
 
-def test_who_may_only_cancel_is_told_no_more_than_that(ada: User) -> None:
+def test_canceller_gets_only_the_status(ada: User) -> None:
     task, _ = claimed(owner=ada)
     response = client_of(someone("cancel_task")).post(of(task, "cancel"))
     assert response.json() == {
@@ -81,7 +81,7 @@ def test_who_may_only_cancel_is_told_no_more_than_that(ada: User) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_a_finished_task_is_not_cancelled(ada: User, client: Client, status: Status) -> None:
+def test_finished_task_cannot_be_cancelled(ada: User, client: Client, status: Status) -> None:
     task = ended(status, owner=ada)
     before = snapshot()
     assert problem(client.post(of(task, "cancel")), 409) == {
@@ -110,17 +110,17 @@ def test_retry(ada: User, client: Client, status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(set(Status) - RETRIABLE))
-def test_what_did_not_fail_is_not_retried(status: Status) -> None:
+def test_task_that_did_not_fail_cannot_be_retried(status: Status) -> None:
     task = saved(status)
-    told = problem(client_of(someone("retry_task")).post(of(task, "retry")), 409)
-    assert told == {
+    body = problem(client_of(someone("retry_task")).post(of(task, "retry")), 409)
+    assert body == {
         "detail": f"Task {task.pk} is {status} and cannot be retried.",
         "task_status": status,
     }
 
 
 @pytest.mark.parametrize("door", [API, "/tasks/"])
-def test_what_has_no_class_any_more_is_not_retried(door: str) -> None:
+def test_task_without_a_class_cannot_be_retried(door: str) -> None:
     task = saved(Status.FAILED, name="shop.tasks.Gone")
     url = f"{door}{task.pk}/retry{'/' if door != API else ''}"
     answer = client_of(someone("retry_task")).post(url, headers={"Accept": "application/json"})
@@ -129,12 +129,12 @@ def test_what_has_no_class_any_more_is_not_retried(door: str) -> None:
     assert not Task.objects.filter(retried_from=task).exists()
 
 
-def test_what_was_retried_is_named_to_who_may_see_it(ada: User, client: Client) -> None:
+def test_new_task_is_named_only_to_users_who_may_see_it(ada: User, client: Client) -> None:
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")
     again = client.post(of(task, "retry")).json()["task_id"]
-    told = problem(client.post(of(task, "retry")), 409)
+    body = problem(client.post(of(task, "retry")), 409)
     detail = f"Task {task.pk} was already retried. Retry the new task instead."
-    assert told == {
+    assert body == {
         "detail": detail,
         "task_status": "failed",
         "task": again,
@@ -143,27 +143,27 @@ def test_what_was_retried_is_named_to_who_may_see_it(ada: User, client: Client) 
     assert hidden == {"detail": detail, "task_status": "failed"}
 
 
-def test_a_unique_key_may_be_in_the_way(ada: User, client: Client) -> None:
+def test_unique_key_in_use_prevents_a_retry(ada: User, client: Client) -> None:
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet", unique_key="k")
     other = saved(unique_key="k")
-    told = problem(client.post(of(task, "retry")), 409)
-    assert "has not finished" in told["detail"]
-    assert str(other.pk) not in told["detail"]
-    assert "task" not in told
+    body = problem(client.post(of(task, "retry")), 409)
+    assert "has not finished" in body["detail"]
+    assert str(other.pk) not in body["detail"]
+    assert "task" not in body
 
 
-def test_a_unique_key_is_told_to_who_may_see_the_task(ada: User) -> None:
+def test_unique_key_is_shown_only_to_users_who_may_see_the_task(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Greet", unique_key="pay of bob")
     saved(unique_key="pay of bob")
-    told = problem(client_of(ada).post(of(task, "retry")), 409)
-    assert "'pay of bob'" in told["detail"]
+    body = problem(client_of(ada).post(of(task, "retry")), 409)
+    assert "'pay of bob'" in body["detail"]
     assert problem(client_of(someone("retry_task")).post(of(task, "retry")), 409) == {
         "detail": "Another task with the same unique key has not finished. Wait for it, or cancel "
         "it."
     }
 
 
-def test_ones_own_is_retried_only_where_one_may_start_it(ada: User) -> None:
+def test_own_task_is_retried_only_if_it_can_be_started(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Closed")
     assert problem(client_of(ada).post(of(task, "retry")), 403) == {
         "detail": "You may see this task, and not retry it."
@@ -183,7 +183,7 @@ def test_remove(ada: User, client: Client, status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(UNFINISHED))
-def test_what_has_not_finished_is_not_removed(ada: User, client: Client, status: Status) -> None:
+def test_unfinished_task_cannot_be_removed(ada: User, client: Client, status: Status) -> None:
     task = saved(status, owner=ada)
     assert problem(client.delete(of(task)), 409) == {
         "detail": f"Task {task.pk} is {status} and cannot be removed: cancel it first.",
@@ -193,26 +193,26 @@ def test_what_has_not_finished_is_not_removed(ada: User, client: Client, status:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("on_delete", KEEPING)
-def test_what_the_site_protects_is_not_removed(ada: User, client: Client, on_delete: Any) -> None:
+def test_protected_task_cannot_be_removed(ada: User, client: Client, on_delete: Any) -> None:
     task = ended(Status.COMPLETED, owner=ada)
     with site_table(on_delete) as model:
         model.objects.create(task=task)
         before = snapshot()
-        told = problem(client.delete(of(task)), 409)
+        body = problem(client.delete(of(task)), 409)
         assert snapshot() == before
-    assert told == {
+    assert body == {
         "detail": f"Task {task.pk} cannot be removed: other rows of this site refer to it. "
         "Remove those first."
     }
 
 
-# Who may not.
+# Missing permissions.
 
 ACTS = {"cancel": ("post", "cancel"), "retry": ("post", "retry"), "remove": ("delete", "")}
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_who_sees_a_task_and_may_do_nothing_is_told_so(act: str) -> None:
+def test_viewer_without_permission_gets_403(act: str) -> None:
     task = saved(Status.FAILED, owner=someone())
     method, what = ACTS[act]
     before = snapshot()
@@ -224,11 +224,11 @@ def test_who_sees_a_task_and_may_do_nothing_is_told_so(act: str) -> None:
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_who_does_not_see_a_task_learns_nothing(client: Client, act: str) -> None:
+def test_user_who_may_not_see_a_task_gets_404(client: Client, act: str) -> None:
     method, what = ACTS[act]
     there = getattr(client, method)(of(saved(Status.FAILED, owner=someone()), what))
-    gone = getattr(client, method)(of(uuid.uuid4(), what))
-    assert problem(there, 404) == problem(gone, 404) == NOT_FOUND
+    missing = getattr(client, method)(of(uuid.uuid4(), what))
+    assert problem(there, 404) == problem(missing, 404) == NOT_FOUND
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_who_does_not_see_a_task_learns_nothing(client: Client, act: str) -> Non
         ("remove", "remove_completed_task"),
     ],
 )
-def test_what_goes_away_meanwhile_is_not_found(
+def test_task_deleted_during_the_request_is_not_found(
     ada: User, client: Client, act: str, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = saved(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")

@@ -1,4 +1,4 @@
-"""Who asks: by session with CSRF, by tokens of the site's own, and in an API of the site's own."""
+"""Authentication: sessions with CSRF, a site's own tokens, and a site's own API."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.django_db
 
 
 class Token(HttpBearer):
-    """A token is its user's name."""
+    """The token is the user's name."""
 
     def authenticate(self, request: HttpRequest, token: str) -> User | None:
         return User.objects.filter(username=token).first()
 
 
 def anonymous(request: HttpRequest) -> str | None:
-    """A mistake: it tells no user."""
+    """A faulty authenticator: it returns no user."""
     return "somebody" if "X-Mistake" in request.headers else None
 
 
@@ -50,7 +50,7 @@ TOKENS = [BEARER, "tests.api.test_auth.anonymous", "tasks_app.api.SessionAuth"]
 
 @pytest.fixture
 def tokens() -> Iterator[None]:
-    """The API of a site that takes tokens."""
+    """Serve the API of a site that accepts tokens."""
     with override_settings(TASK_API_AUTH=TOKENS):
         module = ModuleType("tests.api.token_urls")
         patterns = api_urls.patterns(api_urls.build("tokens"))
@@ -77,17 +77,17 @@ def bearing(user: User, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["", "stream", "00000000-0000-0000-0000-000000000000"])
 @pytest.mark.parametrize("method", ["get", "post", "delete"])
-def test_nobody_is_asked_to_log_in_and_not_redirected(path: str, method: str) -> None:
+def test_anonymous_user_gets_401_and_no_redirect(path: str, method: str) -> None:
     response = getattr(Client(enforce_csrf_checks=True), method)(API + path)
     if response.status_code != 405:
         assert problem(response, 401) == {"detail": "Log in first."}
         assert response["WWW-Authenticate"] == "Session"
 
 
-def test_a_session_needs_the_csrf_token_for_what_it_changes(ada: User) -> None:
+def test_session_needs_a_csrf_token_for_changes(ada: User) -> None:
     client = client_of(ada, enforce_csrf_checks=True)
-    told = problem(start(client), 403)
-    assert told["detail"] == (
+    body = problem(start(client), 403)
+    assert body["detail"] == (
         "CSRF cookie not set. Send the token of this site's pages, or its cookie csrftoken, in "
         "the header X-CSRFToken."
     )
@@ -99,13 +99,13 @@ def test_a_session_needs_the_csrf_token_for_what_it_changes(ada: User) -> None:
     client.get("/")
     token = {"X-CSRFToken": client.cookies["csrftoken"].value}
     assert start(client, headers=token).status_code == 202
-    told = problem(start(client, headers=token | {"Origin": "https://evil.example"}), 403)
-    assert told["detail"].startswith("Origin checking failed - https://evil.example ")
+    body = problem(start(client, headers=token | {"Origin": "https://evil.example"}), 403)
+    assert body["detail"].startswith("Origin checking failed - https://evil.example ")
     problem(start(client, headers={"X-CSRFToken": "wrong"}), 403)
     assert Task.objects.count() == 2
 
 
-def test_who_is_not_active_is_nobody(ada: User) -> None:
+def test_inactive_user_is_not_authenticated(ada: User) -> None:
     client = client_of(ada)
     User.objects.update(is_active=False)
     problem(client.get(API), 401)
@@ -115,7 +115,7 @@ def test_who_is_not_active_is_nobody(ada: User) -> None:
 
 
 @pytest.mark.usefixtures("tokens")
-def test_a_token_needs_no_csrf_token(ada: User) -> None:
+def test_token_needs_no_csrf_token(ada: User) -> None:
     client = Client(enforce_csrf_checks=True)
     response = start(client, **bearing(ada))
     assert response.status_code == 202
@@ -126,27 +126,27 @@ def test_a_token_needs_no_csrf_token(ada: User) -> None:
 
 
 @pytest.mark.usefixtures("tokens")
-def test_a_token_before_a_session_decides(ada: User) -> None:
+def test_first_authenticator_decides(ada: User) -> None:
     client = client_of(someone(), enforce_csrf_checks=True)
     assert start(client, **bearing(ada)).status_code == 202
     assert Task.objects.get().owner == ada
 
 
 @pytest.mark.usefixtures("tokens")
-def test_sessions_go_on_beside_tokens(ada: User) -> None:
+def test_sessions_work_beside_tokens(ada: User) -> None:
     assert start(client_of(ada)).status_code == 202
     problem(start(client_of(ada, enforce_csrf_checks=True)), 403)
 
 
 @pytest.mark.usefixtures("tokens")
-def test_a_wrong_token_is_told_what_would_do() -> None:
+def test_invalid_token_response_lists_the_schemes() -> None:
     response = Client().get(API, headers={"Authorization": "Bearer nobody"})
     problem(response, 401)
     assert response["WWW-Authenticate"] == "Bearer, Session"
 
 
 @pytest.mark.usefixtures("tokens")
-def test_a_token_of_somebody_not_active_is_refused(ada: User) -> None:
+def test_token_of_an_inactive_user_is_refused(ada: User) -> None:
     User.objects.update(is_active=False)
     response = Client().get(API, **bearing(ada))
     assert problem(response, 401) == {"detail": "This user is not active."}
@@ -154,13 +154,13 @@ def test_a_token_of_somebody_not_active_is_refused(ada: User) -> None:
 
 
 @pytest.mark.usefixtures("tokens")
-def test_an_authenticator_that_tells_no_user_is_a_mistake() -> None:
+def test_authenticator_without_a_user_raises() -> None:
     with pytest.raises(ImproperlyConfigured, match="It must return the user who asks"):
         Client().get(API, headers={"X-Mistake": "1"})
 
 
 @pytest.mark.usefixtures("tokens")
-def test_a_site_that_wants_a_login_everywhere_takes_tokens_too(ada: User, settings: Any) -> None:
+def test_tokens_work_if_the_site_requires_a_login(ada: User, settings: Any) -> None:
     settings.MIDDLEWARE = [
         *settings.MIDDLEWARE,
         "django.contrib.auth.middleware.LoginRequiredMiddleware",
@@ -177,24 +177,24 @@ def test_a_site_that_wants_a_login_everywhere_takes_tokens_too(ada: User, settin
 
 
 @pytest.mark.usefixtures("tokens")
-def test_the_openapi_tells_of_both() -> None:
+def test_openapi_has_both_schemes() -> None:
     schemes = Client().get(f"{API}openapi.json").json()["components"]["securitySchemes"]
     assert schemes["Token"] == {"type": "http", "scheme": "bearer"}
     assert schemes["SessionAuth"] == {"type": "apiKey", "in": "cookie", "name": "sessionid"}
 
 
-def test_what_cannot_be_imported_is_told() -> None:
+def test_authenticator_that_cannot_be_imported_raises() -> None:
     with pytest.raises(ImproperlyConfigured, match=r"names 'shop\.auth\.Gone': No module .*shop"):
         authenticator("shop.auth.Gone")
 
 
-def test_what_has_no_scheme_is_a_session() -> None:
+def test_authenticator_without_a_scheme_counts_as_session() -> None:
     assert challenge([anonymous]) == "Session"
 
 
 @pytest.mark.parametrize("wrong", [{"TASK_API_AUTH": ["shop.auth.Token"]}, {"TASK_MAX_WORKERS": 0}])
-def test_who_cannot_be_asked_lets_nobody_pass(wrong: dict[str, Any]) -> None:
-    """And the URLs load, so that `manage.py check` can tell why."""
+def test_broken_authentication_admits_nobody(wrong: dict[str, Any]) -> None:
+    """The URLs still load, so that `manage.py check` can report why."""
     with override_settings(**wrong):
         [late] = authenticators()
         assert challenge([late]) == "Session"
@@ -202,8 +202,8 @@ def test_who_cannot_be_asked_lets_nobody_pass(wrong: dict[str, Any]) -> None:
             late(RequestFactory().get("/"))
 
 
-def test_what_could_not_be_had_at_first_is_asked_for_again(ada: User) -> None:
-    """Such as an authenticator in a module that imports this app's API."""
+def test_failed_import_of_an_authenticator_is_retried(ada: User) -> None:
+    """For example if its module imports this app's API."""
     with override_settings(TASK_API_AUTH=["shop.auth.Token"]):
         [late] = authenticators()
     with override_settings(TASK_API_AUTH=[BEARER]):
@@ -214,10 +214,10 @@ def test_what_could_not_be_had_at_first_is_asked_for_again(ada: User) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("tokens")
-def test_a_stream_ends_with_the_token_that_opened_it(
+def test_stream_ends_with_its_token(
     ada: User, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
-    """The site is asked again by the same request, and refuses it."""
+    """The site is asked again with the same request, and refuses it."""
     monkeypatch.setattr(stream, "RECHECK_SECONDS", 0.05)
     settings.TASK_STREAM_KEEPALIVE_SECONDS = 0.02
     scope = AsyncRequestFactory()._base_scope(path="/api/tasks/stream", query_string="mine=1")
@@ -233,7 +233,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(
     async def go() -> None:
         await asked.send_input({"type": "http.request"})
         assert (await asked.receive_output(20))["status"] == 200
-        for _ in range(10):  # signs of life, and looks between them
+        for _ in range(10):  # keep-alives, and re-checks between them
             await said(b"keep-alive")
         await User.objects.filter(pk=ada.pk).aupdate(username="another")
         await said(b"stream-end")
@@ -242,7 +242,7 @@ def test_a_stream_ends_with_the_token_that_opened_it(
     async_to_sync(go)()
 
 
-# In an API of the site's own.
+# In a site's own API.
 
 own = NinjaAPI(urls_namespace="own")
 own.add_exception_handler(Problem, answer_problem)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ OWN = override_settings(ROOT_URLCONF="tests.api.test_auth")
 
 
 @OWN
-def test_the_router_works_in_an_api_of_the_sites_own(ada: User) -> None:
+def test_router_works_in_a_sites_own_api(ada: User) -> None:
     client = client_of(ada)
     response = client.post("/own/work/", GREET, content_type="application/json")
     task = Task.objects.get()
@@ -271,8 +271,8 @@ def test_the_router_works_in_an_api_of_the_sites_own(ada: User) -> None:
 
 
 @OWN
-def test_there_it_asks_who_is_there_unless_told_otherwise(ada: User) -> None:
-    """An API without authenticators of its own does not open the tasks to all."""
+def test_router_authenticates_by_default(ada: User) -> None:
+    """An API without its own authenticators must not open the tasks to everybody."""
     assert Client().get("/own/work/").status_code == 401
     client = client_of(ada, enforce_csrf_checks=True)
     problem(client.post("/own/work/", GREET, content_type="application/json"), 403)
@@ -291,7 +291,7 @@ def test_without_our_handler_a_problem_is_an_error_of_that_api(ada: User) -> Non
 
 
 @OWN
-def test_with_all_our_handlers_whatever_goes_wrong_there_is_a_problem(ada: User) -> None:
+def test_with_our_handlers_every_error_is_a_problem(ada: User) -> None:
     response = Client().get("/told/work/")
     assert problem(response, 401) == {"detail": "Log in first."}
     assert response["WWW-Authenticate"] == "Bearer"
@@ -300,5 +300,5 @@ def test_with_all_our_handlers_whatever_goes_wrong_there_is_a_problem(ada: User)
     assert set(problem(response, 422)["errors"]) == {"limit"}
 
 
-def test_the_router_names_who_asks_by_itself() -> None:
+def test_router_has_an_authenticator() -> None:
     assert [type(one) for one in router.auth] == [SessionAuth]

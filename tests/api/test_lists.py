@@ -44,7 +44,7 @@ def aged(minutes: int, **fields: Any) -> Task:
     return saved(age=timedelta(minutes=minutes), **fields)
 
 
-def test_one_sees_ones_own_the_newest_first(ada: User, client: Client) -> None:
+def test_own_tasks_are_listed_newest_first(ada: User, client: Client) -> None:
     mine = [aged(minutes, owner=ada) for minutes in (3, 1, 2)]
     saved()
     saved(owner=someone())
@@ -54,7 +54,7 @@ def test_one_sees_ones_own_the_newest_first(ada: User, client: Client) -> None:
     assert response.json()["next"] is None
 
 
-def test_a_listed_task_is_its_info_without_its_result(ada: User, client: Client) -> None:
+def test_listed_task_is_its_info_without_the_result(ada: User, client: Client) -> None:
     task = saved(Status.COMPLETED, owner=ada, result={"rows": 3})
     failed = aged(1, status=Status.FAILED, owner=ada, retried_from=task)
     [first, second] = client.get(API).json()["tasks"]
@@ -66,7 +66,7 @@ def test_a_listed_task_is_its_info_without_its_result(ada: User, client: Client)
     assert second["task_id"] == str(failed.pk)
 
 
-def test_whoever_may_view_all_sees_all_or_asks_for_their_own() -> None:
+def test_viewer_of_all_sees_all_or_only_own() -> None:
     viewer = someone("view_task")
     mine, other = saved(owner=viewer), aged(1)
     client = client_of(viewer)
@@ -120,23 +120,23 @@ def test_filters(ada: User, client: Client) -> None:
         ({"limit": "0", "owner": "x"}, {"limit", "owner"}),
     ],
 )
-def test_nonsense_is_named_by_field(client: Client, query: Any, errors: set[str]) -> None:
+def test_invalid_filters_are_reported_by_field(
+    client: Client, query: Any, errors: set[str]
+) -> None:
     assert set(problem(client.get(API, query), 422)["errors"]) == errors
 
 
-def test_what_there_is_to_ask_for_is_told(client: Client) -> None:
-    told = problem(client.get(API, {"page": "2"}), 422)
-    assert told["errors"] == {
+def test_unknown_parameter_error_lists_the_parameters(client: Client) -> None:
+    body = problem(client.get(API, {"page": "2"}), 422)
+    assert body["errors"] == {
         "page": "there is no such parameter; there are created_after, created_before, cursor, "
         "limit, name, owner, queue, status"
     }
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_pages_follow_each_other_without_gap_or_repetition(
-    ada: User, client: Client, together: bool
-) -> None:
-    """Also where many were created at one moment, and while new ones come."""
+def test_pages_have_no_gaps_or_repetitions(ada: User, client: Client, together: bool) -> None:
+    """Even if many tasks have the same creation time, and while new ones are created."""
     now = timezone.now()
     for number in range(7):
         saved(owner=ada, created_at=now - timedelta(seconds=0 if together else number))
@@ -158,7 +158,7 @@ def test_pages_follow_each_other_without_gap_or_repetition(
 
 
 def walk(client: Client, **query: Any) -> list[list[str]]:
-    """The ids of each page, from the first to the last."""
+    """Return the ids of each page, from the first to the last."""
     pages = []
     cursor: dict[str, str] = {}
     while True:
@@ -182,7 +182,7 @@ def site(request: pytest.FixtureRequest, settings: Any) -> None:
 @pytest.mark.parametrize("query", FILTERS)
 @pytest.mark.parametrize("window", [1, 3, 21, 22])
 @pytest.mark.parametrize("together", [1, 4, 21], ids=lambda many: f"{many} at a moment")
-def test_what_is_rare_is_looked_for_a_window_at_a_time(
+def test_rare_tasks_are_searched_window_by_window(
     ada: User,
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
@@ -190,7 +190,7 @@ def test_what_is_rare_is_looked_for_a_window_at_a_time(
     window: int,
     together: int,
 ) -> None:
-    """Each that is asked for comes once, in the order of the whole list, to the last."""
+    """Each matching task comes once, in the order of the whole list."""
     monkeypatch.setattr(paging, "WINDOW", window)
     now = timezone.now()
     for number in range(21):
@@ -214,7 +214,7 @@ def test_what_is_rare_is_looked_for_a_window_at_a_time(
 
 
 @pytest.mark.parametrize("query", [{}, {"owner": "me"}, {"created_after": "2020-01-01T00:00:00Z"}])
-def test_what_an_index_holds_needs_no_window(
+def test_indexed_filter_needs_no_window(
     ada: User, client: Client, monkeypatch: pytest.MonkeyPatch, query: dict[str, str]
 ) -> None:
     monkeypatch.setattr(paging, "WINDOW", 1)
@@ -224,7 +224,7 @@ def test_what_an_index_holds_needs_no_window(
 
 
 @pytest.mark.parametrize("window", [2, 1000])
-def test_a_window_costs_one_query_more(
+def test_window_costs_one_more_query(
     ada: User, client: Client, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(paging, "WINDOW", window)
@@ -237,7 +237,7 @@ def test_a_window_costs_one_query_more(
     assert len(sifted) == len(whole) + 1
 
 
-def test_a_list_costs_as_many_queries_for_many(ada: User, client: Client) -> None:
+def test_number_of_queries_is_constant(ada: User, client: Client) -> None:
     def cost() -> int:
         with CaptureQueriesContext(
             connection,
@@ -261,16 +261,16 @@ def events_of(task: Task | uuid.UUID) -> str:
     return f"{API}{getattr(task, 'pk', task)}/events"
 
 
-def test_a_history_is_told_in_order(ada: User, client: Client) -> None:
+def test_history_is_in_order(ada: User, client: Client) -> None:
     task, claim = claimed(owner=ada)
     lifecycle.log({claim: [LogLine("info", "on the way")]})
-    told = client.get(events_of(task)).json()
-    assert [event["event_type"] for event in told["events"]] == [
+    body = client.get(events_of(task)).json()
+    assert [event["event_type"] for event in body["events"]] == [
         "task_queued",
         "task_started",
         "task_log",
     ]
-    last = told["events"][-1]
+    last = body["events"][-1]
     assert last.pop("timestamp")
     assert last == {
         "id": task.events.last().pk,
@@ -278,10 +278,10 @@ def test_a_history_is_told_in_order(ada: User, client: Client) -> None:
         "task_id": str(task.pk),
         "data": {"level": "info", "message": "on the way"},
     }
-    assert told["next"] is None
+    assert body["next"] is None
 
 
-def test_a_history_is_told_page_by_page(ada: User, client: Client) -> None:
+def test_history_is_paginated(ada: User, client: Client) -> None:
     task, claim = claimed(owner=ada)
     enqueued(owner=ada)
     lifecycle.log({claim: [LogLine("info", str(number)) for number in range(5)]})
@@ -299,12 +299,12 @@ def test_a_history_is_told_page_by_page(ada: User, client: Client) -> None:
     "query",
     [{"after": "-1"}, {"after": str(2**63)}, {"after": "x"}, {"limit": "0"}, {"since": "1"}],
 )
-def test_nonsense_about_events_is_named(ada: User, client: Client, query: Any) -> None:
+def test_invalid_event_parameters_are_reported(ada: User, client: Client, query: Any) -> None:
     task = saved(owner=ada)
     assert set(problem(client.get(events_of(task), query), 422)["errors"]) == set(query)
 
 
-def test_anothers_history_is_not_found(client: Client) -> None:
+def test_other_users_history_is_not_found(client: Client) -> None:
     for task in (saved(), uuid.uuid4()):
         assert problem(client.get(events_of(task)), 404) == {
             "detail": "There is no such task, or you may not see it."

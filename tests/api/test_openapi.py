@@ -1,4 +1,4 @@
-"""The API against its own OpenAPI: whatever may be sent, the answer is one that it tells of."""
+"""The API against its OpenAPI schema: every response to any request is declared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.rows import ended, enqueued, saved
 
 pytestmark = pytest.mark.django_db
 
-#: By WSGI, where streams answer that they need ASGI: nothing here is endless.
+#: Over WSGI, where streams answer that they need ASGI, so that no response is endless.
 OPENAPI = schemathesis.openapi.from_wsgi(f"{API}openapi.json", get_wsgi_application())
 OPERATIONS: list[APIOperation[Any, Any, Any, Any]] = [
     found.ok() for found in OPENAPI.get_all_operations()
@@ -42,7 +42,7 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 
-#: What is among the answers where what is sent is as it should be, or nothing has been tried.
+#: Statuses that must occur with valid requests, so that each operation is really tested.
 EXPECTED = {
     "POST ": {202, 422},
     "GET ": {200},
@@ -61,12 +61,13 @@ TOKEN = "t" * 32
 
 @pytest.fixture(autouse=True)
 def _one_transaction(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Keep the connection, and the test's transaction, through all requests, as Django's own test
-    client does.
+    """Keep the connection and the test's transaction through all requests.
+
+    Django's own test client does the same.
     """
     marker = request.node.get_closest_marker("django_db")
     if marker.kwargs.get("transaction"):
-        # Under ASGI each request has a connection of its own, which its end must close.
+        # Under ASGI each request has its own connection, which must be closed at its end.
         yield
         return
     for signal in (request_started, request_finished):
@@ -82,7 +83,7 @@ def root() -> User:
 
 
 def cookies_of(user: User | None) -> dict[str, str]:
-    """The session of a user, with its CSRF token."""
+    """Return the cookies of a user's session, with its CSRF token."""
     cookies = {"csrftoken": TOKEN}
     if user is not None:
         client = client_of(user)
@@ -97,7 +98,7 @@ def tried(
     ids: list[str],
     examples: int,
 ) -> set[int]:
-    """Try an operation with what its schema allows, or does not; return the statuses it answers."""
+    """Try an operation with valid or invalid requests, and return the response statuses."""
     seen: set[int] = set()
 
     @settings(
@@ -116,7 +117,7 @@ def tried(
         ),
     )
     def ask(case: Any, task_id: str | None, name: str | None) -> None:
-        # By chance nothing there is would be named.
+        # Random ids and names would never match existing ones.
         if task_id and "task_id" in case.path_parameters:
             case.path_parameters["task_id"] = task_id
         if name and isinstance(case.body, dict) and mode is GenerationMode.POSITIVE:
@@ -135,7 +136,7 @@ def tried(
 
     ask()
     if operation.label == f"POST {API}" and mode is GenerationMode.POSITIVE:
-        # By chance nothing would be started.
+        # Random requests would never start a task.
         body = {"task": "tests.api.tasks.Anything"}
         answer(operation.Case(body=body, media_type="application/json"))
     return seen
@@ -144,7 +145,7 @@ def tried(
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
 @pytest.mark.parametrize("who", ["superuser", "nobody"])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
-def test_every_answer_is_declared(
+def test_every_response_is_declared(
     root: User, operation: Any, who: str, mode: GenerationMode
 ) -> None:
     ids = [str(saved(status, owner=root, name="tests.tasks.Noop").pk) for status in Status]
@@ -156,8 +157,8 @@ def test_every_answer_is_declared(
         assert seen >= EXPECTED[operation.label.replace(API, "")]
 
 
-def test_its_page_takes_everything_from_the_site_itself() -> None:
-    """As a Content Security Policy of 'self' wants it; nothing is inline but data."""
+def test_docs_page_loads_only_files_of_the_site() -> None:
+    """As a Content Security Policy of 'self' requires. Only data is inline."""
     page = Client().get(f"{API}docs")
     assert page.status_code == 200
     text = page.content.decode()
@@ -169,14 +170,14 @@ def test_its_page_takes_everything_from_the_site_itself() -> None:
     ]
 
 
-def test_without_the_files_there_is_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_files_there_is_no_docs_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apps, "is_installed", lambda _name: False)
     assert urls.build("bare").docs_url is None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_streams_answer_is_declared(root: User) -> None:
-    """By ASGI, where they do stream: asked by hand, since a stream need not end."""
+def test_responses_of_streams_are_declared(root: User) -> None:
+    """Over ASGI, where they do stream. Written by hand, because a stream need not end."""
     over, task = ended(Status.COMPLETED), enqueued(owner=root)
     declared = {
         operation.path.removeprefix(API): operation.definition.raw["responses"]
@@ -197,19 +198,19 @@ def test_what_streams_answer_is_declared(root: User) -> None:
         (root, "stream", "", {}, 422),
         (root, f"{task.pk}/stream", "", {"Last-Event-ID": "x"}, 422),
     ]:
-        status, told, _ = first(scope(user, path, query, headers=headers))
+        status, headers_received, _ = first(scope(user, path, query, headers=headers))
         assert status == expected, (path, query)
         answers = declared["stream" if path == "stream" else "{task_id}/stream"]
         kinds = answers[str(status)].get("content", {})
-        assert not kinds or told["content-type"] in kinds
+        assert not kinds or headers_received["content-type"] in kinds
 
 
-def test_what_changes_something_takes_the_csrf_token() -> None:
+def test_operations_with_changes_take_the_csrf_token() -> None:
     for operation in OPERATIONS:
         headers = {one["name"] for one in operation.definition.raw.get("parameters", [])}
         safe = operation.method.upper() == "GET"
         assert ("X-CSRFToken" in headers) is not safe, operation.label
 
 
-def test_the_operations_are_these() -> None:
+def test_operations_are_complete() -> None:
     assert {operation.label.replace(API, "") for operation in OPERATIONS} == set(EXPECTED)

@@ -1,4 +1,4 @@
-"""Whatever is sent, a program is answered in JSON that says what is wrong."""
+"""Whatever is sent, a program gets JSON that says what is wrong."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def debug(request: pytest.FixtureRequest, settings: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["get", "post", "delete"])
-def test_another_path_is_a_problem(client: Client, path: str, method: str) -> None:
+def test_unknown_path_is_a_problem(client: Client, path: str, method: str) -> None:
     client.handler.enforce_csrf_checks = True
     response = getattr(client, method)(API + path)
     assert problem(response, 404) == {"detail": "There is nothing at this path."}
@@ -91,14 +91,14 @@ def test_another_path_is_a_problem(client: Client, path: str, method: str) -> No
         (f"{uuid.UUID(int=1)}/cancel", "POST"),
     ],
 )
-def test_another_method_is_a_problem(client: Client, path: str, methods: str) -> None:
+def test_wrong_method_is_a_problem(client: Client, path: str, methods: str) -> None:
     response = client.put(API + path)
     assert set(response["Allow"].split(", ")) == set(methods.split(", "))
     assert problem(response, 405)["detail"].startswith("PUT is not for this path. Use ")
 
 
 @pytest.mark.parametrize("what", ["", "{}", "{}/status", "{}/events", "openapi.json", "docs"])
-def test_head_is_get_without_its_body(ada: User, client: Client, what: str) -> None:
+def test_head_is_get_without_a_body(ada: User, client: Client, what: str) -> None:
     path = API + what.format(enqueued(owner=ada).pk)
     shown, head = client.get(path), client.head(path)
     assert (head.status_code, head.content) == (200, b"")
@@ -125,7 +125,7 @@ def test_head_is_get_without_its_body(ada: User, client: Client, what: str) -> N
         '{"task": ' + "9" * 5000 + "}",
     ],
 )
-def test_what_is_no_json_is_a_bad_request(client: Client, body: Any) -> None:
+def test_invalid_json_is_a_bad_request(client: Client, body: Any) -> None:
     assert problem(start(client, body), 400)["detail"].startswith("The body is no JSON: ")
 
 
@@ -143,20 +143,20 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_type_of_body_is_refused(ada: User, kind: str) -> None:
+def test_wrong_content_type_is_refused(ada: User, kind: str) -> None:
     client = client_of(ada, enforce_csrf_checks=True)
     client.cookies["csrftoken"] = TOKEN
-    told = problem(
+    body = problem(
         start(client, json.dumps(GREET), content_type=kind, headers={"X-CSRFToken": TOKEN}), 415
     )
-    assert "must be application/json" in told["detail"]
-    assert len(told["detail"]) < 300
+    assert "must be application/json" in body["detail"]
+    assert len(body["detail"]) < 300
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN])
-def test_a_body_is_not_read_to_learn_who_asks(ada: User, kind: str, token: str) -> None:
-    """A form in it may be long, or broken, and a token in it does not count."""
+def test_body_is_not_read_for_authentication(ada: User, kind: str, token: str) -> None:
+    """A form in it may be long or broken, and a CSRF token in it does not count."""
     client = client_of(ada, enforce_csrf_checks=True)
     client.cookies["csrftoken"] = TOKEN
     task = enqueued(owner=ada)
@@ -174,12 +174,12 @@ def test_a_body_is_not_read_to_learn_who_asks(ada: User, kind: str, token: str) 
         assert "X-CSRFToken" in problem(response, 403)["detail"]
 
 
-def test_a_charset_is_no_other_type(client: Client) -> None:
+def test_charset_parameter_is_accepted(client: Client) -> None:
     response = start(client, content_type="application/json; charset=utf-8")
     assert response.status_code == 202
 
 
-def test_a_body_has_a_bound(client: Client) -> None:
+def test_body_has_a_maximum_size(client: Client) -> None:
     body = json.dumps(GREET)
     with override_settings(TASK_API_MAX_BODY_BYTES=len(body) - 1):
         assert problem(start(client, body), 413) == {
@@ -189,8 +189,8 @@ def test_a_body_has_a_bound(client: Client) -> None:
         assert start(client, body).status_code == 202
 
 
-def test_a_body_has_that_bound_also_where_it_is_longer_than_was_told(settings: Any) -> None:
-    """As a server may hand it over that does not hold a client to its word."""
+def test_maximum_size_holds_even_if_content_length_is_wrong(settings: Any) -> None:
+    """A server may not check that the body has the declared length."""
     settings.TASK_API_MAX_BODY_BYTES = 1000
     headers = [(b"content-length", b"5"), (b"content-type", b"application/json")]
     scope = {"method": "POST", "path": API, "headers": headers}
@@ -200,17 +200,17 @@ def test_a_body_has_that_bound_also_where_it_is_longer_than_was_told(settings: A
     assert "100,002 bytes" in str(refused.value)
 
 
-def test_the_sites_own_bound_holds_as_well(client: Client) -> None:
+def test_sites_own_limit_holds_too(client: Client) -> None:
     with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=10):
         problem(start(client), 413)
 
 
 @pytest.mark.parametrize("length", [None, "", "x", "-1", "1" * 19, "1" * 5000])
 @pytest.mark.parametrize("headers", [{}, {"Transfer-Encoding": "chunked"}])
-def test_a_body_of_unknown_length_is_not_waited_for(
+def test_body_without_a_length_is_not_read(
     client: Client, headers: dict[str, str], length: str | None
 ) -> None:
-    """Over HTTP/2 none need be told, nor how the body comes instead."""
+    """Over HTTP/2 the length and Transfer-Encoding may both be missing."""
     more: dict[str, Any] = {} if length is None else {"CONTENT_LENGTH": length}
     response = client.generic(
         "POST", API, b"", content_type="application/json", headers=headers, **more
@@ -220,11 +220,11 @@ def test_a_body_of_unknown_length_is_not_waited_for(
     )
 
 
-def test_more_fields_than_django_reads_are_refused(client: Client) -> None:
+def test_more_fields_than_django_allows_are_refused(client: Client) -> None:
     assert problem(client.get(API + "?" + "&".join(["status=failed"] * 1001)), 400)["detail"]
 
 
-# Values that databases, or JSON, or Python do not take. None of them may be more than a refusal.
+# Values that databases, JSON or Python cannot handle. They may only be refused.
 
 
 def nested(depth: int) -> Any:
@@ -260,8 +260,8 @@ def test_odd_values_start_a_task_or_are_refused(client: Client, value: Any) -> N
         stored = Task.objects.get()
         assert stored.params == {"value": value}
     else:
-        told = problem(response, 422 if "no JSON" not in response.content.decode() else 400)
-        told["detail"].encode()
+        body = problem(response, 422 if "no JSON" not in response.content.decode() else 400)
+        body["detail"].encode()
         assert not Task.objects.exists()
 
 
@@ -271,25 +271,25 @@ def test_odd_values_start_a_task_or_are_refused(client: Client, value: Any) -> N
     ["a\0b", "\ud800", "x" * 100_000, 10**400, nested(50), None, ""],
     ids=lambda value: type(value).__name__,
 )
-def test_odd_values_in_every_field_are_named(client: Client, field: str, value: Any) -> None:
+def test_odd_values_in_any_field_are_reported(client: Client, field: str, value: Any) -> None:
     if value is None and field in ("unique_key", "run_after"):
         return
-    told = problem(start(client, GREET | {field: value}), 422)
-    # Pydantic reads no object that has a name of half a character.
-    assert set(told["errors"]) == {field.replace("\0", "\ufffd").replace("\ud800", "")}
-    told["detail"].encode()
+    body = problem(start(client, GREET | {field: value}), 422)
+    # Pydantic cannot read a field name with a lone surrogate.
+    assert set(body["errors"]) == {field.replace("\0", "\ufffd").replace("\ud800", "")}
+    body["detail"].encode()
 
 
 @pytest.mark.parametrize("name", ["\0", "tests\0", "é.ü", "a" * 200, "..", ".", "a." * 90, "\n"])
-def test_odd_names_are_not_there(client: Client, name: str) -> None:
+def test_odd_task_names_are_unknown(client: Client, name: str) -> None:
     assert problem(start(client, {"task": name}), 422)["errors"].keys() == {"task"}
 
 
-# What goes wrong on our side.
+# Server errors.
 
 
 @pytest.mark.usefixtures("debug")
-def test_a_fault_of_ours_is_told_without_its_text(
+def test_server_error_hides_its_text(
     ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
@@ -318,7 +318,7 @@ def test_a_fault_of_ours_is_told_without_its_text(
 
 @pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
 @pytest.mark.parametrize("asked", ["session", "task"])
-def test_a_database_that_is_away_is_told(
+def test_database_outage_is_a_problem(
     ada: User,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -342,10 +342,8 @@ def test_a_database_that_is_away_is_told(
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), OperationalError("a\nb")])
-def test_a_path_forges_no_line_of_the_log(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A site may put a part of its own before the API's, which may contain any character."""
+def test_path_cannot_forge_log_lines(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """A site may put its own prefix before the API's path, with any characters."""
     api.on_exception(RequestFactory().get("/x%0AERROR forged/api/tasks/"), error)
     [record] = caplog.records
     assert record.getMessage().endswith(r": /x\nERROR forged/api/tasks/")
@@ -366,7 +364,7 @@ def test_a_path_forges_no_line_of_the_log(
         (HttpError(599, "Far away."), 599, "Far away."),
     ],
 )
-def test_what_a_service_of_the_sites_own_raises_is_told(
+def test_error_of_a_sites_own_service_is_a_problem(
     ada: User,
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
@@ -388,10 +386,10 @@ def test_what_a_service_of_the_sites_own_raises_is_told(
     [RuntimeError(), OperationalError(), Http404(), PermissionDenied(), Problem(409, "No.")],
     ids=lambda error: type(error).__name__,
 )
-def test_what_goes_wrong_undoes_the_request(
+def test_error_rolls_the_request_back(
     ada: User, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """As it does for any view where each request is a transaction."""
+    """As in any view with ATOMIC_REQUESTS."""
     start_task = TaskService.start_task
 
     def started(self: TaskService, *given: Any, **options: Any) -> None:
@@ -406,6 +404,6 @@ def test_what_goes_wrong_undoes_the_request(
     assert Task.objects.count() == 1
 
 
-def test_a_problem_can_tell_more() -> None:
-    told = Problem(409, "Busy.", task=uuid.UUID(int=7)).response(RequestFactory().get("/x"))
-    assert json.loads(told.content)["task"] == "00000000-0000-0000-0000-000000000007"
+def test_problem_may_have_more_fields() -> None:
+    response = Problem(409, "Busy.", task=uuid.UUID(int=7)).response(RequestFactory().get("/x"))
+    assert json.loads(response.content)["task"] == "00000000-0000-0000-0000-000000000007"

@@ -1,4 +1,4 @@
-"""Starting tasks: which, by whom, how often."""
+"""Starting tasks: which ones, by whom, and how often."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def client(ada: User) -> Client:
     return client_of(ada)
 
 
-def test_a_task_is_started(ada: User, client: Client) -> None:
+def test_task_is_started(ada: User, client: Client) -> None:
     response = start(client)
     task = Task.objects.get()
     assert response.status_code == 202
@@ -51,7 +51,7 @@ def test_a_task_is_started(ada: User, client: Client) -> None:
     assert task.params == {"place": {"name": "Berne", "people": 3}, "day": None, "token": None}
 
 
-def test_its_secrets_are_told_nobody(client: Client) -> None:
+def test_secrets_are_shown_nowhere(client: Client) -> None:
     params = GREET["params"] | {"token": "sesame"}
     response = start(client, GREET | {"params": params})
     assert Task.objects.get().params["token"] == "sesame"
@@ -60,7 +60,7 @@ def test_its_secrets_are_told_nobody(client: Client) -> None:
     assert not any(b"sesame" in page.content or b"Berne" in page.content for page in pages)
 
 
-def test_options_go_into_the_row(client: Client) -> None:
+def test_options_are_stored_in_the_row(client: Client) -> None:
     wanted = {"run_after": "2099-01-02T03:04:05+02:00", "unique_key": "k"}
     assert start(client, GREET | wanted).status_code == 202
     task = Task.objects.get()
@@ -69,7 +69,7 @@ def test_options_go_into_the_row(client: Client) -> None:
 
 
 @override_settings(USE_TZ=False)
-def test_where_there_are_no_zones_times_are_converted(client: Client) -> None:
+def test_times_are_converted_without_use_tz(client: Client) -> None:
     assert start(client, GREET | {"run_after": "2099-01-02T03:04:05Z"}).status_code == 202
     listed = client.get(API, {"created_after": "1999-01-02T03:04:05Z"}).json()["tasks"]
     assert listed[0]["run_after"] == "2099-01-02T03:04:05Z"
@@ -79,26 +79,26 @@ def test_where_there_are_no_zones_times_are_converted(client: Client) -> None:
     "name",
     ["tests.api.tasks.Closed", "tests.api.tasks.Reserved", "tests.api.tasks.Gone", "os.system"],
 )
-def test_what_one_may_not_start_looks_like_what_is_not_there(client: Client, name: str) -> None:
+def test_task_that_may_not_be_started_looks_unknown(client: Client, name: str) -> None:
     before = snapshot()
-    told = problem(start(client, {"task": name}), 422)
-    fault = told["errors"]["task"]
-    assert fault.startswith(f"There is no task {name!r}: ")
-    assert fault.endswith("Or you may not start it.")
+    body = problem(start(client, {"task": name}), 422)
+    message = body["errors"]["task"]
+    assert message.startswith(f"There is no task {name!r}: ")
+    assert message.endswith("Or you may not start it.")
     assert not any(
-        f"tests.api.tasks.{other}" in fault.split(": ", 1)[1] for other in ("Closed", "Reserved")
+        f"tests.api.tasks.{other}" in message.split(": ", 1)[1] for other in ("Closed", "Reserved")
     )
     assert snapshot() == before
 
 
-def test_each_task_names_its_permission() -> None:
+def test_start_permission_of_a_task() -> None:
     client = client_of(someone("change_worker"))
     assert start(client, {"task": "tests.api.tasks.Reserved"}).status_code == 202
     assert problem(start(client), 422)["errors"].keys() == {"task"}
 
 
 @pytest.mark.parametrize("fields", [{}, {"is_staff": True}])
-def test_who_may_start_nothing_is_told_so(fields: dict[str, Any]) -> None:
+def test_user_who_can_start_nothing_gets_403(fields: dict[str, Any]) -> None:
     client = client_of(someone("view_task", "add_task", **fields))
     for name in ("tests.api.tasks.Greet", "tests.api.tasks.Gone"):
         assert problem(start(client, {"task": name}), 403) == {"detail": "You may not start tasks."}
@@ -146,12 +146,12 @@ def test_who_may_start_nothing_is_told_so(fields: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named_by_field(client: Client, body: Any, errors: dict[str, str]) -> None:
+def test_invalid_fields_are_reported(client: Client, body: Any, errors: dict[str, str]) -> None:
     assert problem(start(client, body), 422)["errors"].items() >= errors.items()
     assert not Task.objects.exists()
 
 
-def test_a_unique_key_in_use_is_a_conflict(ada: User, client: Client) -> None:
+def test_unique_key_in_use_is_a_conflict(ada: User, client: Client) -> None:
     wanted = GREET | {"unique_key": "import"}
     own = start(client, wanted).json()["task_id"]
     assert problem(start(client, wanted), 409) == {
@@ -162,8 +162,8 @@ def test_a_unique_key_in_use_is_a_conflict(ada: User, client: Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["import", "k" * 200])
-def test_a_unique_key_is_its_users_own(ada: User, client: Client, key: str) -> None:
-    """It neither finds nor blocks a key of the site's code, or of somebody else's requests."""
+def test_unique_keys_are_separate_per_user(ada: User, client: Client, key: str) -> None:
+    """They neither find nor block keys of the site's code or of other users."""
     wanted = GREET | {"unique_key": key}
     bob = client_of(User.objects.create_superuser("bob"))
     assert start(client, wanted).status_code == start(bob, wanted).status_code == 202
@@ -174,34 +174,34 @@ def test_a_unique_key_is_its_users_own(ada: User, client: Client, key: str) -> N
 # The limit.
 
 
-def test_who_has_too_many_waits(ada: User, client: Client) -> None:
+def test_user_with_too_many_unfinished_tasks_must_wait(ada: User, client: Client) -> None:
     with override_settings(TASK_API_MAX_UNFINISHED=2):
         saved(Status.COMPLETED, owner=ada)
         saved()
         assert start(client).status_code == 202
         assert start(client).status_code == 202
         response = start(client)
-        told = problem(response, 429)
+        body = problem(response, 429)
         assert response["Retry-After"] == "10"
-        assert told["detail"] == (
+        assert body["detail"] == (
             "You have 2 unfinished tasks, and that is the most. Wait for some to end."
         )
     assert start(client).status_code == 202
 
 
-def test_a_limit_of_none_is_none(ada: User, client: Client) -> None:
+def test_limit_none_means_no_limit(ada: User, client: Client) -> None:
     with override_settings(TASK_API_MAX_UNFINISHED=None):
         assert start(client).status_code == 202
 
 
-def test_the_limit_is_for_superusers_too() -> None:
+def test_limit_holds_for_superusers_too() -> None:
     root = someone(is_superuser=True)
     enqueued(owner=root)
     with override_settings(TASK_API_MAX_UNFINISHED=1):
         problem(start(client_of(root)), 429)
 
 
-def test_a_retry_counts_as_a_start(ada: User, client: Client) -> None:
+def test_retry_counts_as_a_start(ada: User, client: Client) -> None:
     failed = saved(Status.FAILED, owner=ada, name="tests.api.tasks.Greet")
     theirs = saved(Status.FAILED, owner=someone(), name="tests.api.tasks.Greet")
     enqueued(owner=ada)
@@ -209,7 +209,7 @@ def test_a_retry_counts_as_a_start(ada: User, client: Client) -> None:
         problem(client.post(f"{API}{failed.pk}/retry"), 429)
         operator = someone("retry_task")
         enqueued(owner=operator)
-        # Another's counts as theirs, and each is retried once.
+        # Another user's task counts as that user's, and each task is retried once.
         assert client_of(operator).post(f"{API}{theirs.pk}/retry").status_code == 202
 
 
@@ -218,7 +218,7 @@ def test_a_retry_counts_as_a_start(ada: User, client: Client) -> None:
 KEY = {"Idempotency-Key": "order 17"}
 
 
-def test_the_same_request_again_is_answered_by_the_same_task(client: Client) -> None:
+def test_same_request_again_returns_the_same_task(client: Client) -> None:
     first, again = start(client, headers=KEY), start(client, headers=KEY)
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.json() == again.json()
@@ -228,20 +228,20 @@ def test_the_same_request_again_is_answered_by_the_same_task(client: Client) -> 
     assert Task.objects.count() == 1
 
 
-def test_another_request_by_the_same_key_is_refused(client: Client) -> None:
+def test_different_request_with_the_same_key_is_refused(client: Client) -> None:
     first = start(client, headers=KEY).json()["task_id"]
-    told = problem(start(client, {"task": "tests.api.tasks.Anything"}, headers=KEY), 422)
-    assert told["errors"]["Idempotency-Key"].startswith(
+    body = problem(start(client, {"task": "tests.api.tasks.Anything"}, headers=KEY), 422)
+    assert body["errors"]["Idempotency-Key"].startswith(
         f"The idempotency key 'order 17' was already used to start task {first}"
     )
 
 
-def test_a_key_is_one_users(client: Client) -> None:
+def test_keys_are_separate_per_user(client: Client) -> None:
     other = client_of(someone("start_task"))
     assert start(client, headers=KEY).json() != start(other, headers=KEY).json()
 
 
-def test_a_replay_is_let_through_the_limit(client: Client) -> None:
+def test_replay_is_allowed_at_the_limit(client: Client) -> None:
     start(client, headers=KEY)
     with override_settings(TASK_API_MAX_UNFINISHED=1):
         assert start(client, headers=KEY).status_code == 202
@@ -249,13 +249,13 @@ def test_a_replay_is_let_through_the_limit(client: Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "dés", "a\x7fb"])
-def test_a_key_that_is_none_is_refused(client: Client, key: str) -> None:
-    told = problem(start(client, headers={"Idempotency-Key": key}), 422)
-    assert set(told["errors"]) == {"Idempotency-Key"}
+def test_invalid_key_is_refused(client: Client, key: str) -> None:
+    body = problem(start(client, headers={"Idempotency-Key": key}), 422)
+    assert set(body["errors"]) == {"Idempotency-Key"}
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_the_same_request_many_times_at_once_one_starts_the_task(
+def test_one_of_many_identical_requests_starts_the_task(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(4)
@@ -281,7 +281,7 @@ def test_of_the_same_request_many_times_at_once_one_starts_the_task(
     assert Task.objects.count() == 1
 
 
-def test_what_is_delayed_is_listed_as_waiting(client: Client) -> None:
+def test_delayed_task_is_listed_with_its_time(client: Client) -> None:
     later = timezone.now() + timedelta(hours=1)
     started = start(client, json.dumps(GREET | {"run_after": later.isoformat()})).json()
     info = client.get(f"{API}{started['task_id']}").json()

@@ -1,4 +1,4 @@
-"""The API's streams: by the consumer that serves those of pages, with the API's own errors."""
+"""The API's streams: sent by the pages' consumer, with the API's own errors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def scope(user: User | None, path: str, query: str = "", **more: Any) -> dict[st
 
 @asynccontextmanager
 async def asked(scope: dict[str, Any]) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
-    """Send a request; give the head and the first bytes of the answer; leave."""
+    """Send a request, yield the head and the first bytes of the response, and disconnect."""
     one = ApplicationCommunicator(application, scope)
     await one.send_input(REQUEST)
     head = await one.receive_output(10)
@@ -85,7 +85,7 @@ def first(scope: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
 
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that its view sends itself fails: it would keep a thread."""
+    """Fail if the view sends the stream itself, because that would keep a thread."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("the view sends the stream itself")
@@ -95,7 +95,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("handed_over")
 @pytest.mark.parametrize("query", ["one", "task=", "mine=1"])
-def test_the_consumer_serves_it(ada: User, query: str) -> None:
+def test_consumer_serves_the_stream(ada: User, query: str) -> None:
     task = enqueued(owner=ada)
     path = f"{task.pk}/stream" if query == "one" else "stream"
     query = {"one": "", "task=": f"task={task.pk}"}.get(query, query)
@@ -107,7 +107,7 @@ def test_the_consumer_serves_it(ada: User, query: str) -> None:
 
 
 @pytest.mark.usefixtures("handed_over")
-def test_a_stream_is_closed_when_its_client_leaves(ada: User) -> None:
+def test_stream_is_closed_when_its_client_disconnects(ada: User) -> None:
     enqueued(owner=ada)
     manager = get_listener_manager()
     request = scope(ada, "stream", "mine=1")
@@ -121,12 +121,12 @@ def test_a_stream_is_closed_when_its_client_leaves(ada: User) -> None:
 
 
 @pytest.mark.usefixtures("handed_over")
-def test_open_streams_cost_no_thread(ada: User) -> None:
-    """But for the relay's, which all streams of a process share."""
+def test_open_streams_need_no_thread(ada: User) -> None:
+    """Except the relay's, which all streams of a process share."""
     enqueued(owner=ada)
 
     async def are_served_by_the_relay_alone(others: set[threading.Thread]) -> None:
-        # The thread of a request ends a moment after its answer.
+        # The thread of a request ends a moment after its response.
         async with asyncio.timeout(PATIENCE):
             while {one.name for one in set(threading.enumerate()) - others} != {"tasks-relay"}:
                 await asyncio.sleep(0.01)
@@ -142,7 +142,7 @@ def test_open_streams_cost_no_thread(ada: User) -> None:
     async_to_sync(go)()
 
 
-def told(found: tuple[int, dict[str, str], bytes], status: int) -> str:
+def detail_of(found: tuple[int, dict[str, str], bytes], status: int) -> str:
     body = json.loads(found[2])
     assert found[0] == status == body["status"]
     assert found[1]["content-type"] == "application/problem+json"
@@ -150,15 +150,18 @@ def told(found: tuple[int, dict[str, str], bytes], status: int) -> str:
 
 
 @pytest.mark.usefixtures("handed_over")
-def test_what_is_wrong_is_a_problem(ada: User) -> None:
+def test_errors_are_problems(ada: User) -> None:
     task = enqueued(owner=someone())
     for path in (f"{task.pk}/stream", f"{uuid.uuid4()}/stream"):
-        assert told(first(scope(ada, path)), 404) == "There is no such task, or you may not see it."
-    told(first(scope(ada, "stream", "all=1")), 404)
-    assert told(first(scope(None, "stream", "mine=1")), 401) == "Log in first."
-    told(first(scope(ada, "stream", "&".join(["task=x"] * 1001))), 400)
+        assert (
+            detail_of(first(scope(ada, path)), 404)
+            == "There is no such task, or you may not see it."
+        )
+    detail_of(first(scope(ada, "stream", "all=1")), 404)
+    assert detail_of(first(scope(None, "stream", "mine=1")), 401) == "Log in first."
+    detail_of(first(scope(ada, "stream", "&".join(["task=x"] * 1001))), 400)
     found = first(scope(ada, "stream", "mine=1", method="POST"))
-    assert told(found, 405) == "POST is not for this path. Use GET."
+    assert detail_of(found, 405) == "POST is not for this path. Use GET."
     assert found[1]["allow"] == "GET"
 
 
@@ -174,11 +177,11 @@ def test_what_is_wrong_is_a_problem(ada: User) -> None:
         ("mine=1&lastEventId=y", {}, ["lastEventId"], "'y' is no id of this stream. "),
     ],
 )
-def test_nonsense_is_named_by_field(
+def test_invalid_parameters_are_reported_by_field(
     ada: User, query: str, headers: dict[str, str], fields: list[str], detail: str
 ) -> None:
     found = first(scope(ada, "stream", query, headers=headers))
-    assert detail in told(found, 422)
+    assert detail in detail_of(found, 422)
     errors = json.loads(found[2])["errors"]
     assert list(errors) == fields
     assert all(error.startswith(detail) for error in errors.values())
@@ -186,14 +189,14 @@ def test_nonsense_is_named_by_field(
 
 @pytest.mark.usefixtures("handed_over")
 @pytest.mark.parametrize("at", ASKED)
-def test_a_database_that_is_away_is_a_problem(
+def test_database_outage_is_a_problem(
     at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Wherever it is noticed, and in one line of the log."""
     asked = scope(ada, "stream", "mine=1")
     take_away(monkeypatch, at)
     found = first(asked)
-    assert told(found, 503) == "The database does not answer. Ask again later."
+    assert detail_of(found, 503) == "The database does not answer. Ask again later."
     assert found[1]["retry-after"] == "5"
     [record] = [record for record in caplog.records if record.levelname != "DEBUG"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)
@@ -201,7 +204,7 @@ def test_a_database_that_is_away_is_a_problem(
 
 
 @pytest.mark.usefixtures("handed_over")
-def test_who_has_had_everything_is_told_to_stop(ada: User) -> None:
+def test_client_that_had_everything_gets_204(ada: User) -> None:
     task = ended(Status.COMPLETED, owner=ada)
     last = task.events.last().pk
     status, _, body = first(scope(ada, f"{task.pk}/stream"))
@@ -213,7 +216,7 @@ def test_who_has_had_everything_is_told_to_stop(ada: User) -> None:
 
 
 @pytest.mark.parametrize("atomic", [False, True])
-def test_without_the_consumer_a_view_serves_it(
+def test_view_serves_the_stream_without_the_consumer(
     ada: User, atomic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", atomic)
