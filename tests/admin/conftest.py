@@ -14,7 +14,7 @@ Login = Callable[..., Client]
 
 @pytest.fixture
 def login(db: None) -> Login:
-    """Log somebody of the staff in, with permissions by their codenames."""
+    """Log a staff user in with these permissions."""
 
     def log_in(*permissions: str, username: str = "staff", is_staff: bool = True) -> Client:
         user = User.objects.create_user(username, is_staff=is_staff)
@@ -32,7 +32,7 @@ def login(db: None) -> Login:
 
 @pytest.fixture
 def still(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time stands still, by every clock: a page is no older than its rows, however slow it is."""
+    """Stop all clocks: a page is never older than its rows, however slow the test is."""
     now = timezone.now()
     clock.now = now
     monkeypatch.setattr(timezone, "now", lambda: now)

@@ -1,4 +1,4 @@
-"""A site with several admins: one for support, one of workers alone, one of tasks alone."""
+"""A site with several admins: one for support, one only for workers, one only for tasks."""
 
 from django.contrib import admin
 from django.urls import include, path

@@ -1,4 +1,4 @@
-"""Tasks whose parameters and results are in part secret."""
+"""Tasks whose parameters and results are partly secret."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Secretive(BaseTask):
 
 
 class Odd(str):
-    """A type of which Pydantic makes no JSON schema."""
+    """A type without a JSON schema in Pydantic."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, *_: object) -> CoreSchema:
@@ -93,7 +93,7 @@ Rule = Has | Not | All | Either
 
 
 class Ruled(BaseTask):
-    """One whose parameters may be nested in many ways, which a schema does not tell apart."""
+    """A task whose parameters can be nested in many ways that a schema does not distinguish."""
 
     class Params(BaseModel):
         rule: Rule

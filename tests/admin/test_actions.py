@@ -1,4 +1,4 @@
-"""What operators do to tasks in the admin: one by one, and many at once."""
+"""Actions of operators on tasks in the admin: one by one, and many together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .conftest import Login
 pytestmark = pytest.mark.django_db
 
 LIST = reverse("admin:tasks_app_task_changelist")
-#: The permission that each needs, and a status in which it can be done.
+#: The permission that each action needs, and a status in which it is possible.
 ACTS = {
     "cancel": ("cancel_task", Status.PENDING),
     "retry": ("retry_task", Status.FAILED),
@@ -59,20 +59,20 @@ def confirmed(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
 
 
 def all_of(client: Client, act: str, query: str = "") -> Any:
-    """Do it to all that match, as one who is asked and says yes."""
+    """Act on all matching tasks, and confirm."""
     page = many(client, act, [uuid.uuid4()], select_across="1", query=query)
     return confirm(client, page, query)
 
 
 def confirm(client: Client, page: Any, query: str = "") -> Any:
-    """Send the form of the page that asks."""
+    """Submit the form of the confirmation page."""
     hidden = r'<input type="hidden" name="([^"]+)" value="([^"]+)">'
     fields = dict(re.findall(hidden, html.unescape(page.content.decode())))
     assert fields.keys() >= {"action", "_selected_action", "confirmed"}
     return client.post(LIST + query, fields, follow=True)
 
 
-def said(page: Any) -> list[str]:
+def messages_of(page: Any) -> list[str]:
     return [str(message) for message in page.context["messages"]]
 
 
@@ -83,21 +83,21 @@ def logged(task: Task) -> list[tuple[int, str, str]]:
     ]
 
 
-# One.
+# Single tasks.
 
 
 def test_cancel(login: Login) -> None:
     client = login("view_task", "cancel_task")
     task = rows.enqueued()
     page = post(client, "cancel", task, follow=True)
-    assert said(page) == ["Noop: Cancelled."]
+    assert messages_of(page) == ["Noop: Cancelled."]
     assert rows.fresh(task).status == Status.CANCELLED
     assert rows.last_fact(task).data == {"by": "staff"}
     assert logged(task) == [(CHANGE, "staff", "Cancelled.")]
 
 
-def test_cancel_asks_before(login: Login) -> None:
-    """Where no script asked: the button of the list without one, and that of the page."""
+def test_cancel_asks_for_confirmation(login: Login) -> None:
+    """Confirmation without a script: for the button of the list, and for that of the page."""
     client = login("view_task", "cancel_task")
     task = rows.enqueued()
     back = f"http://testserver{LIST}?queue=default"
@@ -108,17 +108,17 @@ def test_cancel_asks_before(login: Login) -> None:
     fields = dict(re.findall(r'name="(confirmed|back)" value="([^"]+)"', page.content.decode()))
     assert client.post(url("cancel", task), fields)["Location"] == back
     assert rows.fresh(task).status == Status.CANCELLED
-    # Elsewhere nobody is sent.
+    # The redirect stays on this site.
     fields["back"] = "https://elsewhere.test/"
     other = rows.enqueued()
     page_of = reverse("admin:tasks_app_task_change", args=[other.pk])
     assert client.post(url("cancel", other), fields)["Location"] == page_of
 
 
-def test_cancel_what_runs(login: Login) -> None:
+def test_cancel_of_a_running_task_is_a_request(login: Login) -> None:
     client = login("view_task", "cancel_task")
     task, _claim = rows.claimed()
-    assert said(post(client, "cancel", task, follow=True)) == ["Noop: Stopping…"]
+    assert messages_of(post(client, "cancel", task, follow=True)) == ["Noop: Stopping…"]
     assert rows.fresh(task).cancel_requested_at
     assert logged(task) == [(CHANGE, "staff", "Asked to stop.")]
 
@@ -128,12 +128,12 @@ def test_retry(login: Login) -> None:
     task = rows.ended(Status.FAILED)
     page = client.post(url("retry", task), follow=True)
     again = Task.objects.get(retried_from=task)
-    assert said(page) == ["Noop: Retried."]
+    assert messages_of(page) == ["Noop: Retried."]
     assert page.redirect_chain == [(reverse("admin:tasks_app_task_change", args=[again.pk]), 302)]
     assert logged(task) == [(CHANGE, "staff", f"Retried as task {again.pk}.")]
 
 
-def test_remove_asks_before(login: Login) -> None:
+def test_remove_asks_for_confirmation(login: Login) -> None:
     client = login("view_task", "delete_task")
     task = rows.ended(Status.COMPLETED)
     page = client.get(url("delete", task)).content.decode()
@@ -141,19 +141,19 @@ def test_remove_asks_before(login: Login) -> None:
     assert "task_started" not in page
     assert rows.fresh(task)
     after = client.post(url("delete", task), follow=True)
-    assert said(after) == ["Noop: Deleted with its history."]
+    assert messages_of(after) == ["Noop: Deleted with its history."]
     assert after.redirect_chain == [(LIST, 302)]
     assert not Task.objects.exists()
     assert not TaskEvent.objects.exists()
     assert logged(task) == [(DELETION, "staff", "Deleted with its history.")]
 
 
-def test_what_has_not_finished_is_not_removed(login: Login) -> None:
+def test_unfinished_task_is_not_removed(login: Login) -> None:
     client = login("view_task", "delete_task")
     task = rows.enqueued()
     assert "cancel this one first" in client.get(url("delete", task)).content.decode()
     page = client.post(url("delete", task), follow=True)
-    assert said(page) == ["Couldn't do that: still pending."]
+    assert messages_of(page) == ["Couldn't do that: still pending."]
     assert rows.fresh(task)
     assert logged(task) == []
 
@@ -166,37 +166,37 @@ def test_what_has_not_finished_is_not_removed(login: Login) -> None:
         ("remove", Status.RUNNING, "still running"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_impossible_action_is_reported(
     admin_client: Client, act: str, status: Status, reason: str
 ) -> None:
     task = rows.saved(status)
     before = rows.snapshot()
     page = admin_client.post(url(act, task), follow=True)
-    assert said(page) == [f"Couldn't do that: {reason}."]
+    assert messages_of(page) == [f"Couldn't do that: {reason}."]
     json = admin_client.post(url(act, task), headers={"accept": "application/json"})
     assert (json.status_code, json.json()) == (409, {"detail": reason})
     assert rows.snapshot() == before
     assert logged(task) == []
 
 
-def test_what_was_retried_is_not_retried_again(admin_client: Client) -> None:
+def test_retried_task_is_not_retried_again(admin_client: Client) -> None:
     task = rows.ended(Status.FAILED, unique_key="key")
     task_service.retry_task(task.pk)
     page = admin_client.post(url("retry", task), follow=True)
-    assert said(page) == ["Couldn't do that: already retried."]
+    assert messages_of(page) == ["Couldn't do that: already retried."]
     other = rows.saved(Status.FAILED, unique_key="key")
     page = admin_client.post(url("retry", other), follow=True)
-    [message] = said(page)
+    [message] = messages_of(page)
     assert "another task with its unique key has not finished" in message
 
 
-def test_the_list_s_buttons_are_answered_as_json(admin_client: Client) -> None:
+def test_buttons_of_the_list_get_json(admin_client: Client) -> None:
     task = rows.enqueued()
     answer = admin_client.post(url("cancel", task), headers={"accept": "application/json"})
     assert (answer.status_code, answer.json()) == (200, {"detail": "Cancelled."})
 
 
-def test_it_leads_back_to_the_list_it_came_from(admin_client: Client) -> None:
+def test_action_redirects_to_the_list_it_came_from(admin_client: Client) -> None:
     back = f"http://testserver{LIST}?status=pending"
     page = post(admin_client, "cancel", rows.enqueued(), headers={"referer": back})
     assert page["Location"] == back
@@ -207,12 +207,12 @@ def test_it_leads_back_to_the_list_it_came_from(admin_client: Client) -> None:
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_there_is_no_such_task(admin_client: Client, act: str) -> None:
+def test_missing_task_is_not_found(admin_client: Client, act: str) -> None:
     assert post(admin_client, act, uuid.uuid4()).status_code == 404
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_only_a_post_with_a_token_does_anything(admin_user: User, act: str) -> None:
+def test_actions_need_post_and_csrf_token(admin_user: User, act: str) -> None:
     task = rows.saved(ACTS[act][1])
     client = Client(enforce_csrf_checks=True)
     client.force_login(admin_user)
@@ -224,10 +224,13 @@ def test_only_a_post_with_a_token_does_anything(admin_user: User, act: str) -> N
     assert rows.snapshot() == before
 
 
-def test_the_log_is_in_the_language_of_who_reads_it(
+def test_log_is_in_the_readers_language(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever the one spoke who did it. The tests' own language is that of whoever has any."""
+    """Whatever language the acting user had.
+
+    The patch marks translated texts if a language is active.
+    """
 
     def translated(text: str) -> str:
         return f"«{text}»" if translation.get_language() else text
@@ -249,7 +252,7 @@ def test_the_log_is_in_the_language_of_who_reads_it(
     assert read(again) == ["«Cancelled.»", "Cancelled. By a program."]
 
 
-def test_why_not_is_said_in_the_site_s_language() -> None:
+def test_reason_is_in_the_sites_language() -> None:
     class ClosedError(TaskError):
         """The shop is closed.
 
@@ -260,12 +263,12 @@ def test_why_not_is_said_in_the_site_s_language() -> None:
     assert why(DuplicateTask("key")) == "another task with its unique key has not finished"
 
 
-# Who may.
+# Permissions.
 
 
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("permission", [*PERMISSIONS, None])
-def test_each_needs_its_own_permission(login: Login, act: str, permission: str | None) -> None:
+def test_each_action_needs_its_permission(login: Login, act: str, permission: str | None) -> None:
     needed, status = ACTS[act]
     client = login("view_task", *[permission] if permission else [])
     one, other = rows.saved(status), rows.saved(status)
@@ -289,7 +292,7 @@ def test_each_needs_its_own_permission(login: Login, act: str, permission: str |
 @pytest.mark.parametrize(
     ("permissions", "is_staff"), [(["view_task", *PERMISSIONS], False), (PERMISSIONS, True)]
 )
-def test_who_may_not_view_does_nothing(
+def test_actions_need_the_permission_to_view(
     login: Login, permissions: list[str], is_staff: bool
 ) -> None:
     client = login(*permissions, is_staff=is_staff)
@@ -302,7 +305,7 @@ def test_who_may_not_view_does_nothing(
     assert rows.snapshot() == before
 
 
-def test_nobody_adds_or_changes(admin_client: Client) -> None:
+def test_tasks_cannot_be_added_or_changed(admin_client: Client) -> None:
     task = rows.enqueued()
     before = rows.snapshot()
     # Tasks are started instead.
@@ -315,7 +318,7 @@ def test_nobody_adds_or_changes(admin_client: Client) -> None:
     assert rows.snapshot() == before
 
 
-# Many.
+# Many tasks.
 
 
 def test_many_are_cancelled(admin_client: Client) -> None:
@@ -325,7 +328,7 @@ def test_many_are_cancelled(admin_client: Client) -> None:
     assert "Running tasks will be asked to stop." in page.content.decode()
     assert [rows.fresh(task).status for task in waiting] == [Status.PENDING] * 3
     page = confirmed(admin_client, "cancel", [*waiting, *over])
-    assert said(page) == [
+    assert messages_of(page) == [
         "3 tasks were cancelled or asked to stop.",
         "Skipped 3 tasks: already failed (2); already completed (1).",
     ]
@@ -339,25 +342,25 @@ def test_many_are_retried(admin_client: Client) -> None:
     task_service.retry_task(tasks[2].pk)
     gone = [rows.saved(Status.FAILED, name="shop.tasks.Gone") for _ in range(2)]
     page = many(admin_client, "retry", tasks + gone)
-    [link] = re.findall(r'2 tasks were retried. <a href="([^"]+)">', said(page)[0])
+    [link] = re.findall(r'2 tasks were retried. <a href="([^"]+)">', messages_of(page)[0])
     found = admin_client.get(html.unescape(link)).context["cl"].result_list
     chosen = set(Task.objects.filter(retried_from__in=tasks[:2]))
-    # The third was retried before.
+    # The third one was retried before.
     assert set(found) == chosen
-    assert said(page)[1:] == [
+    assert messages_of(page)[1:] == [
         "Skipped 3 tasks: its class no longer exists here (2); already retried (1).",
     ]
     assert Task.objects.filter(retried_from__in=tasks).count() == 3
     assert not Task.objects.filter(retried_from__in=gone).exists()
 
 
-def test_many_are_removed_after_a_question(admin_client: Client) -> None:
+def test_many_are_removed_after_confirmation(admin_client: Client) -> None:
     tasks = [rows.ended(Status.COMPLETED), rows.ended(Status.FAILED), rows.enqueued()]
     page = many(admin_client, "remove", tasks)
     assert "3 tasks selected" in page.content.decode()
     assert Task.objects.count() == 3
     page = many(admin_client, "remove", tasks, confirmed="yes")
-    assert said(page) == [
+    assert messages_of(page) == [
         "2 tasks were deleted with their history.",
         "Skipped 1 task: still pending.",
     ]
@@ -365,15 +368,15 @@ def test_many_are_removed_after_a_question(admin_client: Client) -> None:
     assert LogEntry.objects.filter(action_flag=DELETION).count() == 2
 
 
-def test_the_question_leads_to_the_deed(admin_client: Client) -> None:
-    """What the page's form sends, as Django's admin takes it: without an index."""
+def test_confirmation_form_performs_the_action(admin_client: Client) -> None:
+    """It sends what Django's admin accepts: no index."""
     task = rows.ended(Status.COMPLETED)
     page = many(admin_client, "remove", [task])
     confirm(admin_client, page)
     assert not Task.objects.exists()
 
 
-def test_all_that_match(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_matching_tasks(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks_app.admin.stretch.WINDOW", 2)
     monkeypatch.setattr(bulk, "BATCH", 3)
     wanted = [rows.saved(queue="mails") for _ in range(7)]
@@ -383,18 +386,18 @@ def test_all_that_match(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -
     assert "All tasks that match the filters" in page.content.decode()
     assert Task.objects.filter(status=Status.CANCELLED).count() == 0
     page = confirm(admin_client, page, "?queue=mails")
-    assert said(page) == ["7 tasks were cancelled or asked to stop."]
+    assert messages_of(page) == ["7 tasks were cancelled or asked to stop."]
     assert {rows.fresh(task).status for task in wanted} == {Status.CANCELLED}
     assert [rows.fresh(task).status for task in others] == [Status.PENDING, Status.COMPLETED]
     page = all_of(admin_client, "cancel", "?queue=mails")
-    assert said(page) == ["None of these tasks can be changed this way."]
+    assert messages_of(page) == ["None of these tasks can be changed this way."]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_each_batch_is_a_transaction_also_where_each_request_is_one(
+def test_each_batch_is_a_transaction_even_with_atomic_requests(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else one request would keep SQLite's write lock for all of them."""
+    """Otherwise one request would hold SQLite's write lock for all batches."""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     monkeypatch.setattr(bulk, "BATCH", 2)
     tasks = [rows.saved() for _ in range(5)]
@@ -411,7 +414,7 @@ def test_each_batch_is_a_transaction_also_where_each_request_is_one(
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_all_that_match_are_those_that_did_when_it_was_asked(
+def test_all_matching_means_matching_at_the_confirmation_page(
     admin_client: Client, act: str
 ) -> None:
     _permission, status = ACTS[act]
@@ -430,23 +433,21 @@ def test_all_that_match_are_those_that_did_when_it_was_asked(
         )
         since.append(running)
     before = [rows.fresh(task) for task in since]
-    [told] = said(confirm(admin_client, asked))
-    assert told.startswith("1 task " if act != "cancel" else "2 tasks ")
+    [message] = messages_of(confirm(admin_client, asked))
+    assert message.startswith("1 task " if act != "cancel" else "2 tasks ")
     assert [rows.fresh(task).status for task in since] == [task.status for task in before]
     assert not Task.objects.filter(retried_from__in=since)
 
 
 @pytest.mark.parametrize("moment", ["", "odd", "2026-02-30T00:00:00+00:00"])
-def test_all_that_match_since_nobody_knows_when_are_asked_about(
-    admin_client: Client, moment: str
-) -> None:
+def test_invalid_time_of_confirmation_asks_again(admin_client: Client, moment: str) -> None:
     task = rows.saved()
     page = many(admin_client, "cancel", [task], select_across="1", confirmed="yes", asked=moment)
     assert "that matches the filters" in page.content.decode()
     assert rows.fresh(task).status == Status.PENDING
 
 
-def test_more_than_one_request_takes_on(
+def test_one_request_acts_on_a_limited_number(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actions, "MOST", 2)
@@ -454,22 +455,22 @@ def test_more_than_one_request_takes_on(
         rows.saved()
     more = "Stopped after 2 tasks, and there are more. Run it again to continue."
     for done, *rest in (2, more), (2, more), (1,):
-        told = said(all_of(admin_client, "cancel"))
-        assert told[0].startswith(f"{done} task")
-        assert told[1:] == rest
+        messages = messages_of(all_of(admin_client, "cancel"))
+        assert messages[0].startswith(f"{done} task")
+        assert messages[1:] == rest
     assert not Task.objects.unfinished()
 
 
-def test_more_than_there_is_time_for() -> None:
+def test_time_limit_is_reported() -> None:
     assert sentences(CANCEL, bulk.Summary(done=1, left=3)) == [
         (True, "1 task was cancelled or asked to stop."),
         (False, "Stopped after 20 s with 3 tasks left. Run it again to continue."),
     ]
 
 
-def test_what_is_gone_meanwhile_is_told(admin_client: Client) -> None:
+def test_deleted_tasks_are_reported(admin_client: Client) -> None:
     page = confirmed(admin_client, "cancel", [uuid.uuid4(), uuid.uuid4(), rows.enqueued()])
-    assert said(page) == [
+    assert messages_of(page) == [
         "1 task was cancelled or asked to stop.",
         "Skipped 2 tasks: the task no longer exists.",
     ]
@@ -484,19 +485,19 @@ def test_what_is_gone_meanwhile_is_told(admin_client: Client) -> None:
         ("remove", Status.COMPLETED, "?q=old", "1 task was deleted with its history."),
     ],
 )
-def test_a_row_that_changed_on_a_filtered_page_is_the_one_selected(
+def test_selected_row_that_left_the_filter_is_acted_on(
     admin_client: Client, act: str, now: Status, query: str, after: str
 ) -> None:
-    """As rows move in place, the filters by which the page was asked for may not find them."""
+    """Rows are updated in place, so a selected task may no longer match the page's filters."""
     task = rows.saved(now)
     page = many(admin_client, act, [task], query=query)
     if act != "retry":
         assert "1 task selected" in page.content.decode()
         assert f'<bdi class="task-path">{task.pk}</bdi>' in page.content.decode()
         page = many(admin_client, act, [task], query=query, confirmed="yes")
-    [told] = said(page)
-    assert told.partition(" <a ")[0] == after
+    [message] = messages_of(page)
+    assert message.partition(" <a ")[0] == after
 
 
-def test_an_id_that_is_none(admin_client: Client) -> None:
+def test_invalid_id_is_refused(admin_client: Client) -> None:
     assert confirmed(admin_client, "cancel", ["odd"]).status_code == 400

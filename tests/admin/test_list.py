@@ -43,7 +43,7 @@ EVIL = "<script>alert(1)</script>"
 
 
 def listed(client: Client, query: str = "") -> list[uuid.UUID]:
-    """The ids that the list shows, in its order."""
+    """Return the ids that the list shows, in order."""
     page = client.get(f"{LIST}?{query}")
     assert page.status_code == 200, page.get("Location")
     found = re.findall(r'<template data-task="([^"]+)"', page.content.decode())
@@ -58,7 +58,7 @@ def aged(status: Status = Status.COMPLETED, *, hours: float = 0, **fields: Any) 
 
 
 @pytest.mark.usefixtures("still")
-def test_a_row_says_it_all(admin_client: Client) -> None:
+def test_row_shows_everything(admin_client: Client) -> None:
     ada = User.objects.create_user("ada")
     worker = rows.worker(hostname="host7", pid=42)
     now = timezone.now()
@@ -76,7 +76,7 @@ def test_a_row_says_it_all(admin_client: Client) -> None:
     )
     text = re.sub(r"<[^>]*>", " ", admin_client.get(LIST).content.decode().replace("<wbr>", ""))
     text = re.sub(r"\s+", " ", html.unescape(text))
-    for said in (
+    for expected in (
         "Noop tests.tasks.Noop",
         "Running",
         "50% Reading about 2 min left",
@@ -84,12 +84,12 @@ def test_a_row_says_it_all(admin_client: Client) -> None:
         "Attempt 2 of 3 Worker host7:42",
         "Waited 1 min 0 s Run time 1 min 30 s",
     ):
-        assert said in text
+        assert expected in text
     [info] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
     assert (info["worker"], info["lost"], info["stuck"]) == ("host7:42", False, False)
 
 
-def test_a_task_that_waits_for_its_next_attempt_says_why(
+def test_task_waiting_for_a_retry_shows_its_last_error(
     admin_client: Client,
 ) -> None:
     for number in range(3):
@@ -105,13 +105,13 @@ def test_a_task_that_waits_for_its_next_attempt_says_why(
     assert sorted(found) == ["0", "1", "2"]
 
 
-def test_a_bar_is_called_by_its_task(admin_client: Client) -> None:
+def test_bar_is_labelled_with_its_task(admin_client: Client) -> None:
     rows.saved(name=ExportAirports.name())
     page = admin_client.get(LIST).content.decode()
     assert re.findall(r'<progress[^>]* aria-label="([^"]*)"', page) == ["Progress: Export airports"]
 
 
-def test_a_lost_heartbeat_and_a_stuck_thread_are_badges(admin_client: Client) -> None:
+def test_lost_heartbeat_and_stuck_thread_are_badges(admin_client: Client) -> None:
     began = timezone.now() - timedelta(minutes=1)
     task = rows.saved(Status.RUNNING, started_at=began, progress=0.5)
 
@@ -127,7 +127,7 @@ def test_a_lost_heartbeat_and_a_stuck_thread_are_badges(admin_client: Client) ->
     assert left() != [""]
     rows.lapse(task, timedelta(seconds=1))
     assert badges() == ["lost"]
-    # Nobody may be working on it.
+    # Perhaps no worker runs it, so no remaining time is shown.
     assert left() == [""]
     rows.saved(Status.CANCELLED, stuck=True)
     assert sorted(badges()) == ["lost", "stuck"]
@@ -149,7 +149,7 @@ def test_every_text_is_escaped(admin_client: Client) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "status=failed", "queue=default&q=noop", "owner=~nobody"])
-def test_as_many_queries_for_one_row_as_for_a_hundred(admin_client: Client, query: str) -> None:
+def test_number_of_queries_is_constant(admin_client: Client, query: str) -> None:
     def queries() -> int:
         with CaptureQueriesContext(connection) as captured:
             listed(admin_client, query)
@@ -163,13 +163,13 @@ def test_as_many_queries_for_one_row_as_for_a_hundred(admin_client: Client, quer
             rows.saved(Status.FAILED, owner=owner, worker=worker, name=f"gone.{one}")
 
     make(1)
-    listed(admin_client, query)  # Content types are remembered from now on.
+    listed(admin_client, query)  # Content types are cached from now on.
     of_one = queries()
     make(99)
     assert queries() == of_one <= 9
 
 
-def test_what_is_long_is_not_read(admin_client: Client) -> None:
+def test_long_columns_are_not_read(admin_client: Client) -> None:
     rows.saved(Status.FAILED)
     with CaptureQueriesContext(connection) as captured:
         listed(admin_client)
@@ -179,10 +179,10 @@ def test_what_is_long_is_not_read(admin_client: Client) -> None:
     assert "LIMIT 1001" in sql
 
 
-# What it shows.
+# Filters and order.
 
 
-def test_the_newest_are_first(admin_client: Client) -> None:
+def test_newest_tasks_come_first(admin_client: Client) -> None:
     tasks = [aged(hours=hours) for hours in (1, 3, 2)]
     newest = [tasks[0].pk, tasks[2].pk, tasks[1].pk]
     assert listed(admin_client) == newest
@@ -190,14 +190,14 @@ def test_the_newest_are_first(admin_client: Client) -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_by_status(admin_client: Client, status: Status) -> None:
+def test_filter_by_status(admin_client: Client, status: Status) -> None:
     for one in Status:
         rows.saved(one)
     [found] = listed(admin_client, f"status={status}")
     assert Task.objects.get(pk=found).status == status
 
 
-def test_the_order_of_a_status(admin_client: Client) -> None:
+def test_order_within_a_status(admin_client: Client) -> None:
     now = timezone.now()
     late = rows.saved(Status.PENDING, run_after=now + timedelta(hours=1))
     soon = rows.saved(Status.PENDING, run_after=now - timedelta(hours=1))
@@ -263,18 +263,18 @@ def test_filters(admin_client: Client, admin_user: User) -> None:
         "nothing=1",
     ],
 )
-def test_nonsense_leads_back_to_the_list(admin_client: Client, query: str) -> None:
+def test_invalid_query_redirects_to_the_list(admin_client: Client, query: str) -> None:
     page = admin_client.get(f"{LIST}?{query}")
     assert (page.status_code, page["Location"]) == (302, f"{LIST}?e=1")
 
 
-def test_the_name_of_a_filter_is_called_as_the_site_calls_it(admin_client: Client) -> None:
-    """Also where no recent task has it: the class is known."""
+def test_filter_shows_the_verbose_name(admin_client: Client) -> None:
+    """Even if no recent task has that name, because the class is known."""
     page = admin_client.get(f"{LIST}?name={ExportAirports.name()}")
     assert re.search(r">\s*Export airports\s*<", page.content.decode())
 
 
-def test_a_filter_imports_nothing_that_the_url_names(
+def test_filter_does_not_import_a_name_from_the_url(
     admin_client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "script_of_somebody.py").write_text("raise SystemExit")
@@ -308,7 +308,7 @@ def test_search(admin_client: Client) -> None:
     assert listed(admin_client, "q=100%25") == []
 
 
-def test_search_by_the_beginning_of_an_id(admin_client: Client) -> None:
+def test_search_by_id_prefix(admin_client: Client) -> None:
     first = rows.saved(pk=uuid.UUID("beefcafe-0000-4000-8000-000000000001"))
     second = rows.saved(Status.FAILED, pk=uuid.UUID("beefcafe-0001-4000-8000-000000000002"))
     named = rows.saved(name="shop.beefcafe00ff")
@@ -318,23 +318,23 @@ def test_search_by_the_beginning_of_an_id(admin_client: Client) -> None:
     assert listed(admin_client, "q=beefcafe&status=failed") == [second.pk]
     shown = admin_client.get(f"{LIST}?q=beefca").content.decode()
     assert "ID prefix: <bdi>beefca</bdi>" in shown
-    # If no ID begins with it, it is a word.
+    # If no ID starts with it, it is a word.
     assert listed(admin_client, "q=beefcafe00ff") == [named.pk]
     assert "ID prefix" not in admin_client.get(f"{LIST}?q=beefcafe00ff").content.decode()
     assert listed(admin_client, "q=beef") == [named.pk]
 
 
-def test_search_by_the_name_that_is_shown(admin_client: Client) -> None:
+def test_search_by_verbose_name(admin_client: Client) -> None:
     export = rows.saved(name=ExportAirports.name())
     rows.saved()
     assert listed(admin_client, "q=export+AIRPORTS") == [export.pk]
     assert listed(admin_client, "q=export+trains") == []
 
 
-# However many there are.
+# Many tasks.
 
 
-def test_it_counts_and_numbers_no_further_than_it_must(
+def test_counts_and_page_numbers_are_limited(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(changelist, "COUNTED", 200)
@@ -348,7 +348,7 @@ def test_it_counts_and_numbers_no_further_than_it_must(
     seen += listed(admin_client, query)
     beyond = admin_client.get(f"{LIST}?{query}").context["cl"].beyond_url
     while beyond:
-        # The one that a link names is shown on both sides of it: nothing is left out between them.
+        # The task that a link names is shown on both sides of it, so none is left out.
         part = listed(admin_client, beyond[1:])
         assert part[0] == seen[-1]
         seen += part[1:] + listed(admin_client, f"{beyond[1:]}&p=2")
@@ -359,7 +359,7 @@ def test_it_counts_and_numbers_no_further_than_it_must(
     assert "You are further down the list" in admin_client.get(LIST, later).content.decode()
 
 
-def test_a_filter_looks_through_a_window_and_offers_the_next(
+def test_filter_searches_a_window_and_offers_the_next(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stretch, "WINDOW", 10)
@@ -374,7 +374,7 @@ def test_a_filter_looks_through_a_window_and_offers_the_next(
         assert ("Search older tasks" in page.content.decode()) is bool(url)
     assert found == [tasks[3].pk, tasks[25].pk]
     assert url == ""
-    # What the index itself is of needs no window.
+    # Filters that an index answers need no window.
     assert len(listed(admin_client, "status=completed")) == 30
     assert len(listed(admin_client, "age=day")) == 24
     assert listed(admin_client, f"q={tasks[29].pk}") == [tasks[29].pk]
@@ -410,7 +410,7 @@ def test_a_filter_looks_through_a_window_and_offers_the_next(
         ("retried=2026-01-01T00:00:00~2026-01-01T00:00:20", "tasks_newest"),
     ],
 )
-def test_the_list_reads_an_index_in_its_order(
+def test_list_reads_an_index_in_its_order(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch, query: str, index: str
 ) -> None:
     monkeypatch.setattr(stretch, "WINDOW", 1)
@@ -427,21 +427,21 @@ def test_the_list_reads_an_index_in_its_order(
     with connection.execute_wrapper(collect):
         listed(admin_client, query)
     assert len(read) >= 3
-    # The names and queues to choose from are those of the newest tasks, in any case.
+    # The choices of names and queues are always taken from the newest tasks.
     choices = [sql for sql, _params in read if "LIMIT 2000" in sql]
     assert len(choices) == 1
     for sql, params in read:
         indexes, whole = plan(sql, params)
         assert not whole, sql
         if connection.vendor == "sqlite":
-            # PostgreSQL chooses by what is in the tables, and these have next to nothing.
+            # PostgreSQL plans by the tables' contents, and these are nearly empty.
             assert ("tasks_newest" if sql in choices else index) in indexes, sql
 
 
-# What its script asks.
+# Live updates.
 
 
-def test_the_script_is_told_how_rows_stand_and_what_is_on_top(admin_client: Client) -> None:
+def test_script_gets_rows_and_the_top_of_the_list(admin_client: Client) -> None:
     failed, pending = rows.saved(Status.FAILED), rows.saved()
     asked = {"_ids": f"{failed.pk},{uuid.uuid4()}", "_new": "1", "status": "pending"}
     answer = admin_client.get(LIVE, asked).json()
@@ -451,14 +451,14 @@ def test_the_script_is_told_how_rows_stand_and_what_is_on_top(admin_client: Clie
     assert admin_client.get(LIVE, {"_ids": str(failed.pk)}).json()["top"] is None
 
 
-def test_the_script_may_ask_for_ids_in_parts(admin_client: Client) -> None:
+def test_script_may_send_ids_in_parts(admin_client: Client) -> None:
     one, other = rows.saved(), rows.saved()
     answer = admin_client.get(LIVE, {"_ids": ["", str(one.pk), "", str(other.pk)]})
     assert {info["task_id"] for info in answer.json()["tasks"]} == {str(one.pk), str(other.pk)}
 
 
-def told_as_new(client: Client, page: Any) -> set[str]:
-    """The ids that a page's script would announce."""
+def announced_ids(client: Client, page: Any) -> set[str]:
+    """Return the ids that a page's script would announce as new."""
     [query] = re.findall(r'data-query="([^"]*)"', page.content.decode())
     known = re.findall(r'<template data-task="([^"]+)"', page.content.decode())
     asked = dict(parse_qsl(html.unescape(query).removeprefix("?")))
@@ -469,7 +469,7 @@ def told_as_new(client: Client, page: Any) -> set[str]:
 @pytest.mark.parametrize(
     "query", ["", "status=pending", "oldest=1", "status=pending&queue=default", "q=noop"]
 )
-def test_new_is_what_came_since_and_not_what_was_beneath(
+def test_new_tasks_are_those_created_since(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
     monkeypatch.setattr(TaskAdmin, "list_per_page", 3)
@@ -477,53 +477,55 @@ def test_new_is_what_came_since_and_not_what_was_beneath(
         rows.saved(age=timedelta(minutes=1 + minutes))
     page = admin_client.get(f"{LIST}?{query}")
     [first, *_] = listed(admin_client, query)
-    assert told_as_new(admin_client, page) == set()
+    assert announced_ids(admin_client, page) == set()
     Task.objects.get(pk=first).delete()
-    assert told_as_new(admin_client, page) == set()
+    assert announced_ids(admin_client, page) == set()
     new = rows.saved()
-    assert {str(new.pk)} == told_as_new(admin_client, page)
+    assert {str(new.pk)} == announced_ids(admin_client, page)
 
 
-def test_new_in_a_list_of_what_ended_is_what_ended_since(admin_client: Client) -> None:
+def test_new_tasks_in_a_list_of_finished_ones_are_those_finished_since(
+    admin_client: Client,
+) -> None:
     rows.saved(Status.FAILED, age=timedelta(hours=1))
     page = admin_client.get(f"{LIST}?status=failed")
     last = rows.saved(Status.FAILED, created_at=timezone.now() - timedelta(days=1))
     rows.saved(Status.FAILED, age=timedelta(hours=2))
-    assert told_as_new(admin_client, page) == {str(last.pk)}
+    assert announced_ids(admin_client, page) == {str(last.pk)}
 
 
 @pytest.mark.parametrize("query", ["", "status=pending"])
-def test_all_is_new_to_a_list_that_has_nothing(admin_client: Client, query: str) -> None:
+def test_all_tasks_are_new_to_an_empty_list(admin_client: Client, query: str) -> None:
     page = admin_client.get(f"{LIST}?{query}")
     task = rows.saved(age=timedelta(minutes=1))
-    assert told_as_new(admin_client, page) == {str(task.pk)}
+    assert announced_ids(admin_client, page) == {str(task.pk)}
 
 
 @pytest.mark.parametrize(
     "query", [{"_ids": "odd"}, {"_ids": ["", "odd"]}, {"_new": "1", "status": "odd"}]
 )
-def test_the_script_is_told_of_nonsense(admin_client: Client, query: dict[str, Any]) -> None:
+def test_script_gets_400_for_an_invalid_query(admin_client: Client, query: dict[str, Any]) -> None:
     assert admin_client.get(LIVE, query).status_code == 400
 
 
-def test_what_the_script_asks_is_for_those_who_may_view(login: Login) -> None:
+def test_live_updates_need_the_permission_to_view(login: Login) -> None:
     assert login("cancel_task").get(LIVE).status_code == 403
     assert login("view_task", username="viewer").get(LIVE).status_code == 200
 
 
-def test_a_row_and_the_script_say_the_same(admin_client: Client) -> None:
+def test_row_and_live_update_have_the_same_data(admin_client: Client) -> None:
     task = rows.saved(Status.RUNNING, progress=0.25)
     page = admin_client.get(LIST).content.decode()
     [info] = re.findall(r'data-info="([^"]+)"', page)
-    [told] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
-    assert json.loads(html.unescape(info)) == told
+    [update] = admin_client.get(LIVE, {"_ids": str(task.pk)}).json()["tasks"]
+    assert json.loads(html.unescape(info)) == update
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
-def test_its_moment_is_the_database_s(
+def test_time_of_the_page_is_the_databases(
     admin_client: Client, settings: Any, monkeypatch: pytest.MonkeyPatch, use_tz: bool
 ) -> None:
-    """And has its zone, for a browser takes one without for its own."""
+    """It has a zone, because a browser would read it in its own zone otherwise."""
     settings.USE_TZ = use_tz
     there = timezone.now() - timedelta(hours=5)
     monkeypatch.setattr(changelist, "database_now", lambda _using: there)
@@ -534,7 +536,7 @@ def test_its_moment_is_the_database_s(
 
 
 @pytest.mark.urls("tests.admin.without_streams")
-def test_without_our_urls_the_list_is_polled(admin_client: Client) -> None:
+def test_list_without_task_urls_is_polled(admin_client: Client) -> None:
     rows.saved()
     page = admin_client.get("/admin/tasks_app/task/").content.decode()
     assert 'data-stream-url=""' in page
@@ -543,10 +545,10 @@ def test_without_our_urls_the_list_is_polled(admin_client: Client) -> None:
 @pytest.mark.parametrize(
     ("url", "first"), [(LIST, "task_status"), (OVERVIEW, "task_queued")], ids=["list", "overview"]
 )
-def test_it_is_streamed_by_asgi_and_polled_by_wsgi(
+def test_pages_stream_under_asgi_and_poll_under_wsgi(
     admin_client: Client, admin_user: User, url: str, first: str
 ) -> None:
-    """Under WSGI each try would be a 501, and a line in the terminal."""
+    """Under WSGI each attempt would be a 501, and a line in the terminal."""
     client = AsyncClient()
     client.force_login(admin_user)
     streamed = async_to_sync(client.get)(url).content.decode()

@@ -1,4 +1,4 @@
-"""What is declared secret is not shown."""
+"""Values declared secret are not shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks_app.store import lifecycle
 from tests import rows
 from tests.admin.secrets import Ruled, Secretive, Strict, Unspoken
 
-#: Every secret of these parameters has this in it.
+#: Every secret in these parameters contains this.
 HIDDEN = "s3cret"
 PARAMS = {
     "plain": "seen",
@@ -38,7 +38,7 @@ PARAMS = {
 }
 
 
-def test_secrets_are_masked_wherever_they_are() -> None:
+def test_secrets_are_masked_at_every_depth() -> None:
     stored = Secretive.validate_params(PARAMS)
     assert json.dumps(stored).count(HIDDEN) == 10
     shown, known = shown_params(Task(name=Secretive.name(), params=stored))
@@ -52,12 +52,12 @@ def test_secrets_are_masked_wherever_they_are() -> None:
     assert shown["anything"] == PARAMS["anything"]
 
 
-def test_what_is_declared_no_more_is_masked() -> None:
+def test_undeclared_parameters_are_masked() -> None:
     task = Task(name=Strict.name(), params={"plain": "seen", "password": "s3cret"})
     assert shown_params(task) == ({"plain": "seen", "password": MASK}, True)
 
 
-def test_only_what_has_no_schema_is_masked_for_it() -> None:
+def test_only_values_without_a_schema_are_masked() -> None:
     stored = Unspoken.validate_params({"odd": "s3cret", "plain": 3})
     task = Task(name=Unspoken.name(), params=stored, result="s3cret")
     assert shown_params(task) == ({"odd": MASK, "plain": 3}, True)
@@ -65,19 +65,19 @@ def test_only_what_has_no_schema_is_masked_for_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["shop.tasks.Gone", "tests.admin.secrets.Key", "odd"])
-def test_nothing_is_shown_of_what_nobody_knows(name: str) -> None:
+def test_values_of_unknown_tasks_are_masked(name: str) -> None:
     task = Task(name=name, params={"plain": {"a": "b"}, "none": None}, result={"a": "s3cret"})
     assert shown_params(task) == ({"plain": MASK, "none": MASK}, False)
     assert shown_result(task) == ({"a": MASK}, False)
 
 
-def test_a_schema_that_refers_to_itself_ends() -> None:
+def test_recursive_schema_terminates() -> None:
     schema = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}
     assert masked({"b": 1}, [(schema, schema)]) == {"b": 1}
 
 
-def test_depth_does_not_multiply_the_work() -> None:
-    """Were each of the ways through a recursive union gone by itself, this would never end."""
+def test_work_does_not_grow_exponentially_with_depth() -> None:
+    """If each path through a recursive union were followed separately, this would never end."""
 
     def nested(depth: int) -> Any:
         leaf = {"name": "seen", "value": HIDDEN}
@@ -94,7 +94,7 @@ def test_depth_does_not_multiply_the_work() -> None:
 
 
 @pytest.mark.django_db
-def test_the_page_shows_no_secret(admin_client: Client) -> None:
+def test_page_shows_no_secret(admin_client: Client) -> None:
     task, claim = rows.claimed(name=Secretive.name(), params=Secretive.validate_params(PARAMS))
     result: Any = {"kind": "key", "name": "seen", "secret": "s3cret 11"}
     lifecycle.complete({claim: result})
@@ -104,7 +104,7 @@ def test_the_page_shows_no_secret(admin_client: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_the_page_says_that_nobody_knows(admin_client: Client) -> None:
+def test_page_says_that_values_are_hidden(admin_client: Client) -> None:
     task = rows.enqueued(name="shop.tasks.Gone", params={"token": "s3cret"})
     page = admin_client.get(reverse("admin:tasks_app_task_change", args=[task.pk]))
     assert "cannot be loaded here" in page.content.decode()

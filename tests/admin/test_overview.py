@@ -43,11 +43,11 @@ def text(response: Any) -> str:
 
 
 def words(response: Any) -> str:
-    """What is read of a page, as one line."""
+    """Return the text of a page as one line."""
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text(response))))
 
 
-# Who may see it.
+# Permissions.
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def words(response: Any) -> str:
     ],
 )
 @pytest.mark.parametrize("url", [PAGE, PART])
-def test_who_may_see_it(
+def test_permission_to_see_it(
     client: Client, url: str, codenames: tuple[str, ...], fields: dict[str, Any], status: int
 ) -> None:
     client.force_login(someone(*codenames, **fields))
     assert client.get(url).status_code == status
 
 
-def test_links_lead_where_one_may_go(client: Client, admin_client: Client) -> None:
+def test_links_lead_only_to_permitted_pages(client: Client, admin_client: Client) -> None:
     one = worker()
     client.force_login(someone("view_task", is_staff=True))
     shown, all_shown = text(client.get(PAGE)), text(admin_client.get(PAGE))
@@ -78,21 +78,21 @@ def test_links_lead_where_one_may_go(client: Client, admin_client: Client) -> No
 
 
 @pytest.mark.parametrize("url", [LIST, reverse("admin:app_list", args=["tasks_app"])])
-def test_it_is_linked(admin_client: Client, client: Client, url: str) -> None:
+def test_overview_is_linked(admin_client: Client, client: Client, url: str) -> None:
     assert f'href="{PAGE}"' in text(admin_client.get(url))
     client.force_login(someone("view_worker", is_staff=True))
     response = client.get(url)
     assert response.status_code == 403 or PAGE not in text(response)
 
 
-# What it says.
+# Contents.
 
 
-def test_where_there_is_nothing_it_says_what_to_do(admin_client: Client) -> None:
-    said = words(admin_client.get(PAGE))
-    assert "No workers yet. Start one with manage.py run_tasks" in said
-    assert "No tasks waiting or running." in said
-    assert "0 completed" in said
+def test_empty_overview_says_what_to_do(admin_client: Client) -> None:
+    content = words(admin_client.get(PAGE))
+    assert "No workers yet. Start one with manage.py run_tasks" in content
+    assert "No tasks waiting or running." in content
+    assert "0 completed" in content
 
 
 @pytest.mark.usefixtures("still")
@@ -106,8 +106,8 @@ def test_numbers(admin_client: Client) -> None:
     for _ in range(3):
         saved(Status.FAILED)
     saved(Status.COMPLETED)
-    said = words(admin_client.get(PAGE))
-    for told in (
+    content = words(admin_client.get(PAGE))
+    for expected in (
         "Running 1 8 threads",
         "Waiting 1 longest wait 3 min",
         "Scheduled 1 delayed",
@@ -121,37 +121,37 @@ def test_numbers(admin_client: Client) -> None:
         "blue 1 Stopped",
         "1 completed 3 failed 0 cancelled",
     ):
-        assert told in said
+        assert expected in content
     linked = text(admin_client.get(PAGE))
     assert f'href="{LIST}?worker={by.pk}&amp;status=running"' in linked
     assert f'href="{LIST}?queue=mails"' in linked
 
 
-def test_of_very_many_workers_it_says_how_many_more_there_are(
+def test_number_of_further_workers_is_shown(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "WORKERS", 1)
     worker(hostname="red")
     assert "more worker" not in words(admin_client.get(PAGE))
     worker(hostname="grey", heartbeat_at=timezone.now() - LOST)
-    said = words(admin_client.get(PAGE))
-    assert "And 1 more worker." in said
-    assert "Workers 1 1 lost" in said
-    assert "grey" in said
-    assert "red" not in said
+    content = words(admin_client.get(PAGE))
+    assert "And 1 more worker." in content
+    assert "Workers 1 1 lost" in content
+    assert "grey" in content
+    assert "red" not in content
     worker(hostname="blue")
     assert "And 2 more workers." in words(admin_client.get(PAGE))
 
 
-def test_its_words_are_right_for_one_and_for_thousands(admin_client: Client) -> None:
+def test_singular_plural_and_thousands(admin_client: Client) -> None:
     by = worker(hands=1)
     saved(Status.RUNNING, worker=by)
     Task.objects.bulk_create(row(Status.COMPLETED) for _ in range(1_234))
     Task.objects.bulk_create(row(run_after=timezone.now() + HOUR) for _ in range(1_001))
-    said = words(admin_client.get(PAGE))
-    assert "1 of 1 thread busy " in said
-    assert said.count("1,234 completed") >= 3
-    assert not re.search(r"\b(1234|1001)\b", said)
+    content = words(admin_client.get(PAGE))
+    assert "1 of 1 thread busy " in content
+    assert content.count("1,234 completed") >= 3
+    assert not re.search(r"\b(1234|1001)\b", content)
     later = re.search(rf'href="({LIST}[^"]*)">1,001<', text(admin_client.get(PAGE)))
     assert later
     listed = admin_client.get(html.unescape(later[1])).context["cl"].result_list
@@ -159,7 +159,7 @@ def test_its_words_are_right_for_one_and_for_thousands(admin_client: Client) -> 
 
 
 @pytest.mark.parametrize(("ago", "trouble"), [(timedelta(hours=2), False), (MINUTE, True)])
-def test_failures_of_yesterday_are_no_trouble_of_now(
+def test_old_failures_are_no_current_trouble(
     admin_client: Client, ago: timedelta, trouble: bool
 ) -> None:
     saved(Status.FAILED, age=ago)
@@ -167,7 +167,7 @@ def test_failures_of_yesterday_are_no_trouble_of_now(
     assert ("data-trouble" in tile) is trouble
 
 
-def test_a_number_leads_to_as_many_tasks(admin_client: Client) -> None:
+def test_number_links_to_as_many_tasks(admin_client: Client) -> None:
     by = worker()
     now = timezone.now()
     for status, many in ((Status.RUNNING, 2), (Status.COMPLETED, 3), (Status.CANCELLED, 1)):
@@ -185,7 +185,7 @@ def test_a_number_leads_to_as_many_tasks(admin_client: Client) -> None:
         assert found == int(number), url
 
 
-def test_the_links_of_the_numbers_work(admin_client: Client) -> None:
+def test_links_of_numbers_work(admin_client: Client) -> None:
     by = worker()
     saved(Status.RUNNING, worker=by, queue="a&b=c")
     for url in set(re.findall(rf'href="({LIST}[^"]*)"', text(admin_client.get(PART)))):
@@ -193,7 +193,7 @@ def test_the_links_of_the_numbers_work(admin_client: Client) -> None:
 
 
 @pytest.mark.usefixtures("still")
-def test_the_part_is_the_page_without_its_surroundings(admin_client: Client) -> None:
+def test_part_is_the_page_without_its_frame(admin_client: Client) -> None:
     saved(Status.FAILED)
     page, part = text(admin_client.get(PAGE)), admin_client.get(PART)
     assert "<html" not in text(part)
@@ -202,7 +202,7 @@ def test_the_part_is_the_page_without_its_surroundings(admin_client: Client) -> 
     assert "no-store" in part.headers["Cache-Control"]
 
 
-def test_no_text_becomes_markup(admin_client: Client) -> None:
+def test_text_is_escaped(admin_client: Client) -> None:
     by = worker(hostname=XSS, queues=[XSS])
     saved(queue=XSS)
     saved(Status.RUNNING, worker=by, queue=XSS, name=XSS)
@@ -221,7 +221,7 @@ def test_nothing_is_inline(admin_client: Client) -> None:
         assert "<script>" not in shown
 
 
-def test_the_number_of_queries_is_constant(admin_client: Client) -> None:
+def test_number_of_queries_is_constant(admin_client: Client) -> None:
     def queries(url: str) -> int:
         with CaptureQueriesContext(connection) as executed:
             text(admin_client.get(url))
@@ -238,7 +238,7 @@ def test_the_number_of_queries_is_constant(admin_client: Client) -> None:
         for number in range(20)
     )
     assert (queries(PAGE), queries(PART), queries(WORKERS)) == before
-    # The session, the user, and what statistics need.
+    # The session, the user, and the statistics.
     assert before[1] <= 9
 
 
@@ -251,7 +251,7 @@ def course(*ended: dict[str, int]) -> Course:
     return Course(MINUTE, periods)
 
 
-def test_bars_are_as_high_as_what_they_stand_for() -> None:
+def test_height_of_bars_is_proportional() -> None:
     made = chart(
         "hour",
         course(
@@ -271,7 +271,7 @@ def test_bars_are_as_high_as_what_they_stand_for() -> None:
     assert [bar.x for bar in made.bars] == [0, WIDTH / 3, WIDTH / 1.5]
 
 
-def test_a_single_failure_among_very_many_is_seen() -> None:
+def test_single_failure_among_very_many_is_visible() -> None:
     made = chart("hour", course({Status.COMPLETED: 1_000_000, Status.FAILED: 1}))
     [failed, _] = made.bars[0].pieces
     assert failed.kind == "failed"
@@ -282,11 +282,11 @@ def test_a_single_failure_among_very_many_is_seen() -> None:
     ("most", "rounded"),
     [(0, 1), (1, 1), (2, 2), (3, 4), (6, 6), (9, 10), (11, 20), (50, 50), (61, 80)],
 )
-def test_the_axis_ends_at_a_number_that_reads_well(most: int, rounded: int) -> None:
+def test_axis_ends_at_a_round_number(most: int, rounded: int) -> None:
     assert round_up(most) == rounded
 
 
-def test_charts_are_told_in_words_and_as_tables(admin_client: Client) -> None:
+def test_charts_have_text_and_tables(admin_client: Client) -> None:
     now = timezone.now()
     for status, many in ((Status.COMPLETED, 3), (Status.FAILED, 2), (Status.CANCELLED, 1)):
         for _ in range(many):
@@ -300,15 +300,15 @@ def test_charts_are_told_in_words_and_as_tables(admin_client: Client) -> None:
         titles = [title.text for title in drawing.iter("title")]
         assert "3 completed, 2 failed, 1 cancelled" in (titles[-1] or "") + (titles[-2] or "")
     assert shown.count("<svg") == 2
-    # A table is no landmark: its section is one, and has the same name.
+    # A table is no landmark. Its section is one, and has the same name.
     assert 'role="region"' not in shown
     assert len(re.findall(r'<th scope="row">\d\d:\d\d</th>', shown)) == 60 + 24
     assert re.search(r"<td>3</td><td>2</td><td>1</td>", shown)
 
 
 @override_settings(LANGUAGES=[("en", "English"), ("de", "German")])
-def test_numbers_of_drawings_are_not_localized(admin_client: Client) -> None:
-    """A comma for a point would be no number to a browser."""
+def test_numbers_in_drawings_are_not_localized(admin_client: Client) -> None:
+    """A browser cannot read a number with a decimal comma."""
     saved(Status.COMPLETED)
     response = admin_client.get(PART, headers={"accept-language": "de"})
     shown = text(response)
@@ -317,7 +317,7 @@ def test_numbers_of_drawings_are_not_localized(admin_client: Client) -> None:
     assert not re.search(r'(?:x|y|width|height)="\d+,\d', shown)
 
 
-def test_an_hour_of_each_day_has_its_name() -> None:
+def test_charts_of_hour_and_day_have_different_titles() -> None:
     assert (
         chart("day", Course(HOUR, [Period(timezone.now(), {})])).title
         != chart("hour", Course(MINUTE, [Period(timezone.now(), {})])).title
@@ -334,10 +334,10 @@ def test_workers_are_listed_with_their_state(admin_client: Client) -> None:
     worker(hostname="grey", heartbeat_at=now - LOST)
     worker(hostname="blue", stopped_at=now)
     saved(Status.RUNNING, worker=by)
-    said = words(admin_client.get(WORKERS))
-    assert "red:4711 Alive 1 of 4 threads busy 0 mails" in said
-    assert "grey:1 Heartbeat lost 0 of 4 threads busy 0 all 5 min 0 s ago" in said
-    assert "blue:1 Stopped 0 of 4 threads busy" in said
+    content = words(admin_client.get(WORKERS))
+    assert "red:4711 Alive 1 of 4 threads busy 0 mails" in content
+    assert "grey:1 Heartbeat lost 0 of 4 threads busy 0 all 5 min 0 s ago" in content
+    assert "blue:1 Stopped 0 of 4 threads busy" in content
     for state, host in (("alive", "red"), ("lost", "grey"), ("stopped", "blue")):
         found = admin_client.get(WORKERS, {"state": state}).context["cl"].result_list
         assert [one.hostname for one in found] == [host]
@@ -346,15 +346,15 @@ def test_workers_are_listed_with_their_state(admin_client: Client) -> None:
     assert admin_client.get(html.unescape(tasks)).context["cl"].result_list
 
 
-def test_the_page_of_a_worker(admin_client: Client) -> None:
+def test_page_of_a_worker(admin_client: Client) -> None:
     by = worker(hostname="red", pid=4711, stuck=2)
     saved(Status.RUNNING, worker=by)
-    said = words(admin_client.get(page_of(by)))
-    for told in ("red:4711", "Alive", "1 of 4 threads busy", "Stuck threads"):
-        assert told in said
+    content = words(admin_client.get(page_of(by)))
+    for expected in ("red:4711", "Alive", "1 of 4 threads busy", "Stuck threads"):
+        assert expected in content
 
 
-def test_workers_are_only_looked_at(admin_client: Client) -> None:
+def test_workers_are_read_only(admin_client: Client) -> None:
     by = worker()
     before = Worker.objects.values().get()
     assert admin_client.get(reverse("admin:tasks_app_worker_add")).status_code == 403
@@ -365,7 +365,7 @@ def test_workers_are_only_looked_at(admin_client: Client) -> None:
 
 
 @pytest.mark.parametrize(("codename", "status"), [("view_worker", 200), ("view_task", 403)])
-def test_who_may_see_workers(client: Client, codename: str, status: int) -> None:
+def test_permission_to_see_workers(client: Client, codename: str, status: int) -> None:
     client.force_login(someone(codename, is_staff=True))
     assert client.get(WORKERS).status_code == status
     assert client.get(page_of(worker())).status_code == status

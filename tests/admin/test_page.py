@@ -36,7 +36,7 @@ def url(task: Task) -> str:
 
 
 def text(client: Client, task: Task, query: str = "") -> str:
-    """What the page's own part says, without its markup."""
+    """Return the text of the page's own part."""
     answer = client.get(url(task) + query)
     assert answer.status_code == 200
     content = answer.content.decode()
@@ -44,7 +44,7 @@ def text(client: Client, task: Task, query: str = "") -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", content)))
 
 
-def test_the_history_of_a_task(admin_client: Client) -> None:
+def test_history_of_a_task(admin_client: Client) -> None:
     one = rows.worker(hostname="host1", pid=1)
     task, claim = rows.claimed(one, max_attempts=3)
     lifecycle.log({claim: [LogLine("info", "opened the file"), LogLine("warning", "line 3")]})
@@ -54,7 +54,7 @@ def test_the_history_of_a_task(admin_client: Client) -> None:
     [task] = lifecycle.claim(one, 1)
     task_service.cancel_task(task.pk, by=User(username="ada"))
     lifecycle.cancel([claim_of(task)])
-    said = text(admin_client, task)
+    content = text(admin_client, task)
     for part in (
         "Queued",
         "Attempt 1 started on host1:1",
@@ -65,20 +65,20 @@ def test_the_history_of_a_task(admin_client: Client) -> None:
         "info opened the file",
         "warning line 3",
     ):
-        assert part in said.replace("requested, by", "requested , by"), part
+        assert part in content.replace("requested, by", "requested , by"), part
     assert re.search(
-        r"Attempts 1 Failed, 0(\.\d)? s host1:1 OSError: disk 2 Returned to the queue", said
+        r"Attempts 1 Failed, 0(\.\d)? s host1:1 OSError: disk 2 Returned to the queue", content
     )
 
 
-def test_its_log_is_one_to_a_screen_reader(admin_client: Client) -> None:
+def test_log_has_its_role_for_screen_readers(admin_client: Client) -> None:
     content = admin_client.get(url(rows.enqueued())).content.decode()
     assert (
         '<div role="log" aria-labelledby="task-log"><ol class="task-log" data-part="log"' in content
     )
 
 
-def test_an_error_and_its_traceback(admin_client: Client) -> None:
+def test_error_and_traceback(admin_client: Client) -> None:
     task = rows.ended(Status.FAILED)
     content = admin_client.get(url(task)).content.decode()
     assert "<b>ValueError</b>: it broke" in content
@@ -87,7 +87,7 @@ def test_an_error_and_its_traceback(admin_client: Client) -> None:
     assert 'data-copy="task-traceback"' in content
 
 
-def test_texts_keep_their_order_in_any_direction(admin_client: Client) -> None:
+def test_text_direction_is_isolated(admin_client: Client) -> None:
     task, claim = rows.claimed()
     lifecycle.log({claim: [LogLine("info", "العربية 3")]})
     lifecycle.fail({claim: rows.BROKEN})
@@ -99,7 +99,7 @@ def test_texts_keep_their_order_in_any_direction(admin_client: Client) -> None:
         assert re.search(rf'<bdi[^>]* data-part="{part}"', listed), part
 
 
-def test_an_error_is_told_once(admin_client: Client) -> None:
+def test_error_is_shown_once(admin_client: Client) -> None:
     task, claim = rows.claimed(max_attempts=2)
     lifecycle.retry({claim: Failure("OSError", "the first", "", timedelta())})
     waiting = text(admin_client, task)
@@ -107,11 +107,13 @@ def test_an_error_is_told_once(admin_client: Client) -> None:
     [task] = lifecycle.claim(rows.worker(), 1)
     assert "Last error" not in text(admin_client, task)
     lifecycle.fail({claim_of(task): Failure("ValueError", "the second", "Traceback")})
-    said = text(admin_client, task)
-    # The bar has the error too, for its script, and does not show it here.
-    said = said.replace("Failed ValueError: the second", "Failed")
-    assert said.count("the first") == said.count("the second") == waiting.count("the first") == 1
-    assert "Error ValueError : the second" in said
+    content = text(admin_client, task)
+    # The bar has the error too, for its script, but does not show it here.
+    content = content.replace("Failed ValueError: the second", "Failed")
+    assert (
+        content.count("the first") == content.count("the second") == waiting.count("the first") == 1
+    )
+    assert "Error ValueError : the second" in content
 
 
 def test_every_text_is_escaped(admin_client: Client) -> None:
@@ -134,14 +136,14 @@ def test_every_text_is_escaped(admin_client: Client) -> None:
             assert EVIL not in admin_client.get(address).content.decode()
 
 
-def test_a_task_that_is_gone(admin_client: Client) -> None:
-    for gone in (uuid.uuid4(), "odd"):
-        answer = admin_client.get(f"/admin/tasks_app/task/{gone}/change/", follow=True)
+def test_missing_task_redirects_to_the_list(admin_client: Client) -> None:
+    for missing in (uuid.uuid4(), "odd"):
+        answer = admin_client.get(f"/admin/tasks_app/task/{missing}/change/", follow=True)
         assert answer.redirect_chain == [(reverse("admin:tasks_app_task_changelist"), 302)]
-        assert f"There is no task {gone}" in answer.content.decode()
+        assert f"There is no task {missing}" in answer.content.decode()
 
 
-def test_who_may_view_it(login: Login) -> None:
+def test_permission_to_view(login: Login) -> None:
     task = rows.enqueued()
     assert login("cancel_task").get(url(task)).status_code == 403
     viewer = login("view_task", username="viewer")
@@ -161,7 +163,7 @@ def test_who_may_view_it(login: Login) -> None:
         (Status.CANCELLED, ["retry", "remove"]),
     ],
 )
-def test_only_what_is_legal_is_offered(
+def test_only_legal_actions_are_offered(
     admin_client: Client, status: Status, offered: list[str]
 ) -> None:
     task = rows.saved(status)
@@ -180,16 +182,16 @@ def test_related_tasks(admin_client: Client, monkeypatch: pytest.MonkeyPatch) ->
     older = rows.saved(Status.COMPLETED, unique_key="import", age=timedelta(hours=2))
     rows.saved(Status.COMPLETED, unique_key="other")
     again = Task.objects.get(pk=task_service.retry_task(task.pk).task_id)
-    said = text(admin_client, task)
-    assert f"Retried as {again.pk} Pending" in said
-    assert said.count("Same unique key") == 2
+    content = text(admin_client, task)
+    assert f"Retried as {again.pk} Pending" in content
+    assert content.count("Same unique key") == 2
     assert str(older.pk) in admin_client.get(url(task)).content.decode()
     assert f"Retried from {task.pk}" in text(admin_client, again)
     monkeypatch.setattr("tasks_app.admin.stretch.WINDOW", 2)
     assert str(older.pk) not in admin_client.get(url(task)).content.decode()
 
 
-def test_a_long_history_is_bounded(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_history_is_paginated(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "LINES", 3)
     monkeypatch.setattr(history, "FACTS", 2)
     task, claim = rows.claimed()
@@ -214,14 +216,14 @@ def test_a_long_history_is_bounded(admin_client: Client, monkeypatch: pytest.Mon
     assert lines("?before=" + "9" * 18) == ["line 4", "line 5", "line 6"]
 
 
-def test_what_is_long_is_cut_unless_it_is_asked_for(
+def test_long_value_is_truncated_by_default(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "JSON_SHOWN", 100)
     task, claim = rows.claimed()
     lifecycle.complete({claim: {"text": "x" * 200 + "end"}})
     assert "end" not in text(admin_client, task).split("Facts")[0].split("Result")[1][:160]
-    # It is said beneath what was cut.
+    # The link is below the truncated value.
     [result, params] = (
         text(admin_client, task).split("Facts")[0].split("Result")[1].split("Parameters")
     )
@@ -230,7 +232,7 @@ def test_what_is_long_is_cut_unless_it_is_asked_for(
     assert "xend" in admin_client.get(url(task) + "?whole").content.decode()
 
 
-def test_as_many_queries_however_long_its_history(admin_client: Client) -> None:
+def test_number_of_queries_does_not_depend_on_the_history(admin_client: Client) -> None:
     def queries(task: Task) -> int:
         admin_client.get(url(task))
         with CaptureQueriesContext(connection) as captured:
@@ -248,7 +250,7 @@ def test_as_many_queries_however_long_its_history(admin_client: Client) -> None:
     assert queries(task) == queries(short) <= 12
 
 
-def test_times_are_of_the_current_zone(admin_client: Client, settings: Any) -> None:
+def test_times_are_in_the_current_zone(admin_client: Client, settings: Any) -> None:
     task = rows.enqueued()
     settings.TIME_ZONE = "Asia/Tokyo"
     event = rows.last_fact(task)
@@ -256,7 +258,7 @@ def test_times_are_of_the_current_zone(admin_client: Client, settings: Any) -> N
     assert f"{there:%H:%M:%S}" in text(admin_client, task)
 
 
-def test_the_bar_is_refreshed_where_no_stream_moves_it(admin_client: Client) -> None:
+def test_bar_is_polled_without_a_stream(admin_client: Client) -> None:
     task = rows.saved(Status.RUNNING)
     assert 'data-refresh="bar"' not in admin_client.get(url(task)).content.decode()
     with override_settings(ROOT_URLCONF="tests.admin.without_streams"):
@@ -265,10 +267,10 @@ def test_the_bar_is_refreshed_where_no_stream_moves_it(admin_client: Client) -> 
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [(0.25, "0.3 s"), (1.04, "1 s"), (7.0, "7 s"), (59.9, "59 s"), (10_800, "3 h 0 min")],
 )
-def test_how_long_it_took_and_may_take(admin_client: Client, seconds: float, said: str) -> None:
+def test_run_time_and_timeout(admin_client: Client, seconds: float, expected: str) -> None:
     task, _claim = rows.claimed(timeout_seconds=seconds)
     began = task.events.get(event_type=EventType.STARTED)
     task_service.cancel_task(task.pk)
@@ -276,12 +278,12 @@ def test_how_long_it_took_and_may_take(admin_client: Client, seconds: float, sai
     ended = began.timestamp + timedelta(seconds=seconds)
     task.events.filter(event_type=EventType.CANCELLED).update(timestamp=ended)
     shown = text(admin_client, task)
-    assert f"Timeout {said} " in shown
-    assert f"Attempts 1 Cancelled, {said} " in shown
+    assert f"Timeout {expected} " in shown
+    assert f"Attempts 1 Cancelled, {expected} " in shown
 
 
 @override_settings(TIME_ZONE="Europe/Berlin")
-def test_times_are_of_one_form_wherever_they_stand(admin_client: Client) -> None:
+def test_times_have_the_same_format_everywhere(admin_client: Client) -> None:
     winter = datetime(2026, 1, 31, 23, 5, 7, tzinfo=UTC)
     by = rows.worker(started_at=winter, heartbeat_at=winter, stopped_at=winter)
     fields = {"created_at": winter, "run_after": winter, "unique_key": "key"}
@@ -301,15 +303,17 @@ def test_times_are_of_one_form_wherever_they_stand(admin_client: Client) -> None
         (reverse("admin:tasks_app_worker_change", args=[by.pk]), 3),
     ):
         page = admin_client.get(address).content.decode()
-        said = (
+        element = (
             '<time datetime="2026-02-01T{0}+01:00" title="2026-02-01 {0} CET">2026-02-01 {0}</time>'
         )
-        assert page.count(said.format("00:05:07")) + page.count(said.format("01:05:07")) == times
+        assert (
+            page.count(element.format("00:05:07")) + page.count(element.format("01:05:07")) == times
+        )
         assert page.count("<time") == times
         assert "a.m." not in page
 
 
-def test_of_an_attempt_that_never_began_nothing_is_said(admin_client: Client) -> None:
+def test_attempt_that_never_started_is_not_shown(admin_client: Client) -> None:
     task = rows.ended(Status.COMPLETED)
     never = rows.saved(Status.CANCELLED)
     assert "Attempt 1 of 1" in text(admin_client, task)
@@ -317,7 +321,7 @@ def test_of_an_attempt_that_never_began_nothing_is_said(admin_client: Client) ->
         assert "0 of 1" not in admin_client.get(address).content.decode()
 
 
-def test_while_it_runs_its_bar_alone_says_for_how_long(admin_client: Client) -> None:
-    # The facts are not fetched anew each second, and would say something else.
+def test_running_task_shows_its_run_time_only_in_the_bar(admin_client: Client) -> None:
+    # The facts are not updated each second, and would disagree with the bar.
     assert " Run time " not in text(admin_client, rows.saved(Status.RUNNING))
     assert " Run time " in text(admin_client, rows.ended(Status.COMPLETED))

@@ -1,4 +1,4 @@
-"""Where a site has two admins, each stays within itself."""
+"""On a site with two admins, each links only to itself."""
 
 from __future__ import annotations
 
@@ -46,22 +46,24 @@ def test_pages_link_to_their_own_site(admin_client: Client) -> None:
         assert [link for link in links if link.startswith("/admin/")] == [], address
 
 
-def test_deeds_lead_back_to_their_own_site(admin_client: Client) -> None:
-    def led_to(view: str, task: Task) -> str:
+def test_actions_redirect_to_their_own_site(admin_client: Client) -> None:
+    def redirect_of(view: str, task: Task) -> str:
         answer = admin_client.post(url(f"task_{view}", task.pk), {"confirmed": "yes"})
         return str(answer["Location"])
 
     failed = rows.ended(Status.FAILED)
-    assert led_to("retry", failed) == url("task_change", Task.objects.get(retried_from=failed).pk)
-    assert led_to("retry", failed) == url("task_change", failed.pk)
+    assert redirect_of("retry", failed) == url(
+        "task_change", Task.objects.get(retried_from=failed).pk
+    )
+    assert redirect_of("retry", failed) == url("task_change", failed.pk)
     waiting = rows.enqueued()
-    assert led_to("cancel", waiting) == url("task_change", waiting.pk)
-    assert led_to("remove", failed) == url("task_changelist")
-    gone = admin_client.get(url("task_change", failed.pk))
-    assert gone["Location"] == url("task_changelist")
+    assert redirect_of("cancel", waiting) == url("task_change", waiting.pk)
+    assert redirect_of("remove", failed) == url("task_changelist")
+    deleted = admin_client.get(url("task_change", failed.pk))
+    assert deleted["Location"] == url("task_changelist")
 
 
-def test_a_site_of_workers_alone_leads_to_no_tasks(admin_client: Client) -> None:
+def test_site_of_workers_has_no_links_to_tasks(admin_client: Client) -> None:
     rows.saved(Status.RUNNING, worker=rows.worker())
     for address in (
         reverse("workers:app_list", args=["tasks_app"]),
@@ -72,7 +74,7 @@ def test_a_site_of_workers_alone_leads_to_no_tasks(admin_client: Client) -> None
         assert "/task/" not in page.content.decode()
 
 
-def test_a_site_of_tasks_alone_leads_to_no_workers(admin_client: Client) -> None:
+def test_site_of_tasks_has_no_links_to_workers(admin_client: Client) -> None:
     rows.saved(Status.RUNNING, worker=rows.worker())
     for view in ("changelist", "overview"):
         page = admin_client.get(reverse(f"of_tasks:tasks_app_task_{view}"))

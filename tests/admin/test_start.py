@@ -1,4 +1,4 @@
-"""Starting tasks from the admin: who may start what, how it is asked, and what comes of it."""
+"""Starting tasks from the admin: permissions, the form, and the result."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def text(response: Any) -> str:
     return str(response.content.decode())
 
 
-# Who may start what.
+# Permissions.
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def text(response: Any) -> str:
         (("start_task", "view_task"), {"is_active": False}, 302, 302),
     ],
 )
-def test_who_may_start(
+def test_permission_to_start(
     codenames: tuple[str, ...], fields: dict[str, Any], offers: int, form: int
 ) -> None:
     client = logged_in(*codenames, **fields)
@@ -163,20 +163,20 @@ def test_who_may_start(
     assert Task.objects.exists() == (form == 200)
 
 
-def test_nobody_is_asked_to_log_in(client: Client) -> None:
+def test_anonymous_user_is_redirected_to_login(client: Client) -> None:
     for url in (OFFERS, form_of(Ship)):
         assert "/login/" in client.get(url).headers["Location"]
 
 
-def test_what_does_not_opt_in_cannot_be_started(admin_client: Client) -> None:
-    """Not even by a superuser, who may do all else."""
+def test_task_without_opt_in_cannot_be_started(admin_client: Client) -> None:
+    """Not even by a superuser, who may do everything else."""
     for task in (ImportAirports, tasks.Noop):
         assert admin_client.post(form_of(task)).status_code == 404
         assert form_of(task) not in text(admin_client.get(OFFERS))
     assert not Task.objects.exists()
 
 
-def test_a_task_with_a_permission_of_its_own(operator: Client, admin_client: Client) -> None:
+def test_start_permission_of_a_task(operator: Client, admin_client: Client) -> None:
     assert form_of(Guarded) not in text(operator.get(OFFERS))
     assert operator.post(form_of(Guarded)).status_code == 404
     assert form_of(Guarded) in text(admin_client.get(OFFERS))
@@ -184,14 +184,14 @@ def test_a_task_with_a_permission_of_its_own(operator: Client, admin_client: Cli
     assert Task.objects.get().name == Guarded.name()
 
 
-def test_a_post_needs_a_token() -> None:
+def test_start_needs_a_csrf_token() -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(someone("start_task", is_staff=True))
     assert client.post(form_of(Ship), {"params-count": "1"}).status_code == 403
     assert not Task.objects.exists()
 
 
-def test_the_list_of_tasks_leads_there(operator: Client) -> None:
+def test_list_of_tasks_links_to_it(operator: Client) -> None:
     assert operator.get(LIST).context["start_url"] == OFFERS
     assert logged_in("view_task").get(LIST).context["start_url"] == ""
 
@@ -200,8 +200,8 @@ def test_the_list_of_tasks_leads_there(operator: Client) -> None:
     ("codenames", "offered"),
     [(["start_task"], True), (["view_task"], False), (["add_airport"], True)],
 )
-def test_the_index_of_the_admin_leads_there(codenames: list[str], offered: bool) -> None:
-    """Also for users who may see neither tasks nor workers."""
+def test_admin_index_links_to_it(codenames: list[str], offered: bool) -> None:
+    """Even for users who may see neither tasks nor workers."""
     client = logged_in()
     user = User.objects.get()
     user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
@@ -214,10 +214,10 @@ def test_the_index_of_the_admin_leads_there(codenames: list[str], offered: bool)
         assert client.get(OFFERS).status_code == 200
 
 
-# What is offered.
+# Offered tasks.
 
 
-def test_offers_say_what_they_do(operator: Client) -> None:
+def test_offers_have_descriptions(operator: Client) -> None:
     shown = text(operator.get(OFFERS))
     for word in (
         "Ship parcels",
@@ -237,13 +237,13 @@ def test_offers_are_searched(operator: Client, search: str) -> None:
     assert [offer.task for offer in found] == [Ship]
 
 
-def test_a_search_for_nothing_says_so(operator: Client) -> None:
+def test_search_without_results(operator: Client) -> None:
     shown = text(operator.get(OFFERS, {"q": f"zzz {XSS}"}))
     assert "No task matches" in shown
     assert "<script>alert" not in shown
 
 
-def test_where_nothing_may_be_started_the_page_says_what_it_takes() -> None:
+def test_page_without_offers_explains_startable() -> None:
     assert "startable = True" in text(logged_in("view_task").get(OFFERS))
 
 
@@ -258,7 +258,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def test_a_module_that_cannot_be_imported_is_told_of(operator: Client, broken: None) -> None:
+def test_module_that_cannot_be_imported_is_reported(operator: Client, broken: None) -> None:
     with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "broken_shop"]):
         shown = text(operator.get(OFFERS))
     assert "broken_shop.tasks" in shown
@@ -266,10 +266,10 @@ def test_a_module_that_cannot_be_imported_is_told_of(operator: Client, broken: N
     assert form_of(Ship) in shown
 
 
-# What is asked.
+# The form.
 
 
-def test_the_form_asks_for_each_parameter(operator: Client) -> None:
+def test_form_has_a_field_for_each_parameter(operator: Client) -> None:
     shown = text(operator.get(form_of(Ship)))
     for word in (
         "Start: Ship parcels",
@@ -283,14 +283,14 @@ def test_the_form_asks_for_each_parameter(operator: Client) -> None:
     assert "default-p4ss" not in shown
 
 
-def test_a_task_without_parameters_has_just_a_button(admin_client: Client) -> None:
+def test_task_without_parameters_has_only_a_button(admin_client: Client) -> None:
     assert "No parameters." not in text(admin_client.get(form_of(Loud)))
     shown = text(admin_client.get(form_of(Guarded)))
     assert "No parameters." in shown
     assert 'name="params-' not in shown
 
 
-def test_no_text_becomes_markup(operator: Client) -> None:
+def test_text_is_escaped(operator: Client) -> None:
     for shown in (
         text(operator.get(OFFERS)),
         text(operator.get(form_of(Loud))),
@@ -303,23 +303,23 @@ def test_no_text_becomes_markup(operator: Client) -> None:
     assert "<script>alert" not in text(operator.get(page_of(Task.objects.get())))
 
 
-def test_a_task_that_cannot_run_says_why(operator: Client) -> None:
+def test_task_that_cannot_run_shows_the_reason(operator: Client) -> None:
     for response in (operator.get(form_of(Misdeclared)), operator.post(form_of(Misdeclared))):
         assert response.status_code == 200
         assert "declares nothing" in text(response)
     assert not Task.objects.exists()
 
 
-def test_an_unknown_name_is_not_found(operator: Client) -> None:
+def test_unknown_name_is_not_found(operator: Client) -> None:
     for name in ("nonsense", "os.path", "tests.tasks.Nothing", XSS):
         url = reverse("admin:tasks_app_task_start_form", args=[name.replace("/", "")])
         assert operator.get(url).status_code == 404
 
 
-# What comes of it.
+# The start.
 
 
-def test_it_starts_and_leads_to_the_page_of_the_task(operator: Client) -> None:
+def test_start_redirects_to_the_tasks_page(operator: Client) -> None:
     user = User.objects.get()
     response = operator.post(
         form_of(Ship), {"params-count": "3", "params-note": "", "params-lines": "[1, 2]"}
@@ -338,7 +338,7 @@ def test_it_starts_and_leads_to_the_page_of_the_task(operator: Client) -> None:
     assert "default-p4ss" not in shown + entry.change_message + entry.object_repr
 
 
-def test_who_may_not_view_tasks_comes_back_to_the_offers() -> None:
+def test_start_without_permission_to_view_redirects_to_the_offers() -> None:
     client = logged_in("start_task")
     response = client.post(form_of(Ship), {"params-count": "3"}, follow=True)
     assert response.redirect_chain == [(OFFERS, 302)]
@@ -370,7 +370,7 @@ def refused(response: HttpResponse, before: int = 0) -> str:
     return html.unescape(text(response))
 
 
-def test_a_wrong_parameter_is_told_at_its_field_and_what_was_typed_stays(operator: Client) -> None:
+def test_invalid_parameter_is_reported_at_its_field_and_keeps_the_input(operator: Client) -> None:
     shown = refused(
         operator.post(
             form_of(Ship),
@@ -387,8 +387,8 @@ def test_a_wrong_parameter_is_told_at_its_field_and_what_was_typed_stays(operato
     assert "typed-p4ss" not in shown
 
 
-def test_the_first_field_with_a_fault_has_the_focus(operator: Client) -> None:
-    """Also if JSON further down could not be read, which is found first."""
+def test_first_invalid_field_has_the_focus(operator: Client) -> None:
+    """Even if JSON further down cannot be parsed, which is detected first."""
     data = {"params-count": "0", "params-lines": "[1,", "options-priority": "high"}
     shown = refused(operator.post(form_of(Ship), data))
     assert re.findall(
@@ -397,7 +397,7 @@ def test_the_first_field_with_a_fault_has_the_focus(operator: Client) -> None:
     assert "Invalid JSON at line 1, column 4" in shown
 
 
-def test_what_json_a_parameter_takes_is_shown(operator: Client) -> None:
+def test_expected_json_of_a_parameter_is_shown(operator: Client) -> None:
     shown = html.unescape(text(operator.get(form_of(Nested))))
     [example] = re.findall(r"<pre[^>]*>(.*?)</pre>", shown, re.S)
     assert Nested.validate_params({"to": json.loads(example)})
@@ -417,25 +417,25 @@ def test_what_json_a_parameter_takes_is_shown(operator: Client) -> None:
         ("parcels[].weight", "number, optional", ""),
         ("parcels[].inner", "object or null, optional", ""),
     ]
-    # Simple values need none.
+    # Simple values need no example.
     assert "start-shape" not in text(operator.get(form_of(Loud)))
 
 
 @override_settings(TIME_ZONE="Europe/Berlin")
-def test_times_name_their_zone(operator: Client) -> None:
+def test_times_show_their_zone(operator: Client) -> None:
     shown = text(operator.get(form_of(Timed)))
     assert "Earliest start (Europe/Berlin):" in shown
     assert "Due (Europe/Berlin):" in shown
     assert "On the wall:" in shown
 
 
-def test_a_wrong_combination_is_told_above(operator: Client) -> None:
+def test_invalid_combination_is_reported_above_the_fields(operator: Client) -> None:
     shown = refused(operator.post(form_of(Ship), {"params-count": "101"}))
     assert "too much for one lorry" in shown
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "expected"),
     [
         ("queue", "x" * 101, "100 or fewer characters"),
         ("priority", "101", "at most 100"),
@@ -444,20 +444,20 @@ def test_a_wrong_combination_is_told_above(operator: Client) -> None:
         ("unique_key", "x" * 201, "200 or fewer characters"),
     ],
 )
-def test_a_wrong_option_is_told_at_its_field(
-    operator: Client, option: str, value: str, said: str
+def test_invalid_option_is_reported_at_its_field(
+    operator: Client, option: str, value: str, expected: str
 ) -> None:
     data = {"params-count": "1", f"options-{option}": value}
     response = operator.post(form_of(Ship), data)
     shown = refused(response)
-    [fault] = response.context["options"].errors[option]
-    assert said in fault
+    [error] = response.context["options"].errors[option]
+    assert expected in error
     assert f'value="{value}"' in shown
     assert "<details open>" in shown
 
 
-def test_a_unique_key_that_is_taken_is_told_at_its_field(operator: Client) -> None:
-    enqueued(unique_key="today")  # The site's own, which nobody's form is in the way of.
+def test_unique_key_in_use_is_reported_at_its_field(operator: Client) -> None:
+    enqueued(unique_key="today")  # A key of the site's own code, which does not block users' keys.
     data = {"params-count": "1", "options-unique_key": "today"}
     assert operator.post(form_of(Ship), data).status_code == 302
     held = Task.objects.get(owner__isnull=False)
@@ -467,7 +467,7 @@ def test_a_unique_key_that_is_taken_is_told_at_its_field(operator: Client) -> No
     assert f"/task/{held.pk}/change/" in shown
 
 
-def test_who_may_not_see_the_holder_of_a_unique_key_is_not_told_which_it_is() -> None:
+def test_holder_of_a_unique_key_is_hidden_from_users_who_may_not_see_it() -> None:
     eve = someone("start_task", is_staff=True)
     held = enqueued(unique_key=users_key(eve, "today"))
     client = Client()
@@ -478,10 +478,10 @@ def test_who_may_not_see_the_holder_of_a_unique_key_is_not_told_which_it_is() ->
     assert str(held.pk) not in shown
 
 
-def test_rules_that_change_between_look_and_start_are_told(
+def test_validation_that_fails_only_at_the_start_is_reported(
     operator: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as those that read the database: the form was right, and the start is refused."""
+    """For example rules that read the database: the form was valid, and the start is refused."""
     validate, calls = Ship.validate_params, []
 
     def later(params: Any) -> dict[str, Any]:
@@ -493,7 +493,7 @@ def test_rules_that_change_between_look_and_start_are_told(
     assert "Must be at least 1." in shown
 
 
-def test_form_and_offers_cost_a_constant_number_of_queries(
+def test_number_of_queries_is_constant(
     operator: Client, django_assert_max_num_queries: Any
 ) -> None:
     for url in (OFFERS, form_of(Ship)):

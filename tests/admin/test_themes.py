@@ -1,4 +1,4 @@
-"""The admin's pages within a theme whose templates are not Django's."""
+"""The admin's pages in a theme whose templates differ from Django's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import rows
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
-def test_each_part_of_a_page_is_there_once(admin_client: Client) -> None:
+def test_each_part_of_a_page_appears_once(admin_client: Client) -> None:
     task = rows.ended(Status.FAILED)
     with override_settings(INSTALLED_APPS=["jazzmin", *settings.INSTALLED_APPS]):
         listed = admin_client.get(reverse("admin:tasks_app_task_changelist")).content.decode()

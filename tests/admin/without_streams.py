@@ -1,4 +1,4 @@
-"""A site with the admin, and without the app's own URLs."""
+"""A site with the admin but without the app's own URLs."""
 
 from django.contrib import admin
 from django.urls import path
