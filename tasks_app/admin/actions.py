@@ -45,7 +45,7 @@ from tasks_app.admin.stretch import RETRIED, str_of
 from tasks_app.exceptions import TaskError, TaskNotFound
 from tasks_app.models import Task
 from tasks_app.store import bulk
-from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
 from tasks_app.web.refusals import sentence, why
 
@@ -186,7 +186,7 @@ class ActionViews(Base):
         # Rows change in place on the page, so what was chosen there may match its filters no more.
         selected = self.get_queryset(request).filter(pk__in=chosen)
         changelist: Any = self.get_changelist_instance(request)
-        asked = moment_of(request.POST.get("asked", ""))
+        asked = parse_time(request.POST.get("asked", ""))
         confirmed = bool(request.POST.get("confirmed")) and (asked is not None or not across)
         if (act.asks or across) and not confirmed:
             tasks = changelist.queryset if across else selected

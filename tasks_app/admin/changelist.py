@@ -31,7 +31,7 @@ from tasks_app.admin.stretch import (
 )
 from tasks_app.models import Task, aware
 from tasks_app.states import Status
-from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
 from tasks_app.tasks import registry
 
@@ -174,7 +174,7 @@ class TaskChangeList(ChangeList):
         text = self.params.get(FROM)
         if not text:
             return None
-        moment = moment_of(text)
+        moment = parse_time(text)
         if moment is None:
             raise IncorrectLookupParameters(f"{text!r} is no moment")
         return moment

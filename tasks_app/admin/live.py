@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from tasks_app.admin.rows import Rows, shown
 from tasks_app.admin.stretch import SINCE
 from tasks_app.models import Task, aware
-from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LiveViews(Base):
             raise PermissionDenied
         query = request.GET.copy()
         ids, news = ",".join(query.pop(IDS, [])), query.pop(NEW, None)
-        since = moment_of("".join(query.pop(SINCE, [])))
+        since = parse_time("".join(query.pop(SINCE, [])))
         try:
             wanted = [UUID(text) for text in ids.split(",") if text][: self.list_per_page]
         except ValueError:

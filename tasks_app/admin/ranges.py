@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy, pgettext_lazy
 from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
 from tasks_app.admin.stretch import AGE, ENDED, RETRIED, WAIT, str_of, unindexed
 from tasks_app.states import Status
-from tasks_app.store.clock import database_now, moment_of
+from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
 from tasks_app.store.statistics import LAST_DAY, LAST_HOUR, since
 
@@ -139,7 +139,7 @@ class RetriedFilter(LinkedFilter, RangeFilter):
 
     @classmethod
     def bounds(cls, value: str) -> Mapping[str, datetime]:
-        first, last = (moment_of(text) for text in [*value.split("~"), "", ""][:2])
+        first, last = (parse_time(text) for text in [*value.split("~"), "", ""][:2])
         if first is None or last is None:
             raise IncorrectLookupParameters(f"{value!r} are no two moments")
         return {"gte": first, "lte": last}

@@ -22,7 +22,7 @@ from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, EventType, Status
 from tasks_app.web import display
-from tasks_app.web.display import bar_value, duration, elapsed, moment, percent, time_left
+from tasks_app.web.display import bar_value, duration, elapsed, percent, time_element, time_left
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -314,7 +314,7 @@ class Columns:
     def times(self, task: Task) -> SafeString:
         row = _row(task)
         return (
-            _fact(_("Created"), moment(task.created_at))
+            _fact(_("Created"), time_element(task.created_at))
             + _fact(_("Waited"), row.waited, "waited", unnamed=row.is_scheduled)
             + _fact(_("Run time"), row.ran, "ran")
         )

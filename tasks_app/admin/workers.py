@@ -157,18 +157,18 @@ class WorkerAdmin(Base):
 
     @admin.display(description=display.zoned(gettext_lazy("started")))
     def started(self, worker: Worker) -> SafeString:
-        return display.moment(worker.started_at)
+        return display.time_element(worker.started_at)
 
     @admin.display(description=display.zoned(gettext_lazy("last heartbeat at")))
     def heartbeat(self, worker: Worker) -> SafeString:
-        return display.moment(worker.heartbeat_at)
+        return display.time_element(worker.heartbeat_at)
 
     @admin.display(description=display.zoned(gettext_lazy("stopped")))
     def stopped(self, worker: Worker) -> str:
         # Django spells None out in a field to read.
         if worker.stopped_at is None:
             return str(self.get_empty_value_display())
-        return display.moment(worker.stopped_at)
+        return display.time_element(worker.stopped_at)
 
 
 def _seen(workers: Any) -> list[Worker]:

@@ -101,7 +101,7 @@ class _Follower:
             self._last = state
         else:
             self._bar.set_postfix_str(escaped(task.progress_text), refresh=False)
-            # A new attempt starts at the beginning again.
+            # A new attempt starts from 0 again.
             self._bar.n = round((task.progress or 0.0) * 100)
             self._bar.refresh()
 

@@ -65,13 +65,13 @@ def each(
         if time.monotonic() >= ends:
             summary.left = len(task_ids) - start
             break
-        done, refused = _insist(task_ids[start : start + BATCH], act, record)
+        done, refused = _retry_deadlocks(task_ids[start : start + BATCH], act, record)
         summary.done += len(done)
         summary.refused += refused
     return summary
 
 
-def _insist(
+def _retry_deadlocks(
     ids: Sequence[UUID], act: Callable[[UUID], T], record: Callable[[list[Done[T]]], None]
 ) -> tuple[list[Done[T]], Refusals]:
     """Process a batch in one transaction, and again if PostgreSQL ended it by a deadlock.

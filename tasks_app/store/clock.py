@@ -34,7 +34,7 @@ def within_the_calendar(time: datetime) -> datetime:
     return time
 
 
-def moment_of(text: str) -> datetime | None:
+def parse_time(text: str) -> datetime | None:
     """Parse a time as DateTimeFields accept it. Without a zone, it is in the site's time zone.
 
     Return None if the text is no time, or if some time zone cannot show it.

@@ -135,6 +135,6 @@ def waiting(run_after: datetime) -> dict[str, Any]:
     return {"run_after": to_jsonable_python(aware(run_after))}
 
 
-def who(by: str) -> dict[str, Any]:
+def requester(by: str) -> dict[str, Any]:
     """Return the event data that names who asked for something."""
     return {"by": by} if by else {}

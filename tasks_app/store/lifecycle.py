@@ -26,7 +26,7 @@ from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import LEGAL, RETRIABLE, Status, Verb
 from tasks_app.store.claims import Claim, Failure, claim_of, ready, worker_lost
 from tasks_app.store.clock import database_now
-from tasks_app.store.ledger import UNCLAIMED, Row, alias, hold, record, update, waiting, who
+from tasks_app.store.ledger import UNCLAIMED, Row, alias, hold, record, requester, update, waiting
 from tasks_app.tasks.backoff import backoff
 from tasks_app.tasks.base import resolve
 from tasks_app.tasks.progress import LogLine
@@ -82,7 +82,7 @@ def enqueue_again(task_id: uuid.UUID, by: str = "") -> Task:
     with transaction.atomic(using=alias()):
         task = _retriable(Task.primary.select_for_update(of=("self",), no_key=True), task_id)
         again = Task(retried_from=task, **{field: getattr(task, field) for field in Task.GIVEN})
-        enqueue([again], {"retried_from": str(task_id)} | who(by))
+        enqueue([again], {"retried_from": str(task_id)} | requester(by))
     return again
 
 
@@ -338,7 +338,7 @@ def request_cancel(task_id: uuid.UUID, by: str = "") -> Task:
         else:
             raise IllegalTransition(task_id, Status(task.status), "cancelled")
         task.save(update_fields=["status", "finished_at", "cancel_requested_at"])
-        record(move, [(task.pk, who(by))], now)
+        record(move, [(task.pk, requester(by))], now)
     return task
 
 

@@ -248,14 +248,14 @@ def remove(task_id: uuid.UUID) -> None:
                 raise TaskNotFound(task_id)
             if not task.is_terminal:
                 raise IllegalTransition(task_id, Status(task.status), "removed: cancel it first")
-            if _is_held(task_id):
+            if _is_protected(task_id):
                 raise TaskProtected(task_id)
             _delete([task.pk])
     except IntegrityError as error:
         raise TaskProtected(task_id) from error
 
 
-def _is_held(task_id: uuid.UUID) -> bool:
+def _is_protected(task_id: uuid.UUID) -> bool:
     """Return whether rows refer to a task by a foreign key that only the database enforces.
 
     The database would refuse only at the end of the transaction, which may be the caller's.

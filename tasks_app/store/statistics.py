@@ -52,7 +52,7 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Tasks that finished in consecutive periods of equal length. The last period is now."""
+    """Tasks that finished in consecutive periods of equal length. The last one is not over yet."""
 
     step: timedelta
     periods: list[Period]

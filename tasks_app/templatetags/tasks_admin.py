@@ -19,7 +19,7 @@ SHORT = 10.0
 
 @register.filter
 def moment(time: datetime) -> SafeString:
-    return display.moment(time)
+    return display.time_element(time)
 
 
 @register.filter

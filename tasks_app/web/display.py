@@ -198,19 +198,19 @@ def _zoned(word: _StrPromise) -> str:
 zoned = lazy(_zoned, str)
 
 
-def moment(time: datetime) -> SafeString:
+def time_element(time: datetime) -> SafeString:
     """Return a time for operators, to the second, in the same format everywhere.
 
     The title names its time zone.
     """
     local = timezone.localtime(aware(time))
-    shown = f"{local:%Y-%m-%d %H:%M:%S}"
+    formatted = f"{local:%Y-%m-%d %H:%M:%S}"
     return format_html(
         '<time datetime="{}" title="{} {}">{}</time>',
         local.isoformat(),
-        shown,
+        formatted,
         local.tzname(),
-        shown,
+        formatted,
     )
 
 

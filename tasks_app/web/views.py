@@ -153,8 +153,8 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     if request.accepts("text/html"):
         return HttpResponseRedirect(_way_back(request))
     # A user who may cancel a task may not always see it. Hide its parameters and its result then.
-    shown = None if may_view(user, task) else {"task_id", "status", "cancel_requested"}
-    return _dated(info.model_dump(mode="json", include=shown), status=code)
+    fields = None if may_view(user, task) else {"task_id", "status", "cancel_requested"}
+    return _dated(info.model_dump(mode="json", include=fields), status=code)
 
 
 @require_POST

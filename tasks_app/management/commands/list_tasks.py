@@ -24,7 +24,7 @@ from tasks_app.models.expressions import Unindexed
 from tasks_app.models.querysets import TaskQuerySet
 from tasks_app.schemas import escaped
 from tasks_app.states import UNFINISHED, Status
-from tasks_app.store.clock import moment_of
+from tasks_app.store.clock import parse_time
 from tasks_app.tasks.registry import find
 from tasks_app.web import display
 
@@ -35,7 +35,7 @@ WINDOW = 50_000
 
 def read_time(text: str) -> datetime:
     """Parse a time. Without a zone, it is in the site's time zone."""
-    time = moment_of(text)
+    time = parse_time(text)
     if time is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 2026-11-25T16:30:00")
     return time
@@ -128,7 +128,7 @@ def newest(tasks: TaskQuerySet, wanted: dict[str, Any]) -> tuple[TaskQuerySet, d
     if UNFINISHED.issuperset(wanted.get("status__in", Status)):
         unfinished = tasks.unfinished()
         if unfinished.order_by()[: WINDOW + 1].count() <= WINDOW:
-            # An index has the unfinished tasks. The one of the order might be read to its end.
+            # The index of unfinished tasks finds even old ones. The one by age might be read whole.
             by_age = Unindexed("created_at").desc()
             return unfinished.filter(**wanted).order_by(by_age), None
     # The last task in the window, and the first one beyond it.
