@@ -12,11 +12,11 @@ from tests.harness import PATIENCE
 
 from .scripted import Serve, Site
 
-# Playwright's five seconds are few on a slow machine.
+# Playwright's five seconds are too short on a slow machine.
 expect.set_options(timeout=1_000 * PATIENCE)
 
 ARGUMENTS = [
-    "--no-sandbox",  # which a container's root cannot have
+    "--no-sandbox",  # root in a container cannot have the sandbox
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -35,16 +35,16 @@ def program() -> str | None:
 def browser(program: str | None) -> Iterator[Browser]:
     """A Chromium for one module.
 
-    Not for the session: while Playwright is active its event loop counts as running in this
-    thread, where no test of another module could run one of its own.
+    Not for the session: while Playwright is active, its event loop counts as running in this
+    thread, so no test of another module could run its own.
     """
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
-        # For the same reason Django believes that the ORM is called from a coroutine.
+        # For the same reason Django assumes that the ORM is called from a coroutine.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         browser = playwright.chromium.launch(
             executable_path=program,
             args=ARGUMENTS,
-            # Playwright turns it off, visitors do not.
+            # Playwright disables it, but visitors have it enabled.
             ignore_default_args=["--disable-back-forward-cache"],
         )
         yield browser
@@ -61,7 +61,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A page on which any script error, and any breach of the content policy, fails the test."""
+    """A page on which any script error and any violation of the content policy fails the test."""
     faults: list[str] = []
     page = context.new_page()
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -78,7 +78,7 @@ def page(context: BrowserContext) -> Iterator[Page]:
 
 @pytest.fixture
 def serve(settings: Settings) -> Iterator[Serve]:
-    # Tests move their page's clock by half a minute: a silent stream is not taken for a lost one.
+    # Tests advance their page's clock by half a minute. A silent stream must not look broken then.
     settings.TASK_STREAM_KEEPALIVE_SECONDS = 15
     sites: list[Site] = []
 

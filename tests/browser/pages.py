@@ -8,7 +8,7 @@ from tasks_app.models import Task
 
 from .scripted import Site
 
-#: A script for a page that is to wait for its stream, however late a slow machine is with it.
+#: A script that makes a page wait for its stream, however late it is on a slow machine.
 PATIENT = """
 const soon = setTimeout;
 window.setTimeout = (act, delay, ...rest) => soon(act, delay === 5_000 ? 600_000 : delay, ...rest);
@@ -32,7 +32,7 @@ def shows(page: Page, row: Task, state: str, value: str | None = None, text: str
 
 
 def pass_time(page: Page, site: Site, until: Callable[[], bool], most: int = 600) -> int:
-    """Let the page's clock run until the site sees something; return the seconds it took."""
+    """Advance the page's clock until a condition of the site holds, and return the seconds."""
     for second in range(most):
         with site.changed:
             if site.changed.wait_for(until, 0.02):
@@ -42,7 +42,7 @@ def pass_time(page: Page, site: Site, until: Callable[[], bool], most: int = 600
 
 
 def look(page: Page, *, away: bool = False) -> None:
-    """Bring the page's tab to the front, or another one: a browser without a screen hides none."""
+    """Simulate that the page's tab is shown or hidden, which headless browsers never do."""
     page.evaluate(
         """away => {
           Object.defineProperty(document, "hidden", { value: away, configurable: true });

@@ -1,4 +1,4 @@
-"""A site whose streams and answers a test scripts, around the real tag, script and styles."""
+"""A site whose streams and answers a test controls, with the real tag, script and styles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.harness import PATIENCE
 STATIC = Path(tasks_app.__file__).parent / "static"
 TYPES = {".js": "text/javascript", ".css": "text/css"}
 OWNER = User(pk=1, username="owner")
-# Here there is no database to ask for them.
+# There is no database here to read them from.
 OWNER._perm_cache = {"tasks_app.retry_task"}  # type: ignore[attr-defined]
 
 Answer = tuple[int, Any]
@@ -40,7 +40,7 @@ Serve = Callable[..., "Site"]
 
 
 def task(**fields: Any) -> Task:
-    """An unsaved row, running unless told otherwise."""
+    """Return an unsaved row. Its default status is running."""
     now = datetime.now(UTC)
     status = fields.get("status", "running")
     began = {"attempt": 1, "started_at": now} if status != "pending" else {}
@@ -48,7 +48,7 @@ def task(**fields: Any) -> Task:
     defaults = {"name": "shop.tasks.Import", "status": status, "owner_id": OWNER.pk}
     times = {"created_at": now - timedelta(seconds=5), "run_after": now - timedelta(seconds=5)}
     row = Task(**(defaults | times | began | ended | fields))
-    # What a card reads of other rows: here there is no database.
+    # Fields of a card that come from other rows; there is no database here.
     row.newest_log_lines = []  # type: ignore[attr-defined]
     Task.retried_as.related.set_cached_value(row, None)  # type: ignore[attr-defined]
     return row
@@ -74,7 +74,7 @@ class Stream:
     site: Site
     task_ids: list[str]
     last_event_id: str
-    #: Whether it was asked for all of the user's tasks, and not for those named.
+    #: Whether it was opened for all own tasks, not for named ones.
     mine: bool = False
     messages: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
     closed: bool = False
@@ -97,7 +97,7 @@ class Stream:
             "timestamp": (at or datetime.now(UTC)).isoformat(),
             "data": data,
         }
-        # As a real stream does: an id for each fact, and it grows.
+        # Like a real stream: each fact has an id, and ids grow.
         if not event_id and event_type in FACTS:
             event_id = str(next(self.site.fact_ids))
         identity = f"id: {event_id}\n" if event_id else ""
@@ -114,12 +114,12 @@ class Stream:
         self.messages.put(text.encode())
 
     def drop(self) -> None:
-        """Break the connection off."""
+        """Break the connection."""
         self.messages.put(None)
 
 
 class Site(ThreadingHTTPServer):
-    """Serves a page of bars, and the addresses they use."""
+    """Serves a page of bars, and the URLs that they use."""
 
     daemon_threads = True
 
@@ -131,12 +131,12 @@ class Site(ThreadingHTTPServer):
         self.language = "en"
         self.rendering = threading.Lock()
         self.policy = POLICY
-        #: What the site's scripts and styles bear where the policy is by nonces.
+        #: The nonce of the site's scripts and styles, if the policy uses nonces.
         self.nonce = ""
         self.fact_ids = itertools.count(1_000)
-        #: The id that a card's page goes on from.
+        #: The id from which a card's page resumes.
         self.since = "40"
-        #: By the last part of the address (stream, status, cancel): what to answer instead.
+        #: Answers to give instead, by the last part of the URL (stream, status, cancel).
         self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
         #: Whether a stream opens with each task's state, as a real one does.
         self.greets = True
@@ -159,7 +159,7 @@ class Site(ThreadingHTTPServer):
             assert self.changed.wait_for(condition, PATIENCE), f"waited in vain for {what}"
 
     def stream(self, number: int = 1) -> Stream:
-        """Return the stream that was opened as number so-and-so, when it is."""
+        """Wait for the stream with this number, and return it."""
         self.wait_for(lambda: len(self.streams) >= number, f"stream {number}")
         return self.streams[number - 1]
 
@@ -172,12 +172,12 @@ class Site(ThreadingHTTPServer):
         if self.nonce:
             request.csp_nonce = self.nonce  # type: ignore[attr-defined]
         context = RequestContext(request, {"tasks": list(self.rows.values())})
-        # One at a time: a patch that ends takes another's away.
+        # One at a time, because a patch that ends would remove another one.
         with self.rendering, patch("tasks_app.templatetags.tasks.resumable", lambda: self.since):
             return Template("{% load tasks %}" + (template or self.template)).render(context)
 
     def handle_error(self, *_args: object) -> None:
-        # A browser may hang up.
+        # A browser may close a connection.
         if not isinstance(error := sys.exception(), ConnectionError):
             self.faults.append(error)
 
@@ -221,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
         elif part == "status":
             shown = [site.rows[pk] for pk in request.task_ids if pk in site.rows]
             now = datetime.now(UTC).isoformat()
-            # What the site's own view finds out from its workers.
+            # What the site's own view reads about its workers.
             workers = [{k: v for k, v in vars(row).items() if k == "no_worker"} for row in shown]
             told = [row.info().model_dump(mode="json") for row in shown]
             both = zip(told, workers, strict=True)
@@ -239,7 +239,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: Any, content_type: str = "application/json") -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response_only(status)  # without a Date, as daphne does
+        self.send_response_only(status)  # without a Date header, like daphne
         if 300 <= status < 400:
             self.send_header("Location", "/elsewhere/")
         self.send_header("Content-Type", content_type)
@@ -254,7 +254,7 @@ class Handler(BaseHTTPRequestHandler):
             request.query.get("lastEventId", [])
         )
         stream = Stream(site, request.task_ids, newest, "mine" in request.query)
-        # The browser's own wait before it comes back, in milliseconds.
+        # The browser's own reconnection delay in milliseconds.
         stream.raw("retry: 50\n\n")
         if site.greets:
             unfinished = [pk for pk, row in site.rows.items() if not row.is_terminal]

@@ -1,4 +1,4 @@
-"""The admin's list and pages in a real Chromium, before a real site and a real worker."""
+"""The admin's list and pages in a real Chromium, with a real site and a real worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 WITHIN = 30_000
 LIST = reverse("admin:tasks_app_task_changelist")
-#: What a page would run, were it not escaped.
+#: What a page would execute if it were not escaped.
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'>&amp;"
 
 
@@ -36,7 +36,7 @@ def operator(transactional_db: None) -> User:
 
 
 def enforce_trusted_types(page: Page, url: str) -> None:
-    """Serve a page of the admin with a policy that names ours."""
+    """Serve a page of the admin with a policy that names our Trusted Types policies."""
 
     def served(route: Route) -> None:
         if route.request.resource_type != "document":
@@ -74,7 +74,7 @@ def is_live(page: Page) -> None:
     expect(page.locator('[data-part="live-state"]')).to_have_text("Live", timeout=WITHIN)
 
 
-def test_an_operator_sees_a_task_appear_move_and_be_cancelled_as_its_owner_does(
+def test_operator_and_owner_see_a_task_appear_move_and_be_cancelled(
     browser: Browser,
     page: Page,
     context: BrowserContext,
@@ -124,7 +124,7 @@ def test_an_operator_sees_a_task_appear_move_and_be_cancelled_as_its_owner_does(
         expect(state).to_have_text("Cancelled", timeout=WITHIN)
     finally:
         theirs.close()
-    # The row told it all by itself.
+    # The row updated without a reload.
     assert page.evaluate("window.same")
     expect(line(page, task_id).get_by_role("button", name="Retry")).to_be_visible()
     expect(line(page, task_id).get_by_role("button", name="Cancel")).to_be_hidden()
@@ -147,7 +147,7 @@ def test_pause(
     expect(pause).to_have_attribute("aria-pressed", "true")
     expect(page.locator('[data-part="live-state"]')).to_have_text("Paused")
 
-    # Another stream of the same page: what it was told of, the list was told of too.
+    # Another stream of the same page: whatever it gets, the list gets too.
     page.evaluate(
         """url => new Promise((opened) => {
           const source = new EventSource(url);
@@ -157,7 +157,7 @@ def test_pause(
         f"{web.url}/tasks/stream/?all=1",
     )
     lifecycle.complete({claim: None})
-    # Not by wait_for_function, which evaluates text again and again: the page's policy forbids it.
+    # Not wait_for_function: it evaluates text repeatedly, which the page's policy forbids.
     eventually(lambda: page.evaluate("() => window.told === true"), what="the stream tells of it")
     shows(page, task.pk, "state", "Running")
     page.keyboard.press("Space")
@@ -165,7 +165,7 @@ def test_pause(
     shows(page, task.pk, "state", "Completed")
 
 
-def test_a_lost_stream_is_told_and_found_again(
+def test_lost_stream_is_reported_and_restored(
     page: Page, context: BrowserContext, operator: User, start_web: Callable[..., Web]
 ) -> None:
     task, claim = rows.claimed()
@@ -185,7 +185,7 @@ def test_a_lost_stream_is_told_and_found_again(
     shows(page, task.pk, "state", "Completed")
 
 
-def test_polling_takes_over_where_there_is_no_stream(
+def test_polling_replaces_a_missing_stream(
     page: Page, context: BrowserContext, operator: User, start_web: Callable[..., Web]
 ) -> None:
     task, claim = rows.claimed()
@@ -199,13 +199,13 @@ def test_polling_takes_over_where_there_is_no_stream(
     shows(page, task.pk, "state", "Completed")
     other = rows.enqueued()
     expect(page.locator('[data-part="new"]')).to_have_text("Show 1 new task", timeout=WITHIN)
-    # What is removed does not vanish under the cursor.
+    # A deleted task's row does not vanish under the cursor.
     task_service.remove_completed_task(task.pk)
     shows(page, task.pk, "state", "Deleted")
     assert line(page, other.pk).count() == 0
 
 
-def test_no_text_of_a_task_is_taken_for_markup(
+def test_task_text_is_never_inserted_as_html(
     page: Page, context: BrowserContext, operator: User, start_web: Callable[..., Web]
 ) -> None:
     task, claim = rows.claimed(name=EVIL[:200], queue=EVIL[:100], params={EVIL: EVIL})
@@ -234,7 +234,7 @@ def test_no_text_of_a_task_is_taken_for_markup(
     assert faults == []
 
 
-def test_the_page_of_a_task_lives(
+def test_page_of_a_task_updates(
     page: Page,
     context: BrowserContext,
     operator: User,
@@ -255,7 +255,7 @@ def test_the_page_of_a_task_lives(
     expect(page.get_by_role("form", name="Cancel this task?")).to_be_focused()
     page.get_by_role("button", name="Yes, cancel").press("Enter")
     expect(page.locator(".messagelist")).to_contain_text("Stopping…")
-    # A keyboard goes on where the buttons are, and a screen reader reads what was done.
+    # The keyboard focus stays at the buttons, and a screen reader reads the result.
     acts = page.get_by_role("group", name="Actions")
     expect(acts).to_be_focused()
     expect(acts).to_have_accessible_description("Steps: Stopping…")
@@ -266,7 +266,7 @@ def test_the_page_of_a_task_lives(
     assert ends(task_id).status == Status.CANCELLED
 
 
-def test_a_traceback_is_copied(
+def test_traceback_is_copied(
     page: Page, context: BrowserContext, operator: User, start_web: Callable[..., Web]
 ) -> None:
     task = rows.ended(Status.FAILED)
@@ -275,7 +275,7 @@ def test_a_traceback_is_copied(
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=web.url)
     page.clock.install()
     page.goto(f"{web.url}{reverse('admin:tasks_app_task_change', args=[task.pk])}")
-    # It says that it has copied until we let time pass.
+    # It shows "Copied" until the test advances the clock.
     page.clock.pause_at(page.evaluate("Date.now() / 1000 + 60"))
     expect(page.locator("#task-traceback")).to_be_hidden()
     page.get_by_text("Traceback", exact=True).focus()
@@ -285,7 +285,7 @@ def test_a_traceback_is_copied(
     said = page.locator('[data-part="said"]')
     expect(said).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == "Traceback: it broke"
-    # It says so for a while.
+    # It shows it for some seconds.
     page.clock.run_for(3_000)
     expect(page.get_by_role("button", name="Copy", exact=True)).to_be_visible()
     expect(said).to_have_text("")
@@ -314,7 +314,7 @@ def test_no_page_is_wider_than_its_window(
             ),
             what=f"{url} fits into {width}",
         )
-        # And so does each menu of the list's.
+        # The list's menus fit too.
         assert page.evaluate(
             """() => [...document.querySelectorAll(".task-filter")].map((filter) => {
               filter.open = true;

@@ -1,4 +1,4 @@
-"""The admin's list of tasks in a real Chromium: its rows, its buttons, what it says of itself."""
+"""The admin's list of tasks in a real Chromium: its rows, buttons and announcements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 STREAM = "**/tasks/stream/**"
 SIGNED_OUT = "Updates stopped: you may have been signed out. Reload the page."
 
-#: What a row shows, in a document.
+#: The parts that a row shows, read from a document.
 SHOWN = """(page) => Object.fromEntries(
   [...page.querySelectorAll("template[data-task]")].map(({ dataset, parentNode }) => {
     const row = parentNode.closest("tr");
@@ -49,7 +49,7 @@ SHOWN = """(page) => Object.fromEntries(
 
 @pytest.fixture
 def web(start_web: Callable[..., Web]) -> Web:
-    # Tests move their page's clock by half a minute: a silent stream is not taken for a lost one.
+    # Tests advance their page's clock by half a minute. A silent stream must not look broken then.
     return start_web(TASK_STREAM_KEEPALIVE_SECONDS="15")
 
 
@@ -94,7 +94,7 @@ def is_signed_out(page: Page, banner: Locator) -> None:
     expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
 
 
-def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..., None]) -> None:
+def test_script_renders_a_row_like_the_server(page: Page, show: Callable[..., None]) -> None:
     here = rows.worker()
     now = timezone.now()
     long_ago = timedelta(hours=2, minutes=5, seconds=20)
@@ -111,7 +111,7 @@ def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..
     rows.saved(Status.CANCELLED, stuck=True, started_at=now - long_ago, attempt=1)
     rows.saved(run_after=now + long_ago)
     rows.saved(Status.COMPLETED, started_at=now - long_ago, finished_at=now)
-    # Everything is wrong until the script shows it.
+    # Everything is wrong until the script updates it.
     page.add_init_script(
         """addEventListener("DOMContentLoaded", () => {
           for (const part of document.querySelectorAll("tr [data-part]:not([data-part=label])")) {
@@ -162,8 +162,8 @@ def test_the_script_shows_a_row_as_the_server_does(page: Page, show: Callable[..
         assert words in flat
 
 
-def test_a_row_that_fails_says_what_is_for_staff(page: Page, show: Callable[..., None]) -> None:
-    """The stream says what is for the task's owner."""
+def test_failed_row_shows_the_error_for_staff(page: Page, show: Callable[..., None]) -> None:
+    """The stream carries the text for the task's owner."""
     task, claim = rows.claimed()
     show()
     lifecycle.fail({claim: Failure("OSError", "disk full", public_error="It was not saved.")})
@@ -171,9 +171,7 @@ def test_a_row_that_fails_says_what_is_for_staff(page: Page, show: Callable[...,
     shows(page, task.pk, "error", "OSError: disk full")
 
 
-def test_rows_tell_of_waiting_running_and_of_worker_and_thread(
-    page: Page, show: Callable[..., None]
-) -> None:
+def test_rows_show_wait_run_time_worker_and_thread(page: Page, show: Callable[..., None]) -> None:
     task = rows.saved(age=timedelta(hours=2, seconds=30))
     show()
     shows(page, task.pk, "waited", "2 h 0 min")
@@ -201,7 +199,7 @@ def test_rows_tell_of_waiting_running_and_of_worker_and_thread(
     shows(page, task.pk, "remaining", "")
 
 
-def test_rows_stay_where_they_are(page: Page, show: Callable[..., None]) -> None:
+def test_rows_keep_their_place(page: Page, show: Callable[..., None]) -> None:
     for _ in range(3):
         rows.enqueued()
     show("?status=pending")
@@ -216,13 +214,13 @@ def test_rows_stay_where_they_are(page: Page, show: Callable[..., None]) -> None
     assert order(page) == before
 
 
-def test_a_keyboard_keeps_its_place_on_a_button(page: Page, show: Callable[..., None]) -> None:
+def test_keyboard_focus_stays_on_a_button(page: Page, show: Callable[..., None]) -> None:
     task, _claim = rows.claimed()
     show()
     cancel = button(page, task.pk, "Cancel")
     page.route("**/cancel/", lambda route: route.abort())
     cancel.focus()
-    # It asks; no is the answer of Escape, and nothing is sent.
+    # It asks for confirmation. Escape answers no, and nothing is sent.
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
@@ -241,7 +239,7 @@ def test_a_keyboard_keeps_its_place_on_a_button(page: Page, show: Callable[..., 
     expect(line(page, task.pk).locator('[data-part="label"]')).to_be_focused()
 
 
-def test_what_was_pressed_is_answered_though_updates_are_paused(
+def test_pressed_button_is_answered_while_updates_are_paused(
     page: Page, show: Callable[..., None], banner: Locator
 ) -> None:
     late, claim = rows.claimed()
@@ -251,7 +249,7 @@ def test_what_was_pressed_is_answered_though_updates_are_paused(
     cancel(page, task.pk)
     shows(page, task.pk, "state", "Cancelled")
     expect(banner).to_be_hidden()
-    # It has ended, which nobody was told.
+    # It has ended, but no stream has sent that.
     lifecycle.complete({claim: None})
     cancel(page, late.pk)
     expect(banner).to_have_text("Couldn't do that: already completed")
@@ -259,8 +257,8 @@ def test_what_was_pressed_is_answered_though_updates_are_paused(
     expect(page.locator('[data-part="live-state"]')).to_have_text("Paused")
 
 
-def test_each_of_two_alike_is_read_out(page: Page, show: Callable[..., None]) -> None:
-    """Names are of classes, so that much sounds alike."""
+def test_two_equal_messages_are_both_announced(page: Page, show: Callable[..., None]) -> None:
+    """Tasks are named after classes, so messages are often equal."""
     tasks = [rows.enqueued(), rows.enqueued()]
     show()
     page.evaluate(
@@ -277,9 +275,7 @@ def test_each_of_two_alike_is_read_out(page: Page, show: Callable[..., None]) ->
     eventually(lambda: page.evaluate("said").count("Noop: Cancelled.") == 2, what="both are said")
 
 
-def test_what_comes_again_and_again_is_read_out_seldom(
-    page: Page, show: Callable[..., None]
-) -> None:
+def test_repeated_messages_are_announced_rarely(page: Page, show: Callable[..., None]) -> None:
     rows.enqueued()
     page.clock.install()
     show()
@@ -309,9 +305,7 @@ def test_what_comes_again_and_again_is_read_out_seldom(
     assert len(page.evaluate("said")) <= 1 + elapsed / 15_000
 
 
-def test_a_refusal_is_told_as_what_it_is(
-    page: Page, show: Callable[..., None], banner: Locator
-) -> None:
+def test_refusal_shows_its_reason(page: Page, show: Callable[..., None], banner: Locator) -> None:
     viewer = User.objects.create_user("vera", is_staff=True)
     may = {name: Permission.objects.get(codename=name) for name in ("view_task", "cancel_task")}
     viewer.user_permissions.set(may.values())
@@ -329,9 +323,9 @@ def test_a_refusal_is_told_as_what_it_is(
     is_live(page)
 
     def sign_out(route: Route) -> None:
-        # Not before: the list may notice by itself, and leaves its buttons to the browser then.
+        # Not before: the list may notice it, and then leaves its buttons to the browser.
         Session.objects.all().delete()
-        # Playwright calls from a context of its own, where Django opens another connection.
+        # Playwright calls from its own context, where Django opens another connection.
         connection.close()
         route.continue_()
 
@@ -341,7 +335,7 @@ def test_a_refusal_is_told_as_what_it_is(
     shows(page, task.pk, "state", "Pending")
 
 
-def test_a_button_does_not_hide_that_the_stream_is_away(
+def test_button_does_not_hide_the_missing_stream(
     page: Page, show: Callable[..., None], banner: Locator
 ) -> None:
     task = rows.enqueued()
@@ -353,7 +347,7 @@ def test_a_button_does_not_hide_that_the_stream_is_away(
     expect(banner).to_contain_text("Checking every few seconds")
 
 
-def test_a_list_of_somebody_who_signed_out_is_not_live(
+def test_list_of_a_signed_out_user_is_not_live(
     page: Page, show: Callable[..., None], banner: Locator
 ) -> None:
     task = rows.enqueued()
@@ -365,7 +359,7 @@ def test_a_list_of_somebody_who_signed_out_is_not_live(
     expect(page.get_by_role("button", name="Log in")).to_be_visible(timeout=WITHIN)
 
 
-def test_a_hidden_list_rests_and_goes_on(page: Page, show: Callable[..., None]) -> None:
+def test_hidden_list_pauses_and_resumes(page: Page, show: Callable[..., None]) -> None:
     task, claim = rows.claimed()
     page.clock.install()
     page.add_init_script(
@@ -397,5 +391,5 @@ def test_a_hidden_list_rests_and_goes_on(page: Page, show: Callable[..., None]) 
     expect(page.locator('[data-part="new"]')).to_have_text("Show 1 new task", timeout=WITHIN)
     is_live(page)
     assert line(page, other.pk).count() == 0
-    # It asks how its rows stand; what happened to others it need not be told.
+    # It requests the state of its rows only, not of other tasks.
     assert "lastEventId=" not in page.evaluate("sources[1].url")

@@ -1,4 +1,4 @@
-"""Whether the admin's pages can be seen: contrast in Django's themes, and without any of them."""
+"""Legibility of the admin's pages: contrast in Django's themes, and without any of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 OVERVIEW = reverse("admin:tasks_app_task_overview")
 
-#: What has to be told apart from its ground, by which property, and how well (WCAG 2, AA).
+#: What must contrast with its background: by which property, and how much (WCAG 2, AA).
 LIST_SHAPES = {
     ".task-status, .task-path, .task-said, .task-error, .task-badge": ("color", 4.5),
     ".task-button, .task-filter > summary, .task-live-state": ("color", 4.5),
@@ -72,7 +72,7 @@ COLOURS = """([selector, property]) => {
 
 
 def contrast(page: Page, shapes: dict[str, tuple[str, float]]) -> tuple[list[Any], set[float]]:
-    """What is too faint, and how light the grounds are."""
+    """Return what has too little contrast, and the luminance of the backgrounds."""
     faint, grounds = [], set()
     for selector, (name, least) in shapes.items():
         found = page.evaluate(COLOURS, [selector, name])
@@ -90,7 +90,7 @@ def contrast(page: Page, shapes: dict[str, tuple[str, float]]) -> tuple[list[Any
 def test_contrast(
     browser: Browser, operator: User, start_web: Callable[..., Web], scheme: Any, themed: bool
 ) -> None:
-    """Without Django's stylesheets too: other themes of the admin define none of its colours."""
+    """Without Django's stylesheets too: other admin themes define none of its colours."""
     here = rows.worker()
     for status in Status:
         rows.saved(status, age=timedelta(minutes=3), max_attempts=2)
@@ -118,10 +118,10 @@ def test_contrast(
             assert all((ground < 0.5) is (scheme == "dark") for ground in grounds)
 
 
-def test_a_row_at_an_ordinary_width(
+def test_row_at_an_ordinary_width(
     page: Page, operator: User, start_web: Callable[..., Web]
 ) -> None:
-    """A time stays in one line, a dotted name breaks at its dots."""
+    """A time stays on one line, and a dotted name breaks at its dots."""
     rows.saved(Status.RUNNING, name="warehouse.imports.tasks.ImportRunways")
     web = start_web()
     log_in(page.context, web, operator)

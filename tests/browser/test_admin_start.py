@@ -1,4 +1,4 @@
-"""The start form and the overview of the admin in a real Chromium, before a real site."""
+"""The start form and the overview of the admin in a real Chromium, with a real site."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def state(page: Page) -> Locator:
     return page.locator('[data-overview-live] [data-part="state"]')
 
 
-def test_the_form_refuses_a_bad_value_at_its_field_and_then_starts(
+def test_form_refuses_a_bad_value_at_its_field_and_then_starts(
     page: Page, context: BrowserContext, operator: User, start_web: Callable[..., Web]
 ) -> None:
     web = start_web()
@@ -74,7 +74,7 @@ def test_the_form_refuses_a_bad_value_at_its_field_and_then_starts(
     assert (task.params["range_km"], task.params["country"]) == (50, "NO")
 
 
-def test_the_overview_follows_what_happens_without_a_reload(
+def test_overview_updates_without_a_reload(
     page: Page,
     context: BrowserContext,
     operator: User,
@@ -90,7 +90,7 @@ def test_the_overview_follows_what_happens_without_a_reload(
     expect(page.get_by_role("link", name="Refresh")).to_be_hidden()
     expect(page.get_by_text("No workers yet")).to_be_visible()
     page.evaluate("window.same = true")
-    # What one has opened and gone to stays so.
+    # Opened sections and the focus stay as they are.
     table = page.locator("#chart-hour ~ details")
     table.locator("summary").click()
     table.locator("summary").focus()
@@ -101,7 +101,7 @@ def test_the_overview_follows_what_happens_without_a_reload(
     begins(task_id)
     expect(number(page, "running")).to_have_text("1", timeout=WITHIN)
     expect(page.get_by_role("row", name=f"{process.pid}")).to_contain_text("Alive")
-    # The worker's own page follows it too.
+    # The worker's own page updates too.
     worker_page = context.new_page()
     one = Worker.objects.get(pid=process.pid)
     worker_page.goto(f"{web.url}{reverse('admin:tasks_app_worker_change', args=[one.pk])}")
@@ -120,7 +120,7 @@ def test_the_overview_follows_what_happens_without_a_reload(
     expect(page.locator("[data-overview]")).to_have_attribute("aria-busy", "false")
 
 
-def test_the_overview_rests_while_it_is_paused_and_lives_on_a_timer_without_a_stream(
+def test_overview_pauses_and_polls_without_a_stream(
     page: Page, context: BrowserContext, operator: User, start_web: Callable[..., Web]
 ) -> None:
     web = start_web()
@@ -130,7 +130,7 @@ def test_the_overview_rests_while_it_is_paused_and_lives_on_a_timer_without_a_st
     page.clock.install()
     page.goto(f"{web.url}{OVERVIEW}")
     expect(state(page)).to_have_text("Live", timeout=WITHIN)
-    # Another stream of the same page: what it was told of, the overview was told of too.
+    # Another stream of the same page: whatever it gets, the overview gets too.
     page.evaluate(
         """url => new Promise((opened) => {
           const source = new EventSource(url);
@@ -142,7 +142,7 @@ def test_the_overview_rests_while_it_is_paused_and_lives_on_a_timer_without_a_st
     pause = page.get_by_role("button", name="Pause updates")
     pause.click()
     expect(state(page)).to_have_text("Paused")
-    # Its name stays: being pressed says the rest.
+    # Its name stays the same, because the pressed state says the rest.
     expect(pause).to_have_attribute("aria-pressed", "true")
     asked.clear()
     task_service.start_task(Steps, {"reins": "/nowhere"})
@@ -172,7 +172,7 @@ def test_the_overview_rests_while_it_is_paused_and_lives_on_a_timer_without_a_st
     expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
 
 
-def test_a_screen_holds_the_list_of_workers(
+def test_workers_fit_on_a_screen(
     browser: Browser, operator: User, start_web: Callable[..., Web]
 ) -> None:
     web = start_web()
@@ -185,14 +185,14 @@ def test_a_screen_holds_the_list_of_workers(
         held = "element => element.scrollWidth <= element.clientWidth"
         assert page.locator("#changelist .results").evaluate(held)
         expect(page.locator(".field-state")).to_have_text("Heartbeat lost")
-        # It follows what happens.
+        # It updates.
         worker(hostname="another-host")
         state = page.locator(".field-state")
         expect(state).to_have_text(["Alive", "Heartbeat lost"], timeout=WITHIN)
         expect(page.get_by_role("link", name="Heartbeat lost")).to_be_visible()
 
 
-def test_a_phone_holds_the_pages(
+def test_pages_fit_on_a_phone(
     browser: Browser, operator: User, start_web: Callable[..., Web]
 ) -> None:
     web = start_web()

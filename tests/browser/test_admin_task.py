@@ -1,4 +1,4 @@
-"""The admin's page of a task in a real Chromium: its log, and a keyboard's place on it."""
+"""The admin's page of a task in a real Chromium: its log and the keyboard focus."""
 
 from __future__ import annotations
 
@@ -52,20 +52,18 @@ def log(page: Page) -> Locator:
     return page.locator(".task-log li span")
 
 
-def told(page: Page, count: int) -> None:
-    """Wait until the timeline tells so many facts: then the rest of the page is as new."""
+def wait_for_facts(page: Page, count: int) -> None:
+    """Wait until the timeline has this many facts. The rest of the page is then up to date too."""
     expect(page.locator(".task-timeline li")).to_have_count(count, timeout=WITHIN)
 
 
-def test_lines_that_come_by_both_ways_are_shown_once(
-    page: Page, show: Callable[[Task], None]
-) -> None:
+def test_lines_from_both_sources_are_shown_once(page: Page, show: Callable[[Task], None]) -> None:
     task, claim = rows.claimed()
     say(claim, "one")
     page.route(STREAM, lambda route: route.fulfill(status=501, body="no"))
     show(task)
     say(claim, "two")
-    # The page found it by itself, and the stream brings it again.
+    # The page polled the line, and the stream brings it again.
     expect(log(page)).to_have_text(["one", "two"], timeout=WITHIN)
     page.unroute(STREAM)
     say(claim, "three")
@@ -79,7 +77,7 @@ def test_no_line_is_lost_before_the_stream_opens(page: Page, show: Callable[[Tas
 
     def be_late(route: Route) -> None:
         say(claim, *next(late, ()))
-        # Playwright calls from a context of its own, where Django opens another connection.
+        # Playwright calls from its own context, where Django opens another connection.
         connection.close()
         route.continue_()
 
@@ -90,9 +88,7 @@ def test_no_line_is_lost_before_the_stream_opens(page: Page, show: Callable[[Tas
     expect(log(page).nth(201)).to_have_text("later")
 
 
-def test_what_a_full_log_lets_go_of_is_an_earlier_line(
-    page: Page, show: Callable[[Task], None]
-) -> None:
+def test_full_log_drops_its_earliest_line(page: Page, show: Callable[[Task], None]) -> None:
     task, claim = rows.claimed()
     say(claim, "one", "two")
     show(task)
@@ -105,10 +101,8 @@ def test_what_a_full_log_lets_go_of_is_an_earlier_line(
     expect(log(page)).to_have_text(["one", "two"], timeout=WITHIN)
 
 
-def test_lines_that_nobody_told_of_are_not_passed_over_in_silence(
-    page: Page, show: Callable[[Task], None]
-) -> None:
-    """Where there is no stream, more may be written between two looks than a look shows."""
+def test_missed_lines_are_reported(page: Page, show: Callable[[Task], None]) -> None:
+    """Without a stream, more lines may be written between two requests than one request returns."""
     task, claim = rows.claimed()
     page.route(STREAM, lambda route: route.fulfill(status=501, body="no"))
     say(claim, "old")
@@ -120,7 +114,7 @@ def test_lines_that_nobody_told_of_are_not_passed_over_in_silence(
     expect(log(page)).to_have_text(["old", "line 0", "line 1", "line 2"], timeout=WITHIN)
 
 
-def test_a_reader_of_the_log_is_left_where_they_are(
+def test_reader_of_the_log_keeps_the_scroll_position(
     page: Page, show: Callable[[Task], None]
 ) -> None:
     task = rows.enqueued()
@@ -139,32 +133,30 @@ def test_a_reader_of_the_log_is_left_where_they_are(
     say(claim, "not followed")
     expect(log(page).last).to_have_text("not followed", timeout=WITHIN)
     lifecycle.complete({claim: None})
-    told(page, 3)
+    wait_for_facts(page, 3)
     assert lines.evaluate("log => log.scrollTop") == 0
 
 
-def test_a_keyboard_keeps_its_place_while_the_page_changes(
+def test_keyboard_focus_stays_while_the_page_changes(
     page: Page, show: Callable[[Task], None]
 ) -> None:
     task = rows.enqueued()
     show(task)
-    told(page, 1)
+    wait_for_facts(page, 1)
     page.get_by_role("button", name="Cancel", exact=True).focus()
     page.evaluate("window.button = document.activeElement")
     [taken] = lifecycle.claim(rows.worker(), 1)
-    told(page, 2)
-    # The same node, so that a click under way is not lost either.
+    wait_for_facts(page, 2)
+    # It is the same node, so a click in progress is not lost either.
     assert page.evaluate("button.isConnected && document.activeElement === button")
     lifecycle.complete({rows.claim_of(taken): None})
-    told(page, 3)
+    wait_for_facts(page, 3)
     assert page.evaluate("document.activeElement.dataset.refresh") == "acts"
     expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()
 
 
-def test_an_end_that_could_not_be_looked_at_is_looked_at_again(
-    page: Page, show: Callable[[Task], None]
-) -> None:
-    """Nothing else would: of a task that has ended, no stream tells any more."""
+def test_failed_read_of_an_end_is_repeated(page: Page, show: Callable[[Task], None]) -> None:
+    """Nothing else would trigger it: no stream reports a finished task again."""
     task, claim = rows.claimed()
     show(task)
     itself, failed = f"**/{task.pk}/change/", []
@@ -182,9 +174,7 @@ def test_an_end_that_could_not_be_looked_at_is_looked_at_again(
     expect(page.locator('[data-refresh="facts"]')).to_contain_text("Completed", timeout=WITHIN)
 
 
-def test_an_answer_that_never_comes_is_not_waited_for(
-    page: Page, show: Callable[[Task], None]
-) -> None:
+def test_request_without_an_answer_is_abandoned(page: Page, show: Callable[[Task], None]) -> None:
     task = rows.enqueued()
     hung: list[Route] = []
 
@@ -198,13 +188,13 @@ def test_an_answer_that_never_comes_is_not_waited_for(
     show(task)
     eventually(lambda: page.evaluate("true") and hung, what="the page looks at itself")
     lifecycle.claim(rows.worker(), 1)
-    told(page, 2)
+    wait_for_facts(page, 2)
 
 
-def test_the_bar_tells_times_in_the_zone_of_the_page(
+def test_bar_shows_times_in_the_pages_zone(
     browser: Browser, operator: User, start_web: Callable[..., Web]
 ) -> None:
-    """It is the site's, as everywhere in the admin, and not the viewer's."""
+    """The zone is the site's, as everywhere in the admin, not the viewer's."""
     task = rows.saved(run_after=timezone.now() + timedelta(hours=2))
     web = start_web()
     with browser.new_context(timezone_id="America/New_York", locale="en-US") as context:
@@ -218,9 +208,7 @@ def test_the_bar_tells_times_in_the_zone_of_the_page(
         expect(page.get_by_text("Times are in UTC.")).to_be_visible()
 
 
-def test_a_time_zone_that_the_browser_does_not_know(
-    page: Page, show: Callable[[Task], None]
-) -> None:
+def test_time_zone_unknown_to_the_browser(page: Page, show: Callable[[Task], None]) -> None:
     task, claim = rows.claimed()
 
     def elsewhere(route: Route) -> None:
@@ -229,7 +217,7 @@ def test_a_time_zone_that_the_browser_does_not_know(
         assert 'data-zone="UTC"' in html
         route.fulfill(response=answer, body=html.replace('data-zone="UTC"', 'data-zone="PKT"'))
 
-    # The page itself, and not its looks: one may be under way when the test ends.
+    # Only the page itself, not its update requests: one may be in progress when the test ends.
     page.route(f"**/{task.pk}/change/", elsewhere, times=1)
     show(task)
     say(claim, "hello")

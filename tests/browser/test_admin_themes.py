@@ -1,4 +1,4 @@
-"""The admin's pages within themes of others, as a browser lays them out."""
+"""The admin's pages in other themes, as a browser renders them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["operator"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
-#: What is drawn without an edge, of what must have one.
+#: Elements drawn without a border that must have one.
 BARE = """() => [...document.querySelectorAll(
     ".task-button, .task-input, .task-start .form-row :is(input, select, textarea)")]
   .filter((element) => element.checkVisibility() && element.type !== "checkbox")
@@ -29,9 +29,7 @@ BARE = """() => [...document.querySelectorAll(
 
 
 @pytest.mark.parametrize("theme", ["jazzmin", "unfold"])
-def test_a_theme_of_others(
-    page: Page, operator: User, start_web: Callable[..., Web], theme: str
-) -> None:
+def test_theme(page: Page, operator: User, start_web: Callable[..., Web], theme: str) -> None:
     # One more than a page of the list.
     Task.objects.bulk_create(rows.row(Status.FAILED) for _ in range(101))
     worker = rows.worker()
@@ -52,7 +50,7 @@ def test_a_theme_of_others(
             assert page.evaluate("document.documentElement.scrollWidth") <= width, url
             assert page.evaluate(BARE) == [], url
 
-    # One line about the selection at a time.
+    # Only one line about the selection at a time.
     page.set_viewport_size({"width": 1280, "height": 800})
     expect(page.locator(".actions :is(.all, .question, .clear)")).to_have_count(3)
     seen = page.locator(".actions :is(.all, .question, .clear):visible")
@@ -62,7 +60,7 @@ def test_a_theme_of_others(
     seen.get_by_role("button").click()
     expect(seen).to_have_text(["All matching tasks selected", "Clear selection"])
 
-    # What unfolds can be unfolded.
+    # Collapsed parts can be opened.
     page.goto(f"{web.url}{FORM}")
     page.get_by_text("Options", exact=True).click()
     expect(page.get_by_label("Unique key")).to_be_visible()

@@ -1,4 +1,4 @@
-"""Pages that are older than they seem, that nobody looks at, or that are put together of pieces."""
+"""Pages that are older than they seem, hidden, or assembled from parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .scripted import Serve, task
 
 pytestmark = pytest.mark.browser
 
-#: While a machine sleeps, performance.now() stands still on Linux and macOS; Date.now() does not.
+#: While a machine sleeps, performance.now() stands still on Linux and macOS, but Date.now() does
+#: not.
 SLEEPY = """
 const real = Date.now;
 let slept = 0;
@@ -23,13 +24,13 @@ window.sleep = (milliseconds) => { slept += milliseconds; };
 HIDDEN = 'Object.defineProperty(document, "hidden", { value: true, configurable: true });'
 
 
-def test_a_page_put_back_by_a_script_counts_from_the_true_start(page: Page, serve: Serve) -> None:
+def test_page_restored_by_a_script_counts_from_the_true_start(page: Page, serve: Serve) -> None:
     row = task(started_at=datetime.now(UTC), progress=0.5)
     site = serve(row)
     page.goto(f"{site.url}/page/")
     site.stream().progress(row, 0.6)
     shows(page, row, "Running", "0.6")
-    # htmx's history and Turbo may put back what they kept much later.
+    # htmx's history and Turbo may restore what they kept much later.
     later = row.started_at + timedelta(hours=2)
     info = row.info().model_dump(mode="json")
     site.answers["status"] = (200, {"tasks": [info], "time": later.isoformat()})
@@ -37,7 +38,7 @@ def test_a_page_put_back_by_a_script_counts_from_the_true_start(page: Page, serv
     expect(part(page, row, "time")).to_contain_text("2 h 0 min")
 
 
-def test_a_machine_that_slept_counts_from_the_true_start(page: Page, serve: Serve) -> None:
+def test_machine_that_slept_counts_from_the_true_start(page: Page, serve: Serve) -> None:
     """Even if its connection survived the sleep."""
     row = task(started_at=datetime.now(UTC), progress=0.5)
     site = serve(row)
@@ -53,7 +54,7 @@ def test_a_machine_that_slept_counts_from_the_true_start(page: Page, serve: Serv
     expect(part(page, row, "time")).to_contain_text("8 h 0 min")
 
 
-def test_a_tab_opens_its_stream_when_it_is_first_looked_at(page: Page, serve: Serve) -> None:
+def test_hidden_tab_opens_its_stream_when_first_shown(page: Page, serve: Serve) -> None:
     row = task(progress=0.5)
     site = serve(row)
     page.clock.install()
@@ -67,9 +68,7 @@ def test_a_tab_opens_its_stream_when_it_is_first_looked_at(page: Page, serve: Se
     shows(page, row, "Running", "0.6")
 
 
-def test_a_task_that_stops_reporting_is_said_to(
-    page: Page, serve: Serve, settings: Settings
-) -> None:
+def test_task_that_stops_reporting_is_marked(page: Page, serve: Serve, settings: Settings) -> None:
     settings.TASK_STREAM_KEEPALIVE_SECONDS = 3_600
     row = task(started_at=datetime.now(UTC) - timedelta(seconds=60), progress=0.5)
     site = serve(row)
@@ -86,8 +85,8 @@ def test_a_task_that_stops_reporting_is_said_to(
     expect(left).to_contain_text("no progress for 4")
 
 
-def test_the_server_says_its_time(page: Page, serve: Serve) -> None:
-    """A viewer's clock is an hour ahead, and the server sends no Date header."""
+def test_server_time_is_used(page: Page, serve: Serve) -> None:
+    """The viewer's clock is an hour ahead, and the server sends no Date header."""
     row = task(started_at=datetime.now(UTC) - timedelta(seconds=5))
     site = serve(row)
     site.answers["stream"] = (501, {})
@@ -98,7 +97,7 @@ def test_the_server_says_its_time(page: Page, serve: Serve) -> None:
     expect(part(page, row, "time")).not_to_contain_text("h")
 
 
-def test_digits_of_a_result_are_kept(page: Page, serve: Serve) -> None:
+def test_large_numbers_in_a_result_keep_their_digits(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     site.template = "{% for task in tasks %}{% task_progress task form='card' %}{% endfor %}"
@@ -114,8 +113,8 @@ def test_digits_of_a_result_are_kept(page: Page, serve: Serve) -> None:
     expect(live).to_have_text(said or "")
 
 
-def test_pieces_of_a_page_have_ids_and_lists_of_their_own(page: Page, serve: Serve) -> None:
-    """Rendered one by one, as components and htmx's pieces are."""
+def test_parts_of_a_page_have_unique_ids_and_separate_lists(page: Page, serve: Serve) -> None:
+    """They are rendered separately, as components and htmx fragments are."""
     old, new = task(name="old"), task(name="new", status="pending")
     site = serve(old)
     parts = [

@@ -46,8 +46,8 @@ def log(claim: Claim, *messages: str) -> None:
 
 
 @contextmanager
-def asleep(browser: Browser) -> Iterator[None]:
-    """Stop the browser's processes, as a machine that sleeps does."""
+def suspended(browser: Browser) -> Iterator[None]:
+    """Stop the browser's processes, like a sleeping machine."""
     devtools = browser.new_browser_cdp_session()
     processes = devtools.send("SystemInfo.getProcessInfo")["processInfo"]
     try:
@@ -60,8 +60,8 @@ def asleep(browser: Browser) -> Iterator[None]:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("how", ["back", "asleep", "hidden"])
-def test_a_page_that_was_away_misses_nothing(
+@pytest.mark.parametrize("how", ["back", "suspended", "hidden"])
+def test_page_that_was_away_misses_nothing(
     browser: Browser,
     page: Page,
     context: BrowserContext,
@@ -69,7 +69,7 @@ def test_a_page_that_was_away_misses_nothing(
     owner: User,
     how: str,
 ) -> None:
-    """The task goes on and ends meanwhile; the page shows that, and each log line once."""
+    """The task continues and ends in that time. The page shows that, and each log line once."""
     row, claim = rows.claimed(owner=owner)
     site = {"DJANGO_SETTINGS_MODULE": "tests.bars_site", "LOG_LEVEL": "DEBUG"}
     web = start_web(**site)
@@ -91,10 +91,10 @@ def test_a_page_that_was_away_misses_nothing(
             page.goto(f"{web.url}/static/mark.svg")
             web.says("The relay ends: nobody listens")
             goes_on()
-            # It returns from memory as it was, so there is no load event to wait for.
+            # It returns from memory unchanged, so there is no load event to wait for.
             page.go_back(wait_until="commit")
-        case "asleep":
-            with asleep(browser):
+        case "suspended":
+            with suspended(browser):
                 # The connection does not survive the night.
                 web.send(signal.SIGKILL)
                 web.wait()
@@ -112,8 +112,8 @@ def test_a_page_that_was_away_misses_nothing(
     assert page.evaluate("kept") is (how == "back")
 
 
-def test_a_seventh_tab_loads(context: BrowserContext, serve: Serve) -> None:
-    """Though each of six was looked at, and a browser has six connections to a host."""
+def test_seventh_tab_loads(context: BrowserContext, serve: Serve) -> None:
+    """Although six tabs were shown before, and a browser allows six connections to a host."""
     row = task()
     site = serve(row)
     for number in range(1, 7):
@@ -122,13 +122,13 @@ def test_a_seventh_tab_loads(context: BrowserContext, serve: Serve) -> None:
         site.stream(number)
         look(page, away=True)
     seventh = context.new_page()
-    # Sooner than the half minute that a browser's users would call a hang.
+    # Before the half minute that users would consider a hang.
     seventh.goto(f"{site.url}/page/", timeout=15_000)
     site.stream(7).progress(row, 0.5)
     shows(seventh, row, "Running", "0.5")
 
 
-def test_a_page_that_goes_away_closes_and_one_that_returns_opens(page: Page, serve: Serve) -> None:
+def test_page_closes_its_stream_when_hidden_and_reopens_it(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -139,7 +139,7 @@ def test_a_page_that_goes_away_closes_and_one_that_returns_opens(page: Page, ser
     page.goto(f"{site.url}/elsewhere/")
     site.wait_for(lambda: stream.closed, "the stream to close on pagehide")
     row.progress, row.progress_text = 0.75, "now"
-    # It returns from memory as it was, so there is no load event to wait for.
+    # It returns from memory unchanged, so there is no load event to wait for.
     page.go_back(wait_until="commit")
     expect(page).to_have_title("back true")
     shows(page, row, "Running", "0.75", "now")

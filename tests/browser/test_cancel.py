@@ -1,4 +1,4 @@
-"""The cancel button, with a script and without."""
+"""The cancel button, with and without a script."""
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -14,25 +14,25 @@ def button(page: Page) -> Locator:
 
 
 def press(page: Page) -> None:
-    """Press Cancel, and again as the answer to its question."""
+    """Press Cancel, and confirm."""
     button(page).click()
     page.get_by_role("button", name="Cancel this task?").click()
 
 
-def test_it_asks_first(page: Page, serve: Serve) -> None:
+def test_cancel_asks_for_confirmation(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     page.clock.install()
     page.goto(f"{site.url}/page/")
     site.stream()
     button(page).focus()
-    # Twice, as who double-clicks everything.
+    # Click twice, as users do who double-click everything.
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     sure = page.get_by_role("button", name="Cancel this task?")
     expect(sure).to_be_focused()
     expect(part(page, row, "announcer")).to_contain_text("Cancel this task?")
-    # Who does not answer has not cancelled.
+    # Without confirmation nothing is cancelled.
     page.clock.run_for(10_000)
     expect(button(page)).to_be_focused()
     shows(page, row, "Running")
@@ -58,7 +58,7 @@ def test_cancel(page: Page, serve: Serve) -> None:
     page.keyboard.press("Enter")
     shows(page, row, "Cancelling…")
     expect(bar(page, row).locator("button")).to_be_disabled()
-    # A keyboard's place in the page is kept.
+    # The keyboard focus stays.
     expect(bar(page, row)).to_be_focused()
     with site.changed:
         held = False
@@ -76,7 +76,7 @@ def test_cancel(page: Page, serve: Serve) -> None:
     expect(bar(page, row)).to_be_focused()
 
 
-def test_cancel_what_has_finished(page: Page, serve: Serve) -> None:
+def test_cancel_of_a_finished_task(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -96,7 +96,7 @@ def test_cancel_what_has_finished(page: Page, serve: Serve) -> None:
         (500, "The task could not be cancelled. Try again."),
     ],
 )
-def test_cancel_refused(page: Page, serve: Serve, status: int, notice: str) -> None:
+def test_refused_cancel(page: Page, serve: Serve, status: int, notice: str) -> None:
     row = task()
     site = serve(row)
     site.answers["cancel"] = (status, {})
@@ -107,7 +107,7 @@ def test_cancel_refused(page: Page, serve: Serve, status: int, notice: str) -> N
     shows(page, row, "Running")
     expect(button(page)).to_be_enabled()
     expect(button(page)).to_be_focused()
-    # It can be tried again.
+    # The user can try again.
     row.cancel_requested_at = row.started_at
     site.answers["cancel"] = (200, row.info().model_dump(mode="json"))
     press(page)
@@ -125,7 +125,7 @@ def test_cancel_without_a_network(page: Page, serve: Serve) -> None:
     expect(part(page, row, "notice")).to_have_text("The task could not be cancelled. Try again.")
 
 
-def test_without_javascript(browser: Browser, serve: Serve) -> None:
+def test_cancel_without_javascript(browser: Browser, serve: Serve) -> None:
     row = task(progress=0.25, progress_text="reading")
     site = serve(row)
     site.answers["cancel"] = (302, {})

@@ -1,4 +1,4 @@
-"""What becomes of the browser tests where there is no Chromium."""
+"""The browser tests on a machine without Chromium."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one file of browser tests, and one that needs no browser, without a Chromium."""
+    """Run a file of browser tests, and one without a browser, without Chromium."""
     inherited = {name: value for name, value in os.environ.items() if name != "CI"}
     return subprocess.run(
         [
@@ -29,7 +29,9 @@ def run(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_they_alone_are_skipped_and_the_last_line_says_how_to_get_one(tmp_path: Path) -> None:
+def test_only_browser_tests_are_skipped_with_a_hint(
+    tmp_path: Path,
+) -> None:
     run_ = run(TEST_DATABASE_FILE=str(tmp_path / "test.sqlite3"))
     assert run_.returncode == 0, run_.stdout + run_.stderr
     *_, counts, last = run_.stdout.strip().splitlines()

@@ -1,4 +1,4 @@
-"""Whatever order states and facts come in, and wherever streams are cut, each fact comes once."""
+"""In any order of states and facts, and with any cuts of streams, each fact comes once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .scripted import Serve, Site, task
 
 pytestmark = [pytest.mark.browser, pytest.mark.once]
 
-#: Streams and answers that the test holds in its hands, and what the page tells of them.
+#: Streams and answers under the test's control, and what the page reports of them.
 FAKES = """
 window.streams = [];
 window.EventSource = class extends EventTarget {
@@ -60,7 +60,7 @@ SEND = """([messages]) => {
   }
 }"""
 ANSWER = "states => { window.states = states; }"
-#: As a browser says that it comes back, or that it does not.
+#: What a browser reports: that it reconnects, or that it does not.
 BREAK = """(closed) => {
   const stream = streams.at(-1);
   if (closed) stream.readyState = 2;
@@ -120,13 +120,13 @@ class History:
 
 
 class Server:
-    """Sends what a real one would: states, then the facts since a cursor, then what happens."""
+    """Sends what a real server would: states, then the facts since a cursor, then new events."""
 
     def __init__(self, page: Page, site: Site) -> None:
         self.page, self.site = page, site
         self.histories: dict[str, History] = {}
-        self.waiting: list[dict[str, Any]] = []  # to be sent
-        self.serving: tuple[int, bool] | None = None  # which stream
+        self.waiting: list[dict[str, Any]] = []  # messages to send
+        self.serving: tuple[int, bool] | None = None  # the stream in use
         self.asked: set[str] = set()
 
     def add(self, lines: int, again: bool, late: int = 0) -> None:
@@ -155,7 +155,7 @@ class Server:
         return {pk: history.state() for pk, history in self.histories.items()}
 
     def accept(self) -> None:
-        """Open what the page asks for, if it is not open already."""
+        """Open what the page requests, if it is not open already."""
         streams = self.page.evaluate(OPEN)
         assert len(streams) <= 1
         if not streams:
@@ -187,7 +187,7 @@ class Server:
             self.serving = None
 
     def ends(self) -> None:
-        """Let all tasks end, and the page learn of it."""
+        """Let all tasks end, and let the page see it."""
         look(self.page)
         while any(history.ahead for history in self.histories.values()):
             self.happens(0)
@@ -224,7 +224,7 @@ def server(page: Page, serve: Serve) -> Callable[[], Server]:
     max_examples=8,
     derandomize=True,
     database=None,
-    # An example takes half a second: none is shrunk.
+    # An example takes half a second, so examples are not shrunk.
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -232,12 +232,12 @@ def server(page: Page, serve: Serve) -> Callable[[], Server]:
     cards=st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=2),
     steps=st.lists(STEPS, min_size=5, max_size=25),
 )
-# A card that was rendered earlier than those that are there makes their facts come again.
+# A card rendered earlier than the others makes their facts come again.
 @example(
     cards=[(3, False)],
     steps=[("happens", (0, 4)), ("send", 4), ("send", 4), ("add", 50), ("pass", 30), ("send", 9)],
 )
-def test_each_fact_comes_once_and_the_end_is_true(
+def test_each_fact_comes_once_and_the_end_is_right(
     server: Callable[[], Server], cards: list[tuple[int, bool]], steps: list[tuple[str, Any]]
 ) -> None:
     serving = server()
@@ -245,7 +245,7 @@ def test_each_fact_comes_once_and_the_end_is_true(
     for number, again in cards:
         serving.add(number, again)
     page.clock.run_for(30)
-    # Where no stream ever opens, nobody waits for facts.
+    # If no stream ever opens, the page does not wait for facts.
     serving.send(1)
     for step, value in steps:
         match step:

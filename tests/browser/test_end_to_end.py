@@ -1,4 +1,4 @@
-"""What a visitor sees, over the processes that `make run` starts."""
+"""What a visitor sees, with the processes that `make run` starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.harness import ROOT, eventually, free_port
 
 pytestmark = pytest.mark.browser
 
-#: Keeps every value of the bars, so that none is missed between two looks.
+#: Keeps every value of the bars, so that a test misses none.
 RECORD = """
 window.values = [];
 new MutationObserver((changes) => {
@@ -44,7 +44,7 @@ class Site:
         return self.log.read_text()
 
     def query(self, sql: str) -> list[tuple[object, ...]]:
-        # A connection for each look: it must not hold on to anything while processes die.
+        # A new connection each time, so that nothing is held while processes die.
         connection = sqlite3.connect(f"file:{self.data / 'db.sqlite3'}?mode=ro", uri=True)
         try:
             return connection.execute(sql).fetchall()
@@ -52,7 +52,7 @@ class Site:
             connection.close()
 
     def child(self, what: str) -> int:
-        """The process id of the web server or of the worker."""
+        """Return the process id of the web server or of the worker."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         for pid in children.split():
             if what in Path(f"/proc/{pid}/cmdline").read_bytes().decode():
@@ -93,7 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def visitor(site: Site, page: Page) -> Page:
-    """A page of somebody who logged in with what the site printed."""
+    """A page of a user who logged in with the printed credentials."""
     printed = re.search(r"^Login: (\S+) / (\S+)$", site.output, re.MULTILINE)
     assert printed
     assert f"Site: {site.url}/" in site.output
@@ -111,13 +111,13 @@ def compute(site: Site, visitor: Page) -> Callable[[], UUID]:
     """Start the long computation from its page, and wait until its bar moves."""
 
     def start() -> UUID:
-        # All of them: fewer, as an import leaves them whose worker was killed, are soon computed.
+        # All airports: a killed import leaves only some, and those are computed too soon.
         if site.query("SELECT count(*) FROM airports_airport") < [(28_000,)]:
             import_airports(site, visitor)
         visitor.goto(f"{site.url}/airports/reach/")
         visitor.locator("main form button.primary").click()
         expect(visitor.locator("task-progress")).to_have_attribute("status", "running")
-        # The server may have rendered that: when the bar moves, the script is there too.
+        # The server may have rendered the page with it. Once the bar moves, the script runs too.
         visitor.wait_for_function("() => window.values.length > 0", timeout=30_000)
         return UUID(visitor.url.rstrip("/").rpartition("/")[2])
 
@@ -130,7 +130,7 @@ def import_airports(site: Site, page: Page) -> None:
     expect(page.locator("task-progress")).to_have_attribute("status", "completed", timeout=60_000)
 
 
-def test_the_bar_of_the_import_moves_to_its_end_without_a_reload(site: Site, visitor: Page) -> None:
+def test_import_bar_moves_to_its_end_without_a_reload(site: Site, visitor: Page) -> None:
     loads: list[str] = []
     import_page = f"{site.url}/airports/import/"
     visitor.goto(import_page)
@@ -151,7 +151,7 @@ def test_the_bar_of_the_import_moves_to_its_end_without_a_reload(site: Site, vis
     assert airports >= 28_000
 
 
-def test_a_cancel_shows_in_this_page_and_in_another(
+def test_cancel_shows_in_this_page_and_in_another(
     site: Site, visitor: Page, context: BrowserContext, compute: Callable[[], UUID]
 ) -> None:
     compute()
@@ -165,7 +165,7 @@ def test_a_cancel_shows_in_this_page_and_in_another(
         expect(page.locator("task-progress")).to_contain_text("Cancelled")
 
 
-def test_the_page_goes_on_when_the_web_server_was_killed(
+def test_page_continues_after_the_web_server_was_killed(
     site: Site, visitor: Page, compute: Callable[[], UUID]
 ) -> None:
     task_id = compute()
@@ -187,25 +187,23 @@ def test_the_page_goes_on_when_the_web_server_was_killed(
     assert events[-1] == ("task_cancelled",)
 
 
-# Two leases of three seconds, and the time it takes to start a worker again.
+# Two leases of three seconds, and the time to start a worker again.
 RESCUED = 60_000
 
 
-def test_a_task_whose_worker_was_killed_fails_and_the_page_says_so(
-    site: Site, visitor: Page
-) -> None:
+def test_task_whose_worker_was_killed_fails_on_the_page(site: Site, visitor: Page) -> None:
     visitor.goto(f"{site.url}/airports/import/")
     visitor.locator("main form button.primary").click()
     visitor.wait_for_function("() => window.values.some((value) => value > 0.05)")
     os.kill(site.child("run_tasks"), signal.SIGKILL)
     bar = visitor.locator("task-progress")
     expect(bar).to_have_attribute("status", "failed", timeout=RESCUED)
-    # Which worker it was is for staff.
+    # Which worker it was is only for staff.
     expect(bar).to_contain_text("The task failed.")
     expect(bar).not_to_contain_text("WorkerLost")
 
 
-def test_a_task_whose_worker_was_killed_is_tried_again_where_it_may(
+def test_task_whose_worker_was_killed_is_retried_if_allowed(
     site: Site, visitor: Page, compute: Callable[[], UUID]
 ) -> None:
     compute()

@@ -1,4 +1,4 @@
-"""The same task in one line, and in full: its log, what is left, what came of it, and Retry."""
+"""Compact bars and cards: log, remaining time, result, and Retry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def line(number: int, message: str, level: str = "info") -> Any:
 
 
 def logged(row: Task, *lines: Any) -> Task:
-    """Have a row bring the newest lines of its log, the newest first."""
+    """Give a row the newest lines of its log, newest first."""
     row.newest_log_lines = [*lines]  # type: ignore[attr-defined]
     return row
 
@@ -47,15 +47,15 @@ def log(page: Page, row: Task) -> Any:
 # The log.
 
 
-def test_the_log_goes_on_where_the_server_rendered_it(page: Page, serve: Serve) -> None:
+def test_log_continues_from_the_rendered_page(page: Page, serve: Serve) -> None:
     row = logged(task(), line(41, "second", "warning"), line(12, "first"))
     site = cards(serve, row)
     page.goto(f"{site.url}/page/")
     stream = site.stream()
-    # Nothing between the page and its stream is missing.
+    # No line is lost between the page and its stream.
     assert stream.last_event_id == "40"
     expect(log(page, row)).to_have_text(["first", "second"])
-    # What the page has already comes again, for the page was older.
+    # Lines that the page already has come again, because it was rendered earlier.
     stream.send("task_log", row, "41", level="warning", message="second")
     stream.send("task_log", row, "42", level="error", message="third")
     expect(log(page, row)).to_have_text(["first", "second", "third"])
@@ -65,15 +65,13 @@ def test_the_log_goes_on_where_the_server_rendered_it(page: Page, serve: Serve) 
     expect(log(page, row)).to_have_text(["third", "line 43", "line 44", "line 45", "line 46"])
 
 
-def test_a_page_of_bars_asks_for_what_comes_and_no_past(page: Page, serve: Serve) -> None:
+def test_page_of_bars_requests_no_past_events(page: Page, serve: Serve) -> None:
     site = serve(task())
     page.goto(f"{site.url}/page/")
     assert site.stream().last_event_id == ""
 
 
-def test_a_card_that_comes_later_brings_the_stream_back_to_its_own_beginning(
-    page: Page, serve: Serve
-) -> None:
+def test_card_added_later_reopens_the_stream_from_its_cursor(page: Page, serve: Serve) -> None:
     first, second = task(), logged(task(), line(44, "rendered"))
     site = cards(serve, first)
     page.goto(f"{site.url}/page/")
@@ -97,7 +95,7 @@ def test_a_card_that_comes_later_brings_the_stream_back_to_its_own_beginning(
     joined.send("task_log", first, "51", level="info", message="two")
     expect(log(page, first)).to_have_text(["one", "two"])
     expect(log(page, second)).to_have_text(["rendered", "meanwhile"])
-    # Nobody is told of a fact twice.
+    # No fact is reported twice.
     assert page.evaluate("facts") == ["meanwhile", "two"]
 
 
@@ -108,8 +106,8 @@ FACTS = (
 )
 
 
-def test_facts_that_follow_the_end_are_told_too(page: Page, serve: Serve) -> None:
-    """A stream opens with the state, and an ended task's facts come after it."""
+def test_facts_after_the_end_are_reported_too(page: Page, serve: Serve) -> None:
+    """A stream opens with the state. A finished task's facts follow."""
     row, polled = task(), task()
     site = cards(serve, row, polled)
     page.add_init_script(FACTS)
@@ -117,7 +115,7 @@ def test_facts_that_follow_the_end_are_told_too(page: Page, serve: Serve) -> Non
     stream = site.stream()
     stream.send("task_log", row, "41", level="info", message="one")
     expect(log(page, row)).to_have_text(["one"])
-    # Refused for a moment: the page asks how things stand, and hears of one task's end.
+    # Refused for a moment: the page polls, and learns that one task has ended.
     site.answers["stream"] = (502, {})
     polled.status, polled.finished_at = "completed", datetime.now(UTC)
     stream.drop()
@@ -143,8 +141,8 @@ def test_facts_that_follow_the_end_are_told_too(page: Page, serve: Serve) -> Non
     ]  # fmt: skip
 
 
-def test_after_a_failover_facts_have_new_numbers(page: Page, serve: Serve) -> None:
-    """And a task may stand where it stood before."""
+def test_facts_have_new_ids_after_a_failover(page: Page, serve: Serve) -> None:
+    """And a task may be in an earlier state again."""
     row = task(max_attempts=2)
     site = cards(serve, row)
     page.goto(f"{site.url}/page/")
@@ -159,7 +157,9 @@ def test_after_a_failover_facts_have_new_numbers(page: Page, serve: Serve) -> No
     shows(page, row, "Running")
 
 
-def test_without_streams_nothing_waits_for_the_facts_of_an_end(page: Page, serve: Serve) -> None:
+def test_without_streams_the_page_does_not_wait_for_terminal_facts(
+    page: Page, serve: Serve
+) -> None:
     row = task()
     site = serve(row)
     site.answers["stream"] = (501, {})
@@ -176,10 +176,10 @@ def test_without_streams_nothing_waits_for_the_facts_of_an_end(page: Page, serve
     expect(part(page, row, "hint")).to_be_hidden()
 
 
-# What is left, which attempt, what came of it.
+# Remaining time, attempt and result.
 
 
-def test_a_card_that_comes_back_has_the_lines_that_it_missed(page: Page, serve: Serve) -> None:
+def test_card_put_back_gets_the_lines_that_it_missed(page: Page, serve: Serve) -> None:
     row, other = task(), task()
     site = cards(serve, row, other)
     page.goto(f"{site.url}/page/")
@@ -191,13 +191,13 @@ def test_a_card_that_comes_back_has_the_lines_that_it_missed(page: Page, serve: 
     shows(page, other, "Running", "0.25")
     page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", fragment)
     again = site.stream(2)
-    # Which of them is the earlier one, the server can tell.
+    # The server decides which cursor is the earlier one.
     assert again.last_event_id.split() == ["41", site.since]
     again.send("task_log", row, "41", level="info", message="missed")
     expect(part(page, row, "log")).to_contain_text("missed")
 
 
-def test_what_is_left_is_estimated(page: Page, serve: Serve) -> None:
+def test_remaining_time_is_estimated(page: Page, serve: Serve) -> None:
     began = datetime.now(UTC) - timedelta(hours=10)
     row = task(started_at=began, progress=0.25, max_attempts=3)
     site = cards(serve, row)
@@ -213,7 +213,7 @@ def test_what_is_left_is_estimated(page: Page, serve: Serve) -> None:
     expect(part(page, row, "result")).to_be_hidden()
 
 
-def test_server_and_script_guess_alike(page: Page, serve: Serve) -> None:
+def test_server_and_script_estimate_alike(page: Page, serve: Serve) -> None:
     site = serve(task())
     page.goto(f"{site.url}/page/")
     words = {key: str(word) for key, word in WORDS.items()}
@@ -252,7 +252,7 @@ def test_server_and_script_guess_alike(page: Page, serve: Serve) -> None:
         ("𝄞" * 2_001, "𝄞" * 1_999 + "…"),
     ],
 )
-def test_the_result_appears_as_the_server_would_render_it(
+def test_result_is_shown_as_the_server_would_render_it(
     page: Page, serve: Serve, result: Any, shown: str
 ) -> None:
     row = task()
@@ -269,7 +269,7 @@ def test_the_result_appears_as_the_server_would_render_it(
 # Retry.
 
 
-def test_a_task_that_fails_can_be_retried(page: Page, serve: Serve) -> None:
+def test_failed_task_can_be_retried(page: Page, serve: Serve) -> None:
     row = task(progress=0.5)
     site = cards(serve, row)
     site.answers["retry"] = (302, {})
@@ -288,7 +288,7 @@ def test_a_task_that_fails_can_be_retried(page: Page, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("end", ["task_cancelled", "task_completed"])
-def test_what_ended_well_is_not_retried(page: Page, serve: Serve, end: str) -> None:
+def test_task_that_did_not_fail_is_not_retried(page: Page, serve: Serve, end: str) -> None:
     row = task()
     site = cards(serve, row)
     page.goto(f"{site.url}/page/")
@@ -315,7 +315,7 @@ def test_retry_without_javascript(browser: Browser, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_text_is_never_markup(page: Page, serve: Serve, form: str) -> None:
+def test_text_is_never_inserted_as_html(page: Page, serve: Serve, form: str) -> None:
     fields = {"name": XSS, "progress_text": XSS}
     row = logged(task(**fields), line(1, XSS, XSS))
     done = task(status="completed", result={XSS: XSS}, **fields)
@@ -343,9 +343,7 @@ def test_text_is_never_markup(page: Page, serve: Serve, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_on_one_page_share_its_stream_and_move_together(
-    page: Page, serve: Serve, form: str
-) -> None:
+def test_forms_on_one_page_share_a_stream(page: Page, serve: Serve, form: str) -> None:
     row = task()
     site = serve(row)
     site.template = (
@@ -363,7 +361,7 @@ def test_forms_on_one_page_share_its_stream_and_move_together(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("width", [320, 1280])
-def test_it_fits(browser: Browser, serve: Serve, form: str, width: int) -> None:
+def test_form_fits_its_width(browser: Browser, serve: Serve, form: str, width: int) -> None:
     long = "AVeryLongNameThatHasNoPlaceToBreakAnywhere" * 3
     rows = [
         logged(task(name=long, progress=0.4, progress_text=long, max_attempts=3), line(1, long)),
@@ -385,14 +383,14 @@ def test_it_fits(browser: Browser, serve: Serve, form: str, width: int) -> None:
             heights = page.locator("main > task-progress").evaluate_all(
                 "bars => bars.map((bar) => bar.getBoundingClientRect().height)"
             )
-            # One line; on a phone two of the name, and those below.
+            # One line; on a phone two for the name, and the others below.
             assert max(heights) < (40 if width > 320 else 110)
 
 
 # Compact.
 
 
-def test_one_line_names_its_task_for_screen_readers(page: Page, serve: Serve) -> None:
+def test_compact_bar_has_a_name_for_screen_readers(page: Page, serve: Serve) -> None:
     row = task(progress=0.5, progress_text="on")
     site = serve(row)
     site.template = COMPACT
@@ -400,7 +398,7 @@ def test_one_line_names_its_task_for_screen_readers(page: Page, serve: Serve) ->
     site.stream()
     expect(page.get_by_role("progressbar", name="shop.tasks.Import")).to_be_visible()
     expect(page.get_by_role("group", name="shop.tasks.Import")).to_be_visible()
-    # It is not seen, and takes no room.
+    # It is invisible, and takes no space.
     assert part(page, row, "label").bounding_box()["width"] <= 1  # type: ignore[index]
     expect(page.get_by_role("button")).to_have_count(0)
     site.stream().send("task_failed", row, error={"type": "E", "message": "why"})
@@ -409,7 +407,7 @@ def test_one_line_names_its_task_for_screen_readers(page: Page, serve: Serve) ->
     expect(part(page, row, "text")).to_be_hidden()
 
 
-def test_one_line_may_have_a_button(page: Page, serve: Serve) -> None:
+def test_compact_bar_may_have_a_button(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     site.template = "{% task_progress tasks.0 form='compact' cancel=True label='Mine' %}"
@@ -426,10 +424,10 @@ def test_one_line_may_have_a_button(page: Page, serve: Serve) -> None:
     shows(page, row, "Cancelling…")
 
 
-# Bars that come later.
+# Bars added later.
 
 
-def test_a_page_may_bring_the_script_before_its_first_bar(page: Page, serve: Serve) -> None:
+def test_script_may_be_loaded_before_the_first_bar(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     site.template = "{% task_assets %}"

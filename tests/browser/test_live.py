@@ -1,4 +1,4 @@
-"""Bars that move: one stream, in order, out loud now and then, and no markup from anybody."""
+"""Live bars: one stream, the right order, announcements, and escaping."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +17,7 @@ XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>{{ 7|add:7 }}"
 def test_twelve_bars_share_one_stream(page: Page, serve: Serve) -> None:
     rows = [task() for _ in range(12)]
     site = serve(*rows)
-    # The first is shown twice.
+    # The first one is shown twice.
     site.template = (
         "{% for task in tasks %}{% task_progress task %}{% endfor %}{% task_progress tasks.0 %}"
     )
@@ -34,8 +34,8 @@ def test_twelve_bars_share_one_stream(page: Page, serve: Serve) -> None:
     assert site.asked("status") == []
 
 
-def test_a_hundred_bars_fit_into_a_request_line(page: Page, serve: Serve) -> None:
-    """Of 4,094 characters, which is what gunicorn takes as it comes."""
+def test_hundred_bars_fit_into_a_request_line(page: Page, serve: Serve) -> None:
+    """A request line of 4,094 characters, which is gunicorn's default limit."""
     site = serve(*[task() for _ in range(100)])
     with page.expect_request("**/stream/?*") as asked:
         page.goto(f"{site.url}/page/")
@@ -43,7 +43,7 @@ def test_a_hundred_bars_fit_into_a_request_line(page: Page, serve: Serve) -> Non
     assert len(asked.value.url.removeprefix(site.url)) < 4_094 - 500
 
 
-def test_a_bar_moves_and_ends(page: Page, serve: Serve) -> None:
+def test_bar_moves_and_ends(page: Page, serve: Serve) -> None:
     row = task(status="pending")
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -68,14 +68,14 @@ def test_a_bar_moves_and_ends(page: Page, serve: Serve) -> None:
     shows(page, row, "Completed", "1")
     expect(part(page, row, "percent")).to_have_text("100%")
     expect(bar(page, row)).to_have_attribute("status", "completed")
-    # Closed by the page: the server left it open.
+    # The page closed it: the server left it open.
     site.wait_for(lambda: stream.closed, "the page to close its stream")
     ended = {"taskId": str(row.pk), "status": "completed"}
     assert page.evaluate("ends") == [[ended, "Completed"]]
     assert len(site.streams) == 1
 
 
-def test_failure_is_told(page: Page, serve: Serve) -> None:
+def test_failure_is_shown(page: Page, serve: Serve) -> None:
     row = task(progress=0.4)
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -85,7 +85,7 @@ def test_failure_is_told(page: Page, serve: Serve) -> None:
     expect(part(page, row, "error")).to_have_text("ValueError: no such file")
 
 
-def test_text_is_never_markup(page: Page, serve: Serve) -> None:
+def test_text_is_never_inserted_as_html(page: Page, serve: Serve) -> None:
     rows = [task(name=XSS, progress_text=XSS), task(name=XSS, progress_text=XSS)]
     site = serve(*rows)
     page.goto(f"{site.url}/page/")
@@ -133,10 +133,10 @@ def test_stale_messages_change_nothing(page: Page, serve: Serve) -> None:
     shows(page, row, "Cancelled", "0.1", "again")
 
 
-def test_facts_that_led_to_the_state_change_nothing(page: Page, serve: Serve) -> None:
-    """A stream that resumes tells the present state, and then the facts since."""
+def test_facts_before_the_state_change_nothing(page: Page, serve: Serve) -> None:
+    """A resumed stream sends the current state, and then the facts since."""
     now = datetime.now(UTC)
-    # Mid-minute: the page learns of it a moment later, and says it so much later.
+    # In the middle of a minute: the page receives it a moment later, and shows a later value.
     later = (now + timedelta(minutes=2)).replace(second=20, microsecond=0)
     waiting = task(status="pending", attempt=1, max_attempts=2, run_after=later)
     handed_back, witness = task(progress=0.4, started_at=now), task()
@@ -162,7 +162,7 @@ def test_facts_that_led_to_the_state_change_nothing(page: Page, serve: Serve) ->
     shows(page, waiting, f"Attempt 1 of 2 failed, trying again at {before}")
 
 
-def test_an_ended_task_stays_ended(page: Page, serve: Serve) -> None:
+def test_finished_task_stays_finished(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -189,7 +189,7 @@ def test_an_ended_task_stays_ended(page: Page, serve: Serve) -> None:
     assert kept == [True] * len(messages)
 
 
-def test_a_task_handed_back_waits_and_starts_again(page: Page, serve: Serve) -> None:
+def test_released_task_waits_and_starts_again(page: Page, serve: Serve) -> None:
     row = task(progress=0.5)
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -211,7 +211,7 @@ def test_cancel_requested_elsewhere(page: Page, serve: Serve) -> None:
     expect(bar(page, row).get_by_role("button")).to_be_hidden()
 
 
-def test_progress_is_announced_now_and_then(page: Page, serve: Serve) -> None:
+def test_progress_is_announced_at_intervals(page: Page, serve: Serve) -> None:
     rows = [task(name=f"task {number}") for number in range(2)]
     site = serve(*rows)
     page.clock.install()
@@ -236,19 +236,19 @@ def test_progress_is_announced_now_and_then(page: Page, serve: Serve) -> None:
     for percent in range(1, 19):
         step(percent / 100)
     said, passed = page.evaluate("[said, performance.now() - began]")
-    # One of both bars every five seconds, however long all that took here.
+    # One announcement for both bars every five seconds, however slow this test is.
     assert len(said) <= 1 + passed / 5_000
     page.clock.run_for(30_000)
     before, said = len(said), page.evaluate("said")
-    # The newest at its turn, once for each bar.
+    # The newest value at each interval, once per bar.
     assert len(said) <= before + 2
     assert sorted(said[-2:]) == ["task 0: Running, 18%, on", "task 1: Running, 18%, on"]
-    # What matters is said at once.
+    # Important changes are announced immediately.
     stream.send("task_completed", rows[0])
     expect(part(page, rows[0], "announcer")).to_have_text("task 0: Completed, 100%, on")
 
 
-def test_a_wait_that_is_over_says_so(page: Page, serve: Serve) -> None:
+def test_end_of_a_delay_is_shown(page: Page, serve: Serve) -> None:
     row = task(status="pending")
     site = serve(row)
     page.clock.install()
@@ -256,13 +256,13 @@ def test_a_wait_that_is_over_says_so(page: Page, serve: Serve) -> None:
     row.run_after = datetime.now(UTC) + timedelta(seconds=30)
     site.stream().status(row)
     expect(part(page, row, "state")).to_contain_text("Waiting until")
-    row.run_after = datetime.now(UTC)  # The server's time has gone on, too.
+    row.run_after = datetime.now(UTC)  # The server's time has advanced too.
     page.clock.fast_forward(30_000)
     shows(page, row, "Waiting to start")
 
 
-def test_a_task_that_no_worker_takes_says_so(page: Page, serve: Serve) -> None:
-    """Asked for while it waits, since no stream tells; and no longer once there is a worker."""
+def test_missing_worker_is_shown(page: Page, serve: Serve) -> None:
+    """The page polls for it while the task waits, because no stream reports it."""
     row = task(status="pending")
     site = serve(row)
     page.clock.install()
@@ -274,7 +274,7 @@ def test_a_task_that_no_worker_takes_says_so(page: Page, serve: Serve) -> None:
         shows(page, row, said or "Waiting to start")
 
 
-def test_time_goes_on(page: Page, serve: Serve, settings: Settings) -> None:
+def test_times_advance(page: Page, serve: Serve, settings: Settings) -> None:
     row = task()
     site = serve(row)
     settings.TASK_STREAM_KEEPALIVE_SECONDS = 86_400
@@ -307,7 +307,7 @@ def test_facts_reach_the_page(page: Page, serve: Serve) -> None:
     }
 
 
-def test_a_moved_bar_keeps_its_stream(page: Page, serve: Serve) -> None:
+def test_moved_bar_keeps_its_stream(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -322,15 +322,15 @@ def test_a_moved_bar_keeps_its_stream(page: Page, serve: Serve) -> None:
     assert len(site.streams) == 1
 
 
-def test_a_bar_that_comes_back_learns_what_it_missed(page: Page, serve: Serve) -> None:
-    """The stream has told of its task to others, and will not tell it again."""
+def test_bar_put_back_gets_what_it_missed(page: Page, serve: Serve) -> None:
+    """The stream has already reported its task to other bars, and does not do so again."""
     row, other = task(), task()
     site = serve(row, other)
     page.goto(f"{site.url}/page/")
     stream = site.stream()
     stream.progress(row, 0.5)
     shows(page, row, "Running", "0.5")
-    # As a part of a page that was fetched while the task ran, and is put in later.
+    # Like a part of a page that was fetched while the task ran, and is inserted later.
     page.evaluate("() => { window.taken = document.querySelector('task-progress'); }")
     fragment = site.render("{% task_progress tasks.0 assets=False %}")
     bar(page, row).evaluate("bar => bar.remove()")
@@ -340,14 +340,14 @@ def test_a_bar_that_comes_back_learns_what_it_missed(page: Page, serve: Serve) -
     shows(page, other, "Running", "0.25")
     page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", fragment)
     shows(page, row, "Completed")
-    # The same element, taken out and put back.
+    # The same element, removed and put back.
     bar(page, row).evaluate("bar => bar.remove()")
     page.evaluate("document.body.append(taken)")
     shows(page, row, "Completed")
     assert len(site.streams) == 1
 
 
-def test_a_bar_added_later_joins_the_stream(page: Page, serve: Serve) -> None:
+def test_bar_added_later_joins_the_stream(page: Page, serve: Serve) -> None:
     first, second = task(), task()
     site = serve(first)
     page.goto(f"{site.url}/page/")
@@ -370,7 +370,7 @@ def test_a_bar_added_later_joins_the_stream(page: Page, serve: Serve) -> None:
     site.wait_for(lambda: joined.closed, "the stream of nobody to close")
 
 
-def test_the_script_may_load_twice(page: Page, serve: Serve) -> None:
+def test_script_may_be_loaded_twice(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     site.head += '<script type="module" src="/static/tasks_app/task-progress.js?again"></script>'
@@ -380,7 +380,7 @@ def test_the_script_may_load_twice(page: Page, serve: Serve) -> None:
     assert len(site.streams) == 1
 
 
-def test_a_hidden_page_lets_go_of_its_stream_and_misses_nothing(page: Page, serve: Serve) -> None:
+def test_hidden_page_closes_its_stream_and_misses_nothing(page: Page, serve: Serve) -> None:
     row, other = task(), task()
     site = serve(row, other)
     page.clock.install()
@@ -400,7 +400,7 @@ def test_a_hidden_page_lets_go_of_its_stream_and_misses_nothing(page: Page, serv
     look(page)
     look(page, away=True)
     page.clock.run_for(2_000)
-    # Nobody was away for long.
+    # The page was not hidden for long.
     stream.progress(row, 0.6)
     shows(page, row, "Running", "0.6")
     page.clock.run_for(1_000)
@@ -421,7 +421,7 @@ def test_a_hidden_page_lets_go_of_its_stream_and_misses_nothing(page: Page, serv
     assert page.evaluate("facts") == ["before", "meanwhile"]
 
 
-def test_more_bars_than_a_stream_takes(page: Page, serve: Serve, settings: Settings) -> None:
+def test_more_bars_than_a_stream_allows(page: Page, serve: Serve, settings: Settings) -> None:
     settings.TASK_STREAM_MAX_TASKS = 2
     rows = [task(progress=0.1) for _ in range(3)]
     site = serve(*rows)

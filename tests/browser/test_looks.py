@@ -1,4 +1,4 @@
-"""How a bar looks, and that the server and the script say the same of a task."""
+"""How a bar looks, and that the server and the script show the same."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 
 def every_state() -> list[Task]:
-    # Half a minute from where any of the times is said anew.
+    # Half a minute away from the next change of any shown time.
     now = datetime.now(UTC) - timedelta(seconds=30)
     name = "shop.tasks.AnImportWithAVeryLongNameThatHasNoPlaceToBreakAnywhere"
     return [
@@ -33,12 +33,12 @@ def every_state() -> list[Task]:
     ]
 
 
-def test_server_and_script_say_the_same(page: Page, serve: Serve) -> None:
+def test_server_and_script_show_the_same(page: Page, serve: Serve) -> None:
     rows = every_state()
     site = serve(*rows)
     page.goto(f"{site.url}/page/")
     site.stream()
-    # In English, each part: what it says, and whether it is hidden.
+    # In English. For each part: its text, and whether it is hidden.
     shown = """root => [...root.querySelectorAll("task-progress")].map((bar) => [
         bar.getAttribute("status"),
         bar.querySelector("progress").getAttribute("value") === null,
@@ -57,7 +57,7 @@ def test_server_and_script_say_the_same(page: Page, serve: Serve) -> None:
     )
     assert len(rendered) == len(rows)
     assert page.evaluate(f"({shown})(document)") == rendered
-    # And after the script has had it from the stream, not from the page.
+    # The same after the script got it from the stream, not from the page.
     for row in rows:
         site.streams[0].status(row)
     site.streams[0].progress(rows[3], 0.0, "all told", attempt=2)
@@ -66,7 +66,7 @@ def test_server_and_script_say_the_same(page: Page, serve: Serve) -> None:
     assert page.evaluate(f"({shown})(document)") == rendered
 
 
-def test_lengths_of_time_are_said_alike(page: Page, serve: Serve) -> None:
+def test_durations_are_formatted_alike(page: Page, serve: Serve) -> None:
     site = serve(task())
     page.goto(f"{site.url}/page/")
     seconds = [0, 0.9, 59.9, 60, 3599.5, 3600, 86_399, 86_400, 3 * 86_400 + 4 * 3600 + 59]
@@ -82,18 +82,18 @@ def test_lengths_of_time_are_said_alike(page: Page, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("language", ["de", "en_GB", "", "xx-nonsense-1"])
-def test_any_language_of_the_page_will_do(page: Page, serve: Serve, language: str) -> None:
+def test_page_may_have_any_language(page: Page, serve: Serve, language: str) -> None:
     row = task(status="pending", run_after=datetime.now(UTC) + timedelta(days=2))
     site = serve(row)
     site.language = language
     page.goto(f"{site.url}/page/")
-    # The server's words name its zone; the script's are in the viewer's own.
+    # The server's text names its zone. The script's is in the viewer's own.
     expect(part(page, row, "state")).not_to_contain_text("UTC")
     expect(part(page, row, "state")).to_contain_text("Waiting until")
 
 
 def test_right_to_left(browser: Browser, serve: Serve) -> None:
-    """Numbers stand before their units, and what a task says goes by its own direction."""
+    """Numbers come before their units, and a task's text has its own direction."""
     row = task(progress=0.5, progress_text="3 rows, done.")
     site = serve(row)
     with browser.new_context() as context:
@@ -102,7 +102,7 @@ def test_right_to_left(browser: Browser, serve: Serve) -> None:
         page.evaluate("document.documentElement.dir = 'rtl'")
         site.stream().send("task_log", row, level="info", message="a line.")
         for name in ("time", "text"):
-            # Where the first and the last character are, from left to right.
+            # The positions of the first and the last character, from left to right.
             ends = part(page, row, name).evaluate(
                 """part => {
                   const at = (index) => {
@@ -117,7 +117,7 @@ def test_right_to_left(browser: Browser, serve: Serve) -> None:
             assert ends[0] < ends[1], name
 
 
-def test_one_line_wraps_where_a_screen_is_narrow(browser: Browser, serve: Serve) -> None:
+def test_compact_bar_wraps_on_a_narrow_screen(browser: Browser, serve: Serve) -> None:
     row = task(name="A task whose name is far too long for one line of a phone", progress=0.5)
     site = serve(row)
     site.template = "{% task_progress tasks.0 form='compact' url='/elsewhere/' cancel=True %}"
@@ -133,7 +133,7 @@ def test_one_line_wraps_where_a_screen_is_narrow(browser: Browser, serve: Serve)
         expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
 
 
-def test_a_narrow_screen_holds_it(browser: Browser, serve: Serve) -> None:
+def test_bar_fits_on_a_narrow_screen(browser: Browser, serve: Serve) -> None:
     site = serve(*every_state())
     with browser.new_context(viewport={"width": 320, "height": 600}) as context:
         page = context.new_page()
@@ -144,7 +144,7 @@ def test_a_narrow_screen_holds_it(browser: Browser, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_motion_is_for_those_who_want_it(browser: Browser, serve: Serve, motion: Any) -> None:
+def test_reduced_motion_is_respected(browser: Browser, serve: Serve, motion: Any) -> None:
     row = task()
     site = serve(row)
     with browser.new_context(reduced_motion=motion) as context:
@@ -157,7 +157,7 @@ def test_motion_is_for_those_who_want_it(browser: Browser, serve: Serve, motion:
 
 @pytest.mark.parametrize("scheme", ["light", "dark", "dark by theme", "light by theme"])
 def test_contrast(browser: Browser, serve: Serve, scheme: Any) -> None:
-    """WCAG 2 AA: 4.5 to 1 for words, 3 to 1 for shapes, by the page's colours or the admin's."""
+    """WCAG 2 AA: 4.5 to 1 for text, 3 to 1 for shapes, with the page's colours or the admin's."""
     rows = every_state()
     site = serve(*rows)
     dark, by_theme = scheme.startswith("dark"), scheme.endswith("theme")
@@ -217,7 +217,7 @@ def luminance(colour: Any) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_the_page_sets_the_colours(page: Page, serve: Serve) -> None:
+def test_page_sets_the_colours(page: Page, serve: Serve) -> None:
     row = task(progress=0.5)
     site = serve(row)
     page.goto(f"{site.url}/page/")

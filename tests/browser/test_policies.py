@@ -1,4 +1,4 @@
-"""Bars under Content Security Policies, and where a policy or a proxy refuses the script."""
+"""Bars under Content Security Policies, and if a policy or a proxy blocks the script."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ STRICT = "; ".join(
 )
 
 
-def test_a_strict_policy_with_nonces_and_trusted_types(page: Page, serve: Serve) -> None:
-    """The `page` fixture fails at any breach of the policy."""
+def test_strict_policy_with_nonces_and_trusted_types(page: Page, serve: Serve) -> None:
+    """The `page` fixture fails at any violation of the policy."""
     old, new = task(name="old"), task(name="new", status="pending")
     site = serve(old)
     site.template = "{% task_list tasks follow=True %}"
@@ -38,7 +38,7 @@ def test_a_strict_policy_with_nonces_and_trusted_types(page: Page, serve: Serve)
     shows(page, new, "Waiting to start")
 
 
-def test_a_page_whose_script_is_not_there_offers_a_refresh(page: Page, serve: Serve) -> None:
+def test_page_without_its_script_offers_a_refresh(page: Page, serve: Serve) -> None:
     row = task(progress=0.25)
     site = serve(row)
     page.goto(f"{site.url}/page/")

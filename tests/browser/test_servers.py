@@ -1,4 +1,4 @@
-"""A page with 100 bars on the servers that most sites have, with their own limits and defaults."""
+"""A page with 100 bars on the usual servers, with their own limits and defaults."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .test_admin import log_in, said
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True), pytest.mark.once]
 
 SITE = {"DJANGO_SETTINGS_MODULE": "tests.bars_site"}
-# Debian keeps it where only root looks.
+# Debian installs it where only root's PATH leads.
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 NO_NGINX = pytest.mark.skipif(
     NGINX is None and not os.environ.get("CI"), reason="no nginx; `apt-get install nginx`"
 )
-#: What nginx cannot do without; all else is as it comes.
+#: The minimal configuration of nginx; everything else is its default.
 CONFIGURATION = """
 daemon off;
 master_process off;
@@ -60,7 +60,7 @@ http {{
 
 
 def documented(server: str) -> str:
-    """The command by which the docs start a server, for the site of this project."""
+    """Return the command from the docs that starts a server, for this project's site."""
     blocks = [block.text for block in snippets(ROOT / "docs" / "operations.md", "sh")]
     [command] = [
         line
@@ -108,7 +108,7 @@ def nginx(upstream: str, folder: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     "proxied", [pytest.param(False, id="alone"), pytest.param(True, id="nginx", marks=NO_NGINX)]
 )
-def test_gunicorn_with_uvicorns_worker(
+def test_gunicorn_with_uvicorn_worker(
     page: Page,
     context: BrowserContext,
     start_web: Callable[..., Web],
@@ -135,7 +135,7 @@ def test_gunicorn_with_uvicorns_worker(
         assert [address.count("task=") for address in streams] == [100]
         assert not [address for address in asked if "/status/" in address]
         web.send(signal.SIGTERM)
-        # An open stream would take all of gunicorn's own 30 seconds of grace.
+        # An open stream would use all of gunicorn's 30 seconds of grace.
         web.wait(15)
         expect(part(page, task, "text")).to_have_text("half of it")
 
@@ -147,7 +147,7 @@ def test_gunicorn_with_its_own_worker(
     owner: User,
     moving: tuple[Task, Claim],
 ) -> None:
-    """It speaks WSGI: bars ask every few seconds, and ask for no stream."""
+    """It uses WSGI: bars poll every few seconds, and request no stream."""
     task, claim = moving
     command = "-m gunicorn django.core.wsgi:get_wsgi_application() --access-logfile -"
     web = start_web(command=f"{command} --bind 127.0.0.1:8000", **SITE)
@@ -161,6 +161,6 @@ def test_gunicorn_with_its_own_worker(
     assert "/tasks/status/" in web.output
     assert "/stream/" not in web.output
     assert " 501 " not in web.output
-    # Killed, it would leave its worker behind for a moment.
+    # If it were killed, its worker would stay for a moment.
     web.send(signal.SIGINT)
     web.wait()

@@ -1,4 +1,4 @@
-"""Lists of tasks: one's own follow each other as they are started, wherever that is."""
+"""Lists of tasks: a list of own tasks shows new ones, wherever they are started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
 def listed(serve: Serve, *rows: Task, tag: str = "{% task_list tasks follow=True %}") -> Site:
-    """A page that lists the site's tasks, the newest first, and follows new ones."""
+    """Serve a page that lists the site's tasks, newest first, and follows new ones."""
     site = serve(*rows)
     site.template = tag
     return site
@@ -29,20 +29,20 @@ def labels(page: Page) -> Any:
 
 
 def starts(site: Site, row: Task) -> None:
-    """Start a task elsewhere: it is the newest, and the stream tells of it."""
+    """Start a task elsewhere: it is the newest one, and the stream reports it."""
     site.rows = {str(row.pk): row, **site.rows}
     site.streams[-1].send("task_queued", row, run_after=row.run_after.isoformat())
 
 
 def leave(page: Page, site: Site) -> None:
-    """Turn away from a page, by its installed clock, for so long that it closes its stream."""
+    """Hide a page, by its installed clock, for so long that it closes its stream."""
     stream = site.stream()
     look(page, away=True)
     page.clock.run_for(30_000)
     site.wait_for(lambda: stream.closed, "a page that nobody sees to close its stream")
 
 
-def test_a_task_that_is_started_elsewhere_appears_and_moves(page: Page, serve: Serve) -> None:
+def test_task_started_elsewhere_appears_and_moves(page: Page, serve: Serve) -> None:
     old = task(name="old")
     site = listed(serve, old)
     page.add_init_script(PATIENT)
@@ -61,12 +61,12 @@ def test_a_task_that_is_started_elsewhere_appears_and_moves(page: Page, serve: S
     shows(page, old, "Running", "0.25")
     stream.send("task_completed", new)
     shows(page, new, "Completed")
-    # One stream, which never had to be opened anew.
+    # One stream, which never had to be reopened.
     assert len(site.streams) == 1
     assert site.asked("status") == []
 
 
-def test_what_happens_while_the_row_is_fetched_is_not_missed(page: Page, serve: Serve) -> None:
+def test_changes_while_a_row_is_fetched_are_not_missed(page: Page, serve: Serve) -> None:
     old, new = task(name="old"), task(name="new", status="pending")
     site = listed(serve, old)
     page.goto(f"{site.url}/page/")
@@ -74,17 +74,15 @@ def test_what_happens_while_the_row_is_fetched_is_not_missed(page: Page, serve: 
     stream.progress(old, 0.1)
     shows(page, old, "Running", "0.1")
     starts(site, new)
-    # Before the page has fetched the row, which is as it was rendered.
+    # Before the page has fetched the row, which is still as it was rendered.
     stream.send("task_started", new, attempt=1, max_attempts=1)
     stream.send("task_failed", new, error={"type": "E", "message": "quick"})
     shows(page, new, "Failed")
     expect(part(page, new, "error")).to_have_text("E: quick")
 
 
-def test_a_fact_that_was_committed_late_reaches_a_row_of_a_greater_id(
-    page: Page, serve: Serve
-) -> None:
-    """On PostgreSQL an id that was drawn earlier can be committed later."""
+def test_late_committed_fact_reaches_a_newer_row(page: Page, serve: Serve) -> None:
+    """On PostgreSQL a smaller id can be committed later."""
     old, new = task(name="old"), task(name="new", status="pending")
     site = listed(serve, old)
     page.goto(f"{site.url}/page/")
@@ -96,7 +94,7 @@ def test_a_fact_that_was_committed_late_reaches_a_row_of_a_greater_id(
     shows(page, new, "Completed")
 
 
-def test_a_list_that_nobody_saw_for_long_finds_what_is_new(page: Page, serve: Serve) -> None:
+def test_list_hidden_for_long_finds_new_tasks(page: Page, serve: Serve) -> None:
     site = listed(serve, task(name="old"))
     page.clock.install()
     page.goto(f"{site.url}/page/")
@@ -109,7 +107,7 @@ def test_a_list_that_nobody_saw_for_long_finds_what_is_new(page: Page, serve: Se
     shows(page, new, "Running", "0.4")
 
 
-def test_many_that_start_together_appear_together_and_in_order(page: Page, serve: Serve) -> None:
+def test_many_simultaneous_starts_appear_in_order(page: Page, serve: Serve) -> None:
     site = listed(serve, task(name="old"))
     page.goto(f"{site.url}/page/")
     stream = site.stream()
@@ -120,7 +118,7 @@ def test_many_that_start_together_appear_together_and_in_order(page: Page, serve
     assert len(site.asked("page")) <= 3
 
 
-def test_new_tasks_are_announced_now_and_then(page: Page, serve: Serve) -> None:
+def test_new_tasks_are_announced_at_intervals(page: Page, serve: Serve) -> None:
     site = listed(serve, task(name="old"))
     page.clock.install()
     page.goto(f"{site.url}/page/")
@@ -135,7 +133,7 @@ def test_new_tasks_are_announced_now_and_then(page: Page, serve: Serve) -> None:
     expect(announcer).to_have_text("New task: new 1, new 2")
 
 
-def test_the_first_task_replaces_the_empty_list(page: Page, serve: Serve) -> None:
+def test_first_task_replaces_the_empty_list(page: Page, serve: Serve) -> None:
     site = listed(serve)
     page.goto(f"{site.url}/page/")
     expect(page.get_by_text("No tasks yet.")).to_be_visible()
@@ -148,7 +146,7 @@ def test_the_first_task_replaces_the_empty_list(page: Page, serve: Serve) -> Non
     shows(page, new, "Running")
 
 
-def test_what_a_worker_hands_back_is_no_news(page: Page, serve: Serve) -> None:
+def test_released_task_is_not_new(page: Page, serve: Serve) -> None:
     here, elsewhere = task(name="here"), task(name="elsewhere")
     site = listed(serve, here)
     page.clock.install()
@@ -160,13 +158,13 @@ def test_what_a_worker_hands_back_is_no_news(page: Page, serve: Serve) -> None:
     stream.progress(here, 0.5)
     shows(page, here, "Running", "0.5")
     page.clock.run_for(2_000)
-    # Had it asked for the page, then before this.
+    # If it had requested the page, then before this.
     page.evaluate("fetch('/elsewhere/')")
     site.wait_for(lambda: site.asked("elsewhere"), "the page to ask for another")
     assert len(site.asked("page")) == 1
 
 
-def test_rows_that_have_ended_make_room(page: Page, serve: Serve) -> None:
+def test_finished_rows_make_room(page: Page, serve: Serve) -> None:
     running, ended = task(name="running"), task(name="ended", status="completed")
     site = listed(
         serve, running, ended, tag="{% task_list tasks follow=True limit=2 form='compact' %}"
@@ -175,12 +173,12 @@ def test_rows_that_have_ended_make_room(page: Page, serve: Serve) -> None:
     site.stream()
     starts(site, task(name="new", status="pending"))
     expect(labels(page)).to_have_text(["new", "running"])
-    # What still runs is not taken away from who watches it.
+    # A running task's row is not removed while somebody watches it.
     starts(site, task(name="newer", status="pending"))
     expect(labels(page)).to_have_text(["newer", "new", "running"])
 
 
-def test_tasks_of_others_on_the_page_are_asked_for(page: Page, serve: Serve) -> None:
+def test_tasks_of_others_on_the_page_are_polled(page: Page, serve: Serve) -> None:
     mine, other = task(name="mine"), task(name="other", owner_id=OWNER.pk + 1)
     site = listed(serve, mine, other)
     page.clock.install()
@@ -195,7 +193,7 @@ def test_tasks_of_others_on_the_page_are_asked_for(page: Page, serve: Serve) -> 
     assert len(site.streams) == 1
 
 
-def test_a_list_that_follows_nobody_streams_its_own_tasks(page: Page, serve: Serve) -> None:
+def test_list_that_does_not_follow_streams_its_own_tasks(page: Page, serve: Serve) -> None:
     row = task()
     site = listed(serve, row, tag="{% task_list tasks %}")
     page.goto(f"{site.url}/page/")
@@ -206,7 +204,7 @@ def test_a_list_that_follows_nobody_streams_its_own_tasks(page: Page, serve: Ser
     site.wait_for(lambda: stream.closed, "the page to close its stream")
 
 
-def test_a_list_that_follows_goes_on_when_all_has_ended(page: Page, serve: Serve) -> None:
+def test_following_list_stays_open_after_all_tasks_have_ended(page: Page, serve: Serve) -> None:
     row = task(name="old")
     site = listed(serve, row)
     page.goto(f"{site.url}/page/")
@@ -220,7 +218,7 @@ def test_a_list_that_follows_goes_on_when_all_has_ended(page: Page, serve: Serve
     site.wait_for(lambda: stream.closed, "the stream of nobody to close")
 
 
-def test_a_page_that_cannot_be_fetched_says_that_there_is_news(page: Page, serve: Serve) -> None:
+def test_page_that_cannot_be_fetched_is_reported(page: Page, serve: Serve) -> None:
     row = task()
     site = listed(serve, row)
     page.goto(f"{site.url}/page/")
@@ -235,8 +233,8 @@ def test_a_page_that_cannot_be_fetched_says_that_there_is_news(page: Page, serve
     expect(news).to_be_hidden()
 
 
-def test_who_was_away_is_not_told_of_news_that_nobody_knows_of(page: Page, serve: Serve) -> None:
-    """As a laptop that wakes up before its network does."""
+def test_unknown_news_is_not_reported_after_an_absence(page: Page, serve: Serve) -> None:
+    """For example a laptop that wakes up before its network does."""
     site = listed(serve, task())
     page.clock.install()
     page.goto(f"{site.url}/page/")
@@ -249,7 +247,7 @@ def test_who_was_away_is_not_told_of_news_that_nobody_knows_of(page: Page, serve
     expect(page.locator("task-list > [data-part=news]")).to_be_hidden()
 
 
-def test_a_list_that_is_put_in_anew_finds_what_is_new(page: Page, serve: Serve) -> None:
+def test_list_inserted_again_finds_new_tasks(page: Page, serve: Serve) -> None:
     site = listed(serve, task(name="old"))
     page.goto(f"{site.url}/page/")
     site.stream()
@@ -261,8 +259,8 @@ def test_a_list_that_is_put_in_anew_finds_what_is_new(page: Page, serve: Serve) 
 
 
 @pytest.mark.parametrize("status", [302, 401, 403])
-def test_a_list_of_somebody_who_signed_out_says_so(page: Page, serve: Serve, status: int) -> None:
-    """Also where no bar is left to say it."""
+def test_list_of_a_signed_out_user_says_so(page: Page, serve: Serve, status: int) -> None:
+    """Even if no bar is left to say it."""
     site = listed(serve, task(status="completed"))
     page.clock.install()
     page.goto(f"{site.url}/page/")
@@ -276,8 +274,8 @@ def test_a_list_of_somebody_who_signed_out_says_so(page: Page, serve: Serve, sta
     expect(page.locator("task-list > [data-part=announcer]")).to_have_text(said)
 
 
-def test_a_list_does_not_grow_for_ever(page: Page, serve: Serve) -> None:
-    """Nor lets go of a row that a keyboard is at."""
+def test_list_does_not_grow_for_ever(page: Page, serve: Serve) -> None:
+    """And keeps a row that has the keyboard focus."""
     rows = [task(name=f"old {number}", status="completed") for number in range(20)]
     site = listed(serve, *rows, tag="{% task_list tasks follow=True form='compact' %}")
     page.goto(f"{site.url}/page/")
@@ -293,12 +291,12 @@ def test_a_list_does_not_grow_for_ever(page: Page, serve: Serve) -> None:
     expect(last).to_be_focused()
 
 
-def test_text_of_new_rows_is_never_markup(page: Page, serve: Serve) -> None:
+def test_text_of_new_rows_is_never_inserted_as_html(page: Page, serve: Serve) -> None:
     site = listed(serve, task(), tag="{% task_list tasks follow=True form='card' %}")
     page.goto(f"{site.url}/page/")
     site.stream()
     new = task(name=XSS, progress_text=XSS)
-    # The row is newer than all that the stream has told by now.
+    # The row is newer than everything that the stream has sent so far.
     site.since = "9000"
     starts(site, new)
     shows(page, new, "Running", text=XSS)
@@ -306,7 +304,7 @@ def test_text_of_new_rows_is_never_markup(page: Page, serve: Serve) -> None:
     assert page.locator("task-list img, task-list script").count() == 0
 
 
-def test_times_are_the_viewers(page: Page, browser: Browser, serve: Serve) -> None:
+def test_times_are_in_the_viewers_zone(page: Page, browser: Browser, serve: Serve) -> None:
     row = task()
     site = listed(serve, row)
     with browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB") as context:
@@ -322,7 +320,7 @@ def test_times_are_the_viewers(page: Page, browser: Browser, serve: Serve) -> No
         expect(time).to_contain_text(shown)
 
 
-def test_without_javascript_it_is_a_list(browser: Browser, serve: Serve) -> None:
+def test_list_without_javascript(browser: Browser, serve: Serve) -> None:
     row = task(progress=0.25)
     site = listed(serve, row)
     with browser.new_context(java_script_enabled=False) as context:

@@ -1,4 +1,4 @@
-"""What a bar does when the connection, the server or the visitor's rights are not as they were."""
+"""Bars when the connection, the server or the user's rights fail."""
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -15,7 +15,7 @@ INTERRUPTED = "Live updates are interrupted. Checking every few seconds…"
 LOST = "Connection lost. Trying again…"
 
 
-def test_a_broken_stream_is_taken_up_again(page: Page, serve: Serve) -> None:
+def test_broken_stream_is_resumed(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     page.add_init_script(PATIENT)
@@ -35,9 +35,9 @@ def test_a_broken_stream_is_taken_up_again(page: Page, serve: Serve) -> None:
     assert site.asked("status") == []
 
 
-def test_a_deploy_passes(page: Page, serve: Serve, settings: Settings) -> None:
-    """Streams are refused for a while: bars ask instead, say so, and go back when they can."""
-    # Time runs fast here: a stream that is slow to come is not taken for a dead one.
+def test_deploy(page: Page, serve: Serve, settings: Settings) -> None:
+    """Streams are refused for a while. Bars poll, say so, and return to a stream when they can."""
+    # Time runs fast here, so a slow stream must not look broken.
     settings.TASK_STREAM_KEEPALIVE_SECONDS = 3_600
     rows = [task(name=f"task {number}") for number in range(3)]
     row = rows[0]
@@ -50,7 +50,7 @@ def test_a_deploy_passes(page: Page, serve: Serve, settings: Settings) -> None:
 
     site.answers["stream"] = (502, {})
     stream.drop()
-    # Looked at once, in case all has ended; then every few seconds.
+    # Polled immediately, in case all tasks have ended, and then every few seconds.
     pass_time(page, site, lambda: len(site.asked("status")) >= 2)
     for each in rows:
         expect(part(page, each, "hint")).to_have_text(INTERRUPTED)
@@ -60,7 +60,7 @@ def test_a_deploy_passes(page: Page, serve: Serve, settings: Settings) -> None:
     asked = len(site.asked("status"))
     pass_time(page, site, lambda: len(site.asked("status")) >= asked + 2)
     shows(page, row, "Running", "0.4", "asked for")
-    # One request for all bars, and the stream is tried all the while, but ever less often.
+    # One request for all bars. The stream is retried all the time, at growing intervals.
     assert len(site.asked("status")[-1].task_ids) == 3
     tries = len(site.asked("stream"))
     passed = pass_time(page, site, lambda: len(site.asked("stream")) >= tries + 8)
@@ -73,15 +73,15 @@ def test_a_deploy_passes(page: Page, serve: Serve, settings: Settings) -> None:
     shows(page, row, "Running", "0.6", "live")
     for each in rows:
         expect(part(page, each, "hint")).to_be_hidden()
-    # One may have been on its way.
+    # One request may have been in progress.
     asked = len(site.asked("status")) + 1
     page.clock.run_for(20_000)
     assert len(site.asked("status")) <= asked
     assert len(site.streams) == 2
 
 
-def test_a_server_that_is_away(page: Page, serve: Serve) -> None:
-    """Also for the oldest browsers that the guide names, which lack what is deleted here."""
+def test_server_outage(page: Page, serve: Serve) -> None:
+    """In the oldest supported browsers too: this test deletes what they lack."""
     row = task()
     site = serve(row)
     page.clock.install()
@@ -101,8 +101,8 @@ def test_a_server_that_is_away(page: Page, serve: Serve) -> None:
     shows(page, row, "Running", "0.3")
 
 
-def test_a_stream_that_says_nothing(page: Page, serve: Serve) -> None:
-    """As behind a proxy that holds back what it should pass on."""
+def test_silent_stream(page: Page, serve: Serve) -> None:
+    """As behind a proxy that buffers the response."""
     row = task(progress=0.2)
     site = serve(row)
     site.greets = False
@@ -116,7 +116,7 @@ def test_a_stream_that_says_nothing(page: Page, serve: Serve) -> None:
     expect(part(page, row, "hint")).to_be_hidden()
 
 
-def test_a_stream_that_died_silently(page: Page, serve: Serve) -> None:
+def test_stream_that_died_silently(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     page.add_init_script(
@@ -145,7 +145,7 @@ def test_a_stream_that_died_silently(page: Page, serve: Serve) -> None:
     site.stream(2)
 
 
-def test_all_ended_while_away(page: Page, serve: Serve) -> None:
+def test_all_tasks_ended_during_an_outage(page: Page, serve: Serve) -> None:
     row = task(progress=0.5)
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -154,7 +154,7 @@ def test_all_ended_while_away(page: Page, serve: Serve) -> None:
     shows(page, row, "Running", "0.6")
     ended = task(pk=row.pk, status="failed", error_type="OSError", public_error="disk full")
     site.rows[str(row.pk)] = ended
-    # What a server says to one who comes back to a finished stream.
+    # What a server answers to a client that returns to a finished stream.
     site.answers["stream"] = (204, b"")
     stream.drop()
     shows(page, row, "Failed")
@@ -162,8 +162,8 @@ def test_all_ended_while_away(page: Page, serve: Serve) -> None:
     expect(part(page, row, "hint")).to_be_hidden()
 
 
-def test_a_late_answer_changes_nothing(page: Page, serve: Serve) -> None:
-    """An answer that was on its way while the stream came back and went further."""
+def test_late_answer_changes_nothing(page: Page, serve: Serve) -> None:
+    """The answer was in progress while the stream was restored and went further."""
     row = task(progress=0.5, max_attempts=2)
     site = serve(row)
     page.goto(f"{site.url}/page/")
@@ -182,7 +182,7 @@ def test_a_late_answer_changes_nothing(page: Page, serve: Serve) -> None:
         return 200, early
 
     site.answers |= {"stream": (502, {}), "status": late}
-    # Listened for from here on: what Playwright is asked for a moment before it comes, it may miss.
+    # Listen from here on: Playwright may miss a request that comes just before.
     answered = []
     page.on("response", lambda response: "/status/" in response.url and answered.append(response))
     stream.drop()
@@ -201,7 +201,7 @@ def test_a_late_answer_changes_nothing(page: Page, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404])
-def test_signed_out_meanwhile(page: Page, serve: Serve, status: int) -> None:
+def test_sign_out_during_polling(page: Page, serve: Serve, status: int) -> None:
     row = task()
     site = serve(row)
     page.clock.install()
@@ -218,7 +218,7 @@ def test_signed_out_meanwhile(page: Page, serve: Serve, status: int) -> None:
     assert len(site.requests) == asked
 
 
-def test_a_task_that_is_gone(page: Page, serve: Serve) -> None:
+def test_task_that_was_removed(page: Page, serve: Serve) -> None:
     row, other = task(), task()
     site = serve(row, other)
     page.goto(f"{site.url}/page/")
@@ -238,7 +238,7 @@ def test_a_task_that_is_gone(page: Page, serve: Serve) -> None:
     shows(page, other, "Running", "0.5")
 
 
-def test_back_online_is_tried_at_once(page: Page, serve: Serve) -> None:
+def test_online_event_retries_immediately(page: Page, serve: Serve) -> None:
     row = task()
     site = serve(row)
     tries: list[Request] = []
@@ -254,7 +254,7 @@ def test_back_online_is_tried_at_once(page: Page, serve: Serve) -> None:
     stream.drop()
     pass_time(page, site, lambda: len(tries) >= 5)
     expect(part(page, row, "hint")).to_have_text(INTERRUPTED)
-    # The clock stands still: only this can make it try.
+    # The clock stands still, so only this event can cause a retry.
     page.clock.pause_at(page.evaluate("Date.now() / 1000 + 5"))
     del site.answers["stream"]
     while len(site.streams) < 2:
