@@ -25,6 +25,9 @@ from tasks_app.live.serving import server
 from tasks_app.live.view import ALL_EVENTS, View
 from tasks_app.live.viewer import Viewer
 
+#: The most pages that are read before a stream begins. Most openings have fewer, so that they are
+#: read and sent at once.
+OPENING_PAGES = 4
 #: How often an open stream asks whether its viewer may still read it. Where the database does not
 #: answer that, it asks again after TROUBLE_SECONDS.
 RECHECK_SECONDS = 60.0
@@ -71,18 +74,24 @@ async def open_stream(
 def _open(
     view: View, resumed: Cursor | None, until: Cursor
 ) -> tuple[bytes, Iterator[bytes] | None] | None:
-    """Return the first pieces of an opening, about a page, and what gives the others, if any."""
+    """Return the first bytes of an opening, and what reads the rest of it, if there is more.
+
+    Other viewers wait until this returns, so it reads a bounded number of pages.
+    """
     if resumed is not None and not until.continues(resumed):
         resumed = None
     if not view.begin(resumed, until):
         return None
     opening = view.catch_up(until)
     first = b""
-    for piece in opening:
+    for _ in range(OPENING_PAGES):
+        piece = next(opening, None)
+        if piece is None:
+            return first, None
         first += piece
         if len(first) > PAGE_BYTES:
-            return first, opening
-    return first, None
+            break
+    return first, opening
 
 
 async def _events(
@@ -100,6 +109,8 @@ async def _events(
         #: What the database has to tell, before what the relay brings.
         missed = opening
         recheck_at = time.monotonic() + RECHECK_SECONDS
+        #: When a client that was sent none of the pages read needs a sign of life.
+        keep_alive_at = time.monotonic() + task_settings().stream_keepalive_seconds
         while (missed is not None or not view.ended) and not server.is_closing:
             if time.monotonic() >= recheck_at:
                 try:
@@ -124,8 +135,9 @@ async def _events(
                     continue
                 if piece is None:
                     missed = None
-                else:
-                    yield piece
+                elif piece or time.monotonic() >= keep_alive_at:
+                    yield piece or wire.KEEP_ALIVE
+                    keep_alive_at = time.monotonic() + task_settings().stream_keepalive_seconds
                 continue
             keepalive = task_settings().stream_keepalive_seconds
             try:

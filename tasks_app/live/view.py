@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 
 from tasks_app.live import wire
 from tasks_app.live.channels import ALL_TASKS, OWNER_PREFIX, Wanted, task_of
@@ -83,11 +83,12 @@ class View:
         return True
 
     def catch_up(self, until: Cursor, *, progress: bool = False) -> Iterator[bytes]:
-        """Send the states that `begin` named, then all facts up to `until`; a page at each step.
+        """Send the states that `begin` named, then all facts up to `until`.
 
-        With `progress`, what is running is told too, where it is news. May be begun anew where it
-        broke off: what was returned is taken for sent. Where the database was replaced, all that
-        the viewer had is of another history, and its stream opens anew.
+        Each step reads one page. It returns no bytes if the viewer wants nothing of that page.
+        With `progress`, the newest progress of running tasks follows if the viewer lacks it. A call
+        that failed can be repeated: what was returned counts as sent. If the database was
+        replaced, the viewer's cursor belongs to another history, and the stream opens anew.
         """
         if not until.continues(self.had):
             if self.open_tasks is not None:
@@ -96,9 +97,9 @@ class View:
             self._ahead.clear()
             self.begin(None, until)
         while self._states:
-            told = list(self._tell_states(self._states[0], until))
+            states = b"".join(self._tell_states(self._states[0]))
             self._states.popleft()
-            yield b"".join(told)
+            yield states
         if self._ends_until is not None:
             ends = self._facts().filter(event_type__in=TERMINAL_EVENTS)
             yield from self._replay(ends, self._ends_until)
@@ -119,7 +120,7 @@ class View:
             yield list(self._watched - ended.keys())
             yield from in_pages(ended.items())
 
-    def _tell_states(self, pks: list[UUID], until: Cursor) -> Iterator[bytes]:
+    def _tell_states(self, pks: list[UUID]) -> Iterator[bytes]:
         unseen = ["params", "error_traceback", *([] if self._wanted.results else ["result"])]
         # In one statement with the state: which facts it includes.
         tasks: Iterable[Any] = (
@@ -131,9 +132,9 @@ class View:
         told = set()
         for task in tasks:
             newest = (task.newest, task.newest_transaction)
-            if task.newest and not until.covers(*newest):
+            if task.newest and not self.had.covers(*newest):
                 self._ahead[task.pk] = newest
-            if task.status == Status.RUNNING:
+            if task.status == Status.RUNNING and EventType.PROGRESS in self._wanted.kinds:
                 self._progress[task.pk] = wire.Progress(
                     task.pk, task.attempt, task.progress, task.progress_text
                 )
@@ -148,8 +149,7 @@ class View:
             return
         for page in self.had.replay(facts, until):
             events = (wire.fact(row, cursor) for row, cursor in page)
-            if told := b"".join(self.wire_of(event) for event in events if self.admit(event)):
-                yield told
+            yield b"".join(self.wire_of(event) for event in events if self.admit(event))
         self.had = until
 
     def _tell_progress(self, until: Cursor) -> Iterator[bytes]:
@@ -202,6 +202,8 @@ class View:
         return event.wire
 
     def _admit_progress(self, progress: wire.Progress) -> bool:
+        if EventType.PROGRESS not in self._wanted.kinds:
+            return False
         if self.open_tasks is not None and progress.task_id not in self.open_tasks:
             return False
         if progress.task_id in self._ahead:
@@ -211,7 +213,7 @@ class View:
         if known is not None and not progress.follows(known):
             return False
         self._progress[progress.task_id] = progress
-        return EventType.PROGRESS in self._wanted.kinds
+        return True
 
     def _of_owner(self, tasks: QuerySet[Task]) -> QuerySet[Task]:
         """Narrow tasks to those of the owner whose channel this is, if it is an owner's."""
@@ -221,15 +223,21 @@ class View:
         return tasks.filter(owner__pk=channel.removeprefix(OWNER_PREFIX))
 
     def _facts(self) -> QuerySet[TaskEvent]:
-        """The facts that are sent, and those that say when an attempt or the stream ends."""
+        """The facts that are sent, and those that end the stream or the attempt of known progress.
+
+        A viewer may ask for very long histories, so no others are read.
+        """
+        kinds = FACTS & self._wanted.kinds
         if self.open_tasks is not None:
             facts = TaskEvent.primary.filter(task__in=self._watched)
+            kinds |= TERMINAL_EVENTS
         else:
             [channel] = self.channels
             facts = facts_of(channel)
-        if self._wanted.kinds >= FACTS:
+        if kinds == FACTS:
             return facts
-        return facts.filter(event_type__in=sorted((FACTS & self._wanted.kinds) | ATTEMPT_ENDS))
+        ends = Q(event_type__in=sorted(ATTEMPT_ENDS), task__in=list(self._progress))
+        return facts.filter(Q(event_type__in=sorted(kinds)) | ends)
 
 
 def _newest(column: str, *kinds: EventType) -> Subquery:

@@ -17,9 +17,10 @@ from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import Permission, User
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.db.models import QuerySet
 from django.test import AsyncRequestFactory, Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_eventstream.views import get_listener_manager
 
@@ -115,6 +116,79 @@ def test_slow_viewer_gets_what_it_missed_without_the_state(ada: User) -> None:
     assert [event.type for event in missed] == ["task_queued", "task_started", "progress_update"]
 
 
+def requeued(owner: User, times: int) -> Task:
+    """A running task that was queued again and again. Each time ended an attempt."""
+    task, claim = claimed(owner=owner)
+    lifecycle.report({claim: TaskProgressUpdate(text="", value=0.5)})
+    TaskEvent.objects.bulk_create(
+        TaskEvent(task=task, event_type=EventType.QUEUED, timestamp=timezone.now())
+        for _ in range(times)
+    )
+    return task
+
+
+def test_history_that_is_not_wanted_is_not_read(ada: User) -> None:
+    requeued(ada, 300)
+    until = now()
+    for kinds in ({"task_status"}, {"task_status", "task_log"}):
+        view = View([owner_channel(ada.pk)], Wanted(frozenset(kinds)))
+        assert view.begin(until.beginning(), until)
+        with CaptureQueriesContext(connection) as read:
+            [states] = view.catch_up(until)
+        assert [event.type for event in parsed(states)] == ["task_status"]
+        assert len(read) <= 2
+        assert view.had == until
+
+
+@pytest.fixture
+def tiny_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One fact to a page."""
+    monkeypatch.setattr(pages_module, "PAGE_BYTES", 1)
+
+
+@pytest.mark.usefixtures("tiny_pages")
+@pytest.mark.parametrize("by_owner", [True, False])
+def test_an_opening_reads_a_bounded_number_of_pages(ada: User, by_owner: bool) -> None:
+    """Even if the viewer wants nothing of them: other viewers wait for it."""
+    task = requeued(ada, 50)
+    until = now()
+    channel = owner_channel(ada.pk) if by_owner else task_channel(task.pk)
+    view = View([channel], Wanted(frozenset({"task_status", "progress_update"})))
+    opening = stream_module._open(view, until.beginning(), until)
+    assert opening is not None
+    first, rest = opening
+    assert [event.type for event in parsed(first)] == ["task_status"]
+    assert rest is not None
+    # The first task_queued, and 50 more.
+    unread = 51 - (stream_module.OPENING_PAGES - 1)
+    assert list(rest) == [b""] * unread
+    # What the state said is known: the same progress is not sent again.
+    assert not any(view.catch_up(now(), progress=True))
+
+
+@pytest.mark.usefixtures("tiny_pages")
+@pytest.mark.parametrize(("seconds", "keep_alives"), [(1e-6, 30), (100.0, 0)])
+def test_keep_alives_are_sent_while_pages_have_nothing_to_send(
+    ada: User, settings: Any, seconds: float, keep_alives: int
+) -> None:
+    settings.TASK_STREAM_KEEPALIVE_SECONDS = seconds
+    task = requeued(ada, 40)
+    claim = claim_of(task)
+    channels, start = [task_channel(task.pk)], now().beginning()
+    wanted = Wanted(frozenset({"task_status", "progress_update"}))
+
+    async def watch() -> list[bytes]:
+        async with Watching(ada, channels, start, wanted) as watching:
+            await database_sync_to_async(lifecycle.complete)({claim: None})
+            async with asyncio.timeout(20):
+                return [chunk async for chunk in watching._stream]
+
+    *chunks, end = async_to_sync(watch)()
+    assert set(chunks) <= {wire.KEEP_ALIVE}
+    assert len(chunks) >= keep_alives
+    assert end == wire.STREAM_END
+
+
 # Cuts.
 
 
@@ -202,9 +276,7 @@ def test_stream_sends_only_selected_events(ada: User) -> None:
             return watching
 
     watching = async_to_sync(watch)()
-    # Of a viewer who resumed, progress may be told once more after the facts that led to it.
-    told = [kind for kind in watching.types if kind != "progress_update"]
-    assert told == ["task_status"] * 2 + ["task_completed"] * 2
+    assert watching.types == ["task_status"] * 2 + ["task_completed"] * 2
     assert not any("result" in event.data for event in watching.seen)
 
 
