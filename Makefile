@@ -1,6 +1,6 @@
-# Needs only Python 3.11 or newer, and make.
+# Requires only Python 3.11 or newer, and make.
 
-# Where this is set, each process would compile the project's modules anew.
+# If this were set, each process would compile the project's modules again.
 export PYTHONDONTWRITEBYTECODE :=
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ PAGES = $(shell find templates tasks_app/templates -name '*.html')
 .DEFAULT_GOAL := help
 .PHONY: help run test test-postgresql test-sqlite coverage chaos lint format test-matrix clean
 
-help: ## List what can be made
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
@@ -22,7 +22,7 @@ run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
 
 test: test-postgresql test-sqlite ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
 
-# Each remembers its own failures, for ARGS=--last-failed.
+# Each database has its own cache of failed tests, for ARGS=--last-failed.
 test-postgresql: $(VENV)/.dev
 	TEST_DATABASE=postgresql $(BIN)/python -m pytest -o cache_dir=.pytest_cache/postgresql \
 	    -m "not browser and not once" $(PARALLEL) $(ARGS)
@@ -30,10 +30,10 @@ test-postgresql: $(VENV)/.dev
 test-sqlite: $(VENV)/.dev
 	$(BIN)/python -m pytest -o cache_dir=.pytest_cache/sqlite $(PARALLEL) $(ARGS)
 
-coverage: $(VENV)/.dev ## Run the tests on SQLite and say what they do not reach
+coverage: $(VENV)/.dev ## Run the tests on SQLite and report the uncovered lines
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PARALLEL) $(ARGS)
 
-chaos: $(VENV)/.dev ## Kill some 560 processes under load and count what is lost: nothing (15 minutes)
+chaos: $(VENV)/.dev ## Kill some 560 processes under load and check that nothing is lost (15 minutes)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, templates, migrations and settings
@@ -44,21 +44,21 @@ lint: $(VENV)/.dev ## Check style, types, templates, migrations and settings
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python manage.py check --fail-level WARNING
 
-format: $(VENV)/.dev ## Put code and templates into shape
+format: $(VENV)/.dev ## Format code and templates
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/djade --target-version 5.2 $(PAGES)
 
-test-matrix: ## Run the tests on both ends of what is supported
+test-matrix: ## Run the tests on the oldest and newest supported versions
 	@$(MAKE) --no-print-directory .matrix PY=3.11 DJANGO=5.2
 	@$(MAKE) --no-print-directory .matrix PY=3.13 DJANGO=6.1
 
-clean: ## Remove what was installed and built; keep data/
+clean: ## Remove installed and built files; keep data/
 	rm -rf $(VENV) .venv-* build dist *.egg-info .coverage htmlcov
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# pip runs when pyproject.toml has changed, and only then.
+# pip runs only after a change of pyproject.toml.
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.13")'
@@ -87,7 +87,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(call install,dev)
 	@touch $@ $(VENV)/.demo
 
-# One end of the range: the newest Python PY found on the PATH or in pyenv, with Django DJANGO.
+# One end of the range: the newest Python PY on the PATH or in pyenv, with Django DJANGO.
 .PHONY: .matrix
 .matrix: MATRIX_VENV = .venv-$(PY)-django$(DJANGO)
 .matrix:

@@ -1,6 +1,6 @@
-"""Pages that nobody sees for a while: kept by the browser, frozen by it, or in a hidden tab.
+"""Pages that are not visible for a while: kept or frozen by the browser, or in a hidden tab.
 
-In Chromium itself: its shell keeps no page.
+These tests need the full Chromium: its headless shell keeps no page in memory.
 """
 
 from __future__ import annotations
