@@ -218,7 +218,7 @@ class Viewer:
 
     @property
     def ended(self) -> bool:
-        """Whether the stream is over, for whatever reason."""
+        """True if the stream is over, for any reason."""
         return not self._thread.is_alive()
 
     @property

@@ -1,8 +1,9 @@
 """A pytest plugin: no test leaves a thread, connection, listener, watch or process behind.
 
-What exists when a test begins may stay: fixtures of wider scope, xdist's threads, the PostgreSQL
-server of the run. What the test itself started must be gone after its fixtures are torn down. It
-gets some seconds for that, because a thread ends a moment after the call that stops it.
+Objects that exist when a test begins may stay: fixtures of wider scope, xdist's threads, the
+PostgreSQL server of the run. Everything that the test itself started must be gone after its
+fixtures are torn down. It gets some seconds for that, because a thread ends a moment after the
+call that stops it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from psycopg.pq import TransactionStatus
 PATIENCE = 15.0
 _PR_SET_CHILD_SUBREAPER = 36
 
-#: What the process holds. Each key identifies one thing; its value describes it.
+#: Resources that the process holds. Each key identifies one thing; its value describes it.
 Holdings = dict[object, Callable[[], str]]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
-#: What opening a stream queries, in this order, and the function that does it.
+#: The queries for opening a stream, in order, and the function of each.
 ASKED = {
     "user": "django.contrib.sessions.backends.db.SessionStore.load",
     "rights": "tasks_app.live.endpoint.readable",

@@ -14,7 +14,7 @@ from tasks_app.states import Status
 from tasks_app.store import lifecycle
 from tasks_app.store.claims import Claim, Failure, claim_of
 
-#: What the constraints require of a row of each status.
+#: The fields that the constraints require for each status.
 FIELDS: dict[Status, dict[str, Any]] = {
     Status.PENDING: {},
     Status.RUNNING: {"attempt": 1},
@@ -27,7 +27,7 @@ BROKEN = Failure("ValueError", "it broke", "Traceback: it broke")
 
 
 def row(status: Status = Status.PENDING, *, age: timedelta = timedelta(), **fields: Any) -> Task:
-    """Return an unsaved task. Its age counts from its creation or, if it is finished, its end."""
+    """Return an unsaved task. Its age is the time since its creation or, if finished, its end."""
     now = timezone.now() - age
     values: dict[str, Any] = {"name": "tests.tasks.Noop", "created_at": now, "run_after": now}
     if status == Status.RUNNING:

@@ -310,7 +310,7 @@ Configure = Callable[..., None]
 
 @pytest.fixture
 def configure(tmp_path: Path) -> Iterator[Configure]:
-    """Replace the site's database with another one. Nothing connects to it."""
+    """Replace the site's database with another one. The tests do not connect to it."""
     site = connections["default"]
 
     def use(engine: str = "sqlite3", **options: Any) -> None:
@@ -345,7 +345,7 @@ def test_sqlite_options(configure: Configure, options: dict[str, Any], expected:
 def test_sqlite_journal_mode_of_the_file(
     configure: Configure, tmp_path: Path, mode: str, expected: list[Any]
 ) -> None:
-    """A file keeps its journal mode, whoever set it."""
+    """A file keeps its journal mode, even if another program set it."""
     file = sqlite3.connect(tmp_path / "new.sqlite3")
     file.execute(f"PRAGMA journal_mode={mode}")
     file.execute("CREATE TABLE t (x)")

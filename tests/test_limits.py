@@ -81,7 +81,7 @@ TOO_DEEP = f"levels deep, and {DEPTH_MAX} is the most|Maximum serialization dept
 
 
 def test_params_have_a_maximum_depth() -> None:
-    """A worker can read whatever a start accepts."""
+    """A worker can read everything that a start accepts."""
     fits = nested(DEPTH_MAX - 1)  # inside an object
     task = run(Echo, {"value": fits})
     assert (task.status, task.result) == (Status.COMPLETED, fits)

@@ -24,16 +24,16 @@ def broken() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("broken")
-@pytest.mark.parametrize("told", [True, False])
-def test_a_broken_handler_harms_nobody(
-    told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("reported", [True, False])
+def test_error_of_a_handler_is_not_raised(
+    reported: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", told)
+    monkeypatch.setattr(logging, "raiseExceptions", reported)
     SafeLogger("tests.logs").error("a %s", "record")
-    assert ("nobody takes records" in capsys.readouterr().err) is told
+    assert ("nobody takes records" in capsys.readouterr().err) is reported
 
 
-def test_records_are_those_of_the_logger_of_the_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_records_have_the_name_of_the_logger(caplog: pytest.LogCaptureFixture) -> None:
     logger = SafeLogger("tests.logs")
     logger.info("too early")
     assert not logger.isEnabledFor(logging.INFO)

@@ -347,7 +347,7 @@ def test_each_permission_has_a_role_alone_and_with_view() -> None:
     codenames = Permission.objects.filter(
         content_type__app_label="tasks_app", content_type__model="task"
     ).values_list("codename", flat=True)
-    # Nothing uses these two of Django's permissions: nobody adds or edits tasks in the admin.
+    # These two of Django's permissions are unused: the admin neither adds nor edits tasks.
     alone = set(codenames) - {"add_task", "change_task"}
     beside = {f"view_task {codename}" for codename in alone - {"view_task"}}
     assert named == alone | beside | {"view_worker"}

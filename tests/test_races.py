@@ -37,7 +37,7 @@ from tests.rows import BROKEN, claimed, ended, enqueued, lapse, worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-#: How often each pair starts at the same time.
+#: The number of times that each pair starts at the same time.
 ROUNDS = int(os.environ.get("RACE_ROUNDS", "10"))
 DAY = timedelta(days=1)
 #: Prunes everything that has finished.

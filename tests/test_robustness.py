@@ -76,7 +76,7 @@ def working(hands: int = 1) -> Iterator[Working]:
         worker.end()
 
 
-# What tasks raise.
+# Exceptions of tasks.
 
 
 @pytest.mark.parametrize("which", ODD_ERRORS)
@@ -119,7 +119,7 @@ def test_long_traceback_is_truncated() -> None:
     assert text.endswith("…")
 
 
-# What the database refuses.
+# Refused values.
 
 
 def test_refused_result_fails_only_its_task(reins: Path) -> None:
@@ -154,7 +154,7 @@ def test_worker_continues_after_its_row_was_deleted(reins: Path) -> None:
         assert ends(running.task_id).result == "done"
 
 
-# What a task leaves behind.
+# Leftovers of tasks.
 
 
 def test_open_transaction_does_not_reach_the_next_task() -> None:

@@ -178,7 +178,7 @@ def test_claim_survives_a_clock_step(site: str, clock: Clock, step: timedelta) -
 
 
 def test_wrongly_rescued_worker_writes_nothing(clock: Clock) -> None:
-    """The fencing token decides, whatever the clock says."""
+    """The fencing token decides, not the clock."""
     seen = Seen()
     task = enqueued(max_attempts=2)
     by = worker()

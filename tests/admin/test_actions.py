@@ -227,7 +227,7 @@ def test_actions_need_post_and_csrf_token(admin_user: User, act: str) -> None:
 def test_log_is_in_the_readers_language(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever language the acting user had.
+    """The acting user may have had another language.
 
     The patch marks translated texts if a language is active.
     """

@@ -54,7 +54,7 @@ def aged(status: Status = Status.COMPLETED, *, hours: float = 0, **fields: Any) 
     return rows.saved(status, age=timedelta(hours=hours), **fields)
 
 
-# What a row says.
+# Rows.
 
 
 @pytest.mark.usefixtures("still")

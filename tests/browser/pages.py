@@ -1,4 +1,4 @@
-"""What a visitor sees of a bar."""
+"""Helpers that check what a visitor sees of a bar."""
 
 from collections.abc import Callable
 

@@ -40,7 +40,7 @@ Serve = Callable[..., "Site"]
 
 
 def task(**fields: Any) -> Task:
-    """Return an unsaved row. Its default status is running."""
+    """Return an unsaved row, running by default."""
     now = datetime.now(UTC)
     status = fields.get("status", "running")
     began = {"attempt": 1, "started_at": now} if status != "pending" else {}
@@ -74,7 +74,7 @@ class Stream:
     site: Site
     task_ids: list[str]
     last_event_id: str
-    #: Whether it was opened for all own tasks, not for named ones.
+    #: True if it was opened for all own tasks, not for named ones.
     mine: bool = False
     messages: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
     closed: bool = False
@@ -138,7 +138,7 @@ class Site(ThreadingHTTPServer):
         self.since = "40"
         #: Answers to give instead, by the last part of the URL (stream, status, cancel).
         self.answers: dict[str, Answer | Callable[[Request], Answer]] = {}
-        #: Whether a stream opens with each task's state, as a real one does.
+        #: True if a stream opens with each task's state, as a real one does.
         self.greets = True
         self.requests: list[Request] = []
         self.streams: list[Stream] = []
@@ -221,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
         elif part == "status":
             shown = [site.rows[pk] for pk in request.task_ids if pk in site.rows]
             now = datetime.now(UTC).isoformat()
-            # What the site's own view reads about its workers.
+            # The site's own view reads this about its workers.
             workers = [{k: v for k, v in vars(row).items() if k == "no_worker"} for row in shown]
             told = [row.info().model_dump(mode="json") for row in shown]
             both = zip(told, workers, strict=True)

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 WITHIN = 30_000
 LIST = reverse("admin:tasks_app_task_changelist")
-#: What a page would execute if it were not escaped.
+#: Text that a page would execute if it were not escaped.
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'>&amp;"
 
 

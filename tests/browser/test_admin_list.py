@@ -235,7 +235,7 @@ def test_keyboard_focus_stays_on_a_button(page: Page, show: Callable[..., None])
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     shows(page, task.pk, "state", "Cancelling…")
-    # Its button is gone.
+    # The button is gone.
     expect(line(page, task.pk).locator('[data-part="label"]')).to_be_focused()
 
 

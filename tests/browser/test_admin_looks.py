@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 OVERVIEW = reverse("admin:tasks_app_task_overview")
 
-#: What must contrast with its background: by which property, and how much (WCAG 2, AA).
+#: Elements that must contrast with their background: the property and the ratio (WCAG 2, AA).
 LIST_SHAPES = {
     ".task-status, .task-path, .task-said, .task-error, .task-badge": ("color", 4.5),
     ".task-button, .task-filter > summary, .task-live-state": ("color", 4.5),

@@ -142,7 +142,7 @@ def test_overview_pauses_and_polls_without_a_stream(
     pause = page.get_by_role("button", name="Pause updates")
     pause.click()
     expect(state(page)).to_have_text("Paused")
-    # Its name stays the same, because the pressed state says the rest.
+    # The button's name stays the same, because the pressed state says the rest.
     expect(pause).to_have_attribute("aria-pressed", "true")
     asked.clear()
     task_service.start_task(Steps, {"reins": "/nowhere"})

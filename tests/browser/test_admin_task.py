@@ -156,7 +156,7 @@ def test_keyboard_focus_stays_while_the_page_changes(
 
 
 def test_failed_read_of_an_end_is_repeated(page: Page, show: Callable[[Task], None]) -> None:
-    """Nothing else would trigger it: no stream reports a finished task again."""
+    """No stream reports a finished task again, so the page itself must retry."""
     task, claim = rows.claimed()
     show(task)
     itself, failed = f"**/{task.pk}/change/", []

@@ -27,7 +27,7 @@ from .test_admin import log_in, said
 
 pytestmark = pytest.mark.browser
 
-#: Keeps what the page was told, and whether it came back from the browser's memory.
+#: Records what the page received, and whether it came back from the browser's memory.
 RECORD = """
 window.facts = [];
 window.kept = false;

@@ -60,7 +60,7 @@ SEND = """([messages]) => {
   }
 }"""
 ANSWER = "states => { window.states = states; }"
-#: What a browser reports: that it reconnects, or that it does not.
+#: The browser's report that it reconnects, or that it does not.
 BREAK = """(closed) => {
   const stream = streams.at(-1);
   if (closed) stream.readyState = 2;

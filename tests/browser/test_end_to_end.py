@@ -1,4 +1,4 @@
-"""What a visitor sees, with the processes that `make run` starts."""
+"""The site as a visitor sees it, with the processes that `make run` starts."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_task_whose_worker_was_killed_fails_on_the_page(site: Site, visitor: Pag
     os.kill(site.child("run_tasks"), signal.SIGKILL)
     bar = visitor.locator("task-progress")
     expect(bar).to_have_attribute("status", "failed", timeout=RESCUED)
-    # Which worker it was is only for staff.
+    # Only staff see which worker it was.
     expect(bar).to_contain_text("The task failed.")
     expect(bar).not_to_contain_text("WorkerLost")
 

@@ -323,7 +323,7 @@ def test_moved_bar_keeps_its_stream(page: Page, serve: Serve) -> None:
 
 
 def test_bar_put_back_gets_what_it_missed(page: Page, serve: Serve) -> None:
-    """The stream has already reported its task to other bars, and does not do so again."""
+    """The stream has already reported its task to other bars, and does not repeat it."""
     row, other = task(), task()
     site = serve(row, other)
     page.goto(f"{site.url}/page/")

@@ -1,4 +1,4 @@
-"""How a bar looks, and that the server and the script show the same."""
+"""The look of a bar. The server and the script show the same."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -169,7 +169,7 @@ def test_contrast(browser: Browser, serve: Serve, scheme: Any) -> None:
         if by_theme:
             theme = "dark" if dark else "light"
             page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
-            # What the admin's own styles do for this theme.
+            # The admin's own styles do this for the theme.
             page.evaluate("theme => { document.documentElement.style.colorScheme = theme }", theme)
         colours = page.evaluate(
             """() => {

@@ -35,7 +35,7 @@ def starts(site: Site, row: Task) -> None:
 
 
 def leave(page: Page, site: Site) -> None:
-    """Hide a page, by its installed clock, for so long that it closes its stream."""
+    """Hide a page, by its installed clock, until it closes its stream."""
     stream = site.stream()
     look(page, away=True)
     page.clock.run_for(30_000)
@@ -173,7 +173,7 @@ def test_finished_rows_make_room(page: Page, serve: Serve) -> None:
     site.stream()
     starts(site, task(name="new", status="pending"))
     expect(labels(page)).to_have_text(["new", "running"])
-    # A running task's row is not removed while somebody watches it.
+    # The row of a running task is not removed while a user watches it.
     starts(site, task(name="newer", status="pending"))
     expect(labels(page)).to_have_text(["newer", "new", "running"])
 

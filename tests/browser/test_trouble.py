@@ -154,7 +154,7 @@ def test_all_tasks_ended_during_an_outage(page: Page, serve: Serve) -> None:
     shows(page, row, "Running", "0.6")
     ended = task(pk=row.pk, status="failed", error_type="OSError", public_error="disk full")
     site.rows[str(row.pk)] = ended
-    # What a server answers to a client that returns to a finished stream.
+    # A server's answer to a client that returns to a finished stream.
     site.answers["stream"] = (204, b"")
     stream.drop()
     shows(page, row, "Failed")

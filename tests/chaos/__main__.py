@@ -114,7 +114,7 @@ def one(database: str, given: argparse.Namespace) -> int:
             [sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--database", database],
             check=False,
         ).returncode
-    # Its child processes must end with it, even on SIGTERM.
+    # The child processes must end with this one, even on SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ |= {

@@ -40,7 +40,7 @@ from tests.chaos.viewers import Viewer
 from tests.harness import PATIENCE, eventually, free_port
 from tests.invariants import Seen, check_invariants
 
-#: How long a process lives if it does not reach its failpoint.
+#: Seconds that a process lives if it does not reach its failpoint.
 REPRIEVE = (3.0, 7.0)
 OUTSIDE = "outside"
 #: This many kills reach every failpoint.
@@ -62,7 +62,7 @@ ALARMS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do and how often. The run ends when all counts are reached."""
+    """The actions of a run, and their numbers. The run ends when all numbers are reached."""
 
     kills: int = 0
     tasks: int = 0
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fate:
-    """How a process will end."""
+    """The planned end of a process."""
 
     name: str
     passes: int = 1
@@ -107,7 +107,7 @@ class Slot:
     command: list[str]
     process: Doomed | None = None
     fate: Fate = NEVER
-    #: When the process was ready, by the monotonic clock.
+    #: Time at which the process was ready, by the monotonic clock.
     ready: float = float("inf")
     done: set[str] = field(default_factory=set)
     paused: float = 0.0

@@ -207,7 +207,7 @@ def audit_viewers(tally: Tally, viewers: Collection[Viewer]) -> None:
 
 
 def events_by_task() -> dict[UUID, list[TaskEvent]]:
-    """Return all events that could be seen. Child tasks have no owner, so nobody watches them."""
+    """Return all visible events. Child tasks have no owner, so no viewer watches them."""
     history: dict[UUID, list[TaskEvent]] = defaultdict(list)
     for event in TaskEvent.objects.filter(task__owner__isnull=False).order_by("id").defer("data"):
         history[event.task_id].append(event)

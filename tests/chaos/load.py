@@ -56,7 +56,7 @@ class Feeder(threading.Thread):
         self.unanswered: set[str] = set()
         #: Tasks delayed past the end of any run.
         self.delayed: set[str] = set()
-        #: How many old tasks it has added.
+        #: The number of old tasks that it has added.
         self.grown_old = 0
         self.errors: list[str] = []
         self._victims: list[UUID] = []

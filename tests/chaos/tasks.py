@@ -28,7 +28,7 @@ class Chore(BaseTask):
         pause = threading.Event()
         for step in range(1, steps + 1):
             pause.wait(STEP_SECONDS)
-            # The text names the run, so that the audit can tell whose progress it is.
+            # The text names the run, so that the audit can attribute the progress.
             progress.send_progress(run, step / steps)
 
 

@@ -30,7 +30,7 @@ BEATING = {"lease_expires_at"}
 
 
 def state_of(task: Task) -> tuple[dict[str, object], list[str]]:
-    """Return the row and the history: everything that somebody could have changed."""
+    """Return the row and the history: everything that another process could have changed."""
     row = Task.objects.filter(pk=task.pk).values().get()
     return {name: value for name, value in row.items() if name not in BEATING}, facts(task)
 
@@ -75,7 +75,7 @@ def leave(worker: Process, task: Task) -> None:
 
 
 def locked(task: Task) -> bool:
-    """Return whether somebody is writing to the task; on SQLite, to any row."""
+    """Return whether another session is writing to the task; on SQLite, to any row."""
     try:
         if connection.vendor == "sqlite":
             with contextlib.closing(
@@ -116,7 +116,7 @@ def test_writes_of_a_stale_worker_are_refused(
     order(orders, away, *words)
     away.send(signal.SIGCONT)
     away.says(f"{task.pk} (tests.chaos.tasks.Held) was taken from this worker")
-    # Its thread is released, so it has already written everything about that task.
+    # The thread is free again, so everything about that task has been written.
     order(orders, away, *words, "look")
     assert state_of(task) == before
     order(orders, other, "complete")

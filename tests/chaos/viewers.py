@@ -21,7 +21,7 @@ PAUSE_SECONDS = (0.05, 0.4)
 
 @dataclass
 class Saw:
-    """What a viewer saw of one task."""
+    """The events of one task that a viewer saw."""
 
     facts: list[tuple[int, str]] = field(default_factory=list)
     #: The runs whose progress it saw, and the newest value of each.

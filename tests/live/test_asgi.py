@@ -376,7 +376,10 @@ def test_streams_per_user_are_limited(ada: User, settings: Any) -> None:
 
 @pytest.mark.parametrize("length", [None, "3000000"])
 def test_body_refused_by_the_api_is_not_read(ada: User, length: str | None) -> None:
-    """Whoever sends it. The part that has arrived is dropped, and the rest need not arrive."""
+    """With or without authentication.
+
+    The part that has arrived is dropped, and the rest need not arrive.
+    """
     scope = communicator(None, "/api/tasks/", method="POST").scope
     scope["headers"].append((b"content-type", b"application/json"))
     if length:

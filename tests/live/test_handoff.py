@@ -43,7 +43,7 @@ def ask(ada: User, request: pytest.FixtureRequest) -> Ask:
 def test_other_response_than_the_views_grants_nothing(
     ada: User, ask: Ask, settings: Any, middleware: str
 ) -> None:
-    """Whatever its status: a maintenance page has 503, a page with new terms has 200."""
+    """The status does not matter: a maintenance page has 503, a page with new terms has 200."""
     assert ask() == {owner_channel(ada.pk)}
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"tests.site_middleware.{middleware}"]
     assert ask() == set()

@@ -1,4 +1,4 @@
-"""Which other origins may read streams."""
+"""Other origins that may read streams."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OURS, OTHER, STRANGER = "https://app.example", "https://other.example", "https:/
 def test_origin_of_a_request_decides(
     settings: Any, setting: str, allowed: Any, origin: str | None, expected: str | None, vary: str
 ) -> None:
-    """Whatever the Referer says: Django's pages send none to other origins."""
+    """The Referer does not matter: Django's pages send none to other origins."""
     settings.EVENTSTREAM_ALLOW_ORIGIN = ""
     setattr(settings, setting, allowed)
     headers = {"Referer": f"{OURS}/", **({"Origin": origin} if origin else {})}

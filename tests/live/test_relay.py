@@ -1,4 +1,4 @@
-"""What the relay reads, sends, and survives."""
+"""The relay: its reads, its events, and errors that it survives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a viewer is sent, and when its stream ends."""
+"""The events that a viewer receives, and the end of its stream."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_slow_viewer_gets_what_it_missed_without_the_state(ada: User) -> None:
     missed = parsed(b"".join(view.catch_up(now(), progress=True)))
     assert [event.type for event in missed] == ["task_log", "progress_update"]
     assert not any(view.catch_up(now(), progress=True))
-    # Nothing about an attempt is sent before the fact that it started.
+    # Events of an attempt are sent only after the fact that it started.
     until = now()
     lifecycle.release([second])
     Task.objects.filter(pk=second.task_id).update(run_after=timezone.now() - timedelta(days=1))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 NOOP = ["start_task", "tests.tasks.Noop"]
 DEEP = "[" * 100_000
-#: How Python reads a byte from the command line that is not UTF-8.
+#: Python's form of a byte on the command line that is not UTF-8.
 STRANGE = "caf\udce9"
 
 

@@ -1,4 +1,4 @@
-"""How a command waits for a task, and what it shows while it waits."""
+"""A command that waits for a task, and its output while it waits."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_changes_during_an_outage_are_noticed(wired: Wired, settings: Any) -> No
     wired.wires[0].far.close()
     assert wired.wait(LONG), "a notice may have come just before"
     wired.hold.set()
-    wired._outage = Outage("x", "y")  # Its pause is over.
+    wired._outage = Outage("x", "y")  # An outage whose pause is over.
     assert eventually(lambda: wired.wait(SHORT)), "a notice may have been missed"
     assert wired._line
 

@@ -77,7 +77,7 @@ def run(processes: list[Process], tmp_path: Path) -> Run:
 @pytest.mark.once
 @pytest.mark.parametrize("limit", [1, 2000])
 def test_closed_pipe_is_not_an_error(limit: int) -> None:
-    """Whether the command notices it at the end or before."""
+    """The command may notice it at the end or before."""
     Task.objects.bulk_create(row(Status.COMPLETED) for _ in range(limit))
     reader, writer = os.pipe()
     os.close(reader)

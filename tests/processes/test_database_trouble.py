@@ -68,7 +68,7 @@ def test_task_that_holds_the_write_lock_past_its_lease_is_not_rescued(
     if connection.vendor == "sqlite":
         eventually(lambda: expired(task), what="its lease runs out")
         assert "a transaction holds SQLite's one write lock" in holder.output
-        # Its page gets keep-alives and nothing else.
+        # The page gets keep-alives and nothing else.
         seen = len(viewer.events)
         eventually(lambda: len(viewer.events) > seen + 2, what="the stream says that it lives")
         assert not {"task_completed", "task_failed"} & set(viewer.facts)
@@ -209,7 +209,7 @@ def test_worker_that_finds_the_database_locked_waits_and_starts(
 def test_worker_that_cannot_release_its_tasks_still_ends(
     start_worker: Start, lock: Lock, tmp_path: Path
 ) -> None:
-    """Its exit code reports it. Its leases expire, and others rescue its tasks."""
+    """The exit code reports it. The leases expire, and others rescue the tasks."""
     worker = start_worker(TASK_SHUTDOWN_GRACE_SECONDS="0.1", **BRIEF)
     started = task_service.start_task(Deaf, {"until": tmp_path / "until"})
     begins(started.task_id)

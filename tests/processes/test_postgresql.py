@@ -204,7 +204,7 @@ def test_without_listen_the_timer_is_used(
     assert server.listeners() == set()
 
 
-#: How another session may lock a task's row: directly, or by a row that refers to it.
+#: Ways in which another session locks a task's row: directly, or by a row that refers to it.
 HOLDS = {
     "row": "SELECT FROM tasks_app_task WHERE id = %s FOR UPDATE",
     "reference": "INSERT INTO tasks_app_taskevent (task_id, event_type, timestamp, data)"

@@ -200,7 +200,7 @@ def test_task_whose_transaction_commits_late_is_not_missed(
     with transaction.atomic():
         early = task_service.start_task(Noop, owner=owner)
         if transaction.get_connection().vendor == "postgresql":
-            # On SQLite nobody else can write now.
+            # On SQLite no other connection can write now.
             later.append(_start_elsewhere(owner))
             eventually(lambda: "task_completed" in viewer.types)
     eventually(lambda: viewer.types.count("task_completed") == 1 + len(later))
@@ -347,7 +347,7 @@ def test_many_streams_need_few_threads(
 def test_streams_do_not_delay_a_server_shutdown(
     start_web: Callable[..., Web], watch: Watch, owner: User, application: str, why: str
 ) -> None:
-    """Whatever stops it, with the README's command, and also without the wrapper."""
+    """For each reason to stop, with the README's command, and also without the wrapper."""
     limits = {"UVICORN_LIMIT_MAX_REQUESTS": "8"} if why == "limit" else {}
     web = start_web(application=application, **limits)
     task = task_service.start_task(Noop, owner=owner)

@@ -239,7 +239,7 @@ def test_worker_restarts_when_its_code_changes(
         assert ends(running.task_id).status == Status.COMPLETED
         assert facts(running.task_id).count("task_queued") == 2
     finally:
-        # Its child process would continue without it.
+        # The worker's child process would continue without it.
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
     assert worker.output.count("Worker stopped after") == 2

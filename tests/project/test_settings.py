@@ -51,7 +51,7 @@ def test_interrupted_first_start_leaves_no_empty_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whose", ["readable", "writable", "anothers", "no file"])
-def test_a_key_that_others_may_know_is_refused(tmp_path: Path, whose: str) -> None:
+def test_secret_key_that_others_may_know_is_refused(tmp_path: Path, whose: str) -> None:
     path = tmp_path / "secret_key"
     if whose == "no file":
         path.symlink_to("/dev/null")

@@ -1,4 +1,4 @@
-"""Whether an open SQLite database is still the file at its path."""
+"""Detecting that an open SQLite database is no longer the file at its path."""
 
 from __future__ import annotations
 

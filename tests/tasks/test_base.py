@@ -1,4 +1,4 @@
-"""What task authors write, and where each mistake is refused."""
+"""Task classes as authors write them, and the refusal of each mistake."""
 
 from __future__ import annotations
 
@@ -329,13 +329,13 @@ def test_class_is_found_by_dotted_path() -> None:
     assert resolve("tests.tasks.Add") is Add
 
 
-def test_a_local_class_cannot_be_imported() -> None:
+def test_local_class_cannot_be_imported() -> None:
     class Local(BaseTask):
         def execute(self, progress: ProgressHandle) -> None: ...
 
     with pytest.raises(InvalidTask) as caught:
         Local.name()
-    where = "test_a_local_class_cannot_be_imported.<locals>.Local"
+    where = "test_local_class_cannot_be_imported.<locals>.Local"
     assert str(caught.value) == (
         f"{where} is not at the top level of tests.tasks.test_base, "
         f"so a worker could not import it. Move it there."

@@ -1,4 +1,4 @@
-"""What is refused when a task class is defined, or when something else is started."""
+"""Refusals when a task class is defined, or when something else is started."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_misspelled_option_is_refused(name: str, value: Any, meant: str) -> None
     )
 
 
-def test_a_misspelled_option_of_a_mixin_is_refused() -> None:
+def test_misspelled_option_of_a_mixin_is_refused() -> None:
     class Patient:
         max_attempt = 3
 
@@ -68,7 +68,7 @@ def test_a_misspelled_option_of_a_mixin_is_refused() -> None:
         ("execute", 5, "a method: execute(self, progress, …)"),
     ],
 )
-def test_a_value_of_another_kind_is_refused(name: str, value: Any, rule: str) -> None:
+def test_option_of_another_type_is_refused(name: str, value: Any, rule: str) -> None:
     assert refusal(**{name: value}) == f"Made.{name} must be {rule}, not {value!r}."
 
 
@@ -159,7 +159,7 @@ def test_wrapper_that_hides_parameters_needs_a_model() -> None:
     assert list(honest.params_model().model_fields) == ["a", "b"]
 
 
-# What is started.
+# Arguments of a start.
 
 
 def test_class_and_its_path_are_accepted() -> None:

@@ -110,7 +110,7 @@ def test_broken_module_is_reported_and_others_still_work(
             }
         assert "registry_shop.tasks cannot be imported" in caplog.text
         assert ImportAirports in registry.tasks()
-        # Its module failed to import, so no worker could import it.
+        # The import of its module failed, so no worker could import it.
         assert not [task for task in registry.tasks() if task.__name__ == "Sweep"]
         with pytest.raises(UnknownTask, match="No module named 'not_installed_anywhere'"):
             registry.find("registry_shop.tasks.Sweep")

@@ -32,7 +32,7 @@ ENGLISH = {key: str(word) for key, word in WORDS.items()}
 
 
 def task(**fields: Any) -> Task:
-    """Return an unsaved row. Its default status is running."""
+    """Return an unsaved row, running by default."""
     status = fields.get("status", "running")
     began = {"attempt": 1, "started_at": NOW} if status != "pending" else {}
     ended = {"finished_at": NOW} if Status(status).is_terminal else {}

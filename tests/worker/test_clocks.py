@@ -68,7 +68,7 @@ def found(task_id: UUID) -> Task:
 def test_task_due_after_a_step_starts_soon(
     clock: Clock, settings: Any, start: Callable[..., Any]
 ) -> None:
-    """A worker waits for a delayed task by the monotonic clock. Its heartbeat checks again."""
+    """A worker waits for a delayed task by the monotonic clock. Each heartbeat checks again."""
     settings.TASK_HEARTBEAT_SECONDS = 0.2
     start(1)
     task = task_service.start_task(Noop, run_after=clock.now + HOUR)

@@ -1,4 +1,4 @@
-"""Whether a worker's process still has what every task needs."""
+"""Detecting that a worker's process lacks what every task needs."""
 
 from __future__ import annotations
 

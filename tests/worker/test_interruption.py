@@ -81,7 +81,7 @@ def test_code_without_progress_calls_is_interrupted(task: Any, start: Start, log
     ended = cancel_running(task)
     assert (ended.status, ended.stuck) == (Status.CANCELLED, False)
     assert "was interrupted in its thread" in log.text
-    # Its thread can be used again.
+    # The thread can be used again.
     again = task_service.start_task(Add, {"a": 40})
     assert ends(again.task_id).result == 42
     assert working.coordinator.pool.stuck == 0

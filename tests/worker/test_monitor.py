@@ -1,4 +1,4 @@
-"""When the monitor treats a worker as hanging."""
+"""The conditions under which the monitor treats a worker as hanging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How failures are logged, and what error reporters make of them."""
+"""The log records of failures, and their use by error reporters."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_error_cannot_control_terminals_or_forge_records(
 
 
 def test_any_exception_can_be_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Its class may raise when it is converted to text."""
+    """An exception's class may raise when it is converted to text."""
     task_service.start_many(RaisesOdd, [{"which": which} for which in ODD_ERRORS])
     records = failures(caplog)
     assert len(records) == len(ODD_ERRORS)
@@ -106,7 +106,7 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     init = sentry_sdk.init
 
     def init_here(**options: Any) -> None:
-        # Its other integrations patch code that this test does not need.
+        # Sentry's other integrations patch code that this test does not need.
         logs = [LoggingIntegration()]
         init(**options, transport=kept, default_integrations=False, integrations=logs)
 

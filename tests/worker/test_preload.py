@@ -1,4 +1,4 @@
-"""What a worker imports before its first claim."""
+"""Imports before a worker's first claim."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_thread_of_a_running_task_is_not_rolled_back() -> None:
 def test_transaction_of_an_ended_task_releases_its_lock(
     rows_unread: bool, query_runs: bool
 ) -> None:
-    """Whatever its thread is doing, and although the thread continues."""
+    """The thread may be doing anything, and continues."""
     begun, done = threading.Event(), threading.Event()
     failed: list[str] = []
 

@@ -1,4 +1,4 @@
-"""When other workers may be treated as lost."""
+"""The conditions under which other workers are treated as lost."""
 
 from __future__ import annotations
 
