@@ -1,255 +1,214 @@
-"""The buttons and the menu by which operators cancel, retry and remove tasks."""
+"""What operators may do to tasks: its name, who may, when it can be, and what is said of it."""
 
 from __future__ import annotations
 
-from functools import partial
-from http import HTTPStatus
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlencode
 from uuid import UUID
 
-from django.contrib import admin, messages
-from django.contrib.admin import helpers
-from django.contrib.admin.models import LogEntry
-from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.contenttypes.models import ContentType
 from django.db.models import QuerySet
-from django.http import (
-    Http404,
-    HttpRequest,
-    HttpResponse,
-    HttpResponseBase,
-    HttpResponseNotAllowed,
-    HttpResponseRedirect,
-    JsonResponse,
-)
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html
-from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils import translation
 from django.utils.translation import gettext as _
-from django.views.decorators.csrf import csrf_protect
+from django.utils.translation import gettext_lazy, gettext_noop, ngettext, pgettext_lazy
 
-from tasks_app.admin.acts import (
-    ACTS,
-    CANCEL,
-    REMOVE,
-    RETRY,
-    Act,
-    retold,
-    sentences,
-    write_log,
-)
-from tasks_app.admin.ranges import RetriedFilter
-from tasks_app.admin.stretch import RETRIED, str_of
-from tasks_app.exceptions import TaskError, TaskNotFound
+from tasks_app.admin.index_order import unindexed
 from tasks_app.models import Task
-from tasks_app.store import bulk
-from tasks_app.store.clock import database_now, parse_time
-from tasks_app.store.ledger import alias
-from tasks_app.web.refusals import sentence, why
+from tasks_app.permissions import may_cancel, may_remove, may_retry
+from tasks_app.schemas import TaskInfo, TaskStartResponse
+from tasks_app.service import task_service
+from tasks_app.states import RETRIABLE, TERMINAL, UNFINISHED, Status
+from tasks_app.store.bulk import SECONDS, Done, Summary
+from tasks_app.web.refusals import reason
 
 if TYPE_CHECKING:
-    Base = admin.ModelAdmin[Task]
-else:
-    Base = object
+    from django.utils.functional import _StrPromise
 
-#: The most tasks that one request takes on.
-MOST = 20_000
-#: How many of them the page that asks again names.
-NAMED = 20
+    from tasks_app.permissions import User
 
 
-class ActionViews(Base):
-    """TaskAdmin's buttons, and its actions on many tasks."""
+@dataclass(frozen=True)
+class Action:
+    name: str
+    label: _StrPromise
+    #: What it is called in the menu of the list.
+    of_many: _StrPromise
+    #: What became of so many.
+    past: Callable[[int], str]
+    #: What is asked before it is done to so many, and the button that says yes.
+    question: Callable[[int], str]
+    sure: _StrPromise
+    #: The statuses in which it can be done.
+    sources: frozenset[Status]
+    allowed: Callable[[User, Task], bool]
+    do: Callable[[UUID, User], Any]
+    #: What became of it, from what `do` returned: for the admin's log, one of TOLD.
+    told: Callable[[Any], str]
+    #: The same for whoever did it.
+    said: Callable[[Any], str]
+    flag: int = CHANGE
+    #: Whether to ask before it is done to tasks that somebody selected one by one.
+    asks: bool = True
 
-    def has_cancel_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
-        return request.user.has_perm("tasks_app.cancel_task")
+    def possible(self, tasks: QuerySet[Task], asked: datetime) -> QuerySet[Task]:
+        """Those of the tasks to which it could be done when somebody was asked, and still can.
 
-    def has_retry_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
-        return request.user.has_perm("tasks_app.retry_task")
+        What came since is not what they agreed to: tasks that were made, or that ended.
+        """
+        tasks = tasks.filter(status__in=sorted(self.sources))
+        came = "finished_at" if self.sources <= TERMINAL else "created_at"
+        tasks = unindexed(tasks, came, lte=asked)
+        return tasks.filter(retried_as=None) if self.name == "retry" else tasks
 
-    def has_remove_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
-        return request.user.has_perm("tasks_app.delete_task")
 
-    def get_urls(self) -> list[URLPattern]:
-        own = [
-            path(
-                f"<uuid:task_id>/{act.name}/",
-                self.admin_site.admin_view(partial(self.act_view, act=act)),
-                name=f"tasks_app_task_{act.name}",
+#: What is said of a deed.
+ASKED, CANCELLED, RETRIED, REMOVED = TOLD = (
+    gettext_noop("Asked to stop."),
+    gettext_noop("Cancelled."),
+    gettext_noop("Retried as task %(id)s."),
+    gettext_noop("Deleted with its history."),
+)
+
+
+def _told_of_cancel(info: TaskInfo) -> str:
+    return _(ASKED) if info.status == Status.RUNNING else _(CANCELLED)
+
+
+def _told_of_retry(started: TaskStartResponse) -> str:
+    return _(RETRIED) % {"id": started.task_id}
+
+
+CANCEL = Action(
+    name="cancel",
+    label=gettext_lazy("Cancel"),
+    of_many=gettext_lazy("Cancel selected tasks"),
+    past=lambda count: ngettext(
+        "%(count)s task was cancelled or asked to stop.",
+        "%(count)s tasks were cancelled or asked to stop.",
+        count,
+    ),
+    question=lambda count: ngettext(
+        "Cancel this task? If it is running, it will be asked to stop.",
+        "Cancel these tasks? Running tasks will be asked to stop.",
+        count,
+    ),
+    sure=gettext_lazy("Yes, cancel"),
+    sources=UNFINISHED,
+    allowed=may_cancel,
+    do=lambda task_id, user: task_service.cancel_task(task_id, by=user),
+    told=_told_of_cancel,
+    said=lambda info: _("Stopping…") if info.status == Status.RUNNING else _(CANCELLED),
+)
+
+RETRY = Action(
+    name="retry",
+    label=gettext_lazy("Retry"),
+    of_many=gettext_lazy("Retry selected tasks"),
+    past=lambda count: ngettext(
+        "%(count)s task was retried.", "%(count)s tasks were retried.", count
+    ),
+    question=lambda count: ngettext(
+        "Retry this task with the same parameters?",
+        "Retry these tasks with the same parameters?",
+        count,
+    ),
+    sure=gettext_lazy("Yes, retry"),
+    sources=RETRIABLE,
+    allowed=may_retry,
+    do=lambda task_id, user: task_service.retry_task(task_id, by=user),
+    told=_told_of_retry,
+    said=lambda _started: _("Retried."),
+    # A retry harms nothing, and its result is another task.
+    asks=False,
+)
+
+REMOVE = Action(
+    name="remove",
+    label=pgettext_lazy("tasks_app", "Delete"),
+    of_many=gettext_lazy("Delete selected tasks"),
+    past=lambda count: ngettext(
+        "%(count)s task was deleted with its history.",
+        "%(count)s tasks were deleted with their history.",
+        count,
+    ),
+    question=lambda count: ngettext(
+        "Delete this task and its history? This cannot be undone.",
+        "Delete these tasks and their history? This cannot be undone.",
+        count,
+    ),
+    sure=gettext_lazy("Yes, delete"),
+    sources=TERMINAL,
+    allowed=may_remove,
+    do=lambda task_id, _user: task_service.remove_completed_task(task_id),
+    told=lambda _nothing: _(REMOVED),
+    said=lambda _nothing: _(REMOVED),
+    flag=DELETION,
+)
+
+ACTIONS = {action.name: action for action in (CANCEL, RETRY, REMOVE)}
+
+
+def write_log(action: Action, user: User, done: Iterable[Done[Any]]) -> None:
+    """Write to the admin's log who did this to which task: an entry for each.
+
+    Untranslated: whoever reads it reads it in their own language, by `retold`.
+    """
+    content_type = ContentType.objects.get_for_model(Task)
+    with translation.override(None):
+        LogEntry.objects.bulk_create(
+            LogEntry(
+                user_id=cast(Any, user.pk),
+                content_type=content_type,
+                object_id=str(one.task.pk),
+                object_repr=str(one.task)[:200],
+                action_flag=action.flag,
+                change_message=action.told(one.outcome),
             )
-            for act in ACTS.values()
-        ]
-        return own + super().get_urls()
-
-    @admin.action(permissions=["cancel"], description=CANCEL.of_many)
-    def cancel_selected(
-        self, request: HttpRequest, _queryset: QuerySet[Task]
-    ) -> HttpResponseBase | None:
-        return self._act_on_many(request, CANCEL)
-
-    @admin.action(permissions=["retry"], description=RETRY.of_many)
-    def retry_selected(
-        self, request: HttpRequest, _queryset: QuerySet[Task]
-    ) -> HttpResponseBase | None:
-        return self._act_on_many(request, RETRY)
-
-    @admin.action(permissions=["remove"], description=REMOVE.of_many)
-    def remove_selected(
-        self, request: HttpRequest, _queryset: QuerySet[Task]
-    ) -> HttpResponseBase | None:
-        return self._act_on_many(request, REMOVE)
-
-    def delete_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
-    ) -> Any:
-        """Ask before a task is removed: in place of Django's, which reads its whole history."""
-        task = self.get_object(request, object_id)
-        if task is None:
-            raise Http404(_("There is no such task."))
-        if not REMOVE.allowed(request.user, task):
-            raise PermissionDenied
-        if request.method == "POST":
-            return self._act_on_one(request, task, REMOVE)
-        return self._ask(
-            request,
-            REMOVE,
-            {
-                "tasks": [task],
-                "task": task,
-                "refused": ""
-                if task.status in REMOVE.sources
-                else _("Only finished tasks can be deleted: cancel this one first."),
-            },
-        )
-
-    def history_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        """Show who did what, in the language of whoever reads it."""
-        response: Any = super().history_view(request, object_id, extra_context)
-        # What it leads away from has no context.
-        for entry in getattr(response, "context_data", {}).get("action_list", ()):
-            entry.get_change_message = partial(_told, entry)
-        return cast(HttpResponse, response)
-
-    def act_view(self, request: HttpRequest, task_id: UUID, act: Act) -> HttpResponseBase:
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        return csrf_protect(self._posted)(request, task_id, act)
-
-    def _posted(self, request: HttpRequest, task_id: UUID, act: Act) -> HttpResponse:
-        # What decides reads the database that is written to.
-        task = self.get_queryset(request).using(alias()).filter(pk=task_id).first()
-        if task is None:
-            raise Http404(_("There is no such task."))
-        if not act.allowed(request.user, task):
-            raise PermissionDenied
-        if (
-            act.asks
-            and task.status in act.sources
-            and request.accepts("text/html")
-            and not request.POST.get("confirmed")
-        ):
-            back = _way_back(request, self._url("change", task.pk))
-            return self._ask(request, act, {"tasks": [task], "task": task, "back": back})
-        return self._act_on_one(request, task, act)
-
-    def _act_on_one(self, request: HttpRequest, task: Task, act: Act) -> HttpResponse:
-        user = request.user
-        try:
-            with transaction.atomic(using=alias()):
-                outcome = act.do(task.pk, user)
-                write_log(act, user, [bulk.Done(task, outcome)])
-        except TaskError as error:
-            if not request.accepts("text/html"):
-                return JsonResponse({"detail": why(error)}, status=HTTPStatus.CONFLICT)
-            self.message_user(request, sentence(error), messages.ERROR)
-            return HttpResponseRedirect(_way_back(request, self._url("change", task.pk)))
-        if not request.accepts("text/html"):
-            return JsonResponse({"detail": act.said(outcome)})
-        self.message_user(request, f"{task.label}: {act.said(outcome)}", messages.SUCCESS)
-        if act is REMOVE:
-            return HttpResponseRedirect(self._url("changelist"))
-        if act is RETRY:
-            return HttpResponseRedirect(self._url("change", outcome.task_id))
-        return HttpResponseRedirect(_way_back(request, self._url("change", task.pk)))
-
-    def _url(self, view: str, *args: UUID) -> str:
-        name = f"admin:tasks_app_task_{view}"
-        return reverse(name, args=args, current_app=self.admin_site.name)
-
-    def _act_on_many(self, request: HttpRequest, act: Act) -> HttpResponseBase | None:
-        across = request.POST.get("select_across") == "1"
-        chosen = list(dict.fromkeys(request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)))
-        # Rows change in place on the page, so what was chosen there may match its filters no more.
-        selected = self.get_queryset(request).filter(pk__in=chosen)
-        changelist: Any = self.get_changelist_instance(request)
-        asked = parse_time(request.POST.get("asked", ""))
-        confirmed = bool(request.POST.get("confirmed")) and (asked is not None or not across)
-        if (act.asks or across) and not confirmed:
-            tasks = changelist.queryset if across else selected
-            context = {
-                "tasks": tasks.select_related(None).only("pk", "name", "status")[:NAMED],
-                "chosen": chosen[:1] if across else chosen,
-                "across": across,
-                "count": changelist.result_count if across else len(chosen),
-                "or_more": across and (changelist.is_bounded or changelist.window is not None),
-                "action": f"{act.name}_selected",
-                "asked": str_of(database_now(alias())) if across else "",
-            }
-            return self._ask(request, act, context)
-        # What was chosen is tried, so that each refusal is told. Of all that match, those are left
-        # out that it cannot be done to: there may be any number of them.
-        if asked is not None and across:
-            selected = act.possible(changelist.everything, asked)[: MOST + 1]
-        ids = list(selected.values_list("pk", flat=True))
-        began = database_now(alias())
-        summary = bulk.each(
-            ids[:MOST],
-            lambda task_id: act.do(task_id, request.user),
-            partial(write_log, act, request.user),
-        )
-        if not across and (gone := len(chosen) - len(ids)):
-            summary.refused[TaskNotFound, None] += gone
-        for good, text in sentences(act, summary, MOST if len(ids) > MOST else None):
-            if good and act is RETRY:
-                text = self._with_link(text, RetriedFilter.between(began, database_now(alias())))
-            self.message_user(request, text, messages.SUCCESS if good else messages.WARNING)
-        return None
-
-    def _with_link(self, text: str, retried: str) -> str:
-        """Add a link to the tasks that a retry of many has started."""
-        url = f"{self._url('changelist')}?{urlencode({RETRIED: retried})}"
-        return format_html('{} <a href="{}">{}</a>', text, url, _("Show the new tasks"))
-
-    def _ask(self, request: HttpRequest, act: Act, context: dict[str, Any]) -> TemplateResponse:
-        request.current_app = self.admin_site.name
-        count = 1 if "task" in context else context["count"]
-        return TemplateResponse(
-            request,
-            "admin/tasks_app/task/confirm.html",
-            {
-                **self.admin_site.each_context(request),
-                "title": act.question(count),
-                "opts": self.opts,
-                "act": act,
-                "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-                **context,
-            },
+            for one in done
         )
 
 
-def _told(entry: LogEntry) -> str:
-    return retold(LogEntry.get_change_message(entry))
+def retold(message: str) -> str:
+    """Translate what `write_log` wrote; return anything else as it is."""
+    for told in TOLD:
+        pattern = re.escape(told).replace(re.escape("%(id)s"), "(?P<id>.+)")
+        if match := re.fullmatch(pattern, message):
+            return _(told) % match.groupdict()
+    return message
 
 
-def _way_back(request: HttpRequest, otherwise: str) -> str:
-    """Return the page that the request came from, or that the question was asked on."""
-    url = request.POST.get("back") or request.headers.get("Referer")
-    if url and url_has_allowed_host_and_scheme(
-        url, {request.get_host()}, require_https=request.is_secure()
-    ):
-        return url
-    return otherwise
+def sentences(action: Action, summary: Summary, most: int | None = None) -> list[tuple[bool, str]]:
+    """Return what to tell about many tasks: whether it is good news, and the words.
+
+    `most` is how many tasks one request changes, if more were selected.
+    """
+    said = []
+    if summary.done:
+        said.append((True, action.past(summary.done) % {"count": summary.done}))
+    if refused := sum(summary.refused.values()):
+        found = summary.refused.most_common()
+        reasons = "; ".join(
+            f"{reason(error, status)} ({count})" if len(found) > 1 else reason(error, status)
+            for (error, status), count in found
+        )
+        text = ngettext(
+            "Skipped %(count)s task: %(reasons)s.",
+            "Skipped %(count)s tasks: %(reasons)s.",
+            refused,
+        )
+        said.append((False, text % {"count": refused, "reasons": reasons}))
+    if summary.left:
+        text = ngettext(
+            "Stopped after %(seconds)s s with %(count)s task left. Run it again to continue.",
+            "Stopped after %(seconds)s s with %(count)s tasks left. Run it again to continue.",
+            summary.left,
+        )
+        said.append((False, text % {"count": summary.left, "seconds": round(SECONDS)}))
+    if most is not None:
+        text = _("Stopped after %(most)s tasks, and there are more. Run it again to continue.")
+        said.append((False, text % {"most": most}))
+    return said or [(False, _("None of these tasks can be changed this way."))]

@@ -14,9 +14,8 @@ from django.http import HttpRequest
 from django.utils.functional import cached_property
 
 from tasks_app.admin.filters import owner_named
-from tasks_app.admin.ranges import RANGES, RangeFilter
-from tasks_app.admin.rows import Rows, shown
-from tasks_app.admin.stretch import (
+from tasks_app.admin.filters.times import RANGES, RangeFilter
+from tasks_app.admin.index_order import (
     FROM,
     OLDEST,
     OWNER,
@@ -25,10 +24,11 @@ from tasks_app.admin.stretch import (
     STATUS,
     TROUBLE,
     WINDOW,
-    Stretch,
+    IndexOrder,
     str_of,
     unindexed,
 )
+from tasks_app.admin.rows import Rows, shown
 from tasks_app.models import Task, aware
 from tasks_app.states import Status
 from tasks_app.store.clock import database_now, parse_time
@@ -79,31 +79,32 @@ class TaskChangeList(ChangeList):
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Task]:
         self.by_id = ids_found_by(self.query) is not None
         filtered = super().get_queryset(request, exclude_parameters)
-        stretch = self.stretch = Stretch.of(request.GET)
+        index_order = self.index_order = IndexOrder.of(request.GET)
         try:
             owner = owner_named(self.params[OWNER], request) if self.params.get(OWNER) else None
         except LookupError:
             # Nobody of this name owns anything.
             self.everything = filtered.none()
             return self.everything
-        carried = stretch.carry(self.root_queryset.order_by(), owner)
-        wanted = stretch.carry(filtered, owner)
-        for each in self._ranges(stretch):
+        carried = index_order.restrict(self.root_queryset.order_by(), owner)
+        wanted = index_order.restrict(filtered, owner)
+        for each in self._ranges(index_order):
             value = self.params.get(each.parameter_name)
             carried, wanted = each.within(carried, value), each.within(wanted, value)
-        if self.params.get(OWNER) and not stretch.of_owner:
+        if self.params.get(OWNER) and not index_order.of_owner:
             wanted = unindexed(wanted, "owner_id", **_is(owner))
         self.everything = wanted
         if self.by_id:
             # Wherever they are in the order.
             return shown(wanted).order_by("pk")
         if begins := self._begins():
-            carried, wanted = stretch.onward(carried, begins), stretch.onward(wanted, begins)
-        if self._is_sifted(stretch):
-            self.window = stretch.end_of_window(carried)
+            carried = index_order.starting_at(carried, begins)
+            wanted = index_order.starting_at(wanted, begins)
+        if self._is_sifted(index_order):
+            self.window = index_order.window_end(carried)
             if self.window is not None:
-                wanted = stretch.before(wanted, self.window)
-        return shown(wanted).order_by(stretch.order, "pk")
+                wanted = index_order.up_to(wanted, self.window)
+        return shown(wanted).order_by(index_order.expression, "pk")
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -113,7 +114,7 @@ class TaskChangeList(ChangeList):
         Rows.of(tasks, request.user, now, self.model_admin.admin_site.name)
         self.result_list = tasks
         if tasks and self.paginator.has_more and self.page_num == self.paginator.num_pages:
-            self.beyond = getattr(tasks[-1], self.stretch.field)
+            self.beyond = getattr(tasks[-1], self.index_order.field)
 
     @property
     def is_bounded(self) -> bool:
@@ -135,9 +136,9 @@ class TaskChangeList(ChangeList):
         """
         if since is None:
             return list(self.result_list)
-        stretch = self.stretch
-        if stretch.descending:
-            return [task for task in self.result_list if getattr(task, stretch.field) > since]
+        index_order = self.index_order
+        if index_order.descending:
+            return [task for task in self.result_list if getattr(task, index_order.field) > since]
         # Their ids first: they are few, and in an index that the list's filters know nothing of.
         newest = Task.objects.filter(created_at__gt=since).order_by("-created_at")
         ids = list(newest.values_list("pk", flat=True)[:NEWEST])
@@ -145,11 +146,11 @@ class TaskChangeList(ChangeList):
 
     def _known_until(self) -> str | None:
         """The moment that `news` takes; None for a list that has nothing."""
-        tasks, stretch = list(self.result_list), self.stretch
+        tasks, index_order = list(self.result_list), self.index_order
         if not tasks:
             return None
-        if stretch.descending:
-            return str_of(getattr(tasks[0], stretch.field))
+        if index_order.descending:
+            return str_of(getattr(tasks[0], index_order.field))
         if self.multi_page:
             return self.now
         return str_of(max(task.created_at for task in tasks))
@@ -180,16 +181,18 @@ class TaskChangeList(ChangeList):
         return moment
 
     @staticmethod
-    def _ranges(stretch: Stretch) -> list[type[RangeFilter]]:
+    def _ranges(index_order: IndexOrder) -> list[type[RangeFilter]]:
         """Return the filters that the list's index serves."""
-        return [each for each in RANGES if each.column == stretch.field]
+        return [each for each in RANGES if each.column == index_order.field]
 
-    def _is_sifted(self, stretch: Stretch) -> bool:
+    def _is_sifted(self, index_order: IndexOrder) -> bool:
         """Whether it is filtered by more than what its index is of."""
-        if stretch.status is Status.RUNNING:
+        if index_order.status is Status.RUNNING:
             return False
-        own = {FROM, OLDEST, *(each.parameter_name for each in self._ranges(stretch))} - {RETRIED}
-        own.add(TROUBLE if stretch.of_stuck else OWNER if stretch.of_owner else STATUS)
+        own = {FROM, OLDEST, *(each.parameter_name for each in self._ranges(index_order))} - {
+            RETRIED
+        }
+        own.add(TROUBLE if index_order.of_stuck else OWNER if index_order.of_owner else STATUS)
         return bool(self.query) or any(
             value for name, value in self.get_filters_params().items() if name not in own
         )

@@ -11,8 +11,8 @@ from django.http import HttpRequest, JsonResponse
 from django.urls import URLPattern, path
 from django.views.decorators.cache import never_cache
 
+from tasks_app.admin.index_order import SINCE
 from tasks_app.admin.rows import Rows, shown
-from tasks_app.admin.stretch import SINCE
 from tasks_app.models import Task, aware
 from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias

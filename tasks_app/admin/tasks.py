@@ -15,12 +15,12 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
-from tasks_app.admin.actions import ActionViews
+from tasks_app.admin.action_views import ActionViews
 from tasks_app.admin.changelist import BoundedPaginator, TaskChangeList, found_by, ids_found_by
+from tasks_app.admin.detail import DetailViews
 from tasks_app.admin.filters import FILTERS
 from tasks_app.admin.live import LiveViews
 from tasks_app.admin.overview import OverviewViews, stream_url
-from tasks_app.admin.page import PageViews
 from tasks_app.admin.rows import WORDS, Columns
 from tasks_app.admin.start import StartViews
 from tasks_app.conf import task_settings
@@ -34,7 +34,7 @@ else:
     Base = admin.ModelAdmin
 
 
-class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, PageViews, Columns, Base):
+class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, Columns, Base):
     """Everybody's tasks, for who may view them. Nothing is edited: tasks are cancelled, retried and
     removed, by those who may do that.
     """

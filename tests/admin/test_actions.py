@@ -15,8 +15,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone, translation
 
-from tasks_app.admin import actions, acts
-from tasks_app.admin.acts import CANCEL, sentences
+from tasks_app.admin import action_views, actions
+from tasks_app.admin.actions import CANCEL, sentences
 from tasks_app.exceptions import DuplicateTask, TaskError
 from tasks_app.models import Task, TaskEvent
 from tasks_app.service import task_service
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db
 
 LIST = reverse("admin:tasks_app_task_changelist")
 #: The permission that each action needs, and a status in which it is possible.
-ACTS = {
+ACTIONS = {
     "cancel": ("cancel_task", Status.PENDING),
     "retry": ("retry_task", Status.FAILED),
     "remove": ("delete_task", Status.COMPLETED),
@@ -59,7 +59,7 @@ def confirmed(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
 
 
 def all_of(client: Client, act: str, query: str = "") -> Any:
-    """Act on all matching tasks, and confirm."""
+    """Action on all matching tasks, and confirm."""
     page = many(client, act, [uuid.uuid4()], select_across="1", query=query)
     return confirm(client, page, query)
 
@@ -206,14 +206,14 @@ def test_action_redirects_to_the_list_it_came_from(admin_client: Client) -> None
     assert page["Location"] == reverse("admin:tasks_app_task_change", args=[task.pk])
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIONS)
 def test_missing_task_is_not_found(admin_client: Client, act: str) -> None:
     assert post(admin_client, act, uuid.uuid4()).status_code == 404
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIONS)
 def test_actions_need_post_and_csrf_token(admin_user: User, act: str) -> None:
-    task = rows.saved(ACTS[act][1])
+    task = rows.saved(ACTIONS[act][1])
     client = Client(enforce_csrf_checks=True)
     client.force_login(admin_user)
     before = rows.snapshot()
@@ -235,7 +235,7 @@ def test_log_is_in_the_readers_language(
     def translated(text: str) -> str:
         return f"«{text}»" if translation.get_language() else text
 
-    monkeypatch.setattr(acts, "_", translated)
+    monkeypatch.setattr(actions, "_", translated)
     failed = rows.ended(Status.FAILED)
     post(admin_client, "retry", failed)
     again = Task.objects.get(retried_from=failed)
@@ -266,10 +266,10 @@ def test_reason_is_in_the_sites_language() -> None:
 # Permissions.
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIONS)
 @pytest.mark.parametrize("permission", [*PERMISSIONS, None])
 def test_each_action_needs_its_permission(login: Login, act: str, permission: str | None) -> None:
-    needed, status = ACTS[act]
+    needed, status = ACTIONS[act]
     client = login("view_task", *[permission] if permission else [])
     one, other = rows.saved(status), rows.saved(status)
     before = rows.snapshot()
@@ -299,7 +299,7 @@ def test_actions_need_the_permission_to_view(
     task = rows.enqueued()
     before = rows.snapshot()
     assert client.get(LIST).status_code in (302, 403)
-    for act in ACTS:
+    for act in ACTIONS:
         assert post(client, act, task).status_code in (302, 404)
         assert many(client, act, [task], confirmed="yes").status_code in (200, 403)
     assert rows.snapshot() == before
@@ -377,7 +377,7 @@ def test_confirmation_form_performs_the_action(admin_client: Client) -> None:
 
 
 def test_all_matching_tasks(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks_app.admin.stretch.WINDOW", 2)
+    monkeypatch.setattr("tasks_app.admin.index_order.WINDOW", 2)
     monkeypatch.setattr(bulk, "BATCH", 3)
     wanted = [rows.saved(queue="mails") for _ in range(7)]
     others = [rows.saved(), rows.saved(Status.COMPLETED, queue="mails")]
@@ -407,17 +407,17 @@ def test_each_batch_is_a_transaction_even_with_atomic_requests(
         if next(breaks):
             raise RuntimeError("the third batch fails")
 
-    monkeypatch.setattr(actions, "write_log", write_log)
+    monkeypatch.setattr(action_views, "write_log", write_log)
     with pytest.raises(RuntimeError, match="the third batch"):
         confirmed(admin_client, "cancel", tasks)
     assert Task.objects.filter(status=Status.CANCELLED).count() == 4
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIONS)
 def test_all_matching_means_matching_at_the_confirmation_page(
     admin_client: Client, act: str
 ) -> None:
-    _permission, status = ACTS[act]
+    _permission, status = ACTIONS[act]
     known = rows.saved(status)
     running = rows.saved(Status.RUNNING)
     asked = many(admin_client, act, [known], select_across="1")
@@ -450,7 +450,7 @@ def test_invalid_time_of_confirmation_asks_again(admin_client: Client, moment: s
 def test_one_request_acts_on_a_limited_number(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actions, "MOST", 2)
+    monkeypatch.setattr(action_views, "MOST", 2)
     for _ in range(5):
         rows.saved()
     more = "Stopped after 2 tasks, and there are more. Run it again to continue."

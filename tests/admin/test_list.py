@@ -22,7 +22,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from project.airports.tasks import ExportAirports
-from tasks_app.admin import changelist, stretch
+from tasks_app.admin import changelist, index_order
 from tasks_app.admin.tasks import TaskAdmin
 from tasks_app.models import Task, aware
 from tasks_app.states import Status
@@ -355,14 +355,14 @@ def test_counts_and_page_numbers_are_limited(
         beyond = admin_client.get(f"{LIST}{beyond}&p=2").context["cl"].beyond_url
     newest = Task.objects.order_by("-created_at").values_list("pk", flat=True)
     assert seen[:400] == list(newest[:400])
-    later = {"from": stretch.str_of(Task.objects.get(pk=seen[-1]).created_at)}
+    later = {"from": index_order.str_of(Task.objects.get(pk=seen[-1]).created_at)}
     assert "You are further down the list" in admin_client.get(LIST, later).content.decode()
 
 
 def test_filter_searches_a_window_and_offers_the_next(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stretch, "WINDOW", 10)
+    monkeypatch.setattr(index_order, "WINDOW", 10)
     tasks = [aged(hours=n, name="rare" if n in (3, 25) else "common") for n in range(30)]
     assert listed(admin_client, "name=rare") == [tasks[3].pk]
     found = []
@@ -413,7 +413,7 @@ def test_filter_searches_a_window_and_offers_the_next(
 def test_list_reads_an_index_in_its_order(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch, query: str, index: str
 ) -> None:
-    monkeypatch.setattr(stretch, "WINDOW", 1)
+    monkeypatch.setattr(index_order, "WINDOW", 1)
     for status in Status:
         for _ in range(3):
             rows.saved(status)

@@ -9,8 +9,8 @@ from django.conf import settings
 from django.test import Client, override_settings
 from django.urls import reverse
 
-from tasks_app.admin.base_filter import LinkedFilter
 from tasks_app.admin.filters import FILTERS
+from tasks_app.admin.filters.base import LinkedFilter
 from tasks_app.states import Status
 from tests import rows
 

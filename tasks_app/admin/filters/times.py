@@ -12,8 +12,8 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, pgettext_lazy
 
-from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
-from tasks_app.admin.stretch import AGE, ENDED, RETRIED, WAIT, str_of, unindexed
+from tasks_app.admin.filters.base import Choices, LinkedFilter, TaskFilter
+from tasks_app.admin.index_order import AGE, ENDED, RETRIED, WAIT, str_of, unindexed
 from tasks_app.states import Status
 from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
@@ -29,7 +29,7 @@ class RangeFilter(TaskFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         # Where the order is that of the column, the list itself restricts what it reads.
-        if self.stretch(request).field == self.column:
+        if self.index_order(request).field == self.column:
             return queryset
         return self.within(queryset, self.value(), indexed=False)
 

@@ -13,11 +13,11 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from tasks_app.admin.acts import ACTS, CANCEL, RETRY
+from tasks_app.admin.actions import ACTIONS, CANCEL, RETRY
 from tasks_app.admin.history import history_of, log_of
+from tasks_app.admin.index_order import WINDOW, IndexOrder, unindexed
 from tasks_app.admin.masking import pretty, shown_params, shown_result
 from tasks_app.admin.rows import Rows
-from tasks_app.admin.stretch import WINDOW, Stretch, unindexed
 from tasks_app.models import Task
 from tasks_app.schemas import clipped
 from tasks_app.states import Status
@@ -40,7 +40,7 @@ ID_DIGITS = 18
 RELATED = 10
 
 
-class PageViews(Base):
+class DetailViews(Base):
     """What TaskAdmin has of a task's page."""
 
     def change_view(
@@ -116,13 +116,14 @@ class PageViews(Base):
             "window": WINDOW,
             "acts": [
                 {
-                    "act": act,
-                    "url": row.shared.url(act.name, task),
-                    "now": task.status in act.sources and not (act is CANCEL and row.is_cancelling),
+                    "act": action,
+                    "url": row.shared.url(action.name, task),
+                    "now": task.status in action.sources
+                    and not (action is CANCEL and row.is_cancelling),
                 }
-                for act in ACTS.values()
-                if act.allowed(request.user, task)
-                and not (act is RETRY and (again or task.status == Status.COMPLETED))
+                for action in ACTIONS.values()
+                if action.allowed(request.user, task)
+                and not (action is RETRY and (again or task.status == Status.COMPLETED))
             ],
         }
 
@@ -134,9 +135,9 @@ def _id_of(text: str) -> int | None:
 
 def same_key(tasks: QuerySet[Task], task: Task) -> QuerySet[Task]:
     """Other tasks of its unique key, among the newest: no index has those that have finished."""
-    newest = Stretch.of({})
+    newest = IndexOrder.of({})
     found = unindexed(tasks, "unique_key", exact=task.unique_key).exclude(pk=task.pk)
-    end: datetime | None = newest.end_of_window(Task.objects.order_by())
+    end: datetime | None = newest.window_end(Task.objects.order_by())
     if end is not None:
-        found = newest.before(found, end)
+        found = newest.up_to(found, end)
     return found.order_by("-created_at").only("pk", "name", "status", "created_at")[:RELATED]

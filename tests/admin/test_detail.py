@@ -15,7 +15,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import reverse
 
-from tasks_app.admin import history, page
+from tasks_app.admin import detail, history
 from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
@@ -187,7 +187,7 @@ def test_related_tasks(admin_client: Client, monkeypatch: pytest.MonkeyPatch) ->
     assert content.count("Same unique key") == 2
     assert str(older.pk) in admin_client.get(url(task)).content.decode()
     assert f"Retried from {task.pk}" in text(admin_client, again)
-    monkeypatch.setattr("tasks_app.admin.stretch.WINDOW", 2)
+    monkeypatch.setattr("tasks_app.admin.index_order.WINDOW", 2)
     assert str(older.pk) not in admin_client.get(url(task)).content.decode()
 
 
@@ -219,7 +219,7 @@ def test_long_history_is_paginated(admin_client: Client, monkeypatch: pytest.Mon
 def test_long_value_is_truncated_by_default(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "JSON_SHOWN", 100)
+    monkeypatch.setattr(detail, "JSON_SHOWN", 100)
     task, claim = rows.claimed()
     lifecycle.complete({claim: {"text": "x" * 200 + "end"}})
     assert "end" not in text(admin_client, task).split("Facts")[0].split("Result")[1][:160]

@@ -40,7 +40,7 @@ LOST, STUCK = "lost", "stuck"
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class IndexOrder:
     """An order that an index has: of all tasks, a status's, an owner's, or those that are stuck."""
 
     field: str
@@ -50,8 +50,8 @@ class Stretch:
     of_stuck: bool = False
 
     @classmethod
-    def of(cls, params: Mapping[str, Any]) -> Stretch:
-        """Return the stretch that serves what a list's URL asks for."""
+    def of(cls, params: Mapping[str, Any]) -> IndexOrder:
+        """Return the index_order that serves what a list's URL asks for."""
         descending = OLDEST not in params
         asked = params.get(STATUS, "")
         status = Status(asked) if asked in Status else None
@@ -73,10 +73,10 @@ class Stretch:
         return cls("finished_at", descending, status)
 
     @property
-    def order(self) -> OrderBy:
+    def expression(self) -> OrderBy:
         return F(self.field).desc() if self.descending else F(self.field).asc()
 
-    def carry(self, tasks: QuerySet[Task], owner: Any = None) -> QuerySet[Task]:
+    def restrict(self, tasks: QuerySet[Task], owner: Any = None) -> QuerySet[Task]:
         """Restrict tasks by what the index is of, in the words that make the database use it."""
         if self.of_owner:
             return tasks.filter(owner=owner)
@@ -89,19 +89,19 @@ class Stretch:
             return tasks.filter(lease_expires_at__isnull=False)
         return tasks.filter(**{f"{self.field}__isnull": False})
 
-    def onward(self, tasks: QuerySet[Task], moment: datetime) -> QuerySet[Task]:
+    def starting_at(self, tasks: QuerySet[Task], moment: datetime) -> QuerySet[Task]:
         """Those from a moment on, in this order; what is of that very moment too."""
         side = "lte" if self.descending else "gte"
         return tasks.filter(**{f"{self.field}__{side}": moment})
 
-    def before(self, tasks: QuerySet[Task], moment: datetime) -> QuerySet[Task]:
+    def up_to(self, tasks: QuerySet[Task], moment: datetime) -> QuerySet[Task]:
         """Those up to a moment, in this order, without it."""
         side = "gt" if self.descending else "lt"
         return tasks.filter(**{f"{self.field}__{side}": moment})
 
-    def end_of_window(self, tasks: QuerySet[Task]) -> datetime | None:
+    def window_end(self, tasks: QuerySet[Task]) -> datetime | None:
         """Where the window over these tasks ends; None if it holds all of them."""
-        fields = tasks.order_by(self.order).values_list(self.field, flat=True)
+        fields = tasks.order_by(self.expression).values_list(self.field, flat=True)
         return fields[WINDOW : WINDOW + 1].first()
 
 

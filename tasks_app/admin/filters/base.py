@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.http import HttpRequest
 
-from tasks_app.admin.stretch import Stretch
+from tasks_app.admin.index_order import IndexOrder
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -25,8 +25,8 @@ class TaskFilter(admin.SimpleListFilter):
     def has_output(self) -> bool:
         return True
 
-    def stretch(self, request: HttpRequest) -> Stretch:
-        return Stretch.of(request.GET)
+    def index_order(self, request: HttpRequest) -> IndexOrder:
+        return IndexOrder.of(request.GET)
 
 
 class LinkedFilter(TaskFilter):

@@ -13,9 +13,9 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from tasks_app.admin.base_filter import Choices, LinkedFilter, TaskFilter
-from tasks_app.admin.ranges import AgeFilter, EndedFilter, RetriedFilter, WaitFilter
-from tasks_app.admin.stretch import (
+from tasks_app.admin.filters.base import Choices, LinkedFilter, TaskFilter
+from tasks_app.admin.filters.times import AgeFilter, EndedFilter, RetriedFilter, WaitFilter
+from tasks_app.admin.index_order import (
     FROM,
     LOST,
     OLDEST,
@@ -23,7 +23,7 @@ from tasks_app.admin.stretch import (
     STATUS,
     STUCK,
     TROUBLE,
-    Stretch,
+    IndexOrder,
     unindexed,
 )
 from tasks_app.models import Task, Worker
@@ -57,7 +57,7 @@ class StatusFilter(TaskFilter):
         if status not in Status:
             raise IncorrectLookupParameters(f"{status!r} is no status")
         # Where the order is that of the status's own index, the list says so itself.
-        if self.stretch(request).status == status:
+        if self.index_order(request).status == status:
             return queryset
         return unindexed(queryset, "status", exact=status)
 
@@ -77,7 +77,7 @@ class TroubleFilter(TaskFilter):
             return queryset.filter(lease_expires_at__lt=database_now(alias()))
         if trouble == STUCK:
             # Where the order is that of their own index, the list says so itself.
-            return queryset if self.stretch(request).of_stuck else queryset.filter(stuck=True)
+            return queryset if self.index_order(request).of_stuck else queryset.filter(stuck=True)
         raise IncorrectLookupParameters(f"{trouble!r} is no trouble")
 
 
@@ -191,7 +191,7 @@ class OrderFilter(TaskFilter):
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         every, reverse = super().choices(changelist)
-        pending = Stretch.of(changelist.params).status is Status.PENDING
+        pending = IndexOrder.of(changelist.params).status is Status.PENDING
         yield every | {"display": _("Longest waiting first") if pending else _("Newest first")}
         yield reverse | {"display": _("Shortest waiting first") if pending else _("Oldest first")}
 
