@@ -25,7 +25,7 @@ LAYERS = [
     {"states"},
     {"exceptions"},
     {"conf", "logs"},
-    {"schemas", "tasks.backoff", "tasks.imports"},
+    {"schemas", "tasks.backoff", "tasks.imports", "tasks.secret_types"},
     {"tasks.declaration", "tasks.progress", "tasks.stored_json"},
     {"tasks.base"},
     {"tasks.forms", "tasks.registry"},

@@ -14,6 +14,7 @@ from tasks_app.exceptions import InvalidTask, UnknownTask
 from tasks_app.models import Task
 from tasks_app.tasks.base import BaseTask, resolve
 from tasks_app.tasks.declaration import buildable
+from tasks_app.tasks.secret_types import is_secret_schema
 
 MASK = "••••••••"
 
@@ -69,7 +70,7 @@ def masked(data: Any, schemas: list[_Schema]) -> Any:
     if data is None:
         return None
     alternatives = _alternatives(schemas)
-    if any(one.get("writeOnly") or one.get("format") == "password" for one, _ in alternatives):
+    if any(is_secret_schema(schema) for schema, _document in alternatives):
         return MASK
     if isinstance(data, dict):
         return {key: _member(key, value, alternatives) for key, value in data.items()}

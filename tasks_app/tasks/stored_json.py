@@ -13,11 +13,12 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, Secret, SecretBytes, SecretStr, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from tasks_app.schemas import DEPTH_MAX, JSON_MAX
+from tasks_app.tasks.secret_types import SECRET_TYPES
 
 Location = tuple[str | int, ...]
 #: One fault, as Pydantic lists them.
@@ -76,7 +77,7 @@ def dump(model: BaseModel) -> Any:
 
 def _reveal(data: Any, jsonable: Any) -> Any:
     """Put secrets where their JSON form has asterisks, and NaN and infinity where it has null."""
-    if isinstance(data, (Secret, SecretStr, SecretBytes)):
+    if isinstance(data, SECRET_TYPES):
         return to_jsonable_python(data.get_secret_value())
     if isinstance(data, float) and not math.isfinite(data):
         return data  # JSON's null would be another value; check_json refuses it.

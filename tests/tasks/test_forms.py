@@ -419,6 +419,8 @@ def test_text_is_escaped() -> None:
         Point,
         list[Point],
         int | Point,
+        Annotated[str, Field(json_schema_extra={"format": "password"})],
+        Annotated[str, Field(json_schema_extra={"writeOnly": True})],
     ],
     ids=str,
 )

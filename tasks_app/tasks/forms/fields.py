@@ -25,6 +25,7 @@ from tasks_app.tasks.base import UNSET
 from tasks_app.tasks.forms.reading import READ, from_json, read, read_datetime
 from tasks_app.tasks.forms.schema import Schema, holds_secret, reduced, walk
 from tasks_app.tasks.forms.shape import Shape, shape_of
+from tasks_app.tasks.secret_types import is_secret_schema
 
 #: A text that may have more characters than this gets an input with several lines.
 LONG = 300
@@ -86,7 +87,7 @@ class Parameter:
         self.schema, self.nullable = reduced(schema, whole)
         self.kind = self._kind()
         self.is_secret = holds_secret(info.annotation) or any(
-            found.get("writeOnly") for found in walk(schema, whole)
+            is_secret_schema(found) for found in walk(schema, whole)
         )
 
     def field(self) -> forms.Field:

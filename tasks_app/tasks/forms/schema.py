@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, Secret, SecretBytes, SecretStr
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
+
+from tasks_app.tasks.secret_types import SECRET_TYPES
 
 Schema = dict[str, Any]
 
@@ -85,7 +87,7 @@ def holds_secret(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
     kind = get_origin(annotation) or annotation
     parts = list(get_args(annotation))
     if isinstance(kind, type):
-        if issubclass(kind, SecretStr | SecretBytes | Secret):
+        if issubclass(kind, SECRET_TYPES):
             return True
         if issubclass(kind, BaseModel) and kind not in seen:
             seen |= {kind}

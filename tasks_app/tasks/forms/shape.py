@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from tasks_app.tasks.forms.schema import Schema, reduced
+from tasks_app.tasks.secret_types import is_secret_schema
 
 #: The number of levels of nested models to follow, and of fields to list.
 DEEP, FIELDS = 4, 40
@@ -64,7 +65,7 @@ def _example(schema: Schema, whole: Schema, depth: int) -> Any:
     found, nullable = reduced(schema, whole)
     if nullable and depth > 1 and found.get("type") == "object":
         return None  # A model may contain itself.
-    if found.get("writeOnly") or found.get("format") == "password":
+    if is_secret_schema(found):
         return TEXTS["password"]
     for keyword in ("examples", "choices"):
         if found.get(keyword):
