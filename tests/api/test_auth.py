@@ -251,11 +251,11 @@ own.add_router("/work/", router)
 bare = NinjaAPI(urls_namespace="bare")
 bare.add_router("/work/", router, auth=Token())
 
-told = NinjaAPI(urls_namespace="told")
-answer_all(told, "Bearer")
-told.add_router("/work/", router, auth=Token())
+handled = NinjaAPI(urls_namespace="handled")
+answer_all(handled, "Bearer")
+handled.add_router("/work/", router, auth=Token())
 
-urlpatterns = [path("own/", own.urls), path("bare/", bare.urls), path("told/", told.urls)]
+urlpatterns = [path("own/", own.urls), path("bare/", bare.urls), path("handled/", handled.urls)]
 OWN = override_settings(ROOT_URLCONF="tests.api.test_auth")
 
 
@@ -292,11 +292,11 @@ def test_without_our_handler_a_problem_is_an_error_of_that_api(ada: User) -> Non
 
 @OWN
 def test_with_our_handlers_every_error_is_a_problem(ada: User) -> None:
-    response = Client().get("/told/work/")
+    response = Client().get("/handled/work/")
     assert problem(response, 401) == {"detail": "Log in first."}
     assert response["WWW-Authenticate"] == "Bearer"
-    assert set(problem(Client().get("/told/work/?x=1", **bearing(ada)), 422)["errors"]) == {"x"}
-    response = Client().get("/told/work/?limit=x", **bearing(ada))
+    assert set(problem(Client().get("/handled/work/?x=1", **bearing(ada)), 422)["errors"]) == {"x"}
+    response = Client().get("/handled/work/?limit=x", **bearing(ada))
     assert set(problem(response, 422)["errors"]) == {"limit"}
 
 

@@ -223,8 +223,8 @@ class Handler(BaseHTTPRequestHandler):
             now = datetime.now(UTC).isoformat()
             # The site's own view reads this about its workers.
             workers = [{k: v for k, v in vars(row).items() if k == "no_worker"} for row in shown]
-            told = [row.info().model_dump(mode="json") for row in shown]
-            both = zip(told, workers, strict=True)
+            infos = [row.info().model_dump(mode="json") for row in shown]
+            both = zip(infos, workers, strict=True)
             self.answer(200, {"tasks": [info | worker for info, worker in both], "time": now})
         elif part == "page":
             html = (

@@ -89,10 +89,10 @@ def test_operator_and_owner_see_a_task_appear_move_and_be_cancelled(
     page.goto(f"{web.url}{LIST}")
     is_live(page)
     task_id = task_service.start_task(Steps, {"reins": str(reins)}, owner=owner).task_id
-    news = page.locator('[data-part="new"]')
-    expect(news).to_have_text("Show 1 new task", timeout=WITHIN)
+    new_tasks = page.locator('[data-part="new"]')
+    expect(new_tasks).to_have_text("Show 1 new task", timeout=WITHIN)
     expect(page.locator('[data-part="announcer"]')).to_have_text("Show 1 new task")
-    news.click()
+    new_tasks.click()
     is_live(page)
     shows(page, task_id, "state", "Pending")
     page.evaluate("window.same = true")
@@ -152,13 +152,13 @@ def test_pause(
         """url => new Promise((opened) => {
           const source = new EventSource(url);
           source.addEventListener("task_status", opened);
-          source.addEventListener("task_completed", () => { window.told = true; });
+          source.addEventListener("task_completed", () => { window.received = true; });
         })""",
         f"{web.url}/tasks/stream/?all=1",
     )
     lifecycle.complete({claim: None})
     # Not wait_for_function: it evaluates text repeatedly, which the page's policy forbids.
-    eventually(lambda: page.evaluate("() => window.told === true"), what="the stream tells of it")
+    eventually(lambda: page.evaluate("() => window.received === true"), what="the stream sends it")
     shows(page, task.pk, "state", "Running")
     page.keyboard.press("Space")
     expect(pause).to_have_attribute("aria-pressed", "false")

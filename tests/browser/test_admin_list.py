@@ -128,14 +128,14 @@ def test_script_renders_a_row_like_the_server(page: Page, show: Callable[..., No
         })"""
     )
     show()
-    told = """async () => {
+    shown_live = """async () => {
       const html = await (await fetch(location.href)).text();
       return (%s)(new DOMParser().parseFromString(html, "text/html"));
     }"""
     seen: list[Any] = []
 
     def alike() -> bool:
-        seen[:] = [page.evaluate(f"({SHOWN})(document)"), page.evaluate(told % SHOWN)]
+        seen[:] = [page.evaluate(f"({SHOWN})(document)"), page.evaluate(shown_live % SHOWN)]
         return bool(seen[0] == seen[1])
 
     try:

@@ -135,7 +135,7 @@ def test_overview_pauses_and_polls_without_a_stream(
         """url => new Promise((opened) => {
           const source = new EventSource(url);
           source.addEventListener("open", opened);
-          source.addEventListener("task_queued", () => { window.told = true; });
+          source.addEventListener("task_queued", () => { window.received = true; });
         })""",
         f"{web.url}/tasks/stream/?all=1",
     )
@@ -146,7 +146,7 @@ def test_overview_pauses_and_polls_without_a_stream(
     expect(pause).to_have_attribute("aria-pressed", "true")
     asked.clear()
     task_service.start_task(Steps, {"reins": "/nowhere"})
-    eventually(lambda: page.evaluate("() => window.told === true"), what="the stream tells of it")
+    eventually(lambda: page.evaluate("() => window.received === true"), what="the stream sends it")
     page.clock.run_for(10_000)
     assert asked == []
     expect(number(page, "pending")).to_have_text("0")

@@ -42,10 +42,10 @@ window.EventSource = class extends EventTarget {
 window.states = {};
 window.fetch = async () =>
   new Response(JSON.stringify({ tasks: Object.values(states), time: new Date().toISOString() }));
-window.told = {};
+window.reported = {};
 window.ends = {};
 addEventListener("task-progress:event", ({ detail: { taskId, eventId } }) => {
-  (told[taskId] ??= []).push(eventId);
+  (reported[taskId] ??= []).push(eventId);
 });
 addEventListener("task-progress:end", ({ detail: { taskId, status } }) => {
   (ends[taskId] ??= []).push(status);
@@ -73,7 +73,7 @@ SHOWN = """() => [...document.querySelectorAll("task-progress")].map((bar) => ({
   status: bar.getAttribute("status"),
   lines: [...bar.querySelectorAll("[data-part=log] li")].map((line) => line.textContent),
   kept: Number(bar.querySelector("[data-part=log]").dataset.lines),
-  told: told[bar.getAttribute("task-id")] ?? [],
+  reported: reported[bar.getAttribute("task-id")] ?? [],
   ends: ends[bar.getAttribute("task-id")] ?? [],
 }))"""
 
@@ -267,7 +267,7 @@ def test_each_fact_comes_once_and_the_end_is_right(
     serving.ends()
     for shown in page.evaluate(SHOWN):
         facts = serving.histories[shown["id"]].facts
-        assert shown["told"] == [int(fact["id"]) for fact in facts]
+        assert shown["reported"] == [int(fact["id"]) for fact in facts]
         logged = [json.loads(fact["data"]) for fact in facts if fact["type"] == "task_log"]
         lines = [line["data"]["message"] for line in logged]
         assert shown["lines"] == lines[-shown["kept"] :]

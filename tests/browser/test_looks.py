@@ -60,9 +60,9 @@ def test_server_and_script_show_the_same(page: Page, serve: Serve) -> None:
     # The same after the script got it from the stream, not from the page.
     for row in rows:
         site.streams[0].status(row)
-    site.streams[0].progress(rows[3], 0.0, "all told", attempt=2)
-    shows(page, rows[3], "Running, attempt 2 of 3", text="all told")
-    rendered[3][8] = "all told"
+    site.streams[0].progress(rows[3], 0.0, "all of it", attempt=2)
+    shows(page, rows[3], "Running, attempt 2 of 3", text="all of it")
+    rendered[3][8] = "all of it"
     assert page.evaluate(f"({shown})(document)") == rendered
 
 

@@ -225,12 +225,12 @@ def test_page_that_cannot_be_fetched_is_reported(page: Page, serve: Serve) -> No
     site.stream()
     site.answers["page"] = (500, {})
     starts(site, task(name="new", status="pending"))
-    news = page.locator("task-list > [data-part=news]")
-    expect(news).to_have_text("There are new tasks. Reload the page to see them.")
+    notice = page.locator("task-list > [data-part=news]")
+    expect(notice).to_have_text("There are new tasks. Reload the page to see them.")
     del site.answers["page"]
     starts(site, task(name="newer", status="pending"))
     expect(labels(page)).to_have_text(["newer", "new", "shop.tasks.Import"])
-    expect(news).to_be_hidden()
+    expect(notice).to_be_hidden()
 
 
 def test_unknown_news_is_not_reported_after_an_absence(page: Page, serve: Serve) -> None:

@@ -124,47 +124,47 @@ def audit_tasks(tally: Tally, feeder: Feeder, *, calm: bool) -> None:
 
 
 def _audit_task(
-    tally: Tally, key: str, task: Task, told: History, deeds: ledger.Deeds, feeder: Feeder
+    tally: Tally, key: str, task: Task, history: History, deeds: ledger.Deeds, feeder: Feeder
 ) -> None:
     waits = key in feeder.delayed and task.status == Status.PENDING and task.attempt == 0
-    story = f"{key} ({task.name}, {task.status}, {task.attempt}/{task.max_attempts}): {told.kinds}"
-    story += f", begun {deeds.begun}, ended {deeds.ended}, {task.error_type}"
+    story = f"{key} ({task.name}, {task.status}, {task.attempt}/{task.max_attempts}): "
+    story += f"{history.kinds}, begun {deeds.begun}, ended {deeds.ended}, {task.error_type}"
     if not task.is_terminal and not waits:
         tally.fault("stuck", story)
-    ends = sum(kind in TERMINAL_EVENTS for kind in told.kinds)
+    ends = sum(kind in TERMINAL_EVENTS for kind in history.kinds)
     if ends > 1:
         tally.fault("doubled_terminal_events", story)
     if task.is_terminal and ends != 1:
         tally.fault("missing_terminal_events", story)
-    claims = told.count(EventType.STARTED)
+    claims = history.count(EventType.STARTED)
     tally.attempts += task.attempt
     tally.runs_begun += len(deeds.begun)
     tally.runs_cut_short += len(deeds.begun) - len(deeds.ended)
-    tally.released += told.released
+    tally.released += history.released
     # Each run needs its own claim. Each claim beyond the attempts needs a release.
-    if len(deeds.begun) > claims or claims - told.released > task.max_attempts:
+    if len(deeds.begun) > claims or claims - history.released > task.max_attempts:
         tally.fault("doubled", story)
     if task.name == tasks.Once.name() and len(deeds.begun) > 1:
         tally.fault("doubled", f"must never begin twice: {story}")
-    if EventType.CANCEL_REQUESTED in told.kinds:
-        after = told.kinds[told.kinds.index(EventType.CANCEL_REQUESTED) :]
+    if EventType.CANCEL_REQUESTED in history.kinds:
+        after = history.kinds[history.kinds.index(EventType.CANCEL_REQUESTED) :]
         if EventType.STARTED in after:
             tally.fault("doubled", f"begun after it was cancelled: {story}")
     if task.status == Status.COMPLETED:
         if task.result not in deeds.ended:
             tally.fault("lost", f"completed by a run that never ended: {task.result}, {story}")
         # The result comes from the last claim's worker. The row names that worker too.
-        pids = {int(told.workers[-1].rpartition(":")[2]), task.worker.pid if task.worker else 0}
+        pids = {int(history.workers[-1].rpartition(":")[2]), task.worker.pid if task.worker else 0}
         if pids != {ledger.pid_of(task.result)}:
-            tally.fault("stale_writes_accepted", f"{task.result} of {told.workers}, {story}")
+            tally.fault("stale_writes_accepted", f"{task.result} of {history.workers}, {story}")
         if task.progress_text not in ("", task.result):
             tally.fault("stale_writes_accepted", f"{task.progress_text!r}, {story}")
 
 
-def _audit_calm(tally: Tally, key: str, task: Task, told: History, deeds: ledger.Deeds) -> None:
+def _audit_calm(tally: Tally, key: str, task: Task, history: History, deeds: ledger.Deeds) -> None:
     """Without kills, attempts, ends and ledger must match exactly."""
-    claims = told.count(EventType.STARTED) - told.released
-    story = f"{key} ({task.name}, {task.status}): {told.kinds}, {deeds}, {task.error_type}"
+    claims = history.count(EventType.STARTED) - history.released
+    story = f"{key} ({task.name}, {task.status}): {history.kinds}, {deeds}, {task.error_type}"
     broken = task.name in (tasks.Broken.name(), tasks.BrokenThrice.name())
     exact = len(deeds.begun) == claims == task.attempt
     if task.status == Status.COMPLETED:

@@ -121,7 +121,7 @@ def test_very_many_facts_are_read_by_each_viewer(
     monkeypatch.setattr(
         _Feed,
         "_tell",
-        lambda feed, news, *rest: sent_counts.append(len(news)) or tell(feed, news, *rest),
+        lambda feed, facts, *rest: sent_counts.append(len(facts)) or tell(feed, facts, *rest),
     )
 
     def write() -> None:

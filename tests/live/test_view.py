@@ -286,8 +286,8 @@ def test_view_ends_even_if_no_terminal_event_is_selected(ada: User) -> None:
     assert opened(view) == []
     lifecycle.log({claim: [LogLine("info", "said")]})
     lifecycle.complete({claim: None})
-    told = [event.type for event in parsed(b"".join(view.catch_up(now(), progress=True)))]
-    assert told == ["task_log"]
+    types = [event.type for event in parsed(b"".join(view.catch_up(now(), progress=True)))]
+    assert types == ["task_log"]
     assert view.ended
 
 
@@ -519,8 +519,8 @@ def test_no_event_is_sent_before_a_due_re_check(
             await watching.finish()
             return watching.types
 
-    told = ["task_log"] * lines + ["task_completed"] if may_read else []
-    assert async_to_sync(watch)() == ["task_status", *told]
+    facts = ["task_log"] * lines + ["task_completed"] if may_read else []
+    assert async_to_sync(watch)() == ["task_status", *facts]
 
 
 def test_re_check_does_not_wait_for_a_keep_alive(

@@ -341,5 +341,5 @@ def test_streams_continue_in_a_restored_file(
     for file in (f"{path}-wal", f"{path}-shm"):
         Path(file).unlink()
     os.replace(backup, path)
-    eventually(lambda: viewer.values(task.pk)[-1:] == [0.5], what="it is told what is there now")
+    eventually(lambda: viewer.values(task.pk)[-1:] == [0.5], what="it gets the restored progress")
     web.says("own.sqlite3 was replaced by another file while it was open; streams go on")

@@ -37,7 +37,7 @@ Watch = Callable[..., Viewer]
 #: Longer than any of these tests, so a process that wakes up was notified.
 NEVER = "3600"
 #: Only notifications wake these processes: no timer, no heartbeat.
-TOLD = {
+NOTIFIED = {
     "TASK_POLL_INTERVAL_SECONDS": NEVER,
     "TASK_LEASE_SECONDS": "14400",
     "TASK_HEARTBEAT_SECONDS": NEVER,
@@ -56,7 +56,7 @@ class Page:
         self._viewers = [self._open()]
         eventually(lambda: self._viewers[0].status == 200)
 
-    def told(self, task_id: UUID) -> list[str]:
+    def history_of(self, task_id: UUID) -> list[str]:
         """Return the history of a task as received, in order."""
         self._come_back()
         state = {"task_status", "progress_update", "keep-alive", "error"}
@@ -81,12 +81,12 @@ class Page:
 def test_idle_processes_send_no_queries(
     server: PostgreSQL, start_worker: StartWorker, start_web: StartWeb, watch: Watch, owner: User
 ) -> None:
-    start_worker(**TOLD)
-    page = Page(watch, start_web(**TOLD))
+    start_worker(**NOTIFIED)
+    page = Page(watch, start_web(**NOTIFIED))
     eventually(lambda: len(server.listeners()) == 2)
     for number in range(5):
         started = task_service.start_task(Add, {"a": number}, owner=owner)
-        eventually(lambda t=started.task_id: "task_completed" in page.told(t))
+        eventually(lambda t=started.task_id: "task_completed" in page.history_of(t))
 
     # From now on nothing happens, and no process polls.
     def asked() -> list[tuple[object, ...]]:
@@ -125,14 +125,14 @@ def test_cut_connections_are_replaced_and_nothing_is_missed(
         # Committed while no process listens.
         quick = task_service.start_task(Noop, owner=owner)
         reins.write_text(str(step * 3))
-        eventually(lambda t=quick.task_id: "task_completed" in page.told(t))
+        eventually(lambda t=quick.task_id: "task_completed" in page.history_of(t))
         eventually(lambda s=step: s * 3 / 10 in page.values(running.task_id))
         eventually(lambda b=before: len(server.listeners() - b) == 2)
-        assert page.told(quick.task_id) == ["task_queued", "task_started", "task_completed"]
+        assert page.history_of(quick.task_id) == ["task_queued", "task_started", "task_completed"]
     reins.write_text("10")
     ends(running.task_id)
-    eventually(lambda: "task_completed" in page.told(running.task_id))
-    assert page.told(running.task_id) == ["task_queued", "task_started", "task_completed"]
+    eventually(lambda: "task_completed" in page.history_of(running.task_id))
+    assert page.history_of(running.task_id) == ["task_queued", "task_started", "task_completed"]
     values = page.values(running.task_id)
     assert values == sorted(values)
     assert worker.output.count("LISTEN on PostgreSQL answers again") == 3
@@ -162,8 +162,8 @@ def test_server_restart_is_survived(
     server.start()
     for started in (running, *waiting):
         ends(started.task_id)
-        eventually(lambda t=started.task_id: "task_completed" in page.told(t))
-        assert page.told(started.task_id) == [
+        eventually(lambda t=started.task_id: "task_completed" in page.history_of(t))
+        assert page.history_of(started.task_id) == [
             "task_queued",
             "task_started",
             "task_completed",
@@ -171,7 +171,7 @@ def test_server_restart_is_survived(
     assert Task.objects.exclude(status=Status.COMPLETED).count() == 0
     eventually(lambda: len(server.listeners()) == 2, what="both listen again")
     after = task_service.start_task(Add, {"a": 1}, owner=owner)
-    eventually(lambda: "task_completed" in page.told(after.task_id))
+    eventually(lambda: "task_completed" in page.history_of(after.task_id))
     assert Worker.objects.filter(pid=worker.pid, stopped_at=None).exists()
     assert worker.output.count("LISTEN on PostgreSQL does not answer") == 1
     assert worker.output.count("LISTEN on PostgreSQL answers again") == 1
@@ -194,8 +194,8 @@ def test_without_listen_the_timer_is_used(
     reins.write_text("5")
     eventually(lambda: 0.5 in page.values(task.task_id))
     task_service.cancel_task(task.task_id)
-    eventually(lambda: "task_cancelled" in page.told(task.task_id))
-    assert page.told(task.task_id) == [
+    eventually(lambda: "task_cancelled" in page.history_of(task.task_id))
+    assert page.history_of(task.task_id) == [
         "task_queued",
         "task_started",
         "task_cancel_requested",
@@ -310,7 +310,7 @@ def test_bulk_action_is_repeated_after_a_deadlock(server: PostgreSQL) -> None:
     server.tell("ALTER ROLE CURRENT_USER SET deadlock_timeout = '20ms'")
     connection.close()
     tasks = [rows.saved(Status.RUNNING) for _ in range(2)]
-    told: list[list[Any]] = []
+    batches: list[list[Any]] = []
     tries = 0
 
     def cancel(task_id: UUID) -> Any:
@@ -332,19 +332,19 @@ def test_bulk_action_is_repeated_after_a_deadlock(server: PostgreSQL) -> None:
             other.rollback()
 
         thread = threading.Thread(target=want_the_first)
-        summary = bulk.each([task.pk for task in tasks], cancel, told.append)
+        summary = bulk.each([task.pk for task in tasks], cancel, batches.append)
         thread.join()
-    assert (tries, summary.done, [len(done) for done in told]) == (2, 2, [2])
+    assert (tries, summary.done, [len(done) for done in batches]) == (2, 2, [2])
     for task in tasks:
         assert rows.facts(task) == ["task_cancel_requested"]
 
 
 def test_cleanup_skips_rows_locked_by_another_session(server: PostgreSQL, tmp_path: Path) -> None:
     """Even at the very end, and among tasks with the same end time."""
-    moment = timezone.now() - timedelta(days=100)
-    free = [rows.saved(Status.CANCELLED, finished_at=moment) for _ in range(3)]
-    held = [rows.saved(Status.CANCELLED, finished_at=moment) for _ in range(3)]
-    held.append(rows.saved(Status.CANCELLED, finished_at=moment + timedelta(days=1)))
+    finished_at = timezone.now() - timedelta(days=100)
+    free = [rows.saved(Status.CANCELLED, finished_at=finished_at) for _ in range(3)]
+    held = [rows.saved(Status.CANCELLED, finished_at=finished_at) for _ in range(3)]
+    held.append(rows.saved(Status.CANCELLED, finished_at=finished_at + timedelta(days=1)))
 
     def clean_up() -> dict[str, Any]:
         process = Process(["manage.py", "cleanup_tasks", "--json"], tmp_path / "log")

@@ -148,8 +148,8 @@ def test_viewer_after_the_end_gets_state_and_terminal_event(
         "type": None,
         "message": "The task failed.",
     }
-    told = "".join(event.data for event in viewer.events)
-    assert not [hidden for hidden in ("Traceback", "ValueError", "it broke") if hidden in told]
+    received = "".join(event.data for event in viewer.events)
+    assert not [hidden for hidden in ("Traceback", "ValueError", "it broke") if hidden in received]
 
 
 def test_burst_of_progress_does_not_hide_the_end(site: Web, watch: Watch, owner: User) -> None:

@@ -67,7 +67,7 @@ def test_lack_of_a_resource_is_detected(
         assert not fitness.look(1.0, thorough=thorough)
         assert fitness.fault.startswith(message)
     # Descriptors come back, for example, when a task closes its files.
-    assert [fitness.look(moment, thorough=False) for moment in (2.0, 3.0, 4.0)] == [0, 0, 1]
+    assert [fitness.look(now, thorough=False) for now in (2.0, 3.0, 4.0)] == [0, 0, 1]
     assert (fitness.fault, fitness.spoilt, fitness.next_look) == ("", False, NEVER)
 
 
@@ -91,11 +91,11 @@ def test_lack_for_a_heartbeat_makes_the_process_unfit(
 ) -> None:
     settings.TASK_HEARTBEAT_SECONDS = 10
     fitness = Fitness()
-    for moment, look in enumerate(looks):
+    for now, look in enumerate(looks):
         with without_descriptors() if look == "b" else nullcontext():
-            fitness.look(moment, thorough=moment == 0)
+            fitness.look(now, thorough=now == 0)
             # More frequent checks, as in each cycle of a coordinator, give the same result.
-            fitness.look(moment + 0.5, thorough=True)
+            fitness.look(now + 0.5, thorough=True)
     assert (not fitness.fault, fitness.spoilt) == (fit, spoilt)
 
 

@@ -67,9 +67,9 @@ def test_pruner_deletes_one_batch_per_step(
     pruner = Pruner(100.0)
     assert pruner.next_step == 100.0
     left = []
-    for moment in (100.0, 101.0, 102.0):
-        pruner.step(moment)
-        left.append((Task.objects.count() - len(kept), pruner.next_step - moment))
+    for now in (100.0, 101.0, 102.0):
+        pruner.step(now)
+        left.append((Task.objects.count() - len(kept), pruner.next_step - now))
     assert left == [(1, pytest.approx(BATCH_PAUSE)), (0, pytest.approx(BATCH_PAUSE)), (0, 600.0)]
     assert set(Task.objects.all()) == set(kept)
     [record] = log.records
