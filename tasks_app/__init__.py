@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tasks_app.web.background import background_action as background_action
     from tasks_app.web.views import TaskPage as TaskPage
 
-#: Where each public name is defined.
+#: The module of each public name.
 _HOMES = {
     "BackgroundFormMixin": "tasks_app.web.background",
     "BaseTask": "tasks_app.tasks.base",

@@ -1,1 +1,1 @@
-"""What task authors write against: task classes, their parameters, progress, forms."""
+"""The interface for task authors: task classes, their parameters, progress, forms."""

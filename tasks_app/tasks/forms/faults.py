@@ -60,7 +60,7 @@ PLAIN: Mapping[str, _StrPromise] = {
 def plain_by_field(faults: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return the texts of Pydantic's errors by field, with dots between names of nested fields.
 
-    Of several errors of one field, as a union may have, each text is told.
+    A field with several errors, such as a union, gets each text once.
     """
     found: dict[str, list[str]] = {}
     for fault in faults:
