@@ -1,4 +1,4 @@
-"""The operators' door: tasks and workers in Django's admin."""
+"""Tasks and workers in Django's admin, for operators."""
 
 from django.contrib import admin
 

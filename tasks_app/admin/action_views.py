@@ -1,4 +1,4 @@
-"""The buttons and the menu by which operators cancel, retry and remove tasks."""
+"""The admin's views behind its buttons and bulk actions: cancel, retry and delete tasks."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from tasks_app.admin.actions import (
     REMOVE,
     RETRY,
     Action,
-    retold,
-    sentences,
+    messages_about,
+    translated,
     write_log,
 )
 from tasks_app.admin.filters.times import RetriedFilter
-from tasks_app.admin.index_order import RETRIED, str_of
+from tasks_app.admin.index_order import RETRIED
 from tasks_app.exceptions import TaskError, TaskNotFound
 from tasks_app.models import Task
 from tasks_app.store import bulk
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-#: The most tasks that one request takes on.
-MOST = 20_000
-#: How many of them the page that asks again names.
+#: One request changes at most this many tasks.
+MAX_TASKS = 20_000
+#: The confirmation page names at most this many tasks.
 NAMED = 20
 
 
 class ActionViews(Base):
-    """TaskAdmin's buttons, and its actions on many tasks."""
+    """The part of TaskAdmin that changes tasks: a button for one, an action for many."""
 
     def has_cancel_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
         return request.user.has_perm("tasks_app.cancel_task")
@@ -83,19 +83,19 @@ class ActionViews(Base):
         ]
         return own + super().get_urls()
 
-    @admin.action(permissions=["cancel"], description=CANCEL.of_many)
+    @admin.action(permissions=["cancel"], description=CANCEL.menu_label)
     def cancel_selected(
         self, request: HttpRequest, _queryset: QuerySet[Task]
     ) -> HttpResponseBase | None:
         return self._act_on_many(request, CANCEL)
 
-    @admin.action(permissions=["retry"], description=RETRY.of_many)
+    @admin.action(permissions=["retry"], description=RETRY.menu_label)
     def retry_selected(
         self, request: HttpRequest, _queryset: QuerySet[Task]
     ) -> HttpResponseBase | None:
         return self._act_on_many(request, RETRY)
 
-    @admin.action(permissions=["remove"], description=REMOVE.of_many)
+    @admin.action(permissions=["remove"], description=REMOVE.menu_label)
     def remove_selected(
         self, request: HttpRequest, _queryset: QuerySet[Task]
     ) -> HttpResponseBase | None:
@@ -104,7 +104,10 @@ class ActionViews(Base):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> Any:
-        """Ask before a task is removed: in place of Django's, which reads its whole history."""
+        """Ask before a task is deleted.
+
+        Replaces Django's view, which reads the whole history of the task.
+        """
         task = self.get_object(request, object_id)
         if task is None:
             raise Http404(_("There is no such task."))
@@ -127,11 +130,11 @@ class ActionViews(Base):
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show who did what, in the language of whoever reads it."""
+        """Show who did what, in the language of the reader."""
         response: Any = super().history_view(request, object_id, extra_context)
-        # What it leads away from has no context.
+        # A redirect has no context.
         for entry in getattr(response, "context_data", {}).get("action_list", ()):
-            entry.get_change_message = partial(_told, entry)
+            entry.get_change_message = partial(_log_message, entry)
         return cast(HttpResponse, response)
 
     def action_view(self, request: HttpRequest, task_id: UUID, action: Action) -> HttpResponseBase:
@@ -140,14 +143,14 @@ class ActionViews(Base):
         return csrf_protect(self._posted)(request, task_id, action)
 
     def _posted(self, request: HttpRequest, task_id: UUID, action: Action) -> HttpResponse:
-        # What decides reads the database that is written to.
+        # Read from the primary: a replica may lag behind, and this decides what may be done.
         task = self.get_queryset(request).using(alias()).filter(pk=task_id).first()
         if task is None:
             raise Http404(_("There is no such task."))
         if not action.allowed(request.user, task):
             raise PermissionDenied
         if (
-            action.asks
+            action.needs_confirmation
             and task.status in action.sources
             and request.accepts("text/html")
             and not request.POST.get("confirmed")
@@ -168,8 +171,8 @@ class ActionViews(Base):
             self.message_user(request, sentence(error), messages.ERROR)
             return HttpResponseRedirect(_way_back(request, self._url("change", task.pk)))
         if not request.accepts("text/html"):
-            return JsonResponse({"detail": action.said(outcome)})
-        self.message_user(request, f"{task.label}: {action.said(outcome)}", messages.SUCCESS)
+            return JsonResponse({"detail": action.message(outcome)})
+        self.message_user(request, f"{task.label}: {action.message(outcome)}", messages.SUCCESS)
         if action is REMOVE:
             return HttpResponseRedirect(self._url("changelist"))
         if action is RETRY:
@@ -183,12 +186,12 @@ class ActionViews(Base):
     def _act_on_many(self, request: HttpRequest, action: Action) -> HttpResponseBase | None:
         across = request.POST.get("select_across") == "1"
         chosen = list(dict.fromkeys(request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)))
-        # Rows change in place on the page, so what was chosen there may match its filters no more.
+        # Rows change in place on the page, so a selected task may no longer match the filters.
         selected = self.get_queryset(request).filter(pk__in=chosen)
         changelist: Any = self.get_changelist_instance(request)
         asked = parse_time(request.POST.get("asked", ""))
         confirmed = bool(request.POST.get("confirmed")) and (asked is not None or not across)
-        if (action.asks or across) and not confirmed:
+        if (action.needs_confirmation or across) and not confirmed:
             tasks = changelist.queryset if across else selected
             context = {
                 "tasks": tasks.select_related(None).only("pk", "name", "status")[:NAMED],
@@ -197,30 +200,31 @@ class ActionViews(Base):
                 "count": changelist.result_count if across else len(chosen),
                 "or_more": across and (changelist.is_bounded or changelist.window is not None),
                 "action": f"{action.name}_selected",
-                "asked": str_of(database_now(alias())) if across else "",
+                "asked": database_now(alias()).isoformat() if across else "",
             }
             return self._ask(request, action, context)
-        # What was chosen is tried, so that each refusal is told. Of all that match, those are left
-        # out that it cannot be done to: there may be any number of them.
+        # Tasks that were selected one by one are all tried, and the message lists each refusal.
+        # "All matching tasks" leaves out those the action cannot change, which may be very many.
         if asked is not None and across:
-            selected = action.possible(changelist.everything, asked)[: MOST + 1]
+            selected = action.possible(changelist.everything, asked)[: MAX_TASKS + 1]
         ids = list(selected.values_list("pk", flat=True))
         began = database_now(alias())
         summary = bulk.each(
-            ids[:MOST],
+            ids[:MAX_TASKS],
             lambda task_id: action.do(task_id, request.user),
             partial(write_log, action, request.user),
         )
         if not across and (gone := len(chosen) - len(ids)):
             summary.refused[TaskNotFound, None] += gone
-        for good, text in sentences(action, summary, MOST if len(ids) > MOST else None):
-            if good and action is RETRY:
+        limit = MAX_TASKS if len(ids) > MAX_TASKS else None
+        for succeeded, text in messages_about(action, summary, limit):
+            if succeeded and action is RETRY:
                 text = self._with_link(text, RetriedFilter.between(began, database_now(alias())))
-            self.message_user(request, text, messages.SUCCESS if good else messages.WARNING)
+            self.message_user(request, text, messages.SUCCESS if succeeded else messages.WARNING)
         return None
 
     def _with_link(self, text: str, retried: str) -> str:
-        """Add a link to the tasks that a retry of many has started."""
+        """Add a link to the tasks that a bulk retry started."""
         url = f"{self._url('changelist')}?{urlencode({RETRIED: retried})}"
         return format_html('{} <a href="{}">{}</a>', text, url, _("Show the new tasks"))
 
@@ -243,15 +247,15 @@ class ActionViews(Base):
         )
 
 
-def _told(entry: LogEntry) -> str:
-    return retold(LogEntry.get_change_message(entry))
+def _log_message(entry: LogEntry) -> str:
+    return translated(LogEntry.get_change_message(entry))
 
 
-def _way_back(request: HttpRequest, otherwise: str) -> str:
-    """Return the page that the request came from, or that the question was asked on."""
+def _way_back(request: HttpRequest, default: str) -> str:
+    """Return the page to go back to: the one the form names, else the referring page."""
     url = request.POST.get("back") or request.headers.get("Referer")
     if url and url_has_allowed_host_and_scheme(
         url, {request.get_host()}, require_https=request.is_secure()
     ):
         return url
-    return otherwise
+    return default

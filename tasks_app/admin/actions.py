@@ -1,4 +1,4 @@
-"""What operators may do to tasks: its name, who may, when it can be, and what is said of it."""
+"""The actions that operators can take on tasks, and the texts and log entries of each."""
 
 from __future__ import annotations
 
@@ -33,40 +33,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Action:
+    """One action, on a single task or on many."""
+
     name: str
     label: _StrPromise
-    #: What it is called in the menu of the list.
-    of_many: _StrPromise
-    #: What became of so many.
-    past: Callable[[int], str]
-    #: What is asked before it is done to so many, and the button that says yes.
+    #: The label in the list's menu of bulk actions.
+    menu_label: _StrPromise
+    #: The message after a bulk action that changed this number of tasks.
+    done_message: Callable[[int], str]
+    #: The question before it changes this number of tasks, and the label of the button for yes.
     question: Callable[[int], str]
-    sure: _StrPromise
-    #: The statuses in which it can be done.
+    confirm_label: _StrPromise
+    #: The statuses that allow it.
     sources: frozenset[Status]
     allowed: Callable[[User, Task], bool]
     do: Callable[[UUID, User], Any]
-    #: What became of it, from what `do` returned: for the admin's log, one of TOLD.
-    told: Callable[[Any], str]
-    #: The same for whoever did it.
-    said: Callable[[Any], str]
+    #: The text for the admin's log, from what `do` returned. One of LOG_MESSAGES.
+    log_message: Callable[[Any], str]
+    #: The text for the user who took the action, from what `do` returned.
+    message: Callable[[Any], str]
+    #: The flag of the entry in the admin's log.
     flag: int = CHANGE
-    #: Whether to ask before it is done to tasks that somebody selected one by one.
-    asks: bool = True
+    #: Whether to ask first when a user selected the tasks one by one.
+    needs_confirmation: bool = True
 
     def possible(self, tasks: QuerySet[Task], asked: datetime) -> QuerySet[Task]:
-        """Those of the tasks to which it could be done when somebody was asked, and still can.
+        """Return the tasks that it could change when the user was asked, and still can.
 
-        What came since is not what they agreed to: tasks that were made, or that ended.
+        The user did not agree to tasks that were created, or that ended, after that time.
         """
         tasks = tasks.filter(status__in=sorted(self.sources))
-        came = "finished_at" if self.sources <= TERMINAL else "created_at"
-        tasks = unindexed(tasks, came, lte=asked)
+        column = "finished_at" if self.sources <= TERMINAL else "created_at"
+        tasks = unindexed(tasks, column, lte=asked)
         return tasks.filter(retried_as=None) if self.name == "retry" else tasks
 
 
-#: What is said of a deed.
-ASKED, CANCELLED, RETRIED, REMOVED = TOLD = (
+#: The texts of the admin's log.
+STOP_REQUESTED, CANCELLED, RETRIED, REMOVED = LOG_MESSAGES = (
     gettext_noop("Asked to stop."),
     gettext_noop("Cancelled."),
     gettext_noop("Retried as task %(id)s."),
@@ -74,19 +77,19 @@ ASKED, CANCELLED, RETRIED, REMOVED = TOLD = (
 )
 
 
-def _told_of_cancel(info: TaskInfo) -> str:
-    return _(ASKED) if info.status == Status.RUNNING else _(CANCELLED)
+def _log_of_cancel(info: TaskInfo) -> str:
+    return _(STOP_REQUESTED) if info.status == Status.RUNNING else _(CANCELLED)
 
 
-def _told_of_retry(started: TaskStartResponse) -> str:
+def _log_of_retry(started: TaskStartResponse) -> str:
     return _(RETRIED) % {"id": started.task_id}
 
 
 CANCEL = Action(
     name="cancel",
     label=gettext_lazy("Cancel"),
-    of_many=gettext_lazy("Cancel selected tasks"),
-    past=lambda count: ngettext(
+    menu_label=gettext_lazy("Cancel selected tasks"),
+    done_message=lambda count: ngettext(
         "%(count)s task was cancelled or asked to stop.",
         "%(count)s tasks were cancelled or asked to stop.",
         count,
@@ -96,19 +99,19 @@ CANCEL = Action(
         "Cancel these tasks? Running tasks will be asked to stop.",
         count,
     ),
-    sure=gettext_lazy("Yes, cancel"),
+    confirm_label=gettext_lazy("Yes, cancel"),
     sources=UNFINISHED,
     allowed=may_cancel,
     do=lambda task_id, user: task_service.cancel_task(task_id, by=user),
-    told=_told_of_cancel,
-    said=lambda info: _("Stopping…") if info.status == Status.RUNNING else _(CANCELLED),
+    log_message=_log_of_cancel,
+    message=lambda info: _("Stopping…") if info.status == Status.RUNNING else _(CANCELLED),
 )
 
 RETRY = Action(
     name="retry",
     label=gettext_lazy("Retry"),
-    of_many=gettext_lazy("Retry selected tasks"),
-    past=lambda count: ngettext(
+    menu_label=gettext_lazy("Retry selected tasks"),
+    done_message=lambda count: ngettext(
         "%(count)s task was retried.", "%(count)s tasks were retried.", count
     ),
     question=lambda count: ngettext(
@@ -116,21 +119,21 @@ RETRY = Action(
         "Retry these tasks with the same parameters?",
         count,
     ),
-    sure=gettext_lazy("Yes, retry"),
+    confirm_label=gettext_lazy("Yes, retry"),
     sources=RETRIABLE,
     allowed=may_retry,
     do=lambda task_id, user: task_service.retry_task(task_id, by=user),
-    told=_told_of_retry,
-    said=lambda _started: _("Retried."),
-    # A retry harms nothing, and its result is another task.
-    asks=False,
+    log_message=_log_of_retry,
+    message=lambda _started: _("Retried."),
+    # A retry changes nothing that exists: it starts another task.
+    needs_confirmation=False,
 )
 
 REMOVE = Action(
     name="remove",
     label=pgettext_lazy("tasks_app", "Delete"),
-    of_many=gettext_lazy("Delete selected tasks"),
-    past=lambda count: ngettext(
+    menu_label=gettext_lazy("Delete selected tasks"),
+    done_message=lambda count: ngettext(
         "%(count)s task was deleted with its history.",
         "%(count)s tasks were deleted with their history.",
         count,
@@ -140,12 +143,12 @@ REMOVE = Action(
         "Delete these tasks and their history? This cannot be undone.",
         count,
     ),
-    sure=gettext_lazy("Yes, delete"),
+    confirm_label=gettext_lazy("Yes, delete"),
     sources=TERMINAL,
     allowed=may_remove,
     do=lambda task_id, _user: task_service.remove_completed_task(task_id),
-    told=lambda _nothing: _(REMOVED),
-    said=lambda _nothing: _(REMOVED),
+    log_message=lambda _nothing: _(REMOVED),
+    message=lambda _nothing: _(REMOVED),
     flag=DELETION,
 )
 
@@ -153,9 +156,9 @@ ACTIONS = {action.name: action for action in (CANCEL, RETRY, REMOVE)}
 
 
 def write_log(action: Action, user: User, done: Iterable[Done[Any]]) -> None:
-    """Write to the admin's log who did this to which task: an entry for each.
+    """Write one entry for each task to the admin's log.
 
-    Untranslated: whoever reads it reads it in their own language, by `retold`.
+    The text is not translated: `translated` does that in the language of the reader.
     """
     content_type = ContentType.objects.get_for_model(Task)
     with translation.override(None):
@@ -166,49 +169,51 @@ def write_log(action: Action, user: User, done: Iterable[Done[Any]]) -> None:
                 object_id=str(one.task.pk),
                 object_repr=str(one.task)[:200],
                 action_flag=action.flag,
-                change_message=action.told(one.outcome),
+                change_message=action.log_message(one.outcome),
             )
             for one in done
         )
 
 
-def retold(message: str) -> str:
-    """Translate what `write_log` wrote; return anything else as it is."""
-    for told in TOLD:
-        pattern = re.escape(told).replace(re.escape("%(id)s"), "(?P<id>.+)")
+def translated(message: str) -> str:
+    """Translate a text that `write_log` wrote; return any other text as it is."""
+    for text in LOG_MESSAGES:
+        pattern = re.escape(text).replace(re.escape("%(id)s"), "(?P<id>.+)")
         if match := re.fullmatch(pattern, message):
-            return _(told) % match.groupdict()
+            return _(text) % match.groupdict()
     return message
 
 
-def sentences(action: Action, summary: Summary, most: int | None = None) -> list[tuple[bool, str]]:
-    """Return what to tell about many tasks: whether it is good news, and the words.
+def messages_about(
+    action: Action, summary: Summary, limit: int | None = None
+) -> list[tuple[bool, str]]:
+    """Return the messages after a bulk action: whether each reports success, and its text.
 
-    `most` is how many tasks one request changes, if more were selected.
+    `limit` is the most tasks that one request changes. Give it only if more were selected.
     """
-    said = []
+    texts = []
     if summary.done:
-        said.append((True, action.past(summary.done) % {"count": summary.done}))
+        texts.append((True, action.done_message(summary.done) % {"count": summary.done}))
     if refused := sum(summary.refused.values()):
-        found = summary.refused.most_common()
+        counts = summary.refused.most_common()
         reasons = "; ".join(
-            f"{reason(error, status)} ({count})" if len(found) > 1 else reason(error, status)
-            for (error, status), count in found
+            f"{reason(error, status)} ({count})" if len(counts) > 1 else reason(error, status)
+            for (error, status), count in counts
         )
         text = ngettext(
             "Skipped %(count)s task: %(reasons)s.",
             "Skipped %(count)s tasks: %(reasons)s.",
             refused,
         )
-        said.append((False, text % {"count": refused, "reasons": reasons}))
+        texts.append((False, text % {"count": refused, "reasons": reasons}))
     if summary.left:
         text = ngettext(
             "Stopped after %(seconds)s s with %(count)s task left. Run it again to continue.",
             "Stopped after %(seconds)s s with %(count)s tasks left. Run it again to continue.",
             summary.left,
         )
-        said.append((False, text % {"count": summary.left, "seconds": round(SECONDS)}))
-    if most is not None:
+        texts.append((False, text % {"count": summary.left, "seconds": round(SECONDS)}))
+    if limit is not None:
         text = _("Stopped after %(most)s tasks, and there are more. Run it again to continue.")
-        said.append((False, text % {"most": most}))
-    return said or [(False, _("None of these tasks can be changed this way."))]
+        texts.append((False, text % {"most": limit}))
+    return texts or [(False, _("None of these tasks can be changed this way."))]

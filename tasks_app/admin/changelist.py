@@ -1,4 +1,4 @@
-"""The list's query: what is asked for, in an order that an index has, a part at a time."""
+"""The query of the list of tasks: filtered, in an order that an index serves, a part at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from tasks_app.admin.index_order import (
     TROUBLE,
     WINDOW,
     IndexOrder,
-    str_of,
     unindexed,
 )
 from tasks_app.admin.rows import Rows, shown
@@ -35,18 +34,16 @@ from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
 from tasks_app.tasks import registry
 
-#: The most tasks that pages are numbered for. What lies beyond is reached by where it begins.
+#: Numbered pages cover at most this many tasks. A link leads to the tasks beyond them.
 COUNTED = 1_000
-#: How many of the newest tasks are looked through for those that a list does not know.
+#: Tasks that are new to a list are looked for among this many newest tasks.
 NEWEST = 1_000
-
-
-#: The fewest digits of an ID that are searched for as its beginning, and the most tasks found so.
+#: The fewest digits that are taken for the beginning of an ID, and the most tasks found by one.
 PREFIX_MIN, PREFIXED = 6, 100
 
 
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]
-    """Counts no further than it must."""
+    """A paginator that counts at most one task beyond its last page."""
 
     @cached_property
     def _found(self) -> int:
@@ -63,17 +60,17 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
 
 
 class TaskChangeList(ChangeList):
-    """A list that reads a bounded part of an index, whatever it is filtered by."""
+    """A list that reads a bounded part of an index, with any filters."""
 
-    #: Where the part that was looked through ends, and tasks beyond it begin; None if it holds all.
+    #: The time at which the searched part ends and more tasks begin; None if it holds all tasks.
     window: datetime | None = None
-    #: Where tasks begin that are not counted.
+    #: The time at which the tasks begin that are not counted.
     beyond: datetime | None = None
-    #: As of when, by the database's clock, its rows are.
+    #: When the rows were read, by the database's clock.
     now: str
-    #: What is asked for, wherever it is: for actions on all of it.
+    #: All tasks that match, on any page: for actions on all of them.
     everything: QuerySet[Task]
-    #: Whether the search is an ID, or the beginning of one that some task has.
+    #: Whether the search text is a task's ID or the beginning of one.
     by_id = False
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Task]:
@@ -83,7 +80,7 @@ class TaskChangeList(ChangeList):
         try:
             owner = owner_named(self.params[OWNER], request) if self.params.get(OWNER) else None
         except LookupError:
-            # Nobody of this name owns anything.
+            # No user has this name, so nobody owns a task.
             self.everything = filtered.none()
             return self.everything
         carried = index_order.restrict(self.root_queryset.order_by(), owner)
@@ -95,7 +92,7 @@ class TaskChangeList(ChangeList):
             wanted = unindexed(wanted, "owner_id", **_is(owner))
         self.everything = wanted
         if self.by_id:
-            # Wherever they are in the order.
+            # A search by ID ignores the window and the order.
             return shown(wanted).order_by("pk")
         if begins := self._begins():
             carried = index_order.starting_at(carried, begins)
@@ -126,34 +123,38 @@ class TaskChangeList(ChangeList):
 
     @property
     def live_query(self) -> str:
-        """What the list's script asks of it: the same list, and what came to it since."""
+        """The query by which the list's script asks for tasks that are new to this list."""
         return self.get_query_string({SINCE: self._known_until()})
 
     def news(self, since: datetime | None) -> list[Task]:
-        """The tasks on top that came after a moment; where new ones do not come on top, these.
+        """Return tasks that are new to the list since a time.
 
-        Others that stand there were merely beneath the page's end.
+        If the newest tasks are on top, these are the tasks at the top. Other tasks on the page
+        that its viewer has not seen were only beyond the end of the page. In any other order,
+        new tasks are looked for among the newest ones.
         """
         if since is None:
             return list(self.result_list)
         index_order = self.index_order
         if index_order.descending:
             return [task for task in self.result_list if getattr(task, index_order.field) > since]
-        # Their ids first: they are few, and in an index that the list's filters know nothing of.
+        # Read their ids first, from an index: the filters then apply to a few tasks only.
         newest = Task.objects.filter(created_at__gt=since).order_by("-created_at")
         ids = list(newest.values_list("pk", flat=True)[:NEWEST])
         return list(self.everything.filter(pk__in=ids).only("pk")[: self.list_per_page])
 
     def _known_until(self) -> str | None:
-        """The moment that `news` takes; None for a list that has nothing."""
+        """The time to pass to `news`; None if the list is empty."""
         tasks, index_order = list(self.result_list), self.index_order
         if not tasks:
             return None
         if index_order.descending:
-            return str_of(getattr(tasks[0], index_order.field))
+            newest: datetime = getattr(tasks[0], index_order.field)
+            return newest.isoformat()
         if self.multi_page:
             return self.now
-        return str_of(max(task.created_at for task in tasks))
+        latest: datetime = max(task.created_at for task in tasks)
+        return latest.isoformat()
 
     @property
     def from_the_top(self) -> bool:
@@ -161,11 +162,11 @@ class TaskChangeList(ChangeList):
 
     @property
     def beyond_url(self) -> str:
-        return self.get_query_string({FROM: str_of(self.beyond)}) if self.beyond else ""
+        return self.get_query_string({FROM: self.beyond.isoformat()}) if self.beyond else ""
 
     @property
     def window_url(self) -> str:
-        return self.get_query_string({FROM: str_of(self.window)}) if self.window else ""
+        return self.get_query_string({FROM: self.window.isoformat()}) if self.window else ""
 
     @property
     def top_url(self) -> str:
@@ -175,18 +176,18 @@ class TaskChangeList(ChangeList):
         text = self.params.get(FROM)
         if not text:
             return None
-        moment = parse_time(text)
-        if moment is None:
-            raise IncorrectLookupParameters(f"{text!r} is no moment")
-        return moment
+        begins = parse_time(text)
+        if begins is None:
+            raise IncorrectLookupParameters(f"{text!r} is not a time in ISO format")
+        return begins
 
     @staticmethod
     def _ranges(index_order: IndexOrder) -> list[type[RangeFilter]]:
-        """Return the filters that the list's index serves."""
+        """Return the filters that the index of this order serves."""
         return [each for each in RANGES if each.column == index_order.field]
 
     def _is_sifted(self, index_order: IndexOrder) -> bool:
-        """Whether it is filtered by more than what its index is of."""
+        """Return whether a filter applies that the index does not serve."""
         if index_order.status is Status.RUNNING:
             return False
         own = {FROM, OLDEST, *(each.parameter_name for each in self._ranges(index_order))} - {
@@ -203,7 +204,7 @@ def _is(value: Any) -> dict[str, Any]:
 
 
 def uuid_of(text: str) -> uuid.UUID | None:
-    """The id that a text is, with or without hyphens."""
+    """Return the text as a UUID, with or without hyphens; None if it is not one."""
     try:
         return uuid.UUID(text.strip()) if len(text.strip()) in (32, 36) else None
     except ValueError:
@@ -211,9 +212,9 @@ def uuid_of(text: str) -> uuid.UUID | None:
 
 
 def ids_found_by(text: str) -> list[uuid.UUID] | None:
-    """Return the ID that a text is, or the first ones that begin with it.
+    """Return the text as an ID, or the first IDs of tasks that begin with it.
 
-    None if it is no ID and no task's begins with it. Few letters are a word rather than an ID.
+    Returns None if it is neither. A text shorter than PREFIX_MIN is taken for a word, not an ID.
     """
     if (task_id := uuid_of(text)) is not None:
         return [task_id]
@@ -226,7 +227,7 @@ def ids_found_by(text: str) -> list[uuid.UUID] | None:
 
 
 def found_by(tasks: QuerySet[Task], text: str, owner_id: Any) -> QuerySet[Task]:
-    """Those whose name, as the list shows it or as it is stored, error or owner a text tells."""
+    """Return the tasks with the text in their name, label or error, and those of the owner."""
     wanted = (
         Q(name__icontains=text) | Q(error_type__icontains=text) | Q(error_message__icontains=text)
     )

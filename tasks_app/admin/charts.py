@@ -1,4 +1,4 @@
-"""What ended when, as bars: shapes that need no colour to be told apart."""
+"""Bar charts of finished tasks over time. Patterns, not only colours, tell the bars apart."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from django.utils.translation import gettext as _
 from tasks_app.states import TERMINAL, Status
 from tasks_app.store.statistics import HOUR, Course, Period
 
-#: What the drawing is measured in. A page stretches it to the room there is.
+#: The size of the drawing in its own units. The page scales it to the available space.
 WIDTH, HEIGHT = 600, 120
-#: The part of a period's width that stays free between two bars.
+#: The gap between two bars, as a part of a period's width.
 GAP = 0.2
-#: The least height of what is not nothing.
+#: The least height of a piece, so that a single task is visible.
 LEAST = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a bar, of tasks that ended alike."""
+    """A part of a bar: the tasks that ended with one status."""
 
     kind: str
     y: float
@@ -30,6 +30,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
+    """One period of a chart."""
+
     x: float
     start: datetime
     completed: int
@@ -40,12 +42,14 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    #: For the ids of its parts.
+    """A chart, with all numbers that its template shows."""
+
+    #: Part of the ids of its elements.
     name: str
     title: str
     course: Course
     bars: list[Bar]
-    #: What the full height stands for.
+    #: The number of tasks at the top of the scale.
     most: int
     pitch: float
     thick: float
@@ -80,7 +84,7 @@ def chart(name: str, course: Course) -> Chart:
 def _bar(period: Period, x: float, most: int) -> Bar:
     pieces = []
     top = float(HEIGHT)
-    # What failed stands at the bottom, where bars can be compared.
+    # Failed tasks are at the bottom, where the heights of bars are easy to compare.
     for kind in (Status.FAILED, Status.COMPLETED, Status.CANCELLED):
         if count := period.ended.get(kind, 0):
             height = max(HEIGHT * count / most, LEAST)
@@ -90,11 +94,11 @@ def _bar(period: Period, x: float, most: int) -> Bar:
     return Bar(x=round(x, 2), start=timezone.localtime(period.start), pieces=pieces, **ended)
 
 
-def round_up(most: int) -> int:
-    """Return the next number that reads well on an axis: one digit, even or 5, and zeros."""
+def round_up(number: int) -> int:
+    """Return the next round number for an axis: the digit 1, 2, 4, 5, 6 or 8, and zeros."""
     step = 1
     while True:
         for factor in (1, 2, 4, 5, 6, 8):
-            if most <= factor * step:
+            if number <= factor * step:
                 return factor * step
         step *= 10

@@ -1,4 +1,4 @@
-"""The page of one task: to look at, with the buttons for what may be done to it."""
+"""The admin's page of one task, with a button for each action that the user may take."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-#: How much of parameters and result a page shows unless it is asked for all of it.
+#: A page shows this many characters of parameters and of a result; a link shows all of them.
 JSON_SHOWN = 20_000
-#: The digits of the largest id, less one: any number of so many is one that a database takes.
+#: At limit this many digits, so that the number fits a bigint.
 ID_DIGITS = 18
-#: How many related tasks it names.
+#: A page lists at limit this many related tasks.
 RELATED = 10
 
 
 class DetailViews(Base):
-    """What TaskAdmin has of a task's page."""
+    """The part of TaskAdmin that shows one task."""
 
     def change_view(
         self,
@@ -56,15 +56,15 @@ class DetailViews(Base):
             raise PermissionDenied
         task = self.get_object(request, object_id)
         if task is None:
-            said = _("There is no task %(id)s. It may have been deleted.") % {"id": object_id}
-            self.message_user(request, said, messages.WARNING)
+            text = _("There is no task %(id)s. It may have been deleted.") % {"id": object_id}
+            self.message_user(request, text, messages.WARNING)
             return HttpResponseRedirect(
                 reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
             )
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
-            **self._shown(request, task),
+            **self._task_context(request, task),
             "title": task.label,
             "opts": self.opts,
             **(extra_context or {}),
@@ -74,15 +74,15 @@ class DetailViews(Base):
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> Task | None:
-        """Read where is written: starts and retries lead here before a replica has the task."""
+        """Read from the primary: a start or a retry leads here before a replica has the task."""
         tasks = self.get_queryset(request).using(alias())
         try:
             return tasks.select_related("owner", "worker", "retried_from").get(pk=object_id)
         except (Task.DoesNotExist, ValidationError):
             return None
 
-    def _shown(self, request: HttpRequest, task: Task) -> dict[str, Any]:
-        # Before anything is read of its history, so that the page's stream goes on from there.
+    def _task_context(self, request: HttpRequest, task: Task) -> dict[str, Any]:
+        # Take the cursor before reading the history: the page's stream then misses no event.
         since = resumable()
         now = database_now(alias())
         [row] = Rows.of([task], request.user, now, self.admin_site.name)
@@ -94,23 +94,23 @@ class DetailViews(Base):
         history = history_of(task)
         attempts = history.attempts
         params_text, result_text = pretty(params), pretty(result)
-        most = None if whole else JSON_SHOWN
+        limit = None if whole else JSON_SHOWN
         return {
             "task": task,
             "row": row,
             "since": since,
             "history": history,
-            # Of an attempt that is to be followed by another, or was until somebody cancelled it.
+            # The error of the last attempt, if another attempt follows or the task was cancelled.
             "last_error": attempts[-1].error if attempts and not task.error_type else "",
             "lines": lines,
             "earlier": earlier,
             "before": before,
-            "params": clipped(params_text, most) if most else params_text,
+            "params": clipped(params_text, limit) if limit else params_text,
             "declared": declared,
-            "result": clipped(result_text, most) if most else result_text,
+            "result": clipped(result_text, limit) if limit else result_text,
             "has_result": task.status == Status.COMPLETED,
-            "params_clipped": most is not None and len(params_text) > most,
-            "result_clipped": most is not None and len(result_text) > most,
+            "params_clipped": limit is not None and len(params_text) > limit,
+            "result_clipped": limit is not None and len(result_text) > limit,
             "again": again,
             "same_key": list(same_key(self.get_queryset(request), task)) if task.unique_key else [],
             "window": WINDOW,
@@ -129,12 +129,15 @@ class DetailViews(Base):
 
 
 def _id_of(text: str) -> int | None:
-    """The id of an event that a text is; None for anything else, and for more than ids have."""
+    """Return the text as the ID of an event; None if it is not a number or is too long."""
     return int(text) if text.isdecimal() and len(text) <= ID_DIGITS else None
 
 
 def same_key(tasks: QuerySet[Task], task: Task) -> QuerySet[Task]:
-    """Other tasks of its unique key, among the newest: no index has those that have finished."""
+    """Return other tasks with its unique key, among the newest ones.
+
+    No index covers the unique keys of finished tasks.
+    """
     newest = IndexOrder.of({})
     found = unindexed(tasks, "unique_key", exact=task.unique_key).exclude(pk=task.pk)
     end: datetime | None = newest.window_end(Task.objects.order_by())

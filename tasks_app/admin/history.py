@@ -1,4 +1,4 @@
-"""A task's history as its page tells it: newest part first read, in the order it happened."""
+"""The newest part of a task's history, in the order in which it happened, for its page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from tasks_app.models import Task, TaskEvent
 from tasks_app.states import ATTEMPT_ENDS, EventType
 
-#: How many log lines, and how many other facts, a page shows of a history.
+#: A page shows at most this many log lines, and this many other facts.
 LINES = 200
 FACTS = 200
 
@@ -27,12 +27,14 @@ class Moment:
     time: datetime
     what: str
     by: str = ""
-    #: A time that it names.
+    #: The time until which the task waits.
     until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
+    """One run of the task."""
+
     number: int
     worker: str
     began: datetime
@@ -42,12 +44,14 @@ class Attempt:
 
     @property
     def took(self) -> float | None:
-        """In seconds."""
+        """How long it ran, in seconds; None if it is still running."""
         return (self.ended - self.began).total_seconds() if self.ended else None
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
+    """One line of the log."""
+
     id: int
     time: datetime
     level: str
@@ -56,8 +60,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class History:
+    """The newest facts of a task, and the attempts that they report."""
+
     moments: list[Moment]
-    #: Whether there is more before the first one.
+    #: Whether earlier facts were left out.
     cut: bool
     attempts: list[Attempt]
 
@@ -69,17 +75,20 @@ def history_of(task: Task) -> History:
         .order_by("-id")[: FACTS + 1]
     )
     events = list(newest)
-    shown = events[:FACTS][::-1]
-    return History([moment(event) for event in shown], len(events) > FACTS, attempts(shown))
+    facts = events[:FACTS][::-1]
+    return History([moment(event) for event in facts], len(events) > FACTS, attempts(facts))
 
 
 def log_of(task: Task, before: int | None = None) -> tuple[list[Line], int | None]:
-    """Its newest log lines, before an id if one is given; and before which there are more."""
+    """Return the newest log lines before an event ID, if one is given.
+
+    Also return the ID before which there are more lines, or None.
+    """
     events = TaskEvent.primary.filter(task=task, event_type=EventType.LOG).order_by("-id")
     if before is not None:
         events = events.filter(id__lt=before)
-    found = list(events[: LINES + 1])
-    shown = found[:LINES][::-1]
+    newest = list(events[: LINES + 1])
+    shown = newest[:LINES][::-1]
     lines = [
         Line(
             event.pk,
@@ -89,12 +98,12 @@ def log_of(task: Task, before: int | None = None) -> tuple[list[Line], int | Non
         )
         for event in shown
     ]
-    return lines, shown[0].pk if len(found) > LINES else None
+    return lines, shown[0].pk if len(newest) > LINES else None
 
 
 def moment(event: TaskEvent) -> Moment:
     data = event.data
-    told = Moment(
+    line = Moment(
         event.pk,
         event.event_type,
         event.timestamp,
@@ -103,52 +112,54 @@ def moment(event: TaskEvent) -> Moment:
     )
     match event.event_type:
         case EventType.QUEUED if data.get("reason"):
-            return replace(told, what=_("Returned to the queue by its worker"))
+            return replace(line, what=_("Returned to the queue by its worker"))
         case EventType.QUEUED:
-            return replace(told, until=_after(data, event.timestamp))
+            return replace(line, until=_after(data, event.timestamp))
         case EventType.STARTED:
             words = {"attempt": data.get("attempt"), "worker": data.get("worker", "")}
-            return replace(told, what=_("Attempt %(attempt)s started on %(worker)s") % words)
+            return replace(line, what=_("Attempt %(attempt)s started on %(worker)s") % words)
         case EventType.RETRY_SCHEDULED:
             words = {"attempt": data.get("attempt")}
             return replace(
-                told,
+                line,
                 what=_("Attempt %(attempt)s failed") % words,
                 until=_after(data, event.timestamp),
             )
-    return told
+    return line
 
 
 def attempts(events: Iterable[TaskEvent]) -> list[Attempt]:
-    """Its runs, as the facts tell of them. The number of one that was handed back comes again."""
-    found: list[Attempt] = []
+    """Return the attempts that the facts report. A released attempt is not counted, so its number
+    comes again.
+    """
+    runs: list[Attempt] = []
     for event in events:
         if event.event_type == EventType.STARTED:
             number, worker = event.data.get("attempt", 0), str(event.data.get("worker", ""))
-            found.append(Attempt(number, worker, event.timestamp))
-        elif event.event_type in ATTEMPT_ENDS and found and found[-1].ended is None:
+            runs.append(Attempt(number, worker, event.timestamp))
+        elif event.event_type in ATTEMPT_ENDS and runs and runs[-1].ended is None:
             how = EventType(event.event_type)
             label = str(how.label)
             if how is EventType.RETRY_SCHEDULED:
                 label = str(EventType.FAILED.label)
             elif how is EventType.QUEUED:
                 label = _("Returned to the queue")
-            found[-1] = replace(
-                found[-1], ended=event.timestamp, how=label, error=error_of(event.data)
+            runs[-1] = replace(
+                runs[-1], ended=event.timestamp, how=label, error=error_of(event.data)
             )
-    return found
+    return runs
 
 
-def error_of(data: dict[str, Any], most: int | None = None) -> str:
-    """Return the error that an event tells of, with so many characters of its message at most."""
+def error_of(data: dict[str, Any], limit: int | None = None) -> str:
+    """Return the error in an event's data, with at most `limit` characters of its message."""
     error = data.get("error")
     if not isinstance(error, dict):
         return ""
-    return f"{error.get('type')}: {str(error.get('message'))[:most]}"
+    return f"{error.get('type')}: {str(error.get('message'))[:limit]}"
 
 
 def _after(data: dict[str, Any], now: datetime) -> datetime | None:
-    """A time to wait until, if it is one worth a word."""
+    """Return the time until which the task waits, if it is at least a second away."""
     text = data.get("run_after")
     until = parse_datetime(text) if isinstance(text, str) else None
     if until is None or (until.replace(tzinfo=None) - now.replace(tzinfo=None)).total_seconds() < 1:

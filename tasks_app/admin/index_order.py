@@ -1,10 +1,15 @@
-"""Which part of which index the list reads: the same amount, however many tasks there are.
+"""The index that the list of tasks reads, and how much of it.
 
-The list is in the order of an index: the newest first, of one owner's tasks where it is filtered by
-owner; by when they ended, of one status's and of stuck ones; and the longest waiting first of
-pending ones. What else it is filtered by is looked for in the next `WINDOW` tasks of that order.
-Where there are more, the page says so and links to those beyond: by the value of the order's field,
-not by an offset.
+The list reads the same number of rows, however many tasks there are, because its order is always
+that of an index:
+
+- all tasks, or those of one owner: newest first
+- tasks of one terminal status, and stuck tasks: last finished first
+- pending tasks: longest waiting first
+
+The index does not cover other filters. The list applies them to the next `WINDOW` tasks in that
+order. If there are more tasks, the page says so and links to them by the value of the order's
+field, not by an offset.
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ from tasks_app.models import Task
 from tasks_app.models.expressions import Unindexed
 from tasks_app.states import Status
 
-#: How many tasks a page looks through for those that are asked for.
+#: A page applies filters that no index covers to this many tasks.
 WINDOW = 20_000
 
-#: What the list's URL may say.
+#: Query parameters of the list's URL.
 STATUS, OWNER, TROUBLE, WAIT, ENDED, AGE, RETRIED, OLDEST, FROM, SINCE = (
     "status",
     "owner",
@@ -41,7 +46,7 @@ LOST, STUCK = "lost", "stuck"
 
 @dataclass(frozen=True, slots=True)
 class IndexOrder:
-    """An order that an index has: of all tasks, a status's, an owner's, or those that are stuck."""
+    """An order that an index serves: of all tasks, of one status or owner, or of stuck tasks."""
 
     field: str
     descending: bool
@@ -51,24 +56,24 @@ class IndexOrder:
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> IndexOrder:
-        """Return the index_order that serves what a list's URL asks for."""
+        """Return the order for the query parameters of a list's URL."""
         descending = OLDEST not in params
-        asked = params.get(STATUS, "")
-        status = Status(asked) if asked in Status else None
+        value = params.get(STATUS, "")
+        status = Status(value) if value in Status else None
         if status is None and params.get(WAIT):
             status = Status.PENDING
         if status is Status.RUNNING or params.get(TROUBLE) == LOST:
-            # Never more than there are hands, whoever owns them: sorted as they are read.
+            # There are never more running tasks than threads, so sorting them is cheap.
             return cls("started_at", descending, Status.RUNNING)
         if params.get(TROUBLE) == STUCK:
-            # Few, and each has ended.
+            # Stuck tasks are few, and each has ended.
             return cls("finished_at", descending, of_stuck=True)
         if params.get(OWNER):
             return cls("created_at", descending, of_owner=True)
         if status is None:
             return cls("created_at", descending)
         if status is Status.PENDING:
-            # The one that waits longest first.
+            # Longest waiting first.
             return cls("run_after", not descending, status)
         return cls("finished_at", descending, status)
 
@@ -77,7 +82,7 @@ class IndexOrder:
         return F(self.field).desc() if self.descending else F(self.field).asc()
 
     def restrict(self, tasks: QuerySet[Task], owner: Any = None) -> QuerySet[Task]:
-        """Restrict tasks by what the index is of, in the words that make the database use it."""
+        """Restrict tasks to those in the index, by conditions that make the database use it."""
         if self.of_owner:
             return tasks.filter(owner=owner)
         if self.of_stuck:
@@ -89,28 +94,24 @@ class IndexOrder:
             return tasks.filter(lease_expires_at__isnull=False)
         return tasks.filter(**{f"{self.field}__isnull": False})
 
-    def starting_at(self, tasks: QuerySet[Task], moment: datetime) -> QuerySet[Task]:
-        """Those from a moment on, in this order; what is of that very moment too."""
+    def starting_at(self, tasks: QuerySet[Task], time: datetime) -> QuerySet[Task]:
+        """Return the tasks from a time on, in this order, including those of that exact time."""
         side = "lte" if self.descending else "gte"
-        return tasks.filter(**{f"{self.field}__{side}": moment})
+        return tasks.filter(**{f"{self.field}__{side}": time})
 
-    def up_to(self, tasks: QuerySet[Task], moment: datetime) -> QuerySet[Task]:
-        """Those up to a moment, in this order, without it."""
+    def up_to(self, tasks: QuerySet[Task], time: datetime) -> QuerySet[Task]:
+        """Return the tasks before a time, in this order, excluding those of that exact time."""
         side = "gt" if self.descending else "lt"
-        return tasks.filter(**{f"{self.field}__{side}": moment})
+        return tasks.filter(**{f"{self.field}__{side}": time})
 
     def window_end(self, tasks: QuerySet[Task]) -> datetime | None:
-        """Where the window over these tasks ends; None if it holds all of them."""
+        """Return the time at which the window over these tasks ends; None if it holds them all."""
         fields = tasks.order_by(self.expression).values_list(self.field, flat=True)
         return fields[WINDOW : WINDOW + 1].first()
 
 
-def str_of(moment: datetime) -> str:
-    return moment.isoformat()
-
-
-def unindexed(tasks: QuerySet[Task], column: str, **wanted: Any) -> QuerySet[Task]:
-    """Filter by a column, and keep SQLite from choosing an index by it: the order has its own."""
-    [(lookup, value)] = wanted.items()
+def unindexed(tasks: QuerySet[Task], column: str, **condition: Any) -> QuerySet[Task]:
+    """Filter by a column without its index: SQLite then keeps to the index of the list's order."""
+    [(lookup, value)] = condition.items()
     name = f"_{column}"
     return tasks.alias(**{name: Unindexed(column)}).filter(**{f"{name}__{lookup}": value})

@@ -1,4 +1,4 @@
-"""Parameters and results as people may read them: what is declared secret is not shown."""
+"""Parameters and results with their secrets masked, as pages show them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MASK = "••••••••"
 
 
 class _Schemas(GenerateJsonSchema):
-    """Calls secret what has no JSON schema: nobody knows what is in it."""
+    """JSON Schema that marks a type without a schema as secret, because its content is unknown."""
 
     def handle_invalid_for_json_schema(
         self, schema: core_schema.CoreSchema, error_info: str
@@ -28,34 +28,36 @@ class _Schemas(GenerateJsonSchema):
         return {"writeOnly": True}
 
 
-#: A JSON schema, and the document that it refers into.
+#: A JSON schema, and the document in which its references are resolved.
 _Schema = tuple[Mapping[str, Any], Mapping[str, Any]]
-#: The schema of what nothing is said of.
+#: The schema of a value about which nothing is declared.
 _ANYTHING: Mapping[str, Any] = {}
 
 
 def shown_params(task: Task) -> tuple[Any, bool]:
-    """Its parameters, with what is secret masked, and whether it is known what is.
+    """Return a task's parameters with secrets masked, and whether secrets could be identified.
 
-    If its class cannot be imported, or its model cannot be built, nobody knows: every value is
-    masked. So is a value whose type has no JSON schema.
+    If its class cannot be imported, or its model cannot be built, they cannot: every value is
+    masked. A value whose type has no JSON schema is masked too.
     """
     try:
         with buildable("The parameters"):
             return masked(task.params, _schemas_of(resolve(task.name).params_model())), True
     except (UnknownTask, InvalidTask):
-        return blotted(task.params), False
+        return all_masked(task.params), False
 
 
 def shown_result(task: Task) -> tuple[Any, bool]:
-    """Its result, likewise. Secrets in it were masked when it was stored, but for fields that only
-    their declaration says to be secret.
+    """Return a task's result with secrets masked, and whether secrets could be identified.
+
+    Values of Pydantic's secret types were masked when the result was stored. A field that only its
+    declaration marks as secret was not.
     """
     try:
         with buildable("The result"):
             return masked(task.result, _result_schemas(resolve(task.name))), True
     except (UnknownTask, InvalidTask):
-        return blotted(task.result), False
+        return all_masked(task.result), False
 
 
 def pretty(data: Any) -> str:
@@ -63,10 +65,7 @@ def pretty(data: Any) -> str:
 
 
 def masked(data: Any, schemas: list[_Schema]) -> Any:
-    """Mask what one of the schemas calls secret, and what none of them knows.
-
-    As Pydantic says it for SecretStr, SecretBytes and Secret: `format: password` and `writeOnly`.
-    """
+    """Mask values that one of the schemas marks as secret, and values that none declares."""
     if data is None:
         return None
     alternatives = _alternatives(schemas)
@@ -79,15 +78,15 @@ def masked(data: Any, schemas: list[_Schema]) -> Any:
     return data
 
 
-def blotted(data: Any) -> Any:
-    """Keep the outermost names, and mask what they stand for."""
+def all_masked(data: Any) -> Any:
+    """Keep the names of the outermost object, and mask every value."""
     if data is None:
         return None
     return dict.fromkeys(data, MASK) if isinstance(data, dict) else MASK
 
 
 def _schemas_of(model: type[BaseModel]) -> list[_Schema]:
-    # By the names that it is read by, and by those that it is written by.
+    # Both modes, because a field may have one name for reading and another for writing.
     modes: tuple[Any, Any] = ("validation", "serialization")
     schemas = [model.model_json_schema(mode=mode, schema_generator=_Schemas) for mode in modes]
     return [(schema, schema) for schema in schemas]
@@ -100,10 +99,10 @@ def _result_schemas(cls: type[BaseTask]) -> list[_Schema]:
 
 
 def _alternatives(schemas: Iterable[_Schema]) -> list[_Schema]:
-    """Schemas with all that they refer to or are made of.
+    """Return the schemas with those that they refer to or combine.
 
-    Each but once: in a recursive union each leads to every other, so that their ways through the
-    data would double with each level of it.
+    Each is returned once. In a recursive union each schema leads to every other, so without this
+    the work would double with each level of the data.
     """
     found: dict[int, _Schema] = {}
     waiting = list(schemas)
@@ -115,8 +114,8 @@ def _alternatives(schemas: Iterable[_Schema]) -> list[_Schema]:
         reference = one.get("$ref")
         if isinstance(reference, str):
             waiting.append((_referred(reference, document), document))
-        for word in ("anyOf", "oneOf", "allOf"):
-            waiting += [(other, document) for other in one.get(word, ())]
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            waiting += [(other, document) for other in one.get(keyword, ())]
     return list(found.values())
 
 
@@ -141,7 +140,7 @@ def _member(key: str, value: Any, alternatives: list[_Schema]) -> Any:
             found.append((_ANYTHING, document))
         found += [(other, document) for other in one.get("patternProperties", {}).values()]
     if declares and not found:
-        return MASK  # Declared once, when it was started, and no more: perhaps as a secret.
+        return MASK  # The class no longer declares it, and may have declared it as a secret.
     return masked(value, found)
 
 

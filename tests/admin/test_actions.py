@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone, translation
 
 from tasks_app.admin import action_views, actions
-from tasks_app.admin.actions import CANCEL, sentences
+from tasks_app.admin.actions import CANCEL, messages_about
 from tasks_app.exceptions import DuplicateTask, TaskError
 from tasks_app.models import Task, TaskEvent
 from tasks_app.service import task_service
@@ -450,7 +450,7 @@ def test_invalid_time_of_confirmation_asks_again(admin_client: Client, moment: s
 def test_one_request_acts_on_a_limited_number(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(action_views, "MOST", 2)
+    monkeypatch.setattr(action_views, "MAX_TASKS", 2)
     for _ in range(5):
         rows.saved()
     more = "Stopped after 2 tasks, and there are more. Run it again to continue."
@@ -462,7 +462,7 @@ def test_one_request_acts_on_a_limited_number(
 
 
 def test_time_limit_is_reported() -> None:
-    assert sentences(CANCEL, bulk.Summary(done=1, left=3)) == [
+    assert messages_about(CANCEL, bulk.Summary(done=1, left=3)) == [
         (True, "1 task was cancelled or asked to stop."),
         (False, "Stopped after 20 s with 3 tasks left. Run it again to continue."),
     ]

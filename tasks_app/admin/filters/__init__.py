@@ -1,4 +1,4 @@
-"""What the list of tasks may be filtered by. None of them counts, and none reads a whole table."""
+"""The filters of the list of tasks. None of them counts rows or reads a whole table."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tasks_app.tasks import registry
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
 
-#: From how many of the newest tasks names and queues to choose from are taken.
+#: The names and queues to choose from are those of this many newest tasks.
 RECENT = 2_000
-#: How many choices a filter offers.
+#: A filter offers at most this many choices.
 CHOICES = 30
 
 ME, NOBODY = "~me", "~nobody"
@@ -55,8 +55,8 @@ class StatusFilter(TaskFilter):
         if status is None:
             return queryset
         if status not in Status:
-            raise IncorrectLookupParameters(f"{status!r} is no status")
-        # Where the order is that of the status's own index, the list says so itself.
+            raise IncorrectLookupParameters(f"{status!r} is not a status")
+        # If the list is in the order of this status's index, it restricts itself to the status.
         if self.index_order(request).status == status:
             return queryset
         return unindexed(queryset, "status", exact=status)
@@ -76,30 +76,30 @@ class TroubleFilter(TaskFilter):
         if trouble == LOST:
             return queryset.filter(lease_expires_at__lt=database_now(alias()))
         if trouble == STUCK:
-            # Where the order is that of their own index, the list says so itself.
+            # If the list is in the order of their index, it restricts itself to stuck tasks.
             return queryset if self.index_order(request).of_stuck else queryset.filter(stuck=True)
-        raise IncorrectLookupParameters(f"{trouble!r} is no trouble")
+        raise IncorrectLookupParameters(f"{trouble!r} is neither {LOST!r} nor {STUCK!r}")
 
 
 class RecentFilter(TaskFilter):
-    """By a value of a column, to choose from those that recent tasks have."""
+    """A filter by a column, with the values of recent tasks as its choices."""
 
     column: str
 
     def lookups(self, request: HttpRequest, _model_admin: Any) -> Choices:
-        found = {getattr(task, self.column) for task in recent(request)}
+        values = {getattr(task, self.column) for task in recent(request)}
         chosen = self.used_parameters.get(self.parameter_name)
-        shown = sorted(found, key=str.lower)[:CHOICES]
-        if chosen and chosen not in shown:
-            shown.append(chosen)
-        return [(value, value) for value in shown]
+        choices = sorted(values, key=str.lower)[:CHOICES]
+        if chosen and chosen not in choices:
+            choices.append(chosen)
+        return [(value, value) for value in choices]
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
         if value is None:
             return queryset
         if "\0" in value:
-            raise IncorrectLookupParameters("no database stores a NUL character")
+            raise IncorrectLookupParameters("a value must not contain a NUL character")
         return unindexed(queryset, self.column, exact=value)
 
 
@@ -108,11 +108,11 @@ class NameFilter(RecentFilter):
     parameter_name = column = "name"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
-        # Never the label of whatever the URL names: it is found by importing a module.
+        # Not the label of a name from the URL: finding it would import a module.
         labels = {cls.name(): str(cls.verbose_name) for cls in registry.tasks()}
         labels |= {task.name: task.label for task in recent(request)}
-        found = super().lookups(request, model_admin)
-        return sorted(((name, labels.get(name, name)) for name, _ in found), key=lambda c: c[1])
+        names = [name for name, _label in super().lookups(request, model_admin)]
+        return sorted(((name, labels.get(name, name)) for name in names), key=lambda c: c[1])
 
 
 class QueueFilter(RecentFilter):
@@ -121,7 +121,7 @@ class QueueFilter(RecentFilter):
 
 
 class OwnerFilter(TaskFilter):
-    """By user name: typed in, for there may be many."""
+    """A filter by user name, which is typed because there may be many users."""
 
     title = gettext_lazy("owner")
     parameter_name = OWNER
@@ -151,7 +151,7 @@ class OwnerFilter(TaskFilter):
         }
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        # The order is that of the owner's tasks, so the list says whose.
+        # The list restricts itself to the owner: its order is that of their tasks.
         return queryset
 
     def value(self) -> str | None:
@@ -163,11 +163,12 @@ class WorkerFilter(TaskFilter):
     parameter_name = "worker"
 
     def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
-        found = [(str(one.pk), str(one)) for one in Worker.objects.order_by("-heartbeat_at")[:10]]
+        newest = Worker.objects.order_by("-heartbeat_at")[:10]
+        choices = [(str(worker.pk), str(worker)) for worker in newest]
         chosen = self.used_parameters.get(self.parameter_name)
-        if chosen and chosen not in dict(found):
-            found.append((chosen, chosen))
-        return found
+        if chosen and chosen not in dict(choices):
+            choices.append((chosen, chosen))
+        return choices
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
@@ -176,12 +177,12 @@ class WorkerFilter(TaskFilter):
         try:
             worker_id = UUID(value)
         except ValueError:
-            raise IncorrectLookupParameters(f"{value!r} is no worker's id") from None
+            raise IncorrectLookupParameters(f"{value!r} is not a UUID") from None
         return unindexed(queryset, "worker_id", exact=worker_id)
 
 
 class OrderFilter(TaskFilter):
-    """The other end first. Only the orders that an index has are offered."""
+    """Reverses the order of the list. Other orders are not offered: no index serves them."""
 
     title = gettext_lazy("order")
     parameter_name = OLDEST
@@ -200,7 +201,7 @@ class OrderFilter(TaskFilter):
 
 
 class FromFilter(LinkedFilter):
-    """Where in the order the list begins."""
+    """The place in the order at which the list begins."""
 
     title = gettext_lazy("from")
     parameter_name = FROM
@@ -226,23 +227,26 @@ FILTERS = (
 
 
 def recent(request: HttpRequest) -> list[Task]:
-    """The names and queues of the newest tasks, read once for a request."""
-    found: list[Task] | None = getattr(request, "_recent_tasks", None)
-    if found is None:
+    """Return tasks with the names and queues of the newest ones, read once for each request."""
+    tasks: list[Task] | None = getattr(request, "_recent_tasks", None)
+    if tasks is None:
         newest = Task.objects.order_by("-created_at").only("name", "queue")[:RECENT]
-        found = list({(task.name, task.queue): task for task in newest}.values())
-        request._recent_tasks = found  # type: ignore[attr-defined]
-    return found
+        tasks = list({(task.name, task.queue): task for task in newest}.values())
+        request._recent_tasks = tasks  # type: ignore[attr-defined]
+    return tasks
 
 
 def owner_named(name: str, request: HttpRequest) -> Any:
-    """The id of the user whom the list's URL names; None for nobody. Raises LookupError."""
+    """Return the ID of the user that the list's URL names, or None for "nobody".
+
+    Raises LookupError if no user has this name.
+    """
     if name == ME:
         return request.user.pk
     if name == NOBODY:
         return None
     if "\0" in name:
-        raise LookupError(name)  # No database stores it.
+        raise LookupError(name)  # Databases refuse a NUL character.
     users = get_user_model()._default_manager
     user = users.filter(**{get_user_model().USERNAME_FIELD: name}).only("pk").first()
     if user is None:

@@ -1,4 +1,4 @@
-"""What every filter of the list of tasks is made from."""
+"""The base classes of the filters of the list of tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Choices = Iterable[tuple[str, "str | _StrPromise"]]
 
 
 class TaskFilter(admin.SimpleListFilter):
-    """A filter by one value, which stays among its choices when it is chosen."""
+    """A filter by one value. Its choices stay visible once one of them is chosen."""
 
     parameter_name: str
     template = "admin/tasks_app/task/filter.html"
@@ -30,7 +30,7 @@ class TaskFilter(admin.SimpleListFilter):
 
 
 class LinkedFilter(TaskFilter):
-    """What a link asks for, and no choice of its own."""
+    """A filter that only links set: it shows no choices."""
 
     def has_output(self) -> bool:
         return False

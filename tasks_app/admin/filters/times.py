@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from tasks_app.admin.filters.base import Choices, LinkedFilter, TaskFilter
-from tasks_app.admin.index_order import AGE, ENDED, RETRIED, WAIT, str_of, unindexed
+from tasks_app.admin.index_order import AGE, ENDED, RETRIED, WAIT, unindexed
 from tasks_app.states import Status
 from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
@@ -23,12 +23,12 @@ READY, SCHEDULED = "ready", "scheduled"
 
 
 class RangeFilter(TaskFilter):
-    """By a range of times. If the list is in the order of that column, its index serves it."""
+    """A filter by a range of times, which an index serves if the list is in that order."""
 
     column: str
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        # Where the order is that of the column, the list itself restricts what it reads.
+        # If the list is in the order of this column, it restricts itself to the range.
         if self.index_order(request).field == self.column:
             return queryset
         return self.within(queryset, self.value(), indexed=False)
@@ -37,21 +37,21 @@ class RangeFilter(TaskFilter):
     def within(
         cls, tasks: QuerySet[Any], value: str | None, *, indexed: bool = True
     ) -> QuerySet[Any]:
-        for lookup, moment in cls.bounds(value).items() if value else ():
+        for lookup, time in cls.bounds(value).items() if value else ():
             if indexed:
-                tasks = tasks.filter(**{f"{cls.column}__{lookup}": moment})
+                tasks = tasks.filter(**{f"{cls.column}__{lookup}": time})
             else:
-                tasks = unindexed(tasks, cls.column, **{lookup: moment})
+                tasks = unindexed(tasks, cls.column, **{lookup: time})
         return tasks
 
     @classmethod
     def bounds(cls, value: str) -> Mapping[str, datetime]:
-        """Return the bounds that a value names, by their lookups."""
+        """Return the bounds that a value stands for, by their lookups."""
         raise NotImplementedError
 
 
 class WaitFilter(RangeFilter):
-    """Pending tasks that could start now, or later: as the overview counts them."""
+    """Pending tasks that could start now, or those scheduled for later, as the overview counts."""
 
     title = gettext_lazy("waiting")
     parameter_name = WAIT
@@ -74,12 +74,14 @@ class WaitFilter(RangeFilter):
         try:
             lookup = {READY: "lte", SCHEDULED: "gt"}[value]
         except KeyError:
-            raise IncorrectLookupParameters(f"{value!r} is no wait") from None
+            raise IncorrectLookupParameters(
+                f"{value!r} is neither {READY!r} nor {SCHEDULED!r}"
+            ) from None
         return {lookup: database_now(alias())}
 
 
 class EndedFilter(RangeFilter):
-    """What finished lately: as the overview counts it."""
+    """Tasks that finished recently, as the overview counts them."""
 
     title = gettext_lazy("finished")
     parameter_name = ENDED
@@ -98,7 +100,7 @@ class EndedFilter(RangeFilter):
         try:
             course, _label = cls.COURSES[value]
         except KeyError:
-            raise IncorrectLookupParameters(f"{value!r} is no age of an end") from None
+            raise IncorrectLookupParameters(f"{value!r} is not one of {[*cls.COURSES]}") from None
         return {"gte": since(database_now(alias()), course)}
 
 
@@ -122,12 +124,14 @@ class AgeFilter(RangeFilter):
         try:
             age, _label = (cls.AGES | cls.OLDER)[value]
         except KeyError:
-            raise IncorrectLookupParameters(f"{value!r} is no age") from None
+            raise IncorrectLookupParameters(
+                f"{value!r} is not one of {[*cls.AGES, *cls.OLDER]}"
+            ) from None
         return {"lt" if value in cls.OLDER else "gte": database_now(alias()) - age}
 
 
 class RetriedFilter(LinkedFilter, RangeFilter):
-    """The tasks that an action on many started, by when it began and ended."""
+    """The tasks that one bulk retry started, by the times at which it began and ended."""
 
     title = gettext_lazy("retried")
     parameter_name = RETRIED
@@ -141,14 +145,14 @@ class RetriedFilter(LinkedFilter, RangeFilter):
     def bounds(cls, value: str) -> Mapping[str, datetime]:
         first, last = (parse_time(text) for text in [*value.split("~"), "", ""][:2])
         if first is None or last is None:
-            raise IncorrectLookupParameters(f"{value!r} are no two moments")
+            raise IncorrectLookupParameters(f"{value!r} is not two times joined by '~'")
         return {"gte": first, "lte": last}
 
     @staticmethod
     def between(first: datetime, last: datetime) -> str:
-        """Return the value that means these."""
-        return f"{str_of(first)}~{str_of(last)}"
+        """Return the filter's value for these times."""
+        return f"{first.isoformat()}~{last.isoformat()}"
 
 
-#: Which the list applies itself, if it is in the order of their columns.
+#: Filters that the list applies itself if it is in the order of their column.
 RANGES: tuple[type[RangeFilter], ...] = (WaitFilter, EndedFilter, AgeFilter, RetriedFilter)
