@@ -19,7 +19,7 @@ FACTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Entry:
     """One line of the timeline."""
 
     id: int
@@ -62,7 +62,7 @@ class Line:
 class History:
     """The newest facts of a task, and the attempts that they report."""
 
-    moments: list[Moment]
+    entries: list[Entry]
     #: Whether earlier facts were left out.
     cut: bool
     attempts: list[Attempt]
@@ -76,7 +76,7 @@ def history_of(task: Task) -> History:
     )
     events = list(newest)
     facts = events[:FACTS][::-1]
-    return History([moment(event) for event in facts], len(events) > FACTS, attempts(facts))
+    return History([entry_of(event) for event in facts], len(events) > FACTS, attempts(facts))
 
 
 def log_of(task: Task, before: int | None = None) -> tuple[list[Line], int | None]:
@@ -101,9 +101,9 @@ def log_of(task: Task, before: int | None = None) -> tuple[list[Line], int | Non
     return lines, shown[0].pk if len(newest) > LINES else None
 
 
-def moment(event: TaskEvent) -> Moment:
+def entry_of(event: TaskEvent) -> Entry:
     data = event.data
-    line = Moment(
+    entry = Entry(
         event.pk,
         event.event_type,
         event.timestamp,
@@ -112,20 +112,20 @@ def moment(event: TaskEvent) -> Moment:
     )
     match event.event_type:
         case EventType.QUEUED if data.get("reason"):
-            return replace(line, what=_("Returned to the queue by its worker"))
+            return replace(entry, what=_("Returned to the queue by its worker"))
         case EventType.QUEUED:
-            return replace(line, until=_after(data, event.timestamp))
+            return replace(entry, until=_after(data, event.timestamp))
         case EventType.STARTED:
             words = {"attempt": data.get("attempt"), "worker": data.get("worker", "")}
-            return replace(line, what=_("Attempt %(attempt)s started on %(worker)s") % words)
+            return replace(entry, what=_("Attempt %(attempt)s started on %(worker)s") % words)
         case EventType.RETRY_SCHEDULED:
             words = {"attempt": data.get("attempt")}
             return replace(
-                line,
+                entry,
                 what=_("Attempt %(attempt)s failed") % words,
                 until=_after(data, event.timestamp),
             )
-    return line
+    return entry
 
 
 def attempts(events: Iterable[TaskEvent]) -> list[Attempt]:

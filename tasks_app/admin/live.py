@@ -1,4 +1,4 @@
-"""What the list's script asks where no stream tells it."""
+"""The view that the list's script asks for the state of rows and for new tasks."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-#: What the script asks: how rows stand, and which the list would show now.
+#: Query parameters: the ids of rows to read again, and whether to look for new tasks.
 IDS, NEW = "_ids", "_new"
 
 
 class LiveViews(Base):
-    """What TaskAdmin has of answers to the list's script."""
+    """The part of TaskAdmin that answers the list's script."""
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(never_cache(self.live_view))
         return [path("live/", view, name="tasks_app_task_live"), *super().get_urls()]
 
     def live_view(self, request: HttpRequest) -> JsonResponse:
-        """How the tasks `_ids` stand; with `_new`, also the ids of those that came `_since` to the
-        list as it is asked for by the rest of the query.
+        """Return the state of the tasks in `_ids`.
+
+        With `_new`, also return the ids of tasks that are new since `_since` to the list that the
+        rest of the query describes.
         """
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -47,7 +49,7 @@ class LiveViews(Base):
         try:
             wanted = [UUID(text) for text in ids.split(",") if text][: self.list_per_page]
         except ValueError:
-            return JsonResponse({"detail": "An id is a UUID."}, status=400)
+            return JsonResponse({"detail": "_ids must be UUIDs, separated by commas."}, status=400)
         now = database_now(alias())
         answer: dict[str, Any] = {"now": aware(now).isoformat(), "tasks": [], "top": None}
         if wanted:
@@ -59,6 +61,9 @@ class LiveViews(Base):
             try:
                 changelist: Any = self.get_changelist_instance(request)
             except IncorrectLookupParameters:
-                return JsonResponse({"detail": "The list's query is wrong."}, status=400)
+                return JsonResponse(
+                    {"detail": "The query of the list is invalid."},
+                    status=400,
+                )
             answer["top"] = [str(task.pk) for task in changelist.news(since)]
         return JsonResponse(answer)

@@ -1,4 +1,4 @@
-"""How all tasks and workers stand, on one page."""
+"""The overview: the state of all tasks and workers on one page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-#: What the page's script says.
+#: The texts that the page's script shows.
 WORDS: Mapping[str, str | _StrPromise] = {
     "live": gettext_lazy("Live"),
     "paused": gettext_lazy("Paused"),
@@ -52,7 +52,7 @@ PRESENCES: Mapping[Presence, _StrPromise] = {
 
 
 class OverviewViews(Base):
-    """What TaskAdmin has of views that tell of all tasks."""
+    """The part of TaskAdmin that shows the overview."""
 
     def get_urls(self) -> list[URLPattern]:
         def view(part: str) -> Any:
@@ -68,7 +68,7 @@ class OverviewViews(Base):
         ]
 
     def overview_view(self, request: HttpRequest, part: str) -> HttpResponse:
-        """Show the page, or the part of it that its script asks for again and again."""
+        """Show the page, or only the part that its script reloads."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         context = shown(statistics.overview()) | {
@@ -92,9 +92,9 @@ class OverviewViews(Base):
 
 
 def live(part_url: str, stream_url: str = "") -> dict[str, Any]:
-    """Return what the script needs to keep a page up to date, which it asks for at `part_url`.
+    """Return the data with which the script keeps a page up to date.
 
-    Without a stream it asks every few seconds.
+    The script reloads `part_url`: after events of the stream, or every few seconds without one.
     """
     return {
         "part_url": part_url,
@@ -105,7 +105,7 @@ def live(part_url: str, stream_url: str = "") -> dict[str, Any]:
 
 
 def shown(found: statistics.Overview) -> dict[str, Any]:
-    """Return what the templates show, with lengths of time in words."""
+    """Return the context of the templates, with durations in words."""
     words = {key: str(word) for key, word in display.WORDS.items()}
 
     def since(moment: datetime | None) -> str:
@@ -130,9 +130,9 @@ def shown(found: statistics.Overview) -> dict[str, Any]:
 
 
 def stream_url(request: HttpRequest, *unused: EventType) -> str:
-    """Return where all tasks are streamed, without results and without `unused` events.
+    """Return the URL of the stream of all tasks, without results and without `unused` events.
 
-    Empty where a page has no stream to open.
+    Empty if the site serves no streams.
     """
     address = streams_url(request)
     events = ",".join(event for event in EventType.values if event not in unused)

@@ -1,4 +1,4 @@
-"""What the list shows of a task. Its script, static/tasks_app/admin-list.js, says the same."""
+"""The rows of the list of tasks. The list's script, admin-list.js, shows the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tasks_app.permissions import User
 
-#: Every word the list's script may show, beside those of the bar.
+#: Every text that the list's script may show, including those of the bar.
 WORDS: Mapping[str, str | _StrPromise] = {
     **display.WORDS,
     **{f"is_{status.value}": status.label for status in Status},
@@ -37,7 +37,7 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "attempt_of": _("{attempt} of {max_attempts}"),
     "removed": _("Deleted"),
     "new_one": _("Show 1 new task"),
-    # Chosen by the script, which has no plural forms.
+    # The script chooses between these, because it has no plural forms.
     "new_some": _("Show {count} new tasks"),
     "new_many": _("Show {count} or more new tasks"),
     "live": _("Live"),
@@ -53,14 +53,14 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "news": _("{label}: {state}"),
 }
 
-#: What a row shows of an error.
+#: A row shows this many characters of an error.
 ERROR_SHOWN = 200
-#: What a list shows nothing of, and what can be long.
+#: Fields that the list does not read, because they can be long.
 DEFERRED = ("params", "result", "error_traceback", "error_message")
 
 
 def shown(tasks: QuerySet[Task]) -> QuerySet[Task]:
-    """Read what rows show, and nothing that is long, in one query."""
+    """Read the fields that rows show in one query, and none of the long fields."""
     return (
         tasks.select_related("owner", "worker")
         .defer(*DEFERRED)
@@ -69,7 +69,7 @@ def shown(tasks: QuerySet[Task]) -> QuerySet[Task]:
 
 
 class Rows:
-    """What is the same for all rows of a page."""
+    """The data that all rows of a page share."""
 
     def __init__(self, user: User, now: datetime, site: str) -> None:
         self.user = user
@@ -77,14 +77,14 @@ class Rows:
         self.site = site
         self.words = {key: str(word) for key, word in WORDS.items()}
         self._labels: dict[str, str] = {}
-        #: Of tasks that wait for their next attempt, why the last one failed.
+        #: The last error of each task that waits for its next attempt.
         self.last_errors: dict[UUID, str] = {}
 
     @classmethod
     def of(cls, tasks: Iterable[Task], user: User, now: datetime, site: str) -> list[Row]:
-        """Give each task the `row` that the columns show, as of a time of the database's.
+        """Give each task a `row` for the columns to show. `now` is the database's time.
 
-        `site` is the name of the AdminSite that links lead within: there may be several.
+        `site` is the name of the AdminSite that links lead to: there may be several.
         """
         shared = cls(user, now, site)
         rows = [Row(task, shared) for task in tasks]
@@ -106,12 +106,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """One task, as the list shows it."""
+
     task: Task
     shared: Rows
 
     @property
     def info(self) -> dict[str, Any]:
-        """As TaskInfo says it, without what can be long, and with what operators ask."""
+        """The data of TaskInfo without its long fields, and with fields for operators."""
         task = self.task
         return {
             "task_id": str(task.pk),
@@ -146,7 +148,7 @@ class Row:
 
     @property
     def is_lost(self) -> bool:
-        """Whether its worker has not renewed its lease, by the database's clock."""
+        """Whether its lease has expired, by the database's clock."""
         expires = self.task.lease_expires_at
         return self.task.status == Status.RUNNING and expires is not None and expires < self.now
 
@@ -165,12 +167,12 @@ class Row:
 
     @property
     def remaining(self) -> str:
-        """Nothing of a task that nobody may be working on."""
+        """The time left, in words; empty if its worker may be lost."""
         return "" if self.is_lost else time_left(self.task, self.shared.words, self.now)
 
     @property
     def waited(self) -> str:
-        """How long it waited past the time from which it might run; or how long until then."""
+        """How long it waited from the time at which it could start, or how long until that time."""
         task = self.task
         until = (task.finished_at or self.now) if task.status == Status.PENDING else task.started_at
         until = until or task.finished_at or self.now
@@ -181,7 +183,7 @@ class Row:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether it may not start yet, by more than a second."""
+        """Whether it is pending and cannot start for more than a second."""
         seconds = (self.task.run_after - self.now).total_seconds()
         return self.task.status == Status.PENDING and seconds > 1
 
@@ -192,7 +194,7 @@ class Row:
 
     @property
     def attempt(self) -> str:
-        """Which one it is or was; empty for what never began."""
+        """The number of the current or last attempt; empty if none began."""
         words = self.shared.words
         if not self.task.attempt:
             return ""
@@ -209,7 +211,7 @@ class Row:
         return words[word].format(duration=duration(seconds, words))
 
     def offers(self) -> list[tuple[str, str, bool]]:
-        """The buttons that this user may have of it at some time: name, label, whether now."""
+        """Return the buttons for this user: name, label, and whether it is visible now."""
         user, task = self.shared.user, self.task
         offered: list[tuple[str, str, bool]] = []
         if not task.is_terminal and may_cancel(user, task):
@@ -221,9 +223,9 @@ class Row:
 
 
 def _last_errors(waiting: list[UUID]) -> dict[UUID, str]:
-    """Return why the last attempt of each task failed, in one query; none if there are no tasks.
+    """Return the last error of each task, in one query; in none if there are no tasks.
 
-    Nothing is logged between attempts, so each is found at the end of its task's history.
+    A task logs nothing between attempts, so the database finds each at the end of its history.
     """
     if not waiting:
         return {}
@@ -241,7 +243,7 @@ def _row(task: Task) -> Row:
 
 
 class Columns:
-    """The cells of a row. Each is filled here, and from then on by the page's script."""
+    """The cells of a row. They are rendered here; the page's script updates them later."""
 
     @admin.display(description=_("task"))
     def task(self, task: Task) -> SafeString:
@@ -321,7 +323,10 @@ class Columns:
 
 
 def _buttons(row: Row) -> SafeString:
-    """Buttons of the list's own form, which has the CSRF token: a form in it may not be."""
+    """Return buttons that submit the list's own form, because HTML allows no form within it.
+
+    The list's form has the CSRF token.
+    """
     return format_html_join(
         "",
         '<button type="submit" class="task-button" data-act="{}" formaction="{}"{}'
@@ -340,7 +345,7 @@ def _buttons(row: Row) -> SafeString:
 
 
 def _dotted(name: str) -> SafeString:
-    """A dotted name, which may break after its dots."""
+    """Return a dotted name that can wrap after each dot."""
     return format_html_join(SafeString(".<wbr>"), "{}", ((part,) for part in name.split(".")))
 
 
@@ -349,9 +354,9 @@ def _hidden(hidden: bool) -> SafeString:
 
 
 def _fact(name: Any, value: str, part: str = "", *, unnamed: bool = False) -> SafeString:
-    """One of several things that a cell says, with its name: a phone shows no head of the table.
+    """Return one value of a cell with its name, because phones hide the table's header.
 
-    `unnamed` is what says by itself what it is.
+    `unnamed` hides the name of a value that is clear without it.
     """
     return format_html(
         '<span class="task-fact"{}><span class="task-fact-name">{}</span> <bdi{}>{}</bdi></span>',

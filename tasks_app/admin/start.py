@@ -1,4 +1,4 @@
-"""Starting a task from the admin."""
+"""The admin's pages that start a task."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ else:
 
 
 class StartViews(Base):
-    """What TaskAdmin has of views that start tasks."""
+    """The part of TaskAdmin that starts tasks."""
 
     def get_urls(self) -> list[URLPattern]:
-        # What was posted may hold secrets, which are for no report of an error.
+        # The posted data may hold secrets, which must not appear in error reports.
         form_view = sensitive_post_parameters()(self.start_form_view)
         return [
             path(
@@ -64,16 +64,17 @@ class StartViews(Base):
         return super().has_module_permission(request) or bool(startable_by(request.user))
 
     def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
-        """Offer "Add" on the admin's index to users who may start a task, and to no others.
+        """Show "Add" on the admin's index to users who may start a task, and to no others.
 
-        Not by `has_add_permission`: forms of the site's own that refer to tasks would offer it too.
+        `has_add_permission` would not do: the site's own forms that refer to tasks would show it
+        too.
         """
         return super().get_model_perms(request) | {"add": bool(startable_by(request.user))}
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Lead to the start page: a task is added by starting it."""
+        """Redirect to the start page, because adding a task means starting it."""
         if not startable_by(request.user):
             raise PermissionDenied
         return HttpResponseRedirect(self._start_url())
@@ -81,12 +82,12 @@ class StartViews(Base):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Add `start_url`, empty where the user may start nothing."""
+        """Add `start_url` to the context, empty if the user may start no task."""
         start_url = self._start_url() if startable_by(request.user) else ""
         return super().changelist_view(request, {"start_url": start_url, **(extra_context or {})})
 
     def start_view(self, request: HttpRequest) -> HttpResponse:
-        """Offer the tasks that the user may start."""
+        """List the tasks that the user may start."""
         offers = [Offer(task) for task in startable_by(request.user)]
         if not offers and not self.has_view_permission(request):
             raise PermissionDenied
@@ -106,7 +107,7 @@ class StartViews(Base):
         try:
             task = registry.find(name, among=startable_by(request.user))
         except UnknownTask:
-            # What one may not start looks as if there were none.
+            # A task that the user may not start looks like one that does not exist.
             raise Http404(_("There is no such task, or none that you may start.")) from None
         form = options = None
         refused = ""
@@ -118,7 +119,7 @@ class StartViews(Base):
         except InvalidTask as error:
             refused = str(error)
         except InvalidParams as error:
-            # Right a moment ago: its rules ask for the time, or for what is in the database.
+            # Valid a moment ago: a rule depends on the time or on the database.
             cast(TaskForm, form).refuse(error)
         except DuplicateTask as error:
             cast(OptionsForm, options).add_error("unique_key", self._taken(request, error))
@@ -134,7 +135,7 @@ class StartViews(Base):
         )
 
     def _taken(self, request: HttpRequest, error: DuplicateTask) -> str:
-        """Say that a unique key is taken; and by which task, to those who may see it."""
+        """Return the error for a taken unique key, with a link if the user may see the task."""
         holder = Task.primary.visible_to(request.user).filter(pk=cast(Any, error.task_id)).first()
         if holder is None:
             return error.without_key
@@ -184,7 +185,7 @@ def startable_by(user: User) -> list[type[BaseTask]]:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A task as people choose it."""
+    """A task that a user can choose to start."""
 
     task: type[BaseTask]
 
@@ -198,7 +199,7 @@ class Offer:
 
     @property
     def description(self) -> str:
-        """What its docstring says, not one that it inherits."""
+        """The docstring of its own class, not an inherited one."""
         return inspect.cleandoc(self.task.__doc__ or "")
 
     @property
@@ -206,13 +207,13 @@ class Offer:
         return self.description.partition("\n")[0]
 
     def is_found_by(self, search: str) -> bool:
-        """Whether it has every word of a search."""
-        said = f"{self.label} {self.name} {self.description} {self.task.queue}".casefold()
-        return all(word in said for word in search.casefold().split())
+        """Return whether it contains every word of a search."""
+        text = f"{self.label} {self.name} {self.description} {self.task.queue}".casefold()
+        return all(word in text for word in search.casefold().split())
 
 
 class OptionsForm(forms.Form):
-    """How the task is to run, where not as its class says. The rules are those of StartOptions."""
+    """Options of the start that replace those of the task class. StartOptions validates them."""
 
     prefix = "options"
 
@@ -229,15 +230,15 @@ class OptionsForm(forms.Form):
         fields = fields_of(StartOptions)
         for name, help_text in self.HELP.items():
             field = self.fields[name] = fields[name]
-            own = getattr(task, name, None)
+            default = getattr(task, name, None)
             if name == "run_after":
                 zone = timezone.get_current_timezone_name()
                 field.label = _("Earliest start (%(zone)s)") % {"zone": zone}
-            field.help_text = str(help_text) % {"default": escape(own)}
-            # None is required here: the class has an answer.
+            field.help_text = str(help_text) % {"default": escape(default)}
+            # No option is required, because the class has a default.
             field.required = False
-            if own is not None:
-                field.widget.attrs["placeholder"] = own
+            if default is not None:
+                field.widget.attrs["placeholder"] = default
 
     def clean(self) -> dict[str, Any]:
         self.chosen = given(self.cleaned_data)
@@ -250,10 +251,10 @@ class OptionsForm(forms.Form):
         return self.cleaned_data
 
 
-def _focus(*given: forms.Form | None) -> None:
-    """Have the browser go to the first field that has a fault."""
-    for form in filter(None, given):
-        # In the order of the page: `errors` begins with those that were found before the model's.
+def _focus(*candidates: forms.Form | None) -> None:
+    """Set the focus of the page on the first field with an error."""
+    for form in filter(None, candidates):
+        # In the order of the page: `errors` has the form's own errors before the model's.
         for name, field in form.fields.items():
             if name in form.errors:
                 field.widget.attrs["autofocus"] = True

@@ -1,4 +1,4 @@
-"""Tasks in the admin: the list, and the page of one."""
+"""The admin of tasks: TaskAdmin, which the other modules of this package make up."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ else:
 
 
 class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, Columns, Base):
-    """Everybody's tasks, for who may view them. Nothing is edited: tasks are cancelled, retried and
-    removed, by those who may do that.
+    """The tasks of all users. Nobody edits a task: users with the permission for it can start,
+    cancel, retry and delete tasks.
     """
 
     list_display = (
@@ -52,7 +52,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, 
     list_filter = FILTERS
     list_per_page = 100
     list_max_show_all = 100
-    # The order is chosen by a filter: only those that an index has are offered.
+    # OrderFilter sets the order. It offers only orders that an index serves.
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -71,7 +71,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, 
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
-        # Not by Django's own means, which list every event and delete what has not finished.
+        # Django's own deletion would list every event, and delete unfinished tasks.
         return False
 
     def has_view_permission(self, request: HttpRequest, obj: Task | None = None) -> bool:
@@ -92,10 +92,10 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, 
         if (ids := ids_found_by(text)) is not None:
             return queryset.filter(pk__in=ids), False
         User = get_user_model()  # noqa: N806 - a class
-        named = User._default_manager.filter(**{User.USERNAME_FIELD: text})
-        return found_by(queryset, text, named.values_list("pk", flat=True).first()), False
+        owners = User._default_manager.filter(**{User.USERNAME_FIELD: text})
+        return found_by(queryset, text, owners.values_list("pk", flat=True).first()), False
 
-    # Its actions are many transactions, also where every request is one.
+    # A bulk action is many transactions, even with ATOMIC_REQUESTS.
     @transaction.non_atomic_requests
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -112,4 +112,4 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, 
                 request, {"title": _("Tasks"), "live": live, **(extra_context or {})}
             )
         except ValidationError as error:
-            raise BadRequest("A selected id is no task's id.") from error
+            raise BadRequest("A selected ID is not a UUID. Reload the list.") from error

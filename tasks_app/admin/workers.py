@@ -1,4 +1,4 @@
-"""Workers in the admin: to look at only."""
+"""The admin of workers, which is read-only."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ else:
 
 
 class PresenceFilter(admin.SimpleListFilter):
+    """Alive, lost and stopped workers."""
+
     title = gettext_lazy("state")
     parameter_name = "state"
 
@@ -51,13 +53,15 @@ class PresenceFilter(admin.SimpleListFilter):
 
 
 class WorkerChangeList(ChangeList):
+    """A list whose workers have their current state."""
+
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = _seen(self.result_list)
 
 
 class WorkerAdmin(Base):
-    """What each worker is doing, and whether it is there."""
+    """Workers, whether each is alive, and how busy it is."""
 
     list_display = ("process", "state", "work", "threads", "from_queues", "beat", "started")
     list_filter = (PresenceFilter,)
@@ -93,8 +97,8 @@ class WorkerAdmin(Base):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        shown = {"live": live(request.get_full_path()), **(extra_context or {})}
-        return super().changelist_view(request, shown)
+        context = {"live": live(request.get_full_path()), **(extra_context or {})}
+        return super().changelist_view(request, context)
 
     def change_view(
         self,
@@ -103,8 +107,8 @@ class WorkerAdmin(Base):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        shown = {"live": live(request.get_full_path()), **(extra_context or {})}
-        return super().change_view(request, object_id, form_url, shown)
+        context = {"live": live(request.get_full_path()), **(extra_context or {})}
+        return super().change_view(request, object_id, form_url, context)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return WorkerChangeList
@@ -131,16 +135,16 @@ class WorkerAdmin(Base):
     @admin.display(description=gettext_lazy("busy"))
     def work(self, worker: Worker) -> str | SafeString:
         running = _of(worker).running
-        said = ngettext(
+        text = ngettext(
             "%(busy)s of %(threads)s thread busy",
             "%(busy)s of %(threads)s threads busy",
             worker.hands,
         ) % {"busy": running, "threads": worker.hands}
         if not running or not self.admin_site.is_registered(Task):
-            return said
+            return text
         tasks = reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
         url = f"{tasks}?worker={worker.pk}&status={Status.RUNNING}"
-        return format_html('<a href="{}">{}</a>', url, said)
+        return format_html('<a href="{}">{}</a>', url, text)
 
     @admin.display(description=gettext_lazy("stuck threads"))
     def threads(self, worker: Worker) -> int:
@@ -165,20 +169,20 @@ class WorkerAdmin(Base):
 
     @admin.display(description=display.zoned(gettext_lazy("stopped")))
     def stopped(self, worker: Worker) -> str:
-        # Django spells None out in a field to read.
+        # Django shows None as "None" in a read-only field.
         if worker.stopped_at is None:
             return str(self.get_empty_value_display())
         return display.time_element(worker.stopped_at)
 
 
 def _seen(workers: Any) -> list[Worker]:
-    """Give each worker what of it is a matter of the moment."""
-    found = list(workers)
-    for worker, seen in zip(found, statistics.seen(found), strict=True):
-        worker.seen = seen
-    return found
+    """Add to each worker its current state: presence, running tasks, time since a heartbeat."""
+    rows = list(workers)
+    for worker, state in zip(rows, statistics.seen(rows), strict=True):
+        worker.seen = state
+    return rows
 
 
 def _of(worker: Worker) -> statistics.Seen:
-    seen: statistics.Seen = worker.seen  # type: ignore[attr-defined]
-    return seen
+    state: statistics.Seen = worker.seen  # type: ignore[attr-defined]
+    return state
