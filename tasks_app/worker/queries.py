@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sqlite3
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
@@ -105,20 +106,33 @@ def end_left_behind(going_on: Collection[Queries]) -> list[str]:
 def _give_up(raw: sqlite3.Connection) -> None:
     """Close a connection that another thread uses, so that SQLite rolls its transaction back.
 
-    SQLite keeps a closed connection, and its lock, until the last of its statements is done. A
-    query that runs is interrupted. A SELECT whose rows were not all read would stay, so cursors are
-    closed first; only the garbage collector can list them. A rollback would come too early: what
-    the thread writes next would be committed at once.
+    Waits up to CLOSE_SECONDS; the connection may close later. A rollback would come too early:
+    what the thread writes next would be committed immediately.
     """
-    raw.interrupt()
-    for cursor in gc.get_referrers(raw):
-        if isinstance(cursor, sqlite3.Cursor):
-            with suppress(sqlite3.Error):  # It runs a query, which the interruption ends.
-                cursor.close()
-    # In a thread: it waits for a query that begins just now.
-    closing = threading.Thread(target=raw.close, name="close", daemon=True)
+    closing = threading.Thread(target=_close, args=[raw], name="close", daemon=True)
     closing.start()
     closing.join(CLOSE_SECONDS)
+
+
+def _close(raw: sqlite3.Connection) -> None:
+    """Interrupt the query of a connection, close its cursors, and then the connection itself.
+
+    SQLite keeps a closed connection, and its lock, while a cursor has a statement, even one that
+    was interrupted. Only the garbage collector can list cursors. One whose query still runs cannot
+    be closed yet, and none can be closed once the connection is.
+    """
+    pause = threading.Event()
+    until = time.monotonic() + CLOSE_SECONDS
+    with suppress(sqlite3.Error):  # Its thread has closed it.
+        raw.interrupt()
+    for cursor in gc.get_referrers(raw):
+        while isinstance(cursor, sqlite3.Cursor) and time.monotonic() < until:
+            try:
+                cursor.close()
+                break
+            except sqlite3.ProgrammingError:
+                pause.wait(0.01)
+    raw.close()
 
 
 def discard() -> None:
