@@ -147,7 +147,11 @@ class Web(Process):
         command = command or f"-m uvicorn {application} --host 127.0.0.1 --port 8000"
         options = [re.sub(r"\b8000$", str(self.port), word) for word in shlex.split(command)]
         super().__init__(options, log, **environment)
-        eventually(self._answers, what="the web server answers")
+        try:
+            eventually(self._answers, what="the web server answers")
+        except BaseException:
+            self.end()
+            raise
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.output
