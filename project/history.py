@@ -1,4 +1,4 @@
-"""What happened to a task, in words."""
+"""The events of a task in words."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def describe(event: TaskEvent) -> str:
         case EventType.LOG:
             return str(data.get("message", ""))
         case EventType.RETRY_SCHEDULED:
-            return f"Attempt {data.get('attempt')} failed: {_error(data)}. It will be tried again"
+            return f"Attempt {data.get('attempt')} failed: {_error(data)}. Another attempt follows"
         case EventType.FAILED:
             return f"Failed: {_error(data)}"
         case EventType.CANCEL_REQUESTED | EventType.CANCELLED if data.get("by"):
@@ -28,5 +28,5 @@ def describe(event: TaskEvent) -> str:
 
 
 def _error(data: dict[str, Any]) -> str:
-    """In words for the task's owner."""
+    """Return the error in words for the task's owner."""
     return str(data["error"]["message"]).rstrip(".")

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponseBase
 
-#: Everything from this site, nothing inline, and in nobody's frame.
+#: Allow resources of this site only: nothing inline, and no page in a frame.
 POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -21,9 +21,9 @@ POLICY = "; ".join(
 def content_security_policy(
     get_response: Callable[[HttpRequest], HttpResponseBase],
 ) -> Callable[[HttpRequest], HttpResponseBase]:
-    """Send the site's policy with each response that has none of its own.
+    """Add the site's policy to each response that has no policy.
 
-    Django has this built in from 6.0 on; the site runs on 5.2 as well.
+    Django 6.0 has this built in, but the site runs on 5.2 as well.
     """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:

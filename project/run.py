@@ -1,4 +1,4 @@
-"""The whole site for `make run`: a web server and a worker, kept alive until Ctrl-C."""
+"""Run the whole site for `make run`: a web server and a worker, restarted until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from django.urls import reverse
 
 HOST = "127.0.0.1"
 NAME = "demo"
-PASSWORD = "demo-airports"  # noqa: S105  # of a site that only this machine reaches
+PASSWORD = "demo-airports"  # noqa: S105  # only this machine can reach the site
 
 READY_SECONDS = 60
-#: A child that lives shorter than this died at once. It may do so a few times in a row.
+#: A child that lives shorter than this failed at its start. The site ends after this many in a row.
 SHORT_LIFE_SECONDS = 10
 MAX_SHORT_LIVES = 5
-#: How much longer than their own grace the children get before they are killed.
+#: Children are killed this long after the end of their own grace period.
 PATIENCE_SECONDS = 5
-#: One Ctrl-C can come twice: from the terminal, and from `make`. Later, it means "at once".
+#: One Ctrl-C can arrive twice, from the terminal and from `make`. A later one means "stop now".
 SAME_SIGNAL_SECONDS = 0.5
 
 PR_SET_PDEATHSIG = 1
 
 
 class Unable(Exception):
-    """The site cannot run; the message says why, and what to do."""
+    """The site cannot run. The message gives the reason and the remedy."""
 
 
 class Child:
-    """One process, started again when it dies."""
+    """One process that is restarted when it ends."""
 
     def __init__(self, name: str, command: list[str]) -> None:
         self.name = name
@@ -58,13 +58,13 @@ class Child:
         self.process = subprocess.Popen(
             self.command,
             cwd=settings.BASE_DIR,
-            # Ctrl-C reaches this process alone, which passes one signal on.
+            # Its own process group: Ctrl-C reaches only this parent, which passes one signal on.
             process_group=0,
             preexec_fn=_end_with_parent,
         )
 
     def keep_alive(self) -> None:
-        """Start it again if it is due; raise Unable when it dies over and over."""
+        """Restart it if it has ended. Raises Unable if it keeps ending soon after its start."""
         if self.process is None:
             if time.monotonic() >= self.start_at:
                 self.start()
@@ -76,12 +76,12 @@ class Child:
         lived = time.monotonic() - self.started_at
         self.short_lives = self.short_lives + 1 if lived < SHORT_LIFE_SECONDS else 0
         if self.short_lives >= MAX_SHORT_LIVES:
-            raise Unable(f"The {self.name} ended {how}, again and again. See its messages above.")
+            raise Unable(
+                f"The {self.name} ended {how}, {MAX_SHORT_LIVES} times in a row. See its messages "
+                f"above."
+            )
         wait = 0.5 * 2**self.short_lives if self.short_lives else 0.0
-        say(
-            f"The {self.name} ended {how}. Starting it again"
-            + (f" in {wait:g} s." if wait else ".")
-        )
+        say(f"The {self.name} ended {how}. Restarting it" + (f" in {wait:g} s." if wait else "."))
         self.process = None
         self.start_at = time.monotonic() + wait
 
@@ -94,18 +94,18 @@ class Child:
             self.process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end, so long at most."""
+        """Wait for its end, at most this many seconds."""
         if self.process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds)
 
 
 class Stop:
-    """Whether to stop, and whether at once: what SIGINT and SIGTERM have said so far."""
+    """The stop requests that arrived as signals so far: none, one, or a second to stop now."""
 
     def __init__(self) -> None:
-        self.wanted = threading.Event()
-        self.at_once = threading.Event()
+        self.requested = threading.Event()
+        self.immediate = threading.Event()
         self._first = 0.0
 
     def listen(self) -> None:
@@ -113,33 +113,33 @@ class Stop:
             signal.signal(number, self._hear)
 
     def _hear(self, _number: int, _frame: FrameType | None) -> None:
-        if not self.wanted.is_set():
+        if not self.requested.is_set():
             self._first = time.monotonic()
-            self.wanted.set()
+            self.requested.set()
         elif time.monotonic() - self._first > SAME_SIGNAL_SECONDS:
-            self.at_once.set()
+            self.immediate.set()
 
 
 def main() -> int:
-    os.umask(0o077)  # The database and all other files are its user's alone.
+    os.umask(0o077)  # Only this user can read the database and all other files.
     stop = Stop()
     stop.listen()
     children: list[Child] = []
     try:
         port = free_port()
         prepare()
-        if stop.wanted.is_set():
+        if stop.requested.is_set():
             return 0
         children += [web(port), worker()]
         for child in children:
             child.start()
         wait_until(lambda: web_answers(port), "web server", children, stop)
         wait_until(lambda: worker_works(children[1]), "worker", children, stop)
-        if not stop.wanted.is_set():
+        if not stop.requested.is_set():
             say(f"Site: http://{HOST}:{port}/")
             say(f"Login: {NAME} / {known_password()}")
             say("Press Ctrl-C to stop.")
-        while not stop.wanted.wait(0.2):
+        while not stop.requested.wait(0.2):
             for child in children:
                 child.keep_alive()
     except Unable as error:
@@ -151,25 +151,25 @@ def main() -> int:
 
 
 def free_port() -> int:
-    """Return the port to serve on. Raises Unable when it is none, or taken."""
-    wish = os.environ.get("PORT") or "8000"
-    if not wish.isascii() or not wish.isdigit() or not 0 < int(wish) < 65536:
-        raise Unable(f"PORT must be a number from 1 to 65535, not {wish!r}.")
+    """Return the port to serve on. Raises Unable if PORT is not a port number or is taken."""
+    port = os.environ.get("PORT") or "8000"
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise Unable(f"PORT must be a number from 1 to 65535, not {port!r}.")
     with socket.socket() as probe:
-        # As the server will: a port that was let go a moment ago is free.
+        # As the server does: a port that was released a moment ago counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, int(wish)))
+            probe.bind((HOST, int(port)))
         except OSError as error:
             raise Unable(
-                f"Port {wish} cannot be used: {error.strerror}. Stop what uses it, or choose "
-                f"another: make run PORT={int(wish) + 1 if int(wish) < 65535 else 8000}"
+                f"Cannot use port {port}: {error.strerror}. Stop the program that uses it, or "
+                f"choose another: make run PORT={int(port) + 1 if int(port) < 65535 else 8000}"
             ) from error
-    return int(wish)
+    return int(port)
 
 
 def prepare() -> None:
-    """Bring the database into being and up to date, with somebody who can log in."""
+    """Create or migrate the database, and create a user who can log in."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
     django.setup()
     call_command("migrate", verbosity=0)
@@ -194,10 +194,10 @@ def worker() -> Child:
 
 
 def wait_until(ready: Callable[[], bool], name: str, children: list[Child], stop: Stop) -> None:
-    """Return when it is so, or when the site is to stop. Raises Unable when it takes too long."""
+    """Return when it is ready or the site is to stop. Raises Unable after READY_SECONDS."""
     deadline = time.monotonic() + READY_SECONDS
     while not ready():
-        if stop.wanted.wait(0.05):
+        if stop.requested.wait(0.05):
             return
         if time.monotonic() > deadline:
             raise Unable(
@@ -209,9 +209,9 @@ def wait_until(ready: Callable[[], bool], name: str, children: list[Child], stop
 
 def web_answers(port: int) -> bool:
     try:
-        asked = http.client.HTTPConnection(HOST, port, timeout=5)
-        asked.request("GET", reverse("login"))
-        return asked.getresponse().status == http.HTTPStatus.OK
+        client = http.client.HTTPConnection(HOST, port, timeout=5)
+        client.request("GET", reverse("login"))
+        return client.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
 
@@ -227,23 +227,23 @@ def worker_works(child: Child) -> bool:
 
 
 def known_password() -> str:
-    """Return what to tell about the password: it may have been changed since it was made."""
+    """Return the password, or a note in its place if the user has changed it."""
     user = get_user_model().objects.filter(username=NAME).first()
     connection.close()
-    return PASSWORD if user and user.check_password(PASSWORD) else "(the password you gave it)"
+    return PASSWORD if user and user.check_password(PASSWORD) else "(the password you chose)"
 
 
 def end(children: list[Child], stop: Stop) -> None:
-    """Stop the children, in good order as far as patience lasts."""
+    """Stop the children gracefully, and kill those that take too long."""
     if not any(child.alive for child in children):
         return
-    say("Stopping. Running tasks may finish; Ctrl-C again ends them at once.")
+    say("Stopping. Running tasks have a few seconds to finish. Press Ctrl-C again to stop now.")
     for child in children:
         child.signal(signal.SIGTERM)
     deadline = time.monotonic() + settings.TASK_SHUTDOWN_GRACE_SECONDS + PATIENCE_SECONDS
     hurried = False
     while any(child.alive for child in children):
-        if stop.at_once.is_set() and not hurried:
+        if stop.immediate.is_set() and not hurried:
             hurried = True
             deadline = time.monotonic() + PATIENCE_SECONDS
             for child in children:
@@ -264,7 +264,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent dies, however that happens."""
+    """Make the kernel end this process when its parent dies for any reason."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

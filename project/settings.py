@@ -17,9 +17,9 @@ DEBUG = os.environ.get("DEBUG") == "1"
 
 
 def kept_key() -> str:
-    """Return the secret key in DATA_DIR, which is made by whoever first needs it.
+    """Return the secret key in DATA_DIR. The first process that needs the key creates it.
 
-    No key is published with the code: whoever knew it could sign in as anybody.
+    The code has no default key, because anybody who knew it could sign in as any user.
     """
     path = DATA_DIR / "secret_key"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def kept_key() -> str:
             found = os.fstat(file.fileno())
             if not S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
                 raise PermissionError
-            # Of several processes that start at once, one makes the key, and all read it.
+            # If several processes start together, one creates the key and all read it.
             flock(file, LOCK_EX)
             key = file.read()
             if not key:
@@ -37,13 +37,13 @@ def kept_key() -> str:
             return key
     except PermissionError:
         raise ImproperlyConfigured(
-            f"The secret key in {path} must be a file of this user's, with mode 0600: whoever "
-            f"knows it can sign in as anybody. Remove the file to have a new key made, or set "
-            f"SECRET_KEY."
+            f"The secret key in {path} must be a file that this user owns, with mode 0600: "
+            f"anybody who knows the key can sign in as any user. Delete the file to create a new "
+            f"key, or set SECRET_KEY."
         ) from None
 
 
-# Hosts of one site share a key: set it where there are several.
+# All hosts of a site need the same key: set SECRET_KEY if there are several hosts.
 SECRET_KEY = os.environ.get("SECRET_KEY") or kept_key()
 ALLOWED_HOSTS = os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1],testserver").split(",")
 
@@ -58,7 +58,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_eventstream",  # tasks_app
     "tasks_app",  # tasks_app
-    "ninja",  # tasks_app: its page of the API, with files of this site's
+    "ninja",  # tasks_app: serves the files of the API's page from this site
     "project.airports",
 ]
 
@@ -95,7 +95,10 @@ TEMPLATES = [
 
 
 def database() -> dict[str, Any]:
-    """SQLite in DATA_DIR, or what DATABASE_URL names: sqlite:///path or postgresql://…"""
+    """Return the database of DATABASE_URL: sqlite:///path or postgresql://…
+
+    The default is SQLite in DATA_DIR.
+    """
     url = urlsplit(os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR / 'db.sqlite3'}"))
     if url.scheme == "postgresql":
         query = dict(pair.split("=", 1) for pair in url.query.split("&") if pair)
@@ -107,20 +110,20 @@ def database() -> dict[str, Any]:
             "HOST": unquote(query.get("host", url.hostname or "")),
             "PORT": str(url.port or ""),
         }
-    # SQLite makes the file, not its folder. The tests' file is in DATA_DIR in any case.
+    # SQLite creates the file, but not its folder. The tests' file is always in DATA_DIR.
     file = Path(unquote(url.path.removeprefix("/")))
     for folder in (file.parent, DATA_DIR):
         folder.mkdir(parents=True, exist_ok=True)
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(file),
-        # tasks_app: readers beside one writer, writers that wait in line instead of failing.
+        # tasks_app: readers do not block the writer, and writers wait for each other.
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
             "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;",
         },
-        # A file, so that worker processes of the tests share it.
+        # A file, so that the tests' worker processes can share it.
         "TEST": {"NAME": os.environ.get("TEST_DATABASE_FILE") or str(DATA_DIR / "test.sqlite3")},
     }
 
@@ -130,12 +133,12 @@ DATABASES = {"default": database()}
 # tasks_app: who may read which stream, and where streams resume from.
 EVENTSTREAM_CHANNELMANAGER_CLASS = "tasks_app.live.channels.TaskChannelManager"
 EVENTSTREAM_STORAGE_CLASS = "tasks_app.live.storage.TaskEventStorage"
-# Pages of other origins that may read the streams, if any.
+# Other origins whose pages may read the streams.
 EVENTSTREAM_ALLOW_ORIGIN = os.environ.get("EVENTSTREAM_ALLOW_ORIGIN", "")
 
 
 def redis_server(address: str) -> dict[str, Any]:
-    """What REDIS_URL names: redis://host:port/number, rediss://… or unix:///path"""
+    """Return the server of REDIS_URL: redis://host:port/number, rediss://… or unix:///path."""
     url = urlsplit(address)
     login = {"username": url.username, "password": url.password and unquote(url.password)}
     if url.scheme == "unix":
@@ -149,17 +152,17 @@ def redis_server(address: str) -> dict[str, Any]:
     }
 
 
-# tasks_app: the change signal between hosts. Only where it is set: being there is what counts.
+# tasks_app: the change signal between hosts. Its presence turns Redis on, so it may be unset.
 if REDIS_URL := os.environ.get("REDIS_URL"):
     EVENTSTREAM_REDIS = redis_server(REDIS_URL)
 
-# tasks_app: a short lease, so that a visitor who kills the worker sees soon what follows.
+# tasks_app: a short lease, so that a visitor who kills the worker soon sees the rescue.
 TASK_LEASE_SECONDS = 10
 TASK_HEARTBEAT_SECONDS = 3
-# tasks_app: a short grace, so that Ctrl-C of `make run` is not a long goodbye.
+# tasks_app: a short grace, so that `make run` stops soon after Ctrl-C.
 TASK_SHUTDOWN_GRACE_SECONDS = 5
-# tasks_app: each of its settings may come from the environment, such as TASK_MAX_WORKERS=8; but
-# for TASK_API_AUTH, which is a list.
+# tasks_app: the environment can set any of its settings, such as TASK_MAX_WORKERS=8, except
+# TASK_API_AUTH, which is a list.
 globals().update({name: text for name, text in os.environ.items() if name.startswith("TASK_")})
 
 AUTH_PASSWORD_VALIDATORS = [
@@ -176,7 +179,7 @@ LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "login"
 
 LANGUAGE_CODE = "en"
-# The pages are written in English, and Django's own messages on them should be, too.
+# The pages are in English, so Django's own messages must be in English too.
 LANGUAGES = [("en", "English")]
 TIME_ZONE = "UTC"
 USE_TZ = True
@@ -184,7 +187,7 @@ USE_TZ = True
 STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True
 STATICFILES_DIRS = [BASE_DIR / "project" / "static"]
-# Uploads and reports. Served by views that ask who may have them, never by a URL of their own.
+# Uploads and reports. Only views that check permissions serve them.
 MEDIA_ROOT = DATA_DIR / "media"
 
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -1,4 +1,4 @@
-"""The pages about tasks of every kind."""
+"""Pages about tasks of any class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks_app.models import Task, TaskEvent
 from tasks_app.tasks.base import resolve
 
 TASKS_PER_PAGE = 10
-#: A history that is longer shows its newest part.
+#: A page shows at most this many events: the newest.
 SHOWN_EVENTS = 200
 
 
@@ -33,20 +33,20 @@ def my_tasks(request: HttpRequest) -> HttpResponse:
 
 
 class SiteTaskPage(TaskPage):
-    """The page of a task, with what this site knows of its kind."""
+    """The page of a task, with details that its class provides."""
 
     template_name = "tasks/detail.html"
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         task = self.object
-        page = _task_class(task)
-        # From where it is written, as the page itself: a replica may lack the newest.
+        cls = _task_class(task)
+        # From the primary, like the task itself: a replica may lack the newest events.
         history = TaskEvent.primary.filter(task=task)
         newest = list(history.order_by("-id")[: SHOWN_EVENTS + 1])
         return super().get_context_data(
-            # As in the admin: what is declared secret is not for pages.
-            details=page.details(shown_params(task)[0]),
-            start_page=page.start_page,
+            # Secrets are masked, as in the admin.
+            details=cls.details(shown_params(task)[0]),
+            start_page=cls.start_page,
             events=[(event, describe(event)) for event in newest[:SHOWN_EVENTS][::-1]],
             events_left_out=len(newest) > SHOWN_EVENTS,
             outcome_template=_outcome_template(task),
@@ -57,13 +57,13 @@ class SiteTaskPage(TaskPage):
 
 @login_required
 def task_file(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """Send the file that a task names in its result, to whoever may see the task."""
+    """Send the file that a task's result names to a user who may see the task."""
     task = get_object_or_404(Task.objects.visible_to(request.user), pk=task_id)
     result = task.result if isinstance(task.result, dict) else {}
     path = files.find(result.get("file"))
     if path is None:
-        raise Http404("This task has no file, or it is no longer kept. Run the task again.")
-    # Not FileResponse: under ASGI it reads the whole file as well, and warns that it does.
+        raise Http404("This task has no file, or the file has been deleted. Run the task again.")
+    # FileResponse has no advantage: under ASGI it reads the whole file too, and warns about it.
     response = HttpResponse(path.read_bytes(), content_type="text/csv; charset=utf-8")
     name = re.sub(r"\W+", "-", task.label.lower()).strip("-")
     response.headers["Content-Disposition"] = (
@@ -85,9 +85,9 @@ def _outcome_template(task: Task) -> str:
 
 
 def _task_class(task: Task) -> type[SiteTask]:
-    """Return how the page of a task looks: plain, where its class does not say."""
+    """Return the class that provides the page's details; SiteTask if the task's own does not."""
     try:
-        found = resolve(task.name)
+        cls = resolve(task.name)
     except UnknownTask:
         return SiteTask
-    return found if issubclass(found, SiteTask) else SiteTask
+    return cls if issubclass(cls, SiteTask) else SiteTask

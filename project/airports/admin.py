@@ -17,4 +17,4 @@ class AirportAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @background_action(ExportAirports, description="Export selected airports", permissions=["view"])
     def export_selected(self, request: HttpRequest, queryset: QuerySet[Airport]) -> None:
-        """Give the task the keys of what is selected."""
+        """Pass the primary keys of the selected airports to the task."""

@@ -1,4 +1,4 @@
-"""Airports as CSV: what a file must look like, and what is wrong with a row."""
+"""Airports as CSV: check a file, and read its rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
-#: How much of a file is read to tell what it is.
+#: The format of a file is recognised by this many first bytes.
 HEAD_BYTES = 64 * 1024
 
 BINARY_FORMATS = {
@@ -30,9 +30,9 @@ BINARY_FORMATS = {
     b"SQLite format 3": "an SQLite database",
 }
 
-# Before the pattern is looked at; Pydantic's own `to_upper` comes after it.
+# BeforeValidator runs before the pattern is checked; Pydantic's own `to_upper` runs after.
 Code = Annotated[str, BeforeValidator(lambda value: value.strip().upper())]
-# No control characters: none belongs here, and databases refuse NUL.
+# No control characters: they do not belong here, and databases refuse NUL.
 Words = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
@@ -40,17 +40,17 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class NotAirportsCSV(ValueError):
-    """The file as a whole cannot be read as airports; the message names the remedy."""
+    """The whole file cannot be read as airports. The message gives the remedy."""
 
     public_error = property(str)
 
 
 class AirportRow(BaseModel):
-    """One good row. The descriptions are what a rejected one is told."""
+    """One valid row. The descriptions of the fields are used in the reasons for a rejection."""
 
     model_config = ConfigDict(extra="forbid")
 
-    # Underscores stand in the codes that airportsdata made up where there is none.
+    # airportsdata invents codes with underscores for airports without a code.
     icao: Annotated[Code, Field(pattern=r"^[A-Z0-9_]{4}$", description="4 letters or digits")]
     iata: Annotated[
         Code, Field(pattern=r"^([A-Z0-9]{3})?$", description="3 letters or digits, or nothing")
@@ -64,7 +64,7 @@ class AirportRow(BaseModel):
     ]
     lat: Annotated[Number, Field(ge=-90, le=90, description="a number from -90 to 90")]
     lon: Annotated[Number, Field(ge=-180, le=180, description="a number from -180 to 180")]
-    # The form and not the list: which zones exist depends on the machine.
+    # Checks the form only, because the list of zones depends on the machine.
     tz: Annotated[
         str,
         StringConstraints(strip_whitespace=True, max_length=50, pattern=r"^[A-Z][A-Za-z0-9_+/-]+$"),
@@ -77,7 +77,7 @@ class AirportRow(BaseModel):
 
 
 class RejectedRow(NamedTuple):
-    """One bad row: where it stands, why it is bad, and what it says."""
+    """One invalid row: its line, the reason, and its text."""
 
     line: int
     reason: str
@@ -85,11 +85,11 @@ class RejectedRow(NamedTuple):
 
 
 COLUMNS = tuple(AirportRow.model_fields)
-EXPECTED = f"Expected is CSV in UTF-8 whose first line names the columns {', '.join(COLUMNS)}."
+EXPECTED = f"The file must be CSV in UTF-8 with the columns {', '.join(COLUMNS)}."
 
 
 def check_head(head: bytes) -> list[str]:
-    """Return the columns that the first bytes of a file announce.
+    """Return the columns in the header of a file, from its first bytes.
 
     Raises NotAirportsCSV.
     """
@@ -97,13 +97,13 @@ def check_head(head: bytes) -> list[str]:
         raise NotAirportsCSV(f"The file is empty. {EXPECTED}")
     for magic, what in BINARY_FORMATS.items():
         if head.startswith(magic):
-            raise NotAirportsCSV(f"The file is {what} and no CSV. Export it as CSV (UTF-8) first.")
+            raise NotAirportsCSV(f"The file is {what} and not CSV. Export it as CSV (UTF-8) first.")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise NotAirportsCSV("The file is UTF-16. Save it as CSV in UTF-8.")
     if b"\0" in head:
-        raise NotAirportsCSV(f"The file is binary and no CSV. {EXPECTED}")
+        raise NotAirportsCSV(f"The file is binary, not CSV. {EXPECTED}")
     try:
-        # Not final: the head may end within a character.
+        # An incremental decoder, because the first bytes may end within a character.
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
     except UnicodeDecodeError as error:
         raise NotAirportsCSV(_not_utf8(head.count(b"\n", 0, error.start) + 1)) from error
@@ -111,9 +111,9 @@ def check_head(head: bytes) -> list[str]:
 
 
 def check_file(path: Path) -> int:
-    """Return how many lines a file of airports has.
+    """Return the number of lines in a file of airports.
 
-    Reads all of it, so that a fault at its end refuses it before anything is imported.
+    Reads the whole file, so that an error at its end is found before anything is imported.
     Raises NotAirportsCSV.
     """
     with path.open("rb") as file:
@@ -125,15 +125,15 @@ def check_file(path: Path) -> int:
                 if "\0" in line:
                     raise NotAirportsCSV(f"Line {count:,} is binary. {EXPECTED}")
     except UnicodeDecodeError as error:
-        # The decoder reads blocks; the bytes know the line.
+        # The decoder reads in blocks, so only the bytes tell the line.
         raise NotAirportsCSV(_not_utf8(_first_bad_line(path))) from error
     return count
 
 
 def read_rows(lines: Iterable[str]) -> Iterator[tuple[int, AirportRow | RejectedRow]]:
-    """Yield each row with the number of its line, good or rejected. Empty lines are no rows.
+    """Yield each row, valid or rejected, with its line number. Empty lines are skipped.
 
-    Every row is one line, so that a quote that is never closed spoils one row and not the rest.
+    Every row is one line, so that a missing closing quote spoils one row and not the rest.
     """
     numbered = enumerate(lines, start=1)
     header = _check_header(next(numbered, (1, ""))[1])
@@ -145,13 +145,13 @@ def read_rows(lines: Iterable[str]) -> Iterator[tuple[int, AirportRow | Rejected
         if isinstance(found, AirportRow):
             first = first_seen.setdefault(found.icao, number)
             if first != number:
-                reason = f"icao {found.icao!r} stands in line {first:,} already"
+                reason = f"icao {found.icao!r} is already in line {first:,}"
                 found = RejectedRow(number, reason, line.rstrip("\r\n"))
         yield number, found
 
 
 def harmless(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula."""
+    """Return a text that a spreadsheet does not take for a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -160,7 +160,7 @@ def _read_row(header: list[str], number: int, line: str) -> AirportRow | Rejecte
     try:
         cells = next(csv.reader((line,), strict=True))
     except csv.Error as error:
-        return RejectedRow(number, f"quotes do not match in this line ({error})", line)
+        return RejectedRow(number, f"quotes in this line do not match ({error})", line)
     if len(cells) != len(header):
         return RejectedRow(number, f"has {len(cells)} columns, the header {len(header)}", line)
     values = {name: cell for name, cell in zip(header, cells, strict=True) if name in COLUMNS}
@@ -179,7 +179,7 @@ def _check_header(line: str) -> list[str]:
     try:
         names = [name.strip().lower() for name in next(csv.reader((line,)), [])]
     except csv.Error as error:
-        raise NotAirportsCSV(f"The first line is no CSV header ({error}). {EXPECTED}") from error
+        raise NotAirportsCSV(f"The first line is not a CSV header ({error}). {EXPECTED}") from error
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         if len(names) == 1 and (";" in line or "\t" in line):
@@ -187,11 +187,16 @@ def _check_header(line: str) -> list[str]:
             raise NotAirportsCSV(
                 f"The columns are separated by {separator}. Export the file with commas."
             )
-        which = ", ".join(missing) if len(missing) < len(COLUMNS) else "of airports"
-        raise NotAirportsCSV(f"The first line lacks the columns {which}. {EXPECTED}")
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        raise NotAirportsCSV(f"The first line names columns twice: {', '.join(twice)}.")
+        if len(missing) == len(COLUMNS):
+            raise NotAirportsCSV(f"The first line is not a header of airports. {EXPECTED}")
+        raise NotAirportsCSV(
+            f"The first line does not name these columns: {', '.join(missing)}. {EXPECTED}"
+        )
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise NotAirportsCSV(
+            f"The first line names these columns twice: {', '.join(repeated)}. Rename one."
+        )
     return names
 
 

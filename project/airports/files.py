@@ -1,9 +1,9 @@
 """Files that tasks read and write, under MEDIA_ROOT.
 
-A file has a random name that only its task knows: an upload is named by the task's parameters, a
-result by the task's result. So a result shows up together with the row that says the task is done,
-and two attempts of one task never write the same file. Files older than the tasks that could name
-them are removed whenever a new one is written.
+A file has a random name that only its task knows. The task's parameters name an upload, and the
+task's result names a result. So a result file becomes visible in the same commit that completes the
+task, and two attempts of one task never write the same file. Each new file removes files that are
+older than any task that could name them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNFINISHED = ".part"
 
 
 class Result:
-    """A file in the making: write text to `text`; it gets its `name` when all of it is written."""
+    """A file that is being written: write to `text`. It gets its `name` once it is complete."""
 
     def __init__(self, text: TextIO, name: str) -> None:
         self.text = text
@@ -36,7 +36,7 @@ class Result:
 
 @contextmanager
 def new_result() -> Iterator[Result]:
-    """Open a file for a task to write its result to; leave nothing behind when that fails."""
+    """Open a file for a task's result. Nothing is left behind if writing fails."""
     folder = _folder()
     _sweep(folder)
     name = _new_name()
@@ -62,13 +62,13 @@ def keep_upload(upload: UploadedFile[bytes]) -> str:
 
 
 def discard(name: str) -> None:
-    """Remove a file that no task will read after all."""
+    """Remove a file because no task will read it."""
     if path := find(name):
         path.unlink(missing_ok=True)
 
 
 def find(name: object) -> Path | None:
-    """Return the path of a stored file, or None when there is none of this name (any more)."""
+    """Return the path of a stored file, or None if there is no such file (any more)."""
     if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
         return None
     path = _folder() / name
@@ -80,7 +80,7 @@ def _new_name() -> str:
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a file that only this site's own user may read, whatever its umask is."""
+    """Open a file that only the site's own user can read, whatever the umask is."""
     return os.open(path, flags, 0o600)
 
 
@@ -94,7 +94,7 @@ def _sweep(folder: Path) -> None:
     retentions = task_settings().retention_seconds, task_settings().failed_retention_seconds
     if None in retentions:
         return
-    # A day more, for tasks that waited or ran for long.
+    # One more day, for tasks that wait or run for a long time.
     oldest = time.time() - max(filter(None, retentions)) - DAY
     for path in folder.iterdir():
         try:

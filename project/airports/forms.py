@@ -20,7 +20,7 @@ class ImportForm(forms.Form):
         label="Which airports?",
         choices=[
             ("bundled", "All airports of the world, about 28,000, from the package airportsdata"),
-            (UPLOAD, "A CSV file of my own"),
+            (UPLOAD, "My own CSV file"),
         ],
         initial="bundled",
         widget=forms.RadioSelect,
@@ -28,10 +28,10 @@ class ImportForm(forms.Form):
     file = forms.FileField(
         label="CSV file",
         required=False,
-        # An empty one is refused below, with a remedy.
+        # An empty file is refused below, with a message that gives the remedy.
         allow_empty_file=True,
         help_text=f"UTF-8, with the columns {', '.join(csvfile.COLUMNS)}. "
-        "Rows that are wrong are reported, the others imported.",
+        "Invalid rows are reported; all others are imported.",
         widget=forms.FileInput(attrs={"accept": ".csv,text/csv"}),
     )
 
@@ -41,8 +41,8 @@ class ImportForm(forms.Form):
             return None
         if (upload.size or 0) > MAX_UPLOAD_BYTES:
             raise forms.ValidationError(
-                f"The file has {filesizeformat(upload.size or 0)}, and "
-                f"{filesizeformat(MAX_UPLOAD_BYTES)} is the most. Split it."
+                f"The file has {filesizeformat(upload.size or 0)}. The maximum is "
+                f"{filesizeformat(MAX_UPLOAD_BYTES)}. Split the file."
             )
         try:
             csvfile.check_head(upload.read(csvfile.HEAD_BYTES))
@@ -58,27 +58,27 @@ class ImportForm(forms.Form):
 
 
 class SelectionForm(forms.Form):
-    """Which airports. Its fields are those of Selection, and so are its limits."""
+    """A form for Selection, with the same fields and limits."""
 
     country = forms.ChoiceField(required=False)
     has_iata = forms.BooleanField(
         label="Only airports with an IATA code",
         required=False,
-        help_text="The three letters on a luggage tag; about a quarter has one.",
+        help_text="The three letters on a luggage tag. About one airport in four has a code.",
     )
     min_elevation = forms.FloatField(
-        label="At least this high",
+        label="Minimum elevation",
         required=False,
         min_value=-2_000,
         max_value=30_000,
-        help_text="Feet above sea level. Leave it empty for any height.",
+        help_text="Feet above sea level. Leave blank for any elevation.",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         counts = Airport.objects.values_list("country").annotate(Count("pk")).order_by("country")
         country = cast(forms.ChoiceField, self.fields["country"])
-        country.choices = [("", "Every country")] + [
+        country.choices = [("", "All countries")] + [
             (code, f"{code} ({count:,})") for code, count in counts
         ]
 
@@ -86,7 +86,7 @@ class SelectionForm(forms.Form):
         data = super().clean() or {}
         if not self.errors and not Airport.objects.selected(self.selection()).exists():
             raise forms.ValidationError(
-                "No airport matches. Choose less narrowly, or import airports first."
+                "No airport matches. Remove some filters, or import airports first."
             )
         return data
 
@@ -100,7 +100,7 @@ class SelectionForm(forms.Form):
 
 class ReachForm(SelectionForm):
     range_km = forms.FloatField(
-        label="Range of one hop",
+        label="Maximum length of a hop",
         initial=500,
         min_value=10,
         max_value=2_000,
@@ -111,5 +111,5 @@ class ReachForm(SelectionForm):
         initial=4,
         min_value=1,
         max_value=20,
-        help_text="At most this many, from 1 to 20. More hops and longer ones take longer.",
+        help_text="At most this many, from 1 to 20. More hops and longer hops take more time.",
     )

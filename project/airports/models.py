@@ -1,4 +1,4 @@
-"""Airports: real data, so that the tasks have something real to do."""
+"""The airports, which are real data for the tasks to work on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AirportQuerySet(models.QuerySet["Airport"]):
         return airports
 
     def search(self, text: str) -> AirportQuerySet:
-        """Airports with every word of the text in a code, a name or a place."""
+        """Return airports that have every word of the text in a code, name or place."""
         airports = self
         for word in text.split():
             airports = airports.filter(

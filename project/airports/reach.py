@@ -1,4 +1,4 @@
-"""How far one comes in a few hops, each no longer than a given range."""
+"""The farthest airport that a plane can reach in a few hops of limited length."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from typing import NamedTuple
 EARTH_RADIUS_KM = 6371.0088
 
 Vector = tuple[float, float, float]
-#: A set of places as the bits of one number. Bounded by the count of places squared, however
-#: dense they lie: 100 MB for all airports of the world. Sets of indices would take gigabytes.
+#: A set of places, as the bits of one number. All masks together need one bit for each pair of
+#: places, however close the places are: 100 MB for all airports of the world. Sets of indices would
+#: need gigabytes.
 Mask = int
 
 
 class Journey(NamedTuple):
-    """The farthest way from one place: the places on it, and how far apart its ends are."""
+    """The route from one place to the farthest place, and the distance between the two."""
 
     route: list[int]
     distance_km: float
-    #: How many other places the hops lead to at all.
+    #: The number of other places within reach.
     reachable: int
 
 
 def vector(lat: float, lon: float) -> Vector:
-    """Return a place on the unit sphere: no special case at the poles or the date line."""
+    """Return a place on the unit sphere, where poles and date line are not special cases."""
     phi, theta = math.radians(lat), math.radians(lon)
     return (math.cos(phi) * math.cos(theta), math.cos(phi) * math.sin(theta), math.sin(phi))
 
 
 def distance_km(a: Vector, b: Vector) -> float:
     """Return the great-circle distance."""
-    # By the chord, which keeps its precision where the arc is short and the cosine is flat.
+    # The chord is precise for short arcs too, where the cosine is not.
     return 2 * EARTH_RADIUS_KM * math.asin(min(1.0, math.dist(a, b) / 2))
 
 
 def link(places: Sequence[Vector], range_km: float) -> Iterator[Mask]:
-    """Yield for each place the mask of those in range of it, itself included.
+    """Yield for each place the mask of the places in its range, including itself.
 
-    One at a time, so that the caller can say how far it is.
+    Yields one at a time, so that the caller can report progress.
     """
     chord = 2 * math.sin(min(range_km / EARTH_RADIUS_KM, math.pi) / 2)
     cells: dict[tuple[int, int, int], list[int]] = defaultdict(list)
@@ -61,7 +62,7 @@ def link(places: Sequence[Vector], range_km: float) -> Iterator[Mask]:
 
 
 def farthest(start: int, places: Sequence[Vector], links: Sequence[Mask], hops: int) -> Journey:
-    """Return the way to the farthest place that at most so many hops lead to."""
+    """Return the route to the farthest place within at most this many hops."""
     here = places[start]
     seen = 1 << start
     rings = [[start]]
@@ -87,7 +88,7 @@ def farthest(start: int, places: Sequence[Vector], links: Sequence[Mask], hops: 
 
 
 def _route(end: int, rings: list[list[int]], links: Sequence[Mask]) -> list[int]:
-    """Walk back ring by ring: links go both ways, so any neighbour in the ring before will do."""
+    """Walk back ring by ring. Links go both ways, so any neighbour in the ring before works."""
     route = [end]
     for ring in reversed(rings):
         route.append(next(index for index in ring if links[route[-1]] >> index & 1))

@@ -1,4 +1,4 @@
-"""Which airports a task is about."""
+"""The airports that a task works on."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Selection(BaseModel):
-    """Every airport, as far as nothing narrows it."""
+    """Filters for airports. Without any, it selects every airport."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -14,7 +14,7 @@ class Selection(BaseModel):
         str,
         Field(
             pattern=r"^([A-Z]{2})?$",
-            description="Its two letters. Left empty: every country.",
+            description="Two letters. Leave blank for all countries.",
             examples=["NO"],
         ),
     ] = ""
@@ -22,7 +22,7 @@ class Selection(BaseModel):
     min_elevation: (
         Annotated[
             float,
-            Field(ge=-2_000, le=30_000, description="Feet above sea level, as aviation counts."),
+            Field(ge=-2_000, le=30_000, description="Feet above sea level."),
         ]
         | None
     ) = None

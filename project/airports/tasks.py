@@ -28,22 +28,22 @@ from tasks_app import BaseTask, ProgressHandle, TaskError
 BUNDLED = "bundled"
 BUNDLED_FILE = Path(airportsdata.__file__).with_name("airports.csv")
 
-#: Rows of one transaction: few enough that nobody else waits noticeably for the database.
+#: Rows in one transaction: few enough that no other process waits noticeably for the database.
 BATCH = 500
-#: How many rows, rejected ones or journeys, a result shows on its page. The rest is in its file.
+#: A page shows this many rejected rows or journeys of a result. The file has all of them.
 SHOWN = 10
 
 
 class SiteTask(BaseTask):
-    """A task of this site, which knows how its page looks."""
+    """The base class of this site's tasks, which provides details for a task's page."""
 
     result_template: ClassVar[str] = "tasks/result.html"
-    #: The name of the URL of the form that starts it.
+    #: The URL name of the form that starts the task.
     start_page: ClassVar[str] = ""
 
     @classmethod
     def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the task was asked to do, as people say it."""
+        """Return the parameters in words, by their labels."""
         return {name.replace("_", " ").capitalize(): value for name, value in params.items()}
 
 
@@ -57,15 +57,15 @@ class ImportSummary(BaseModel):
     added: int
     updated: int
     rejected: int
-    #: The first few; all of them are in the file.
+    #: The first few. The file has all of them.
     rejections: list[Rejection]
     file: str | None
 
 
 class ImportAirports(SiteTask):
-    """Read airports from a CSV file into the database; report the rows that are wrong.
+    """Import airports from a CSV file, and report invalid rows.
 
-    May be repeated: a row whose ICAO code is known updates that airport.
+    Can be repeated: a row with a known ICAO code updates that airport.
     """
 
     verbose_name = "Import airports"
@@ -78,7 +78,7 @@ class ImportAirports(SiteTask):
 
         #: "bundled", or the name of an uploaded file.
         source: Annotated[str, Field(pattern=rf"^({BUNDLED}|{files.NAME_PATTERN})$")] = BUNDLED
-        #: What the uploader calls the file.
+        #: The file's name on the uploader's machine.
         filename: Annotated[str, Field(max_length=255)] = ""
         #: Read this many rows at most.
         limit: Annotated[int, Field(ge=1)] | None = None
@@ -86,9 +86,9 @@ class ImportAirports(SiteTask):
     @classmethod
     def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
         bundled = params.get("source") == BUNDLED
-        details = {"File": "the one of airportsdata" if bundled else params.get("filename")}
+        details = {"File": "from the package airportsdata" if bundled else params.get("filename")}
         if params.get("limit"):
-            details["Rows at most"] = params["limit"]
+            details["Maximum rows"] = params["limit"]
         return details
 
     def execute(
@@ -100,7 +100,7 @@ class ImportAirports(SiteTask):
     ) -> ImportSummary:
         path = BUNDLED_FILE if source == BUNDLED else files.find(source)
         if path is None:
-            raise TaskError(f"The uploaded file {filename!r} is no longer kept. Upload it again.")
+            raise TaskError(f"The uploaded file {filename!r} has been deleted. Upload it again.")
         progress.send_progress("Checking the file", 0.0)
         try:
             lines = check_file(path)
@@ -118,7 +118,7 @@ class ImportAirports(SiteTask):
             for line, row in read_rows(text):
                 rows += 1
                 if isinstance(row, RejectedRow):
-                    # Written at once: a file of 50 MB may have 25 million of them.
+                    # Written immediately, because a file of 50 MB may have 25 million of them.
                     if not rejected:
                         result = report.enter_context(files.new_result())
                         writer = csv.writer(result.text)
@@ -161,18 +161,18 @@ class ExportSummary(BaseModel):
 
 
 class ExportAirports(SiteTask):
-    """Write a selection of airports to a CSV file that ImportAirports can read."""
+    """Export a selection of airports to a CSV file that ImportAirports can read."""
 
     verbose_name = "Export airports"
     timeout = 600
-    # It only reads, and writes a file of its own: a second run does no harm.
+    # It only reads the database, and each attempt writes its own file: running it twice is safe.
     max_attempts = 3
     startable = True
     result_template = "airports/results/export.html"
     start_page = "start-export"
 
     class Params(Selection):
-        #: Those that somebody selected one by one.
+        #: The airports that a user selected one by one.
         ids: list[int] | None = None
 
     @classmethod
@@ -216,30 +216,30 @@ JOURNEY_COLUMNS = (
 
 
 class ShownJourney(BaseModel):
-    """One journey, with all that its page says of it."""
+    """One journey, with all data that the page shows."""
 
     start: str
     end: str
     distance_km: float
-    #: The ICAO codes of the airports on the way, both ends included.
+    #: The ICAO codes of the airports on the route, including both ends.
     route: list[str]
     reachable: int
 
 
 class ReachSummary(BaseModel):
     airports: int
-    #: Airports with no other one in range.
+    #: The number of airports without another one in range.
     isolated: int
     journeys: list[ShownJourney]
     file: str
 
 
 class FarthestReachable(SiteTask):
-    """Find for each airport the farthest one that a few hops of limited length lead to."""
+    """Find the farthest airport that can be reached from each airport in a few hops."""
 
     verbose_name = "Farthest reachable airports"
     timeout = 3600
-    # It only reads, and writes a file of its own: a second run does no harm.
+    # It only reads the database, and each attempt writes its own file: running it twice is safe.
     max_attempts = 3
     startable = True
     result_template = "airports/results/reach.html"
@@ -247,7 +247,7 @@ class FarthestReachable(SiteTask):
 
     class Params(Selection):
         range_km: Annotated[
-            float, Field(ge=10, le=2_000, description="The length of one hop, at most.")
+            float, Field(ge=10, le=2_000, description="The maximum length of a hop.")
         ] = 500
         hops: Annotated[int, Field(ge=1, le=20)] = 4
 
@@ -255,8 +255,8 @@ class FarthestReachable(SiteTask):
     def details(cls, params: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **_selection_in_words(params),
-            "Range of one hop": f"{params.get('range_km', 0):,g} km",
-            "Hops at most": params.get("hops"),
+            "Maximum length of a hop": f"{params.get('range_km', 0):,g} km",
+            "Maximum hops": params.get("hops"),
         }
 
     def execute(
@@ -278,7 +278,7 @@ class FarthestReachable(SiteTask):
                 within=(0.0, 0.05),
             )
         )
-        progress.log("Every airport knows its neighbours now")
+        progress.log("Found the neighbours of every airport")
 
         journeys: list[reach.Journey] = []
         with files.new_result() as result:
@@ -314,14 +314,14 @@ class FarthestReachable(SiteTask):
 def _selection_in_words(params: Mapping[str, Any]) -> dict[str, Any]:
     height = params.get("min_elevation")
     return {
-        "Country": params.get("country") or "every country",
+        "Country": params.get("country") or "all countries",
         "Only with an IATA code": params.get("has_iata", False),
         "Elevation": "any" if height is None else f"{height:,g} ft or more",
     }
 
 
 def _longest(journeys: list[reach.Journey]) -> list[reach.Journey]:
-    """Return the longest few, each in one direction only."""
+    """Return the longest few journeys, each in one direction only."""
     longest: dict[frozenset[int], reach.Journey] = {}
     for journey in sorted(journeys, key=lambda journey: -journey.distance_km):
         if journey.reachable and len(longest) < SHOWN:

@@ -30,7 +30,7 @@ def airport_list(request: HttpRequest) -> HttpResponse:
 
 
 class StartTask(LoginRequiredMixin, BackgroundFormMixin, FormView):  # type: ignore[type-arg]
-    """A form that starts one kind of task, and goes on to its page."""
+    """A form that starts a task and then shows the task's page."""
 
     template_name = "airports/start.html"
     intro = ""
@@ -54,12 +54,12 @@ class StartTask(LoginRequiredMixin, BackgroundFormMixin, FormView):  # type: ign
 
 class StartImport(StartTask):
     task_class = ImportAirports
-    # Two imports at once would only wait for each other.
+    # Two imports at the same time would only wait for each other.
     task_options = {"unique_key": "import-airports"}
     form_class = ImportForm
     intro = (
-        "Each row is checked; the good ones are stored, and airports that are there already are "
-        "brought up to date. You can watch it happen, and cancel it."
+        "Imports valid rows, updates existing airports and reports invalid rows. You can watch the "
+        "progress and cancel at any time."
     )
     button = "Import"
 
@@ -78,7 +78,7 @@ class StartImport(StartTask):
 class StartExport(StartTask):
     task_class = ExportAirports
     form_class = SelectionForm
-    intro = "Writes the airports you choose to a CSV file for you to download."
+    intro = "Creates a CSV file of the airports you choose, for you to download."
     button = "Export"
 
 
@@ -86,8 +86,7 @@ class StartReach(StartTask):
     task_class = FarthestReachable
     form_class = ReachForm
     intro = (
-        "For each airport: which is the farthest one a small aeroplane comes to in a few hops? "
-        "For all airports of the world this takes some minutes, in which you may leave the page, "
-        "or think better of it and cancel."
+        "Finds the farthest airport that a small plane can reach from each airport in a few hops. "
+        "For all airports of the world this takes a few minutes. You can leave the page, or cancel."
     )
     button = "Compute"

@@ -1,8 +1,8 @@
-// Two courtesies; every page works without them.
+// Local times, and results without a reload. Every page works without this script.
 
-// The pages are in English, so their dates are too: the reader's own English, if they have one.
+// Dates are in English, like the pages: in the reader's own variant of English if they have one.
 const languages = navigator.languages.filter((language) => language.startsWith("en-"));
-const zoned = new Intl.DateTimeFormat([...languages, "en-GB"], {
+const timeFormat = new Intl.DateTimeFormat([...languages, "en-GB"], {
   dateStyle: "medium",
   timeStyle: "medium",
 });
@@ -10,24 +10,24 @@ const zoned = new Intl.DateTimeFormat([...languages, "en-GB"], {
 /** Show times in the reader's zone instead of the site's. */
 function localise(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
-    const moment = new Date(time.dateTime);
-    if (!Number.isNaN(moment.valueOf())) {
+    const date = new Date(time.dateTime);
+    if (!Number.isNaN(date.valueOf())) {
       time.title = time.textContent;
-      time.textContent = zoned.format(moment);
+      time.textContent = timeFormat.format(date);
     }
   }
 }
 
 let fetching = new AbortController();
 
-/** Bring parts of a task's page up to date, without a reload. A newer call replaces an older. */
+/** Replace parts of a task's page by their newest version. A later call aborts an earlier one. */
 async function refresh(ids) {
   fetching.abort();
   fetching = new AbortController();
   const { signal } = fetching;
   const response = await fetch(location.href, { headers: { Accept: "text/html" }, signal });
   if (!response.ok || response.redirected) {
-    throw new Error(`The page could not be fetched again: ${response.status}`);
+    throw new Error(`Could not fetch the page again: status ${response.status}`);
   }
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
   if (signal.aborted) return;
@@ -50,7 +50,7 @@ const HISTORY_DELAY = 500;
 let historyDue = 0;
 let ended = false;
 
-/** Fetch the history in a moment: however many facts arrive at once, they come together. */
+/** Fetch the history after a short delay, so that many events cause one request. */
 function historySoon() {
   if (ended || historyDue || !document.getElementById(HISTORY)) return;
   historyDue = setTimeout(async () => {
@@ -58,7 +58,7 @@ function historySoon() {
     try {
       await refresh([HISTORY]);
     } catch (error) {
-      // The next fact tries again, and the end, which may have been faster, does in any case.
+      // The next event tries again, and so does the end of the task, which may have aborted this.
       if (error.name !== "AbortError") console.debug(error);
     }
   }, HISTORY_DELAY);
@@ -66,7 +66,8 @@ function historySoon() {
 
 document.addEventListener("task-progress:event", historySoon);
 
-// What happened between the page and its stream comes as a new status and not as a fact.
+// A change between the rendering of the page and the start of its stream sends no event: only the
+// status of the bar changes.
 const statuses = new MutationObserver(historySoon);
 for (const bar of document.querySelectorAll("task-progress")) {
   statuses.observe(bar, { attributeFilter: ["status"] });
@@ -74,7 +75,7 @@ for (const bar of document.querySelectorAll("task-progress")) {
 
 document.addEventListener("task-progress:end", async () => {
   if (!document.getElementById(OUTCOME)) return;
-  // What is fetched now is the last of it; nothing may replace it half-way.
+  // This is the last update, so no other one may replace it.
   ended = true;
   clearTimeout(historyDue);
   try {
@@ -82,7 +83,7 @@ document.addEventListener("task-progress:end", async () => {
   } catch (error) {
     console.debug(error);
     const hint = document.createElement("p");
-    hint.textContent = "The task has ended. Reload the page to see its result.";
+    hint.textContent = "The task has ended. Reload the page to see the result.";
     document.getElementById(OUTCOME).append(hint);
   }
 });

@@ -1,4 +1,4 @@
-"""`{% load tasks %}`: tasks on a page, as they stand and live from then on."""
+"""`{% load tasks %}`: tasks on a page, with their current state and live updates."""
 
 from __future__ import annotations
 
@@ -33,53 +33,53 @@ from tasks_app.web.display import WORDS
 
 register = template.Library()
 
-#: How a task can be shown, and the template of what is in it.
+#: The forms in which a task can be shown, and the template of each.
 FORMS = {
     "bar": "tasks_app/task_progress_bar.html",
     "compact": "tasks_app/task_progress_compact.html",
     "card": "tasks_app/task_progress_card.html",
 }
-#: How many lines of its log a card shows: the newest.
+#: A card shows this many of the newest log lines.
 LOG_LINES = 5
-#: How many of their tasks a user is shown, unless the page says otherwise.
+#: A list shows at most this many tasks, unless the page sets a limit.
 LIST_LENGTH = 20
 
 
 @dataclass
 class Page:
-    """What one page has so far."""
+    """The state that all tags of one page share while it is rendered."""
 
     bars: int = 0
-    #: Part of the ids in it: a piece that is rendered by itself may join any page.
+    #: Part of its element ids, because a fragment may be inserted into any other page.
     token: str = field(default_factory=lambda: secrets.token_hex(4))
     has_assets: bool = False
-    #: What had been committed when it was first asked for, which the page's stream goes on from.
+    #: The cursor from which the page's stream continues, taken when a tag first needs it.
     since: str | None = None
-    #: What is said of tasks of a queue that no worker takes; empty of one that is taken.
+    #: The text for tasks of a queue without a worker, by queue; empty for a queue with one.
     unserved: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: Context) -> Page:
         """Return the page that is being rendered.
 
-        `render_context` has a frame for each template in it; the one of the page itself, which
-        loops, includes and blocks all share, is the second, above the builtins.
+        `render_context` has a frame for each template. The second frame, above the builtins, is
+        that of the page itself: its loops, includes and blocks share it.
         """
         frame = cast(dict[str, Page], context.render_context.dicts[:2][-1])
         return frame.setdefault("tasks_app.page", cls())
 
     def brings_assets(self) -> bool:
-        """Whether this is the first on the page that needs them."""
-        first, self.has_assets = not self.has_assets, True
-        return first
+        """Return whether the caller must add the assets: true once for each page."""
+        is_first, self.has_assets = not self.has_assets, True
+        return is_first
 
     def no_worker(self, task: Task, user: Any) -> str:
-        """Return what is said of a task that no worker takes; asked once for each queue."""
+        """Return the text for a task that no worker takes. Reads the workers once per queue."""
         if not display.is_stalled(task, timezone.now()):
             return ""
         if task.queue not in self.unserved:
-            found = display.no_worker([task.queue], user)
-            self.unserved[task.queue] = found.get(task.queue, "")
+            texts = display.no_worker([task.queue], user)
+            self.unserved[task.queue] = texts.get(task.queue, "")
         return self.unserved[task.queue]
 
     def moment(self) -> str:
@@ -89,9 +89,9 @@ class Page:
 
 
 def resumable() -> str:
-    """Return the id by which a stream opens with what is committed from now on.
+    """Return the cursor for a stream that opens with what is committed from now on.
 
-    What is read after this may be in that stream again, and nothing is missing between them.
+    A row that is read after this may come again in that stream, but no change is missing.
     """
     return str(Cursor.now(alias()))
 
@@ -114,7 +114,7 @@ def nonce(context: Context) -> str:
 
 @register.inclusion_tag("tasks_app/task_progress_assets.html", takes_context=True)
 def task_assets(context: Context) -> dict[str, Any]:
-    """Bring the style and the script to a page that shows its first task later."""
+    """Add the style and the script to a page that shows its first task later."""
     return {"first": Page.of(context).brings_assets(), **page_assets(context)}
 
 
@@ -129,29 +129,29 @@ def task_progress(
     cancel: bool | None = None,
     assets: bool = True,
 ) -> dict[str, Any]:
-    """Show a task: its real state at once, then live.
+    """Show a task with its current state and live updates.
 
-    `form` is one of FORMS. `label` replaces the task's name, `url` makes a link of it. `cancel`
-    offers a button: unset, in all forms but compact; False leaves it out, as one must inside a form
-    of one's own, where HTML allows no second form. `assets=False` is for what is put into a page
-    that has them.
+    `form` is one of FORMS. `label` replaces the task's name. `url` makes the name a link.
+    `cancel` shows a button to cancel; if unset, every form but compact has one. Set it to False
+    inside an HTML form, because HTML forbids nested forms. Set `assets=False` for a fragment of a
+    page that has the assets already.
     """
     page = Page.of(context)
     page.bars += 1
-    shown = progress_bar(
+    bar = progress_bar(
         task,
         request=context.get("request"),
         form=form,
         label=label,
         url=url,
         may_offer_cancel=form != "compact" if cancel is None else cancel,
-        # Before the log is read.
+        # Taken before the log is read, so that the stream misses no line.
         since=page.moment() if form == "card" else "",
         no_worker=page.no_worker,
     )
     first = assets and page.brings_assets()
     label_id = f"task-{page.token}-{page.bars}"
-    return shown | {"first": first, "label_id": label_id} | (page_assets(context) if first else {})
+    return bar | {"first": first, "label_id": label_id} | (page_assets(context) if first else {})
 
 
 @register.inclusion_tag("tasks_app/task_list.html", takes_context=True)
@@ -163,10 +163,10 @@ def task_list(
     form: str = "bar",
     follow: bool | None = None,
 ) -> dict[str, Any]:
-    """Show the newest tasks of the user, or the given ones, each with its bar.
+    """Show the newest tasks of the user, or the given tasks, each with a bar.
 
-    `follow` lets tasks that the user starts later, wherever, appear by themselves: unset, where
-    the tasks are the user's own newest.
+    With `follow`, tasks that the user starts later on any page are added to the list. If unset,
+    the list follows when it shows the user's newest tasks.
     """
     page, request = Page.of(context), context.get("request")
     user = getattr(request, "user", AnonymousUser())
@@ -182,20 +182,20 @@ def task_list(
         "rows": [(row, display.page_url(row, back), created(row)) for row in rows],
         "follow": follows,
         "since": since,
-        # A page that is open for days must not grow for ever by what joins it.
+        # New tasks must not make a page that is open for days grow without a limit.
         "limit": limit or (max(len(rows), LIST_LENGTH) if follows else 0),
     }
 
 
 def newest(user: Any, tasks: Iterable[Task] | None, limit: int | None, form: str) -> list[Task]:
-    """Return the tasks of a list, with what their forms show of them, in few queries."""
+    """Return the tasks of a list with all data that their form shows, in few queries."""
     if tasks is None:
-        # The stream that brings later tasks goes on from a cursor of the same database.
+        # From the primary: the stream of later tasks continues from that database's cursor.
         own = Task.primary.visible_to(user).filter(owner_id=user.pk)
         tasks, limit = own.order_by("-created_at"), limit or LIST_LENGTH
     if isinstance(tasks, QuerySet):
-        unseen = ["params", "error_traceback", *([] if form == "card" else ["result"])]
-        tasks = tasks.defer(*unseen)[:limit]
+        unused = ["params", "error_traceback", *([] if form == "card" else ["result"])]
+        tasks = tasks.defer(*unused)[:limit]
     rows = list(tasks)[:limit]
     if form == "card":
         fetch_for_cards(rows)
@@ -203,7 +203,7 @@ def newest(user: Any, tasks: Iterable[Task] | None, limit: int | None, form: str
 
 
 def fetch_for_cards(tasks: list[Task]) -> None:
-    """Fetch what cards show beside the rows, unless it was fetched before."""
+    """Fetch the related rows that cards show, unless they were fetched before."""
     lines = TaskEvent.primary.filter(event_type=EventType.LOG).order_by("-id")[:LOG_LINES]
     prefetch_related_objects(
         tasks,
@@ -224,9 +224,9 @@ def progress_bar(
     no_worker: Callable[[Task, Any], str] | None = None,
     now: datetime | None = None,
 ) -> dict[str, Any]:
-    """Return what the template shows of a task. Without a request nobody is known, who may cancel.
+    """Return the context of a task's template. Without a request it has no button to cancel.
 
-    Raises TypeError for anything but a Task, and ValueError for a form that there is not.
+    Raises TypeError if `task` is not a Task, and ValueError for an unknown form.
     """
     if not isinstance(task, Task):
         raise TypeError(
@@ -234,7 +234,7 @@ def progress_bar(
             f"row itself, such as Task.objects.get(pk=…), and check the name of the variable."
         )
     if form not in FORMS:
-        raise ValueError(f"{form!r} is no form of a task. Choose one of {', '.join(FORMS)}.")
+        raise ValueError(f"{form!r} is not a form of a task. Choose one of {', '.join(FORMS)}.")
     now = now or timezone.now()
     words = {key: str(word) for key, word in WORDS.items()}
     user = getattr(request, "user", AnonymousUser())
@@ -242,9 +242,9 @@ def progress_bar(
     ended = task.is_terminal
     cancelling = task.cancel_requested_at is not None and not ended
     cancel_url = csrf_token = None
-    wanted = may_offer_cancel and not ended and not cancelling
-    if wanted and request and may_cancel(user, task):
-        # Not from the context: a page rendered without context processors has no token.
+    can_cancel = may_offer_cancel and not ended and not cancelling
+    if can_cancel and request and may_cancel(user, task):
+        # A page that is rendered without context processors has no token in its context.
         cancel_url, csrf_token = _url("cancel", task.pk), get_token(request)
     card = _card(task, request, user, words, now) if form == "card" else {}
     return {
@@ -256,7 +256,7 @@ def progress_bar(
         "max_attempts": task.max_attempts,
         "label": label or task.label,
         "url": url,
-        # In a table's cell the name stands in another, and is for screen readers.
+        # In a table, another cell shows the name; this one is for screen readers.
         "quiet": form == "compact" and not (label or url),
         "state": stalled or display.describe(task, words, now),
         "no_worker": stalled,
@@ -283,13 +283,13 @@ def progress_bar(
 def _card(
     task: Task, request: HttpRequest | None, user: Any, words: dict[str, str], now: datetime
 ) -> dict[str, Any]:
-    """Return what a card shows beside what every form does."""
+    """Return the context that only a card needs."""
     fetch_for_cards([task])
     retriable = task.status in RETRIABLE
     again = getattr(task, "retried_as", None) if retriable else None
     retry: dict[str, Any] = {}
     if request and again is None and may_retry(user, task):
-        # Rendered before it can be pressed, so that the script has it to show when the task fails.
+        # Rendered hidden, so that the script can show it when the task fails.
         retry = {"retry_url": _url("retry", task.pk), "csrf_token": get_token(request)}
     return {
         "attempts": display.attempts(task, words),
@@ -304,14 +304,14 @@ def _card(
 
 
 def created(task: Task) -> tuple[str, str]:
-    """Return when a task was made: for machines, and for people, who are told the zone."""
-    moment = timezone.localtime(aware(task.created_at))
-    said = f"{date_format(moment, 'SHORT_DATETIME_FORMAT')} {moment.tzname()}"
-    return moment.isoformat(), said
+    """Return when a task was created: in ISO format, and as text with the time zone."""
+    time = timezone.localtime(aware(task.created_at))
+    text = f"{date_format(time, 'SHORT_DATETIME_FORMAT')} {time.tzname()}"
+    return time.isoformat(), text
 
 
 def page_assets(context: Context) -> dict[str, Any]:
-    """Return what a page tells its script: where to ask, and what to say."""
+    """Return the data for the page's script: URLs, limits and texts."""
     request = context.get("request")
     return {
         "nonce": nonce(context),
@@ -325,15 +325,15 @@ def page_assets(context: Context) -> dict[str, Any]:
 
 
 def streams_url(request: HttpRequest | None) -> str:
-    """Return where a page opens its stream.
+    """Return the URL of the page's stream.
 
-    Empty if there are none, so that the page polls: under WSGI, and without `tasks_app.urls`.
+    Empty under WSGI and without `tasks_app.urls`: the page then polls.
     """
     return "" if isinstance(request, WSGIRequest) else _url("streams") or ""
 
 
 def _is_live() -> bool:
-    """Whether a script has anything to ask: without `tasks_app.urls` bars are right, and still."""
+    """Return whether the page needs the script. Without `tasks_app.urls` bars do not update."""
     return bool(_url("streams"))
 
 

@@ -1,4 +1,4 @@
-"""`{% load tasks_admin %}`: times and numbers as the admin's pages say them."""
+"""`{% load tasks_admin %}`: times and numbers as the admin's pages show them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tasks_app.web import display
 
 register = template.Library()
 
+#: Shorter durations, in seconds, have one decimal.
 SHORT = 10.0
 
 
@@ -24,7 +25,7 @@ def moment(time: datetime) -> SafeString:
 
 @register.filter
 def lasting(seconds: float) -> str:
-    """A length of time; a short one to the tenth, for a timeout may be less than a second."""
+    """Return a duration in words. Short ones have tenths: a timeout may be under a second."""
     words = {key: str(word) for key, word in display.WORDS.items()}
     if seconds < SHORT:
         # Rounded first, so that 1.04 s is "1 s", as it is elsewhere on the page.
@@ -34,5 +35,5 @@ def lasting(seconds: float) -> str:
 
 @register.filter
 def grouped(number: int) -> str:
-    """Of a million, so that the digits can be counted, whatever the site does elsewhere."""
+    """Return a number with separators between thousands, whatever the site's settings are."""
     return number_format(number, force_grouping=True)

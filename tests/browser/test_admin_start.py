@@ -58,7 +58,7 @@ def test_form_refuses_a_bad_value_at_its_field_and_then_starts(
 
     expect(range_km).to_have_attribute("aria-invalid", "true")
     expect(range_km).to_have_accessible_description(
-        "The length of one hop, at most. Must be at least 10."
+        "The maximum length of a hop. Must be at least 10."
     )
     expect(range_km).to_be_focused()
     expect(range_km).to_have_value("5")

@@ -34,7 +34,7 @@ def operator(page: Page, site: RunningSite, tmp_path: Path) -> Page:  # noqa: F8
     file = tmp_path / "norway.csv"
     file.write_text("\n".join([HEADER, OSLO, BERGEN, ROST]))
     page.goto(f"{site.url}/airports/import/")
-    page.get_by_label("A CSV file of my own").check()
+    page.get_by_label("My own CSV file").check()
     page.get_by_label("CSV file", exact=True).set_input_files(file)
     page.get_by_role("button", name="Import").click()
     expect(page.locator("task-progress")).to_have_attribute("status", "completed")

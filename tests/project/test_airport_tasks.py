@@ -99,7 +99,7 @@ def test_file_that_is_no_airports_csv_is_refused(
 
 
 def test_missing_upload_is_named(run: Any) -> None:
-    with pytest.raises(TaskError, match=r"'mine\.csv' is no longer kept\. Upload it again"):
+    with pytest.raises(TaskError, match=r"'mine\.csv' has been deleted\. Upload it again"):
         run(ImportAirports, source="f" * 32 + ".csv", filename="mine.csv")
 
 

@@ -83,7 +83,7 @@ def test_row_of_another_length_is_rejected() -> None:
 def test_open_quote_rejects_only_its_row() -> None:
     rows = dict(read_rows([HEADER, '"ENGM,OSL', GOOD]))
     assert isinstance(rows[2], RejectedRow)
-    assert rows[2].reason.startswith("quotes do not match in this line")
+    assert rows[2].reason.startswith("quotes in this line do not match")
     assert isinstance(rows[3], AirportRow)
 
 
@@ -91,7 +91,7 @@ def test_repeated_airport_is_rejected_and_names_the_first() -> None:
     rows = dict(read_rows([HEADER, GOOD, "", GOOD]))
     assert list(rows) == [2, 4]
     assert isinstance(rows[4], RejectedRow)
-    assert rows[4].reason == "icao 'ENGM' stands in line 2 already"
+    assert rows[4].reason == "icao 'ENGM' is already in line 2"
 
 
 def test_columns_may_be_reordered_and_extra() -> None:
@@ -106,19 +106,25 @@ def test_columns_may_be_reordered_and_extra() -> None:
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (b"", "The file is empty. Expected is CSV in UTF-8"),
+        (b"", "The file is empty. The file must be CSV in UTF-8"),
         (b"\n \r\n", "The file is empty."),
-        (b"PK\x03\x04rest", "The file is a ZIP archive or an Excel workbook and no CSV. Export it"),
+        (
+            b"PK\x03\x04rest",
+            "The file is a ZIP archive or an Excel workbook and not CSV. Export",
+        ),
         (b"\x1f\x8brest", "The file is a gzip archive"),
         (b"%PDF-1.7", "The file is a PDF"),
         ("icao,iata".encode("utf-16"), "The file is UTF-16. Save it as CSV in UTF-8."),
-        (b"icao\0iata", "The file is binary and no CSV."),
+        (b"icao\0iata", "The file is binary, not CSV."),
         ("icao,iata\nZürich".encode("latin-1"), "Line 2 is not UTF-8. Save the file as CSV in"),
-        (b"hello world", "The first line lacks the columns of airports. Expected is CSV"),
-        (b"icao,iata,name", "The first line lacks the columns city, subd, country, elevation,"),
+        (b"hello world", "The first line is not a header of airports. The file must be CSV"),
+        (
+            b"icao,iata,name",
+            "The first line does not name these columns: city, subd,",
+        ),
         (HEADER.replace(",", ";").encode(), "The columns are separated by semicolons. Export"),
         (HEADER.replace(",", "\t").encode(), "The columns are separated by tabs."),
-        (f"{HEADER},icao".encode(), "The first line names columns twice: icao."),
+        (f"{HEADER},icao".encode(), "The first line names these columns twice: icao."),
     ],
 )
 def test_file_that_is_no_airports_csv_is_refused_with_a_remedy(head: bytes, message: str) -> None:

@@ -39,7 +39,7 @@ def test_rejected_rows_appear_and_download_without_a_reload(
     visitor.goto(f"{site.url}/airports/import/")
     upload = visitor.get_by_label("CSV file", exact=True)
     expect(upload).to_be_hidden()
-    visitor.get_by_label("A CSV file of my own").check()
+    visitor.get_by_label("My own CSV file").check()
     upload.set_input_files(file)
     visitor.get_by_role("button", name="Import").click()
     expect(visitor.locator("task-progress")).to_have_attribute("status", "completed")

@@ -71,7 +71,7 @@ class TestVisibility:
 
     @pytest.mark.parametrize("name", ["task", "task-file"])
     def test_other_users_task_is_not_found(self, page: Any, bob: User, name: str) -> None:
-        assert "Nothing here" in page(reverse(name, args=[start(bob).pk]), status=404)
+        assert "Page not found" in page(reverse(name, args=[start(bob).pk]), status=404)
 
     def test_staff_with_the_permission_see_any_task(
         self, client: Client, ada: User, bob: User
@@ -85,7 +85,7 @@ class TestVisibility:
 class TestMyTasks:
     def test_empty_list_links_to_the_start_forms(self, page: Any) -> None:
         text = page(reverse("home"))
-        assert "Nothing here yet" in text
+        assert "No tasks yet" in text
         assert reverse("start-import") in text
 
     def test_list_is_paginated(self, page: Any, ada: User) -> None:
@@ -120,7 +120,7 @@ class TestTaskPage:
         task = start(ada, FarthestReachable, country="NO", hops=3)
         text = page(reverse("task", args=[task.pk]))
         assert "<task-progress" in text
-        assert "It will be shown here when the task is done" in text
+        assert "The result will appear here" in text
         assert "500 km" in text
         assert "Queued" in text
         assert f'<time datetime="{task.created_at.isoformat()}">' in text
@@ -139,7 +139,7 @@ class TestTaskPage:
         task = self.end(start(ada), result=result)
         text = page(reverse("task", args=[task.pk]))
         assert "1,234" in text
-        assert "no longer kept" in text
+        assert "The file has been deleted" in text
         assert reverse("task-file", args=[task.pk]) not in text
         media.mkdir(parents=True, exist_ok=True)
         (media / result["file"]).write_text("icao\n")
@@ -162,7 +162,7 @@ class TestTaskPage:
         task = start(ada)
         task_service.cancel_task(task.pk, by=ada)
         text = page(reverse("task", args=[task.pk]))
-        assert "The task was cancelled and left no result." in text
+        assert "The task was cancelled, so there is no result." in text
         assert "Cancelled by ada" in text
 
     def test_task_whose_class_is_gone_has_a_page(self, page: Any, ada: User) -> None:
@@ -242,7 +242,9 @@ class TestStart:
         client.force_login(ada)
         file = SimpleUploadedFile("mine.csv", HEADER.encode())
         response = client.post(reverse("start-import"), {"source": "upload", "file": file})
-        assert "is the most. Split it." in str(response.context["form"].errors["file"])
+        assert "The maximum is 10\xa0bytes. Split the file." in str(
+            response.context["form"].errors["file"]
+        )
 
     def test_second_import_links_to_the_first(self, client: Client, ada: User, media: Path) -> None:
         client.force_login(ada)
@@ -325,11 +327,11 @@ class TestAirports:
     ) -> None:
         monkeypatch.setattr("project.airports.views.AIRPORTS_PER_PAGE", 2)
         text = page(reverse("airports") + "?q=NO")
-        assert "3 airports with “NO”" in text
+        assert "3 airports matching “NO”" in text
         assert 'href="?q=NO&amp;page=2"' in text
 
     def test_search_text_is_escaped(self, page: Any, norway: list[Airport]) -> None:
-        assert "No airport has “&lt;b&gt;”" in page(reverse("airports") + "?q=<b>")
+        assert "No airports match “&lt;b&gt;”" in page(reverse("airports") + "?q=<b>")
 
 
 class TestPolicy:

@@ -46,7 +46,7 @@ def test_port_in_use_is_reported_before_anything_starts(tmp_path: Path) -> None:
         ended = refused(tmp_path / "data", port)
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"Port {port} cannot be used: Address already in use. Stop what uses it, or choose "
+        f"Cannot use port {port}: Address already in use. Stop the program that uses it, or choose "
         f"another: make run PORT={port + 1}\n"
     )
     assert ended.stdout == ""
@@ -86,14 +86,14 @@ def test_second_start_keeps_the_data(tmp_path: Path) -> None:
     )
     subprocess.run([*change, code], cwd=ROOT, env=environment(tmp_path, 1), check=True)
     with running(tmp_path) as site:
-        assert site.printed("^Login: (.*)$")[1] == "demo / (the password you gave it)"
+        assert site.printed("^Login: (.*)$")[1] == "demo / (the password you chose)"
 
 
 def test_dead_child_is_restarted(tmp_path: Path) -> None:
     with running(tmp_path) as site:
         worker = int(site.printed(r"Worker .*:(\d+) started")[1])
         os.kill(worker, signal.SIGKILL)
-        site.printed("^The worker ended by SIGKILL. Starting it again")
+        site.printed("^The worker ended by SIGKILL. Restarting it")
         assert int(site.printed(r"Worker .*:(\d+) started", times=2)[1]) != worker
         assert site.stop() == 0
 

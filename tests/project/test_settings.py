@@ -66,7 +66,7 @@ def test_secret_key_that_others_may_know_is_refused(tmp_path: Path, whose: str) 
     printed, complaint = refused.communicate()
     assert (refused.returncode, printed) == (1, "")
     assert complaint.splitlines()[-1] == (
-        f"django.core.exceptions.ImproperlyConfigured: The secret key in {path} must be a file of "
-        f"this user's, with mode 0600: whoever knows it can sign in as anybody. Remove the file to "
-        f"have a new key made, or set SECRET_KEY."
+        f"django.core.exceptions.ImproperlyConfigured: The secret key in {path} must be a file "
+        f"that this user owns, with mode 0600: anybody who knows the key can sign in as any user. "
+        f"Delete the file to create a new key, or set SECRET_KEY."
     )

@@ -51,9 +51,11 @@ def messages_after(since: str | None) -> list[str]:
 
 class TestForms:
     def test_unknown_form_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="no form") as caught:
+        with pytest.raises(ValueError, match="not a form") as caught:
             render("{% task_progress task form='line' %}", {"task": task()})
-        assert str(caught.value) == "'line' is no form of a task. Choose one of bar, compact, card."
+        assert str(caught.value) == (
+            "'line' is not a form of a task. Choose one of bar, compact, card."
+        )
 
     @pytest.mark.parametrize("form", FORMS)
     def test_every_form_has_the_parts_that_the_script_updates(self, form: str) -> None:
