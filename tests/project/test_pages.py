@@ -219,7 +219,7 @@ class TestStart:
             (None, "Choose the file to import."),
             (b"", "The file is empty."),
             (b"PK\x03\x04", "Export it as CSV (UTF-8) first."),
-            (b"a,b\n", "The first line lacks the columns of airports."),
+            (b"a,b\n", "The first line is not a header of airports."),
             (b"\xff\xfei\x00", "Save it as CSV in UTF-8."),
         ],
     )
