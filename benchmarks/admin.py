@@ -142,7 +142,7 @@ def make(tasks: int) -> None:
     few = User.objects.create_user("eve")
     now = timezone.now()
     workers = Worker.objects.bulk_create(
-        Worker(hostname=f"host{n}", pid=n + 1, hands=4, started_at=now, heartbeat_at=now)
+        Worker(hostname=f"host{n}", pid=n + 1, threads=4, started_at=now, heartbeat_at=now)
         for n in range(8)
     )
     step = timedelta(days=28) / tasks

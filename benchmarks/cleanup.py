@@ -120,7 +120,7 @@ def make(tasks: int) -> None:
     started = task_service.start_task(Noop)
     now = timezone.now()
     by = Worker.objects.create(
-        hostname="before", pid=1, hands=4, started_at=now, heartbeat_at=now, stopped_at=now
+        hostname="before", pid=1, threads=4, started_at=now, heartbeat_at=now, stopped_at=now
     )
     [model] = lifecycle.claim(by, 1)
     lifecycle.complete({claim_of(model): None})

@@ -50,7 +50,7 @@ def saved(status: Status = Status.PENDING, **fields: Any) -> Task:
 def worker(**fields: Any) -> Worker:
     # By the clock that the test may control.
     now = lifecycle.database_now("default")
-    values: dict[str, Any] = {"hostname": "host", "pid": 1, "hands": 4}
+    values: dict[str, Any] = {"hostname": "host", "pid": 1, "threads": 4}
     return Worker.objects.create(**values | {"started_at": now, "heartbeat_at": now} | fields)
 
 

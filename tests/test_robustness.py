@@ -59,8 +59,8 @@ from tests.worker.runs import made
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def drain(hands: int = 1) -> int:
-    return Coordinator(hands, drain=True).run()
+def drain(threads: int = 1) -> int:
+    return Coordinator(threads, drain=True).run()
 
 
 def task_of(started: Any) -> Task:
@@ -68,8 +68,8 @@ def task_of(started: Any) -> Task:
 
 
 @contextmanager
-def working(hands: int = 1) -> Iterator[Working]:
-    worker = Working(hands)
+def working(threads: int = 1) -> Iterator[Working]:
+    worker = Working(threads)
     try:
         yield worker
     finally:
@@ -149,7 +149,7 @@ def test_worker_continues_after_its_row_was_deleted(reins: Path) -> None:
         later = task_service.start_task(Add, {"a": 1})
         assert ends(later.task_id).result == 3
         again = Worker.objects.get()
-        assert (str(again), again.hands, again.stopped_at) == (str(worker.worker), 2, None)
+        assert (str(again), again.threads, again.stopped_at) == (str(worker.worker), 2, None)
         reins.write_text("10")
         assert ends(running.task_id).result == "done"
 
@@ -160,7 +160,7 @@ def test_worker_continues_after_its_row_was_deleted(reins: Path) -> None:
 def test_open_transaction_does_not_reach_the_next_task() -> None:
     task_service.start_task(LeavesOpen)
     after = [task_service.start_task(MakesUsers, {"names": [name]}) for name in ("ada", "bob")]
-    assert drain(hands=1) == 3
+    assert drain(threads=1) == 3
     assert [task_of(one).status for one in after] == [Status.COMPLETED] * 2
     assert set(User.objects.values_list("username", flat=True)) == {"ada", "bob"}
 

@@ -63,7 +63,7 @@ class WorkerChangeList(ChangeList):
 class WorkerAdmin(Base):
     """Workers, whether each is alive, and how busy it is."""
 
-    list_display = ("process", "state", "work", "threads", "from_queues", "beat", "started")
+    list_display = ("process", "state", "work", "stuck_threads", "from_queues", "beat", "started")
     list_filter = (PresenceFilter,)
     ordering = ("-heartbeat_at",)
     sortable_by = ()
@@ -74,7 +74,7 @@ class WorkerAdmin(Base):
         "process",
         "state",
         "work",
-        "threads",
+        "stuck_threads",
         "from_queues",
         "started",
         "beat",
@@ -138,8 +138,8 @@ class WorkerAdmin(Base):
         text = ngettext(
             "%(busy)s of %(threads)s thread busy",
             "%(busy)s of %(threads)s threads busy",
-            worker.hands,
-        ) % {"busy": running, "threads": worker.hands}
+            worker.threads,
+        ) % {"busy": running, "threads": worker.threads}
         if not running or not self.admin_site.is_registered(Task):
             return text
         tasks = reverse("admin:tasks_app_task_changelist", current_app=self.admin_site.name)
@@ -147,7 +147,7 @@ class WorkerAdmin(Base):
         return format_html('<a href="{}">{}</a>', url, text)
 
     @admin.display(description=gettext_lazy("stuck threads"))
-    def threads(self, worker: Worker) -> int:
+    def stuck_threads(self, worker: Worker) -> int:
         return worker.stuck
 
     @admin.display(description=gettext_lazy("queues"))

@@ -17,7 +17,7 @@ class Worker(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     hostname = models.CharField(_("host"), max_length=255)
     pid = models.PositiveIntegerField(_("process ID"))
-    hands = models.PositiveIntegerField(
+    threads = models.PositiveIntegerField(
         _("threads"), help_text=_("Tasks that it can run at the same time")
     )
     queues = models.JSONField(_("queues"), default=list, help_text=_("Empty means all queues"))

@@ -113,7 +113,7 @@ class Overview:
     #: Counts of all workers.
     presences: Mapping[Presence, int]
     #: Threads of the live workers, and stuck threads in them.
-    hands: int
+    threads: int
     stuck: int
     last_hour: Course
     last_day: Course
@@ -142,8 +142,8 @@ def overview() -> Overview:
         workers=_seen(workers, {one.pk for one in workers if one.is_lost}, now, held),
         other_workers=max(0, sum(presences.values()) - len(workers)),
         presences=presences,
-        hands=every["hands"],
-        stuck=every["threads"],
+        threads=every["threads"],
+        stuck=every["stuck"],
         last_hour=last_hour,
         last_day=last_day,
     )
@@ -198,8 +198,8 @@ def _every_worker(now: datetime) -> dict[str, int]:
         alive=Count("pk", filter=alive),
         lost=Count("pk", filter=_lost(now)),
         stopped=Count("pk", filter=stopped),
-        hands=Sum("hands", filter=alive, default=0),
-        threads=Sum("stuck", filter=alive, default=0),
+        threads=Sum("threads", filter=alive, default=0),
+        stuck=Sum("stuck", filter=alive, default=0),
     )
 
 

@@ -1,4 +1,4 @@
-"""The worker's one writer: it claims tasks, hands them out, and records what becomes of them."""
+"""The coordinator: claims tasks, gives them to threads, and writes what becomes of them."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ LOOK_PAUSE = 0.005
 class Coordinator:
     """Owns a worker's database connection and makes every write of its tasks.
 
-    Each cycle is one transaction, for all hands together: newest progress, outcomes, leases,
-    cancel requests, new claims. If it fails, nothing of it has happened, and what the hands
+    Each cycle is one transaction, for all threads together: newest progress, outcomes, leases,
+    cancel requests, new claims. If it fails, nothing of it has happened, and what the threads
     delivered waits in memory for the next. Belongs to one thread; only `stop` and `_deliver` may
     be called from others.
     """
 
     def __init__(
         self,
-        hands: int,
+        threads: int,
         queues: Iterable[str] = (),
         *,
         drain: bool = False,
         max_tasks: int | None = None,
     ) -> None:
         self.using = alias()
-        self.hands = hands
+        self.threads = threads
         self.queues = list(queues)
         self.drain = drain
         #: How many more tasks it may claim.
@@ -72,8 +72,8 @@ class Coordinator:
         self.shutdown = Shutdown()
         #: The code that its process is to exit with.
         self.exit = Exit.DONE
-        #: Whether hands were still at it when it ended.
-        self.hands_left = False
+        #: Whether threads were still at it when it ended.
+        self.threads_left = False
         self.runs = Runs()
         self.heart = presence.Heart()
         self._connection = Connection(self.using)
@@ -107,13 +107,13 @@ class Coordinator:
                 return self.ended
             self.rescuer = Rescuer(time.monotonic())
             self.pruner = Pruner(time.monotonic())
-            self.pool = Pool(self.hands, self._deliver)
+            self.pool = Pool(self.threads, self._deliver)
             self.fitness = Fitness()
             self.preload = Preload(changes.wake)
             logger.info(
-                "Worker %s started: %d hands, %s",
+                "Worker %s started: %d threads, %s",
                 self.worker,
-                self.hands,
+                self.threads,
                 f"queues {', '.join(self.queues)}" if self.queues else "all queues",
             )
             try:
@@ -134,7 +134,7 @@ class Coordinator:
             self._connection = Connection(self.using)
             try:
                 self._connection.open()
-                self.worker = presence.register(self.hands, self.queues)
+                self.worker = presence.register(self.threads, self.queues)
             except (DatabaseReplaced, *TROUBLE) as error:
                 self._wait_out(error)
                 changes.pause(self._connection.trouble.pause)
@@ -166,7 +166,7 @@ class Coordinator:
 
     def _limit(self) -> int:
         known = self.runs.outcomes.values()
-        return int(min(room(self.hands, len(self.runs), known), self.allowance))
+        return int(min(room(self.threads, len(self.runs), known), self.allowance))
 
     def _patience(self) -> float:
         """How many seconds there is nothing to do, unless something comes."""
@@ -300,10 +300,10 @@ class Coordinator:
             self._look_at = moment + LOOK_PAUSE
         self._hand_out(tasks)
 
-    # What came from the hands, from signals, from the clock.
+    # What came from the threads, from signals, from the clock.
 
     def _deliver(self, item: Outcome | Run) -> None:
-        """Take an outcome, or a run with something to report. Called in the hands' threads."""
+        """Take an outcome, or a run with something to report. Called by worker threads."""
         self._inbox.append(item)
         if self._changes is not None:
             self._changes.wake()
@@ -345,7 +345,7 @@ class Coordinator:
 
     def _recall_at(self, moment: float) -> float:
         busy = len(self.runs) - len(self.runs.outcomes)
-        return recall_at(self.hands, self.runs.values(), busy, self._delivered_at, moment)
+        return recall_at(self.threads, self.runs.values(), busy, self._delivered_at, moment)
 
     def _hand_out(self, tasks: list[Task]) -> None:
         if tasks:
@@ -382,15 +382,15 @@ class Coordinator:
 
     def _leave(self) -> None:
         self.pool.close()
-        self.hands_left = not self.pool.join() or self.pool.stuck > 0
+        self.threads_left = not self.pool.join() or self.pool.stuck > 0
         if self.exit is Exit.UNRELEASED:
             # A thread that keeps the database from it may also keep Python from ending.
-            self.hands_left = True
+            self.threads_left = True
             return
         if self.exit is Exit.REPLACED:
             # To end in good order would close the connection, and SQLite then deletes the log of
             # whatever database stands at the path by now.
-            self.hands_left = True
+            self.threads_left = True
             return
         try:
             self._connection.reopen()

@@ -1,4 +1,4 @@
-"""The hands: threads that run user code, and nothing else."""
+"""The pool of threads that run user code, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tasks_app.worker.run import Run
 class Pool:
     """A number of threads, each running one task at a time.
 
-    `deliver` is called in the hand's thread with each outcome. The threads are daemons: a task
+    `deliver` is called by the worker thread with each outcome. The threads are daemons: a task
     that does not stop must not keep the process from ending.
     """
 
-    def __init__(self, hands: int, deliver: Callable[[Outcome], None]) -> None:
+    def __init__(self, threads: int, deliver: Callable[[Outcome], None]) -> None:
         self._deliver = deliver
         self._orders: SimpleQueue[Run | None] = SimpleQueue()
         self._numbers = itertools.count(1)
         self._threads: list[threading.Thread] = []
         self._stuck: list[threading.Thread] = []
-        for _ in range(hands):
-            self._add_hand()
+        for _ in range(threads):
+            self._add_thread()
 
     @property
     def stuck(self) -> int:
@@ -55,7 +55,7 @@ class Pool:
         assert run.stretch.thread  # noqa: S101 - a stretch that was entered has one
         self._threads.remove(run.stretch.thread)
         self._stuck.append(run.stretch.thread)
-        self._add_hand()
+        self._add_thread()
         return True
 
     def recall(self) -> list[Run]:
@@ -67,12 +67,12 @@ class Pool:
         return recalled
 
     def close(self) -> None:
-        """Let the hands go that are free, and the others when they are. Does not wait."""
+        """Let the threads go that are free, and the others when they are. Does not wait."""
         for _ in self._threads:
             self._orders.put(None)
 
     def join(self, seconds: float = 1.0) -> bool:
-        """Wait until all hands are gone, for so long at most; return whether they are.
+        """Wait until all threads are gone, for so long at most; return whether they are.
 
         A task that does not stop keeps its thread until the process ends.
         """
@@ -81,8 +81,8 @@ class Pool:
             thread.join(max(deadline - time.monotonic(), 0))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _add_hand(self) -> None:
-        name = f"hand-{next(self._numbers)}"
+    def _add_thread(self) -> None:
+        name = f"task-thread-{next(self._numbers)}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()

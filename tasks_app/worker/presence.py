@@ -21,14 +21,14 @@ HELD_SECONDS = 1.0
 
 
 @missing_is_trouble()
-def register(hands: int, queues: list[str]) -> Worker:
+def register(threads: int, queues: list[str]) -> Worker:
     """Say that a worker is there. Raises what Django raises where the database does not answer."""
     with transaction.atomic(using=alias()):
         now = begin(alias())
         return Worker.objects.create(
             hostname=socket.gethostname(),
             pid=os.getpid(),
-            hands=hands,
+            threads=threads,
             queues=queues,
             started_at=now,
             heartbeat_at=now,

@@ -97,7 +97,7 @@ def test_empty_overview_says_what_to_do(admin_client: Client) -> None:
 
 @pytest.mark.usefixtures("still")
 def test_numbers(admin_client: Client) -> None:
-    by = worker(hostname="red", pid=4711, hands=8, stuck=1, queues=["mails", "night"])
+    by = worker(hostname="red", pid=4711, threads=8, stuck=1, queues=["mails", "night"])
     worker(hostname="grey", heartbeat_at=timezone.now() - LOST)
     worker(hostname="blue", stopped_at=timezone.now())
     saved(Status.RUNNING, worker=by, queue="mails")
@@ -144,7 +144,7 @@ def test_number_of_further_workers_is_shown(
 
 
 def test_singular_plural_and_thousands(admin_client: Client) -> None:
-    by = worker(hands=1)
+    by = worker(threads=1)
     saved(Status.RUNNING, worker=by)
     Task.objects.bulk_create(row(Status.COMPLETED) for _ in range(1_234))
     Task.objects.bulk_create(row(run_after=timezone.now() + HOUR) for _ in range(1_001))

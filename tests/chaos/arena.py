@@ -68,7 +68,7 @@ class Plan:
     tasks: int = 0
     troubles: int = 0
     workers: int = 3
-    hands: int = 4
+    threads: int = 4
     viewers: int = 6
     backlog: int = 80
     seed: int = 0
@@ -164,8 +164,8 @@ class Arena:
         self.seen = Seen()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        hands = ["--max-workers", str(plan.hands)]
-        self.slots = [Slot("worker", ["run_tasks", *hands]) for _ in range(plan.workers)]
+        threads = ["--max-workers", str(plan.threads)]
+        self.slots = [Slot("worker", ["run_tasks", *threads]) for _ in range(plan.workers)]
         self.slots.append(Slot("web", ["serve", str(self.port)]))
         if plan.kills:
             self.slots.append(Slot("cleanup", ["cleanup_tasks"]))

@@ -55,7 +55,7 @@ def test_options(settings: Any, options: tuple[str, ...], threads: int, queues: 
     settings.TASK_MAX_WORKERS = 7
     call_command("run_tasks", "--drain", *options)
     worker = Worker.objects.get()
-    assert (worker.hands, worker.queues) == (threads, queues)
+    assert (worker.threads, worker.queues) == (threads, queues)
 
 
 @pytest.mark.parametrize("queues", ["", " , "])
@@ -73,7 +73,7 @@ def test_error_ends_the_process_even_if_threads_are_running(
     """Otherwise Python would wait for the threads, and the supervisor would start no new worker."""
 
     def run(coordinator: Coordinator) -> None:
-        coordinator.hands_left = left
+        coordinator.threads_left = left
         raise RuntimeError("a table is gone")
 
     def end_at_once(code: int) -> None:

@@ -43,7 +43,7 @@ def test_empty_database() -> None:
     assert (found.last_hour.total, found.last_day.total) == (0, 0)
     assert len(found.last_hour.periods) == 60
     assert len(found.last_day.periods) == 24
-    assert (found.hands, found.stuck) == (0, 0)
+    assert (found.threads, found.stuck) == (0, 0)
 
 
 def test_queues_with_the_longest_wait_come_first() -> None:
@@ -126,7 +126,7 @@ def test_alive_lost_and_stopped_workers() -> None:
         ("earlier", Presence.STOPPED, 0),
     ]
     assert [found.presences[presence] for presence in Presence] == [1, 1, 2]
-    assert (found.hands, found.stuck) == (4, 2)
+    assert (found.threads, found.stuck) == (4, 2)
 
 
 def test_number_of_workers_is_limited_but_all_are_counted(
@@ -134,17 +134,17 @@ def test_number_of_workers_is_limited_but_all_are_counted(
 ) -> None:
     monkeypatch.setattr(statistics, "WORKERS", 3)
     for number in range(3):
-        worker(hostname="stopped", heartbeat_at=NOON, stopped_at=NOON, hands=100)
+        worker(hostname="stopped", heartbeat_at=NOON, stopped_at=NOON, threads=100)
         worker(hostname=f"alive{number}", heartbeat_at=NOON - timedelta(seconds=number), stuck=1)
     for number in range(2):
         worker(
-            hostname=f"lost{number}", heartbeat_at=NOON - HOUR * (1 + number), hands=100, stuck=9
+            hostname=f"lost{number}", heartbeat_at=NOON - HOUR * (1 + number), threads=100, stuck=9
         )
     found = overview()
     assert [seen.worker.hostname for seen in found.workers] == ["lost1", "lost0", "alive2"]
     assert found.other_workers == 5
     assert [found.presences[presence] for presence in Presence] == [3, 2, 3]
-    assert (found.hands, found.stuck) == (12, 3)
+    assert (found.threads, found.stuck) == (12, 3)
 
 
 def test_number_of_queries_is_constant() -> None:
@@ -171,7 +171,7 @@ def test_queries_use_their_indexes() -> None:
     )
     for _ in range(20):
         Worker.objects.create(
-            hostname="x", pid=1, hands=1, started_at=now, heartbeat_at=now, stopped_at=now
+            hostname="x", pid=1, threads=1, started_at=now, heartbeat_at=now, stopped_at=now
         )
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:

@@ -16,8 +16,8 @@ from tests.harness import PATIENCE, eventually
 class Working:
     """A worker in a thread of this process."""
 
-    def __init__(self, hands: int = 2, **options: Any) -> None:
-        self.coordinator = Coordinator(hands, **options)
+    def __init__(self, threads: int = 2, **options: Any) -> None:
+        self.coordinator = Coordinator(threads, **options)
         self.error: BaseException | None = None
         self.ended: int | None = None
         self._thread = threading.Thread(target=self._run)
@@ -55,8 +55,8 @@ class Working:
 def start(transactional_db: None) -> Iterator[Callable[..., Working]]:
     started: list[Working] = []
 
-    def working(hands: int = 2, **options: Any) -> Working:
-        started.append(Working(hands, **options))
+    def working(threads: int = 2, **options: Any) -> Working:
+        started.append(Working(threads, **options))
         return started[-1]
 
     yield working

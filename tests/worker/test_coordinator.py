@@ -39,8 +39,8 @@ Start = Callable[..., Working]
 Log = pytest.LogCaptureFixture
 
 
-def drain(hands: int = 2, **options: Any) -> int:
-    return Coordinator(hands, drain=True, **options).run()
+def drain(threads: int = 2, **options: Any) -> int:
+    return Coordinator(threads, drain=True, **options).run()
 
 
 def task_of(started: Any) -> Task:
@@ -142,7 +142,7 @@ def test_drain_rescues_tasks_of_lost_workers(settings: Any) -> None:
 def test_worker_leaves_its_row() -> None:
     drain(3, queues=["mail"])
     record = Worker.objects.get()
-    assert (record.hands, record.queues) == (3, ["mail"])
+    assert (record.threads, record.queues) == (3, ["mail"])
     assert record.stopped_at == record.heartbeat_at
 
 
@@ -488,9 +488,9 @@ def test_start_and_stop_of_a_worker_are_logged_as_info(log: Log) -> None:
         and found.levelname != "DEBUG"
     ]  # fmt: skip
     assert lives == [
-        ("INFO", f"Worker {record} started: 2 hands, all queues"),
+        ("INFO", f"Worker {record} started: 2 threads, all queues"),
         ("INFO", f"Worker {record} stopped (tasks ended: 3)"),
-        ("INFO", f"Worker {record} started: 2 hands, queues mail, reports"),
+        ("INFO", f"Worker {record} started: 2 threads, queues mail, reports"),
         ("INFO", f"Worker {record} stopped (tasks ended: 0)"),
     ]
 

@@ -77,7 +77,7 @@ def patient(settings: Any) -> None:
 @pytest.mark.parametrize("task", [Spins, LogsInALoop])
 def test_code_without_progress_calls_is_interrupted(task: Any, start: Start, log: Log) -> None:
     log.set_level(logging.INFO, "tests.stubborn")
-    working = start(hands=1)
+    working = start(threads=1)
     ended = cancel_running(task)
     assert (ended.status, ended.stuck) == (Status.CANCELLED, False)
     assert "was interrupted in its thread" in log.text
@@ -90,7 +90,7 @@ def test_code_without_progress_calls_is_interrupted(task: Any, start: Start, log
 def test_waiting_code_is_interrupted(start: Start, tmp_path: Path, settings: Any) -> None:
     """Waiting for an event loop, a query or a notification holds no lock."""
     settings.TASK_INTERRUPT_GRACE_SECONDS = 2
-    working = start(hands=8)
+    working = start(threads=8)
     notes = [tmp_path / "by_asgiref", tmp_path / "by_asyncio"]
     tasks = [
         task_service.start_task(Awaits, {"note": notes[0]}),
@@ -143,7 +143,7 @@ def test_late_interruption_still_gives_the_full_grace() -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_clean_up_of_an_interrupted_task_runs(start: Start, tmp_path: Path) -> None:
-    start(hands=1)
+    start(threads=1)
     note = tmp_path / "note"
     assert cancel_running(CleansUp, note=note).status == Status.CANCELLED
     assert note.read_text() == "cleaned up"
@@ -151,7 +151,7 @@ def test_clean_up_of_an_interrupted_task_runs(start: Start, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("patient")
 def test_timeout_interrupts_too(start: Start) -> None:
-    start(hands=1)
+    start(threads=1)
     started = task_service.start_task(Spins, timeout=0.2)
     ended = ends(started.task_id)
     assert (ended.status, ended.error_type, ended.stuck) == (Status.FAILED, "TaskTimedOut", False)
@@ -169,7 +169,7 @@ def test_slow_import_of_a_task_does_not_block_others(
         f"from tests.tasks import Noop as Slow\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    working = start(hands=2)
+    working = start(threads=2)
     slow = saved(name="slow_to_import.Slow", timeout_seconds=0.2)
     ended = ends(slow.pk)
     assert (ended.status, ended.error_type, ended.stuck) == (Status.FAILED, "TaskTimedOut", True)
@@ -179,7 +179,7 @@ def test_slow_import_of_a_task_does_not_block_others(
 
 
 def test_context_of_a_task_does_not_reach_the_next(start: Start) -> None:
-    start(hands=1)
+    start(threads=1)
     before = ends(task_service.start_task(Surroundings).task_id).result
     ends(task_service.start_task(Surroundings, {"change": True}).task_id)
     assert ends(task_service.start_task(Surroundings).task_id).result == before
@@ -191,7 +191,7 @@ def test_interruption_can_be_disabled(
 ) -> None:
     # Only their loop is left of these threads. The process must not wait for them.
     settings.TASK_INTERRUPT = by_class
-    working = start(hands=1)
+    working = start(threads=1)
     ended = cancel_running(SpinsShielded if by_class else Spins)
     assert (ended.status, ended.stuck) == (Status.CANCELLED, True)
     assert "was interrupted" not in log.text
@@ -199,7 +199,7 @@ def test_interruption_can_be_disabled(
 
 
 def test_task_that_catches_everything_is_abandoned(start: Start, until: Path, log: Log) -> None:
-    working = start(hands=1)
+    working = start(threads=1)
     started = task_service.start_task(SwallowsAll, {"until": until})
     begins(started.task_id)
     task_service.cancel_task(started.task_id)
@@ -219,7 +219,7 @@ def test_task_that_catches_everything_is_abandoned(start: Start, until: Path, lo
 
 
 def test_abandoned_timed_out_task_is_not_retried(start: Start, until: Path) -> None:
-    start(hands=1)
+    start(threads=1)
     started = task_service.start_task(SwallowsAll, {"until": until}, timeout=0.2, max_attempts=3)
     ended = ends(started.task_id)
     assert (ended.status, ended.error_type, ended.attempt) == (Status.FAILED, "TaskTimedOut", 1)
@@ -230,7 +230,7 @@ def test_too_many_stuck_threads_end_the_worker(
     start: Start, until: Path, settings: Any, log: Log
 ) -> None:
     settings.TASK_MAX_STUCK = 2
-    working = start(hands=3)
+    working = start(threads=3)
     other = task_service.start_task("tests.tasks.Deaf", {"until": until})
     begins(other.task_id)
     for _ in range(2):
@@ -248,7 +248,7 @@ def test_too_many_stuck_threads_end_the_worker(
 
 def test_interrupted_transaction_is_rolled_back(start: Start, owner: User) -> None:
     """On SQLite it held the lock that all writers need, including its own worker."""
-    start(hands=1)
+    start(threads=1)
     started = task_service.start_task(SpinsInTransaction, timeout=0.5)
     assert ends(started.task_id).error_type == "TaskTimedOut"
     # The same thread continues with a working connection.

@@ -104,9 +104,9 @@ def test_close_does_not_wait_but_join_does(
 
 def test_threads_do_not_keep_the_process_alive() -> None:
     pool = Pool(1, lambda _outcome: None)
-    hands = [thread for thread in threading.enumerate() if thread.name.startswith("hand-")]
-    assert hands
-    assert all(hand.daemon for hand in hands)
+    threads = [one for one in threading.enumerate() if one.name.startswith("task-thread-")]
+    assert threads
+    assert all(thread.daemon for thread in threads)
     pool.close()
     assert pool.join(PATIENCE)
 

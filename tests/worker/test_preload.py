@@ -59,7 +59,7 @@ def test_task_modules_are_imported_before_the_first_claim(
 ) -> None:
     waiting = saved(name="preload_shop.tasks.Sweep")
     other = saved(name="tests.tasks.Noop")
-    start(hands=2)
+    start(threads=2)
     wait_for_beats(3)
     assert set(Task.objects.values_list("status", flat=True)) == {Status.PENDING}
     until.touch()
@@ -74,7 +74,7 @@ def test_hanging_import_does_not_prevent_claims(
     log: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(preload, "TURN_SECONDS", 0.2)
-    start(hands=1)
+    start(threads=1)
     assert ends(saved(name="tests.tasks.Noop").pk).status == Status.COMPLETED
     assert "Importing the task modules takes longer than 0.2 s" in log.text
     until.touch()

@@ -35,7 +35,7 @@ def test_worker_registers() -> None:
     presence.register(3, ["mail"])
     worker = Worker.objects.get()
     assert (worker.hostname, worker.pid) == (socket.gethostname(), os.getpid())
-    assert (worker.hands, worker.queues) == (3, ["mail"])
+    assert (worker.threads, worker.queues) == (3, ["mail"])
     assert before < worker.started_at == worker.heartbeat_at
     assert worker.stopped_at is None
 

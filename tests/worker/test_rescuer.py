@@ -124,7 +124,7 @@ def other_lock(settings: Any) -> Iterator[threading.Event]:
             Worker.objects.create(
                 hostname="holder",
                 pid=1,
-                hands=1,
+                threads=1,
                 started_at="2026-01-01T00:00Z",
                 heartbeat_at="2026-01-01T00:00Z",
             )

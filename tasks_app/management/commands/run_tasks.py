@@ -117,14 +117,14 @@ class Command(BaseCommand):
                 else:
                     coordinator.run()
         except Exception:
-            if not coordinator.hands_left:
+            if not coordinator.threads_left:
                 raise
             # Python would print it only after waiting for the threads.
             traceback.print_exc()
             end_at_once(1)
         self.say(self.ending())
         code = CHANGED if changed else coordinator.exit
-        if coordinator.hands_left:
+        if coordinator.threads_left:
             end_at_once(code)
         if code:
             sys.exit(code)
@@ -185,7 +185,7 @@ def banner(coordinator: Coordinator) -> str:
         [
             f"Worker {socket.gethostname()}:{os.getpid()} of django-tasks-app {version()}",
             f"Database: {connection.display_name} {settings['NAME']}{host} ({alias()!r})",
-            f"Threads: {coordinator.hands}. Queues: {queues}.",
+            f"Threads: {coordinator.threads}. Queues: {queues}.",
             "Runs the tasks that are ready, then stops."
             if coordinator.drain
             else "Stop it with Ctrl-C: running tasks may finish. -v 2 shows each task.",
