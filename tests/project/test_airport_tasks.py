@@ -85,7 +85,7 @@ def test_file_without_rows_imports_nothing(run: Any, upload: Any) -> None:
     [
         (b"", "The file is empty."),
         (b"PK\x03\x04", "is a ZIP archive or an Excel workbook"),
-        (b"price\n", "The first line lacks the columns of airports."),
+        (b"price\n", "The first line is not a header of airports."),
         (f"{HEADER}\n{OSLO}\n".encode() * 2000 + b"\xff", "Line 4,001 is not UTF-8."),
     ],
 )
