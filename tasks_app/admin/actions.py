@@ -70,7 +70,7 @@ class Action:
 
 #: The texts of the admin's log.
 STOP_REQUESTED, CANCELLED, RETRIED, REMOVED = LOG_MESSAGES = (
-    gettext_noop("Asked to stop."),
+    gettext_noop("Requested cancellation."),
     gettext_noop("Cancelled."),
     gettext_noop("Retried as task %(id)s."),
     gettext_noop("Deleted with its history."),

@@ -167,7 +167,9 @@ def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
         return Problem(HTTPStatus.NOT_FOUND, NOT_FOUND).response(request)
 
     def forbidden(request: HttpRequest, error: PermissionDenied) -> HttpResponse:
-        return Problem(HTTPStatus.FORBIDDEN, str(error) or "You may not do this.").response(request)
+        return Problem(
+            HTTPStatus.FORBIDDEN, str(error) or "You don't have permission to do this."
+        ).response(request)
 
     def bad_request(request: HttpRequest, error: Exception) -> HttpResponse:
         return Problem(HTTPStatus.BAD_REQUEST, str(error)).response(request)

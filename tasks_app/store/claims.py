@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from tasks_app.exceptions import WorkerLost
-from tasks_app.models import Task
+from tasks_app.models import Task, aware
 from tasks_app.models.querysets import TaskQuerySet
 
 
@@ -80,8 +80,6 @@ def worker_lost(task: Task) -> Failure:
     if task.worker is None:
         message = "The worker that ran this task is gone, and so is its record."
     else:
-        message = (
-            f"Worker {task.worker} stopped responding; "
-            f"its last heartbeat was at {task.worker.heartbeat_at.isoformat(timespec='seconds')}."
-        )
+        last_seen = aware(task.worker.heartbeat_at).astimezone(UTC)
+        message = f"Worker {task.worker} lost (last seen {last_seen:%Y-%m-%d %H:%M:%S} UTC)."
     return Failure(WorkerLost.__name__, message)

@@ -34,8 +34,7 @@ def enforce(runs: Iterable[Run], pool: Pool, moment: float) -> list[Outcome]:
     for run in runs:
         if moment >= run.deadline:
             logger.warning("Task %s is out of time", run, extra=run.log_extra)
-            allowed = f"{run.task.timeout_seconds:g} s"
-            run.stop(TaskTimedOut(f"The task ran longer than its {allowed}."))
+            run.stop(TaskTimedOut(f"Timed out after {run.task.timeout_seconds:g} s."))
         if moment >= run.interrupt_at:
             if _interrupt(run):
                 run.interrupted(moment)

@@ -120,7 +120,7 @@ def test_cancel_of_a_running_task_is_a_request(login: Login) -> None:
     task, _claim = rows.claimed()
     assert messages_of(post(client, "cancel", task, follow=True)) == ["Noop: Stopping…"]
     assert rows.fresh(task).cancel_requested_at
-    assert logged(task) == [(CHANGE, "staff", "Asked to stop.")]
+    assert logged(task) == [(CHANGE, "staff", "Requested cancellation.")]
 
 
 def test_retry(login: Login) -> None:

@@ -354,7 +354,7 @@ def test_path_cannot_forge_log_lines(error: Exception, caplog: pytest.LogCapture
     ("error", "status", "detail"),
     [
         (Http404("x"), 404, "There is no such task, or you may not see it."),
-        (PermissionDenied(), 403, "You may not do this."),
+        (PermissionDenied(), 403, "You don't have permission to do this."),
         (PermissionDenied("Pay first."), 403, "Pay first."),
         (UnreadablePostError("gone"), 400, "gone"),
         (BadRequest("odd"), 400, "odd"),

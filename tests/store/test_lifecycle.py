@@ -535,8 +535,8 @@ def test_rescue_fails_a_task_without_attempts_left(heartbeat: timedelta) -> None
     assert (lost.status, lost.fencing_token) == (Status.RUNNING, claim.token)
     stored = fresh(task)
     by.refresh_from_db()
-    heartbeat_at = by.heartbeat_at.isoformat(timespec="seconds")
-    message = f"Worker ada:7 stopped responding; its last heartbeat was at {heartbeat_at}."
+    last_seen = by.heartbeat_at.strftime("%Y-%m-%d %H:%M:%S")
+    message = f"Worker ada:7 lost (last seen {last_seen} UTC)."
     assert (stored.status, stored.error_type) == (Status.FAILED, "WorkerLost")
     assert stored.error_message == message
     assert facts(task) == ["task_queued", "task_started", "task_failed"]

@@ -282,7 +282,7 @@ def test_timeout_is_enforced(start: Start, reins: Path, log: Log) -> None:
     task = ends(started.task_id)
     assert (task.error_type, task.error_message) == (
         "TaskTimedOut",
-        "The task ran longer than its 0.1 s.",
+        "Timed out after 0.1 s.",
     )
     [warning] = said(log, "is out of time")
     assert warning.levelname == "WARNING"

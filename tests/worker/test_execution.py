@@ -117,8 +117,8 @@ def test_public_error_of_each_exception(which: str, words: str | None) -> None:
     assert (value.public_error, value.data().get("public_error")) == (words, words)
     assert execute(made(Fail)).value.public_error is None
     timed_out = made(Fail)
-    timed_out.handle.stop(TaskTimedOut("The task ran longer than its 3 s."))
-    assert execute(timed_out).value.public_error == "The task ran longer than its 3 s."
+    timed_out.handle.stop(TaskTimedOut("Timed out after 3 s."))
+    assert execute(timed_out).value.public_error == "Timed out after 3 s."
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_interruption_ends_the_run_by_its_reason(
 @pytest.mark.parametrize("max_attempts", [1, 2])
 def test_timeout_fails_the_run_without_retry(task: type[object], max_attempts: int) -> None:
     run = made(task, max_attempts=max_attempts)
-    run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
+    run.handle.stop(TaskTimedOut("Timed out after 5 s."))
     outcome = execute(run)
     assert outcome.verb is Verb.FAIL
     assert (outcome.value.type, outcome.value.message) == (
         "TaskTimedOut",
-        "The task ran longer than its 5 s.",
+        "Timed out after 5 s.",
     )
 
 
@@ -199,7 +199,7 @@ def in_groups(*errors: BaseException) -> BaseException:
     [
         (TaskCancelled(), Verb.CANCEL),
         (TaskReleased(), Verb.RELEASE),
-        (TaskTimedOut("The task ran longer than its 5 s."), Verb.FAIL),
+        (TaskTimedOut("Timed out after 5 s."), Verb.FAIL),
     ],
     ids=repr,
 )
@@ -295,7 +295,7 @@ def test_invalid_retry_delay_is_refused(after: float) -> None:
 def test_timeout_is_retried_if_listed_in_retry_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Raising, "retry_on", (TaskTimedOut,))
     run = made(Raising, max_attempts=2)
-    run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
+    run.handle.stop(TaskTimedOut("Timed out after 5 s."))
     assert execute(run).verb is Verb.RETRY
 
 
@@ -310,7 +310,7 @@ def test_abandoned_cancelled_run_is_cancelled() -> None:
 
 def test_abandoned_timed_out_run_fails_and_is_stuck() -> None:
     run = made(Raising, max_attempts=2)
-    run.handle.stop(TaskTimedOut("The task ran longer than its 5 s."))
+    run.handle.stop(TaskTimedOut("Timed out after 5 s."))
     outcome = given_up(run)
     assert (outcome.verb, outcome.value.type, outcome.value.stuck) == (
         Verb.FAIL,

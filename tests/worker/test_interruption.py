@@ -155,7 +155,7 @@ def test_timeout_interrupts_too(start: Start) -> None:
     started = task_service.start_task(Spins, timeout=0.2)
     ended = ends(started.task_id)
     assert (ended.status, ended.error_type, ended.stuck) == (Status.FAILED, "TaskTimedOut", False)
-    assert ended.error_message == "The task ran longer than its 0.2 s."
+    assert ended.error_message == "Timed out after 0.2 s."
 
 
 def test_slow_import_of_a_task_does_not_block_others(
