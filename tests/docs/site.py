@@ -16,7 +16,7 @@ import httpx
 from tests.docs.pages import README, ROOT, Snippet, section, snippets
 from tests.harness import PATIENCE
 
-TITLE = "Add it to a site of your own in ten minutes"
+TITLE = "Add it to your own site in ten minutes"
 #: Commands that prepare the environment. The tests have one already.
 SETUP = ("python3 -m venv", ". .venv", "python -m pip")
 SERVERS = ("python manage.py run_tasks", "python -m uvicorn")
