@@ -207,13 +207,16 @@ async def _answer(request: HttpRequest, user: User, task_id: UUID | None) -> Ans
         wanted = Wanted.of(request)
     except BadRequest as error:
         return Answer(HTTPStatus.BAD_REQUEST, str(error), fields=error.fields)
+    handoff = Handoff.of(request)
+    asking = handoff is not None and handoff.asking
+    if not asking:
+        # Before the rights are read: the wait may be long.
+        await Turn.becomes(user.pk)
     allowed = await sync_to_async(readable)(user, channels)
     if not allowed:
         return Answer(HTTPStatus.NOT_FOUND, "There is no such task, or you may not see it.")
-    handoff = Handoff.of(request)
-    if handoff is not None and handoff.asking:
+    if asking:
         return Answer(HTTPStatus.OK, allowed=allowed)
-    await Turn.becomes(user.pk)
     server.notice(getattr(request, "scope", {}))
     if server.is_closing:
         headers = {"Retry-After": str(AWAY_SECONDS)}

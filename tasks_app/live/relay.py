@@ -230,6 +230,7 @@ class _Feed(threading.Thread):
             self._tell(news, before, until)
         except BaseException:
             # Some have had a part of it, some nothing: each reads its own rest from the database.
+            self._sent.clear()
             self._overflow()
             raise
         ended = {task_id for _, task_id, kind, _ in news if kind in ATTEMPT_ENDS}
@@ -276,12 +277,7 @@ class _Feed(threading.Thread):
         }
         # Page by page: a transaction may hold thousands of facts, and each a long result.
         for row in itertools.chain.from_iterable(pages_of(heard)):
-            try:
-                fact = wire.fact(row, before.at(row.pk, until))
-            except ValueError:
-                # Such as an event that a newer worker writes and this process does not know.
-                logger.exception("Event %s cannot be sent, and is left out", row.pk)
-            else:
+            if fact := wire.fact_if_known(row, before.at(row.pk, until)):
                 self._send(heard[row.pk], fact)
 
     def _overflow(self) -> None:

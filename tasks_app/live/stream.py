@@ -19,7 +19,7 @@ from tasks_app.conf import task_settings
 from tasks_app.live import wire
 from tasks_app.live.channels import Wanted
 from tasks_app.live.cursor import Cursor
-from tasks_app.live.pages import PAGE_BYTES, pieces
+from tasks_app.live.pages import PAGE_BYTES, in_pages
 from tasks_app.live.relay import TROUBLE_SECONDS, Relay
 from tasks_app.live.serving import server
 from tasks_app.live.view import ALL_EVENTS, View
@@ -108,10 +108,12 @@ async def _events(
         yield wire.BEGINNING + first
         #: What the database has to tell, before what the relay brings.
         missed = opening
+        #: What the relay brought, page by page, after what was missed.
+        brought: Iterator[list[wire.Fact | wire.Report]] | None = None
         recheck_at = time.monotonic() + RECHECK_SECONDS
         #: When a client that was sent none of the pages read needs a sign of life.
         keep_alive_at = time.monotonic() + task_settings().stream_keepalive_seconds
-        while (missed is not None or not view.ended) and not server.is_closing:
+        while (missed or brought or not view.ended) and not server.is_closing:
             if time.monotonic() >= recheck_at:
                 try:
                     allowed = await viewer.still_reads(view.channels)
@@ -139,6 +141,13 @@ async def _events(
                     yield piece or wire.KEEP_ALIVE
                     keep_alive_at = time.monotonic() + task_settings().stream_keepalive_seconds
                 continue
+            if brought is not None:
+                page = next(brought, None)
+                if page is None:
+                    brought = None
+                elif piece := b"".join(view.wire_of(event) for event in page if view.admit(event)):
+                    yield piece
+                continue
             keepalive = task_settings().stream_keepalive_seconds
             try:
                 # An event that comes after a re-check is due must not overtake it.
@@ -155,8 +164,8 @@ async def _events(
                 # Read what was lost from the database; of progress the newest is enough.
                 missed = view.catch_up(relay.cursor, progress=True)
                 continue
-            for piece in pieces(view.wire_of(event) for event in events if view.admit(event)):
-                yield piece
+            # A viewer may take them slowly, so a re-check may fall due between two pages.
+            brought = in_pages((event, len(event.wire)) for event in events)
         # The clients of a server that shuts down come back to the next one.
         if not server.is_closing:
             yield wire.STREAM_END

@@ -69,6 +69,8 @@ class View:
             self.open_tasks = self._watched - covered
         if resumed is not None and self.ended and not resumed.rest(self._facts(), until).exists():
             return False
+        # Read first: if it fails, `catch_up` begins again.
+        states = list(self._pages_of_states({end[0]: end[-1] for end in ends}))
         if resumed is not None:
             self.had = resumed
         elif covered:
@@ -77,9 +79,7 @@ class View:
             self.had = until
         # Until the ends are out, nothing to resume from: who is cut off here begins again.
         self._state_id = resumed or (None if covered else until)
-        self._states.clear()
-        if EventType.STATUS in self._wanted.kinds:
-            self._states.extend(self._pages_of_states({end[0]: end[-1] for end in ends}))
+        self._states = deque(states)
         return True
 
     def catch_up(self, until: Cursor, *, progress: bool = False) -> Iterator[bytes]:
@@ -113,6 +113,8 @@ class View:
 
     def _pages_of_states(self, ended: dict[UUID, int]) -> Iterator[list[UUID]]:
         """The tasks to tell of: unfinished ones at once, others by the size of their results."""
+        if EventType.STATUS not in self._wanted.kinds:
+            return
         if self.open_tasks is None:
             newest = self._of_owner(Task.primary.unfinished()).order_by("-created_at")
             yield list(newest.values_list("pk", flat=True)[:OPENING_TASKS])
@@ -148,8 +150,8 @@ class View:
         if self.had == until:
             return
         for page in self.had.replay(facts, until):
-            events = (wire.fact(row, cursor) for row, cursor in page)
-            yield b"".join(self.wire_of(event) for event in events if self.admit(event))
+            events = (wire.fact_if_known(row, cursor) for row, cursor in page)
+            yield b"".join(self.wire_of(event) for event in events if event and self.admit(event))
         self.had = until
 
     def _tell_progress(self, until: Cursor) -> Iterator[bytes]:
@@ -176,6 +178,9 @@ class View:
         else:
             self._watched &= {task_id for channel in allowed if (task_id := task_of(channel))}
             self.open_tasks &= self._watched
+            self._states = deque(
+                [task_id for task_id in page if task_id in self._watched] for page in self._states
+            )
 
     def admit(self, event: wire.Fact | wire.Report) -> bool:
         """Whether to send this viewer an event. Takes it for sent."""

@@ -9,10 +9,13 @@ from django.utils import timezone
 from django_eventstream.utils import sse_encode_event
 
 from tasks_app.live.cursor import Cursor
+from tasks_app.logs import SafeLogger
 from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.schemas import TaskEvent as Message
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import EventType
+
+logger = SafeLogger("tasks_app.relay")
 
 KEEP_ALIVE = b"event: keep-alive\ndata:\n\n"
 #: The last of a stream that ends by itself, whatever its tasks ended as: some clients, htmx's among
@@ -92,6 +95,18 @@ def fact(row: TaskEvent, cursor: Cursor) -> Fact:
         transaction=row.transaction,
         cursor=cursor,
     )
+
+
+def fact_if_known(row: TaskEvent, cursor: Cursor) -> Fact | None:
+    """Return a stored fact as it is sent; None, and a line in the log, if it cannot be sent.
+
+    A newer worker may write an event that this process does not know.
+    """
+    try:
+        return fact(row, cursor)
+    except ValueError:
+        logger.exception("Event %s cannot be sent, and is left out", row.pk)
+        return None
 
 
 def report(progress: Progress) -> Report:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 from asgiref.sync import async_to_sync
 from asgiref.testing import ApplicationCommunicator
+from channels.db import database_sync_to_async
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.asgi import get_asgi_application
@@ -24,6 +25,7 @@ from project.asgi import application
 from tasks_app.live import endpoint, turns
 from tasks_app.live.asgi import TaskStreamConsumer, with_task_streams
 from tasks_app.live.handoff import ASGIApp
+from tasks_app.models import Task
 from tests.outages import ASKED, take_away
 from tests.rows import enqueued
 
@@ -341,6 +343,48 @@ def test_slow_openings_of_one_user_leave_turns_to_others(
 
     assert async_to_sync(go)() == [200] * (1 + len(hers))
     assert peak == turns.OPENINGS_PER_USER
+
+
+def test_rights_are_read_after_the_wait_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    bob = User.objects.create_user("bob")
+    task = enqueued(owner=bob)
+    gate, turns_of_users = asyncio.Event(), 0
+
+    async def slow(*asked: Any) -> Any:
+        await gate.wait()
+        return await real_open(*asked)
+
+    async def become(turn: turns.Turn, user_id: Any) -> None:
+        nonlocal turns_of_users
+        turns_of_users += 1
+        await real_become(turn, user_id)
+
+    real_open, real_become = endpoint.open_stream, turns.Turn._become
+    monkeypatch.setattr(endpoint, "open_stream", slow)
+    monkeypatch.setattr(turns.Turn, "_become", become)
+    first = [communicator(bob, STREAMS, "mine=1") for _ in range(turns.OPENINGS_PER_USER)]
+    last = communicator(bob, STREAMS, f"task={task.pk}")
+
+    async def all_have_asked(count: int) -> None:
+        async with asyncio.timeout(10):
+            while turns_of_users < count:
+                await asyncio.sleep(0.01)
+
+    async def go() -> int:
+        opening = [asyncio.create_task(open_stream(one, REQUEST)) for one in first]
+        await all_have_asked(len(first))
+        waiting = asyncio.create_task(open_stream(last, REQUEST))
+        await all_have_asked(len(first) + 1)
+        await database_sync_to_async(Task.objects.filter(pk=task.pk).update)(owner=None)
+        gate.set()
+        await asyncio.gather(*opening)
+        status, _ = await waiting
+        for one in [last, *first]:
+            await one.send_input({"type": "http.disconnect"})
+            await one.wait(10)
+        return status
+
+    assert async_to_sync(go)() == 404
 
 
 def test_streams_per_user_are_limited(ada: User, settings: Any) -> None:

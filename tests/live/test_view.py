@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import itertools
+import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -324,6 +326,22 @@ def test_nothing_is_sent_of_a_task_that_may_no_longer_be_read(ada: User) -> None
     assert {event.message["task_id"] for event in healed} == {str(kept.pk)}
 
 
+@pytest.mark.usefixtures("tiny_pages")
+def test_no_state_is_sent_of_a_task_that_may_no_longer_be_read(ada: User) -> None:
+    """A long opening may take longer than the time between two checks of the rights."""
+    ended = [claimed(owner=ada) for _ in range(3)]
+    for task, claim in ended:
+        lifecycle.complete({claim: f"secret of {task.pk}"})
+    view = View([task_channel(task.pk) for task, _ in ended])
+    assert view.begin(None, now())
+    opening = view.catch_up(now())
+    sent: list[str] = []
+    while not sent:
+        sent = [event.message["task_id"] for event in parsed(next(opening))]
+    view.narrow([f"task-{sent[0]}"])
+    assert {event.message["task_id"] for event in parsed(b"".join(opening))} == set(sent)
+
+
 def test_narrowing_does_not_reopen_a_finished_task(ada: User) -> None:
     task, claim = claimed(owner=ada)
     lifecycle.complete({claim: None})
@@ -533,6 +551,70 @@ def test_re_check_does_not_wait_for_a_keep_alive(
         User.objects.filter(pk=ada.pk).update(is_active=False)
 
     assert finish(ada, owner_channel(ada.pk), leave) == []
+
+
+@pytest.mark.usefixtures("tiny_pages")
+def test_re_check_that_falls_due_between_two_pages_comes_first(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow viewer takes the pages of what happened at once one by one."""
+    _, claim = claimed(owner=ada)
+    channel = owner_channel(ada.pk)
+
+    async def watch() -> list[str]:
+        async with Watching(ada, {channel}) as watching:
+            monkeypatch.setattr(stream_module, "RECHECK_SECONDS", 0.0)
+            lines = {claim: [LogLine("info", str(number)) for number in range(5)]}
+            await database_sync_to_async(lifecycle.log)(lines)
+            await watching.sees("task_log")
+            await database_sync_to_async(User.objects.filter(pk=ada.pk).update)(is_active=False)
+            passed = time.monotonic() + 3600
+            monkeypatch.setattr(stream_module.time, "monotonic", lambda: passed)
+            await watching.finish()
+            return watching.types
+
+    assert async_to_sync(watch)() == ["task_status", "task_log"]
+
+
+def test_fact_that_cannot_be_encoded_is_skipped_in_a_replay(
+    ada: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a client would resume before it again and again, and get no further."""
+    start = now()
+    task, claim = claimed(owner=ada)
+    TaskEvent.objects.create(
+        task=task, event_type=EventType.LOG, timestamp=timezone.now(), data=["no", "mapping"]
+    )
+    lifecycle.complete({claim: 7})
+    view = View([task_channel(task.pk)])
+    assert opened(view, start.beginning()) == [
+        "task_status",
+        "task_queued",
+        "task_started",
+        "task_completed",
+    ]
+    assert view.ended
+    assert "cannot be sent, and is left out" in caplog.text
+
+
+def test_states_are_sent_again_if_the_replaced_database_was_away(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueued(owner=ada)
+    view = View([owner_channel(ada.pk)])
+    assert opened(view) == ["task_status"]
+    real = View._of_owner
+
+    def away(*_args: Any) -> Any:
+        raise OperationalError("the server went away")
+
+    until = dataclasses.replace(now(), before=snapshot(10), batch=snapshot(10), timeline="promoted")
+    view.had = dataclasses.replace(until, timeline="lost")
+    monkeypatch.setattr(View, "_of_owner", away)
+    with pytest.raises(OperationalError):
+        next(view.catch_up(until))
+    monkeypatch.setattr(View, "_of_owner", real)
+    assert [event.type for event in parsed(next(view.catch_up(until)))] == ["task_status"]
 
 
 @pytest.mark.usefixtures("often")
