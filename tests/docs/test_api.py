@@ -98,7 +98,7 @@ def test_fields_of_a_start_are_documented() -> None:
 def test_parameters_of_a_list_are_documented() -> None:
     documented = {name for row in table(PAGE_ON_API, "Lists") for name in code(row[0])}
     assert documented == set(Filters.model_fields)
-    assert f"{PAGE} unless said otherwise, from 1 to {PAGE_MAX}" in section(PAGE_ON_API, "Lists")
+    assert f"{PAGE} by default, from 1 to {PAGE_MAX}" in section(PAGE_ON_API, "Lists")
 
 
 def test_operations_are_documented() -> None:
