@@ -154,7 +154,7 @@ def test_every_message_has_a_sample() -> None:
 
 
 def test_modules_that_delay_an_interruption_are_documented() -> None:
-    text = section(GUIDE, "Code that does not call in")
+    text = section(GUIDE, "Code that makes no progress call")
     imports = {"importlib", "_frozen_importlib"}
     for name in SHIELDED - imports - {"tasks_app"}:
         assert f"`{name}`" in text
