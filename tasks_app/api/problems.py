@@ -37,7 +37,7 @@ from tasks_app.exceptions import (
     TaskProtected,
     UnknownTask,
 )
-from tasks_app.live.endpoint import AWAY, AWAY_SECONDS, note_away
+from tasks_app.live.endpoint import NO_DATABASE, RETRY_SECONDS, log_unavailable
 from tasks_app.models import Task
 from tasks_app.permissions import conflict_details
 from tasks_app.schemas import printable
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tasks_app.permissions import User
 
 MEDIA_TYPE = "application/problem+json"
-NOT_FOUND = "There is no such task, or you may not see it."
+NOT_FOUND = "Task not found, or you don't have permission to view it."
 
 logger = logging.getLogger("django.request")
 
@@ -127,10 +127,10 @@ def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
 def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
     """Answer where the database does not, which is no fault of the API's code."""
     response = Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, AWAY, headers={"Retry-After": str(AWAY_SECONDS)}
+        HTTPStatus.SERVICE_UNAVAILABLE, NO_DATABASE, headers={"Retry-After": str(RETRY_SECONDS)}
     ).response(request)
     message = "No answer: the database does not answer (%s): %s"
-    note_away(request, response, message, str(error), request.path, logger=logger)
+    log_unavailable(request, response, message, str(error), request.path, logger=logger)
     return response
 
 

@@ -1,4 +1,4 @@
-"""The ASGI side of streams: taken over from the site's own application once it has answered."""
+"""The ASGI application that wraps the site's own, and serves the streams of its views."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from tasks_app.live.handoff import KEY, ASGIApp, Handoff, OpenStream, is_stream
 from tasks_app.live.serving import server
 from tasks_app.live.sessions import without_cookie
 
-#: What described the empty response that a stream takes the place of.
+#: Headers that describe the view's empty body. A stream is sent in its place.
 _DROPPED = {b"content-length", b"content-encoding"}
 
 
 def with_task_streams(application: ASGIApp) -> ASGIApp:
-    """Serve the site's own ASGI application, and the streams that its views hand over.
+    """Wrap the site's ASGI application, so that an open stream costs no thread.
 
-    Every request passes the whole of it, middleware too. When a view hands a stream over and the
-    site answers 200, the request ends there: its thread and its database connection are let go.
-    Then the stream is sent, with the headers of that answer. Any other answer is sent as it is.
+    Each request passes through the whole application, including its middleware. If a view hands
+    over a stream and the site answers 200, the request ends there, and its thread and database
+    connection are released. Then the stream is sent with the headers of that answer. Any other
+    answer is sent unchanged.
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            server.notice(scope)
+            server.find_sockets(scope)
             await _serve(application, scope, _Requests(scope, receive), send)
         else:
             await application(scope, receive, send)
@@ -62,9 +63,9 @@ async def _serve(application: ASGIApp, scope: Any, requests: _Requests, send: An
 
 
 class TaskStreamConsumer(AsyncHttpConsumer):
-    """Sends an open stream to one client until it ends or the client leaves."""
+    """Sends an open stream to one client until the stream ends or the client leaves."""
 
-    #: A stream takes no part in a channel layer: one of Redis would cost each a connection.
+    #: A stream uses no channel layer. A layer on Redis would cost a connection for each stream.
     channel_layer_alias = ""
 
     def __init__(self, stream: OpenStream, headers: list[tuple[bytes, bytes]]) -> None:
@@ -77,14 +78,14 @@ class TaskStreamConsumer(AsyncHttpConsumer):
         requests = iter([{"type": "http.request"}])
 
         async def request() -> Any:
-            # The site has read the request. What follows is the client's leaving.
+            # The site has read the body. The next message is the disconnect; `_left` waits for it.
             return next(requests, None) or await asyncio.Future()
 
         await super().__call__(scope, request, send)
 
     async def handle(self, body: bytes) -> None:
         await self.send_headers(headers=self.headers)
-        await self._race(self._pump(), self._left(), server.gone())
+        await self._race(self._pump(), self._left(), server.grace_over())
 
     async def _pump(self) -> None:
         async for chunk in self.stream:
@@ -92,14 +93,14 @@ class TaskStreamConsumer(AsyncHttpConsumer):
         await self.send_body(b"")
 
     async def _left(self) -> None:
-        """Wait until the client is gone. A server says so by a message, not by failing to send."""
+        """Wait until the client disconnects. Servers report that as a message; `send` works on."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
     @staticmethod
-    async def _race(*runners: Any) -> None:
-        """Run until one of them is done; cancel the others, and wait until they have closed."""
-        tasks = [asyncio.ensure_future(runner) for runner in runners]
+    async def _race(*coroutines: Any) -> None:
+        """Run all until one is done. Cancel the others, and wait until they are closed."""
+        tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -111,17 +112,17 @@ class TaskStreamConsumer(AsyncHttpConsumer):
 
 
 class _Requests:
-    """What a client sends, read by the site first and then by the stream.
+    """The messages of a client. First the site reads them, and then the stream.
 
-    Django stops waiting for a disconnect when it has answered. A server's `receive` need not stand
-    that, so what was begun goes on for the next who asks.
+    Once Django has answered, it cancels its wait for a disconnect. A server's `receive` may not
+    support that, so a call that has begun continues, and the next reader gets its message.
     """
 
     def __init__(self, scope: Any, receive: Any) -> None:
         self._scope = scope
         self._receive = receive
         self._next: asyncio.Future[Any] | None = None
-        #: Whether the body is dropped as it comes; None until it is known whether there is one.
+        #: True if the body is dropped as it arrives; None until the first message.
         self._drops: bool | None = None
 
     async def receive(self) -> Any:
@@ -130,7 +131,7 @@ class _Requests:
                 self._next = asyncio.ensure_future(self._receive())
             message = await asyncio.shield(self._next)
             if message["type"] == "http.disconnect":
-                # Kept, so that whoever asks next is told as well.
+                # Keep it, so that the next reader gets it too.
                 return message
             self._next = None
             if self._drops is None:
@@ -147,24 +148,24 @@ class _Requests:
 
 
 def _is_refused_body(scope: Any, first: Any) -> bool:
-    """Whether a request has a body that our view would refuse by the length it tells, or by none.
+    """Return whether our view will refuse the body, for its Content-Length or for the lack of one.
 
-    Django would read all of it, into a file where it is long, before any view is asked. Where it
-    is given an empty one instead, the view refuses the request all the same.
+    Before it calls a view, Django reads the whole body, and writes a long one to a file. So Django
+    gets an empty body instead. The view still refuses the request, because of the headers.
     """
     if not first.get("body") and not first.get("more_body"):
         return False
-    most = _body_limit(scope)
-    if most is None:
+    limit = _body_limit(scope)
+    if limit is None:
         return False
     lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
-    return not (len(lengths) == 1 and lengths[0].isdigit() and int(lengths[0]) <= most)
+    return not (len(lengths) == 1 and lengths[0].isdigit() and int(lengths[0]) <= limit)
 
 
 def _body_limit(scope: Any) -> int | None:
-    """The longest body that the view of a request reads; None for views that are not ours.
+    """Return the longest body that the view of a request reads; None for views of the site.
 
-    The view is found as Django's handler and its LocaleMiddleware find it.
+    Resolves the path as Django's handler and its LocaleMiddleware do.
     """
     path = scope["path"].removeprefix(settings.FORCE_SCRIPT_NAME or scope.get("root_path", ""))
     with translation.override(translation.get_language_from_path(path) or settings.LANGUAGE_CODE):

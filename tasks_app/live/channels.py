@@ -1,4 +1,4 @@
-"""The names of channels, and who may read them. What is not named here nobody may."""
+"""The names of the channels, and who may read each of them. All other channels are denied."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ALL_TASKS = "tasks"
 TASK_PREFIX = "task-"
 OWNER_PREFIX = "owner-"
-#: How long an id is in base64, so that a hundred of them fit into a request line.
+#: The length of a task's id in base64. At this length, a hundred ids fit into a request line.
 SHORT_ID = 22
 
 
@@ -35,13 +35,13 @@ def owner_channel(owner_id: Any) -> str:
 
 
 def channels_of(task_id: UUID, owner_id: Any) -> list[str]:
-    """Every channel that carries a task's events."""
+    """Return all channels that carry a task's events."""
     owned = [owner_channel(owner_id)] if owner_id is not None else []
     return [task_channel(task_id), *owned, ALL_TASKS]
 
 
 def task_of(channel: str) -> UUID | None:
-    """The task of a task's channel; None for other channels."""
+    """Return the id of the task whose channel this is; None for other channels."""
     try:
         return UUID(channel.removeprefix(TASK_PREFIX)) if channel.startswith(TASK_PREFIX) else None
     except ValueError:
@@ -49,7 +49,7 @@ def task_of(channel: str) -> UUID | None:
 
 
 def id_of(text: str) -> UUID:
-    """Read a task's id: a UUID, also in 22 characters of base64. Raises ValueError."""
+    """Parse a task's id: a UUID, or 22 characters of base64. Raises ValueError."""
     if len(text) == SHORT_ID:
         return UUID(bytes=urlsafe_b64decode(f"{text}=="))
     return UUID(text)
@@ -60,50 +60,53 @@ def is_ours(channel: str) -> bool:
 
 
 def readable(user: User, channels: Collection[str]) -> set[str]:
-    """Return those of the channels that a user may read, in one query for all their tasks."""
+    """Return the channels that a user may read. One query checks all channels of tasks."""
     if not user.is_authenticated or not user.is_active:
         return set()
     by_task = {task_id: channel for channel in channels if (task_id := task_of(channel))}
     visible = Task.primary.visible_to(user).filter(pk__in=by_task).values_list("pk", flat=True)
     own = {owner_channel(user.pk)}
-    anyones = {channel for channel in channels if channel == ALL_TASKS or _is_owners(channel)}
-    allowed = anyones if anyones - own and may_view_all(user) else anyones & own
+    of_many = {channel for channel in channels if channel == ALL_TASKS or _is_of_owner(channel)}
+    allowed = of_many if of_many - own and may_view_all(user) else of_many & own
     return {by_task[pk] for pk in visible} | allowed
 
 
-def _is_owners(channel: str) -> bool:
+def _is_of_owner(channel: str) -> bool:
     return channel.startswith(OWNER_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What of its channels' events a stream carries."""
+class EventFilter:
+    """The event types that a stream sends, and how much of each event."""
 
     kinds: frozenset[str] = frozenset(EventType.values)
-    #: Whether states and ends come with the task's result, which may be large.
+    #: True if states and terminal events include the task's result, which may be large.
     results: bool = True
 
     @classmethod
     def of(cls, request: HttpRequest) -> Self:
-        """Read `?events=` and `?results=`. Raises BadRequest."""
+        """Parse `?events=` and `?results=`. Raises InvalidStreamRequest."""
         query = request.GET
         kinds = cls().kinds
         if "events" in query:
             kinds = frozenset(query["events"].split(","))
             if unknown := kinds - cls().kinds:
-                raise BadRequest(
-                    f"{min(unknown)[:80]!r} is no event. Name some of "
-                    f"{', '.join(EventType.values)}, with commas between them.",
+                raise InvalidStreamRequest(
+                    f"{min(unknown)[:80]!r} is not an event type. Separate types by commas. The "
+                    f"types are {', '.join(EventType.values)}.",
                     fields=["events"],
                 )
         results = query.get("results", "1")
         if results not in ("0", "1"):
-            raise BadRequest("results is 1, or 0 to leave results out.", fields=["results"])
+            raise InvalidStreamRequest(
+                f"results is {results[:80]!r}, but must be 1, or 0 to leave results out.",
+                fields=["results"],
+            )
         return cls(kinds, results == "1")
 
 
-class BadRequest(ValueError):
-    """The request names no channels, or too many, or nonsense. `fields` says by what."""
+class InvalidStreamRequest(ValueError):
+    """A request for a stream has a wrong parameter. `fields` names the parameters at fault."""
 
     def __init__(self, message: str, fields: Collection[str] = ("task",)) -> None:
         self.fields = fields
@@ -111,42 +114,43 @@ class BadRequest(ValueError):
 
 
 def requested(request: HttpRequest, user: User | None, task_id: UUID | None = None) -> set[str]:
-    """Return the channels that a request asks for.
+    """Return the channels that a request asks for. Raises InvalidStreamRequest.
 
-    The task of the URL; or `?task=…`, once for each; or `?mine=1`; or `?all=1`. One kind at a
-    time: a task's events would come twice by two. Raises BadRequest.
+    It asks for the task in the URL, or by `?task=…` (repeated), `?mine=1` or `?all=1`. It must use
+    only one of them, because two channels could carry the same task and send its events twice.
     """
     if task_id is not None:
         return {task_channel(task_id)}
     query = request.GET
     kinds = [kind for kind in ("task", "mine", "all") if kind in query]
     if len(kinds) != 1:
-        raise BadRequest(
-            "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1.",
+        raise InvalidStreamRequest(
+            "Use exactly one of ?task=<id> (may be repeated), ?mine=1 and ?all=1.",
             fields=kinds or ["task"],
         )
     if kinds == ["all"]:
         return {ALL_TASKS}
     if kinds == ["mine"]:
         return {owner_channel(getattr(user, "pk", None))}
-    most = task_settings().stream_max_tasks
+    limit = task_settings().stream_max_tasks
     ids = set(query.getlist("task"))
-    if len(ids) > most:
-        raise BadRequest(
-            f"{len(ids)} tasks are more than the {most} of TASK_STREAM_MAX_TASKS for one stream."
+    if len(ids) > limit:
+        raise InvalidStreamRequest(
+            f"{len(ids)} tasks requested, but at most {limit} are allowed "
+            f"(TASK_STREAM_MAX_TASKS). Send several requests."
         )
     try:
         return {task_channel(id_of(value)) for value in ids}
     except ValueError:
-        raise BadRequest(
-            "A task's id is a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794."
+        raise InvalidStreamRequest(
+            "A task ID must be a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794."
         ) from None
 
 
 class TaskChannelManager(ChannelManagerBase):
-    """Tells django-eventstream who may read what: their own tasks, or all by permission.
+    """Lets users read the channels of their own tasks, or all channels by permission.
 
-    Denies every channel that is not a task's. A site with channels of its own subclasses it.
+    Denies every channel that is not of tasks. A site that has other channels subclasses it.
     """
 
     def get_channels_for_request(

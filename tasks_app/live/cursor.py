@@ -1,10 +1,10 @@
-"""Which facts a viewer, or the relay, has had. What a stream's ids say, and resumes from.
+"""Cursors: which facts a viewer, or the relay, has received. The ids of a stream are cursors.
 
-Where transactions commit one after another, as on SQLite, ids grow in the order of commits and the
-last id says it all. On PostgreSQL a transaction may draw an id and commit minutes later, after
-greater ids were sent. There a cursor also carries snapshots: PostgreSQL's own account of which
-transactions were visible at a moment. After a failover to a server that was behind, the numbers of
-lost transactions are given out again; so it also carries the server's timeline.
+On SQLite, transactions commit one after another. Ids grow in the order of commits, so the last id
+is enough. On PostgreSQL, a transaction may draw an id and commit minutes later, after greater ids
+were sent. There a cursor also carries snapshots: PostgreSQL's own record of which transactions were
+visible at a moment. After a failover to a server that was behind, the numbers of lost transactions
+are assigned again. A cursor therefore also carries the server's timeline.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from django.db.models import Max, Q, QuerySet
 from tasks_app.live.pages import pages
 from tasks_app.models import TaskEvent
 
-#: The most transactions in progress that a snapshot names, so that ids stay short. Where there are
-#: more, the relay passes on what began after them when some of them have ended.
+#: The most transactions in progress that a snapshot names, so that ids stay short. If there are
+#: more, the facts of those that began later are sent once some of the earlier ones have ended.
 IN_PROGRESS_MAX = 100
 
-#: A promoted standby goes on in a new timeline, and a restored dump in another system. Every role
-#: may call these functions. A standby has no position to write at.
+#: A promoted standby continues in a new timeline, and a restored dump in another system. Every role
+#: may call these functions. On a standby there is no insert position, so its timeline is left out.
 TIMELINE = """
     (SELECT system_identifier FROM pg_control_system()) || '/' || CASE
         WHEN pg_is_in_recovery() THEN ''
         ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
     END
 """
-#: Databases that tell their timeline, and those that do not, such as some that only speak
-#: PostgreSQL's protocol; known after the first question.
-_spoken: set[str] = set()
-_silent: set[str] = set()
+#: Databases that report a timeline, and those that do not, such as some that only speak
+#: PostgreSQL's protocol. The first query for a snapshot decides.
+_with_timeline: set[str] = set()
+_without_timeline: set[str] = set()
 
-#: An id as versions before the timeline gave it.
+#: The form of an id before ids had a timeline.
 _FORMER = re.compile(r"\d+(@\d+:\d+:[\d,]*){2}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The transactions below `xmax` are visible, but for those then in progress.
+    """The visible transactions: all below `xmax`, except those that were in progress.
 
     See "pg_snapshot" in PostgreSQL's manual, section "System Information Functions".
     """
@@ -56,7 +56,7 @@ class Snapshot:
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Read a snapshot as PostgreSQL writes it, as of before what is too much to name."""
+        """Parse PostgreSQL's own notation. If too many are in progress, use an earlier moment."""
         _xmin, xmax, listed = text.split(":")
         xids = sorted(int(xid) for xid in listed.split(",") if xid)
         if len(xids) > IN_PROGRESS_MAX:
@@ -65,7 +65,7 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a part of a stream's id. Raises ValueError."""
+        """Parse the snapshot in a stream's id. Raises ValueError."""
         xmax, *steps = (_number(part, 16) for part in text.split("."))
         if len(steps) > IN_PROGRESS_MAX:
             raise ValueError(f"{len(steps)} transactions in progress are too many")
@@ -74,7 +74,7 @@ class Snapshot:
             xid -= step
             in_progress.add(xid)
         if xid < 0:
-            raise ValueError(f"{xid} is no transaction")
+            raise ValueError(f"{xid} is not a transaction id")
         return cls(xmax, frozenset(in_progress))
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Snapshot:
         return ".".join(f"{number:x}" for number in (self.xmax, *steps))
 
     def age(self) -> tuple[int, int]:
-        """What orders the snapshots of one database: each sees all that an earlier one did."""
+        """Return a sort key. A later snapshot of one database sees all that an earlier one sees."""
         return self.xmax, -len(self.in_progress)
 
     def sees(self, transaction: int) -> bool:
@@ -100,20 +100,20 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Everything visible in `before`, and of what became visible by `batch` the ids up to `id`.
+    """The facts that are visible in `before`, and those up to `id` that are visible in `batch`.
 
-    Without snapshots: every id up to `id`.
+    Without snapshots, all facts up to `id`.
     """
 
     id: int
     before: Snapshot | None = None
     batch: Snapshot | None = None
-    #: Of which history of the database this is; empty where the database does not tell.
+    #: The history of the database that it belongs to; empty if the database does not report one.
     timeline: str = ""
 
     @classmethod
     def now(cls, using: str) -> Self:
-        """Everything committed by now."""
+        """Return a cursor that covers everything committed so far."""
         snapshot, timeline = None, ""
         if connections[using].vendor == "postgresql":
             snapshot, timeline = _present(using)
@@ -122,21 +122,21 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a stream's id. Raises ValueError."""
+        """Parse a stream's id. Raises ValueError."""
         number, *rest = text.split("@")
         if not rest:
             return cls(_number(number))
         if _FORMER.fullmatch(text):
             return cls(0, _NOTHING, _NOTHING, "former")
         if len(rest) != 3:
-            raise ValueError(f"{text!r} is no id of a task stream")
+            raise ValueError(f"{text!r} is not an id of a task stream")
         before, batch, timeline = rest
         first = Snapshot.parse(before)
         return cls(_number(number), first, Snapshot.parse(batch) if batch else first, timeline)
 
     @classmethod
     def earliest(cls, cursors: Sequence[Self]) -> Self:
-        """A cursor that covers nothing that one of these does not cover."""
+        """Return a cursor that covers a fact only if all of these cover it."""
         before = [cursor.before for cursor in cursors if cursor.before]
         batch = [cursor.batch for cursor in cursors if cursor.batch]
         number = min(cursor.id for cursor in cursors)
@@ -154,9 +154,9 @@ class Cursor:
         return f"{self.id}@{self.before}@{batch}@{self.timeline}"
 
     def continues(self, earlier: Cursor) -> bool:
-        """Whether this cursor of the present is of the same history as an earlier one.
+        """Return whether this present cursor belongs to the same history as an earlier one.
 
-        A copy that was put in the server's place keeps its timeline; but it knows of fewer
+        If a copy replaced the server, the timeline is the same, but the copy knows of fewer
         transactions.
         """
         if self.before is None or earlier.before is None or earlier.batch is None:
@@ -172,7 +172,7 @@ class Cursor:
         )
 
     def rest(self, events: QuerySet[TaskEvent], until: Cursor) -> QuerySet[TaskEvent]:
-        """Those of the events, in order, that this cursor does not cover and `until` does."""
+        """Return the events, in order, that `until` covers and this cursor does not."""
         if until.before is None:
             return events.filter(id__gt=self.id, id__lte=until.id).order_by("id")
         if self.before is None or self.batch is None:
@@ -183,26 +183,26 @@ class Cursor:
     def replay(
         self, events: QuerySet[TaskEvent], until: Cursor
     ) -> Iterator[list[tuple[TaskEvent, Cursor]]]:
-        """Read what `rest` returns, page by page, each with the cursor of a viewer who has had it.
+        """Read the events of `rest` page by page, each with the cursor of a viewer who received it.
 
-        The rest of the batch that the viewer was in the middle of comes first: later facts may
-        have smaller ids, and a cursor says "up to this id" of one batch only.
+        If the viewer was in the middle of a batch, the rest of that batch comes first: later facts
+        may have smaller ids, and a cursor can say "up to this id" of one batch only.
         """
         parts = [(self, until)]
         if self.batch not in (None, self.before):
             whole = Cursor(self.id, self.batch, self.batch, self.timeline)
             parts = [(self, whole), (whole, until)]
-        for had, batch in parts:
-            for rows in pages(had.rest(events, batch)):
-                yield [(row, had.at(row.pk, batch)) for row in rows]
+        for start, end in parts:
+            for rows in pages(start.rest(events, end)):
+                yield [(row, start.at(row.pk, end)) for row in rows]
 
     def beginning(self) -> Cursor:
-        """The cursor, of this one's kind, of a viewer who had nothing."""
+        """Return the cursor of a viewer who received nothing, in the form of this one."""
         nothing = None if self.before is None else _NOTHING
         return Cursor(0, nothing, nothing, self.timeline)
 
     def at(self, event_id: int, batch: Cursor) -> Cursor:
-        """The cursor of a viewer who had all of this one, and of the next batch up to an id."""
+        """Return a cursor that covers this one's facts, and those of the next batch up to an id."""
         return Cursor(event_id, self.before, batch.before, batch.timeline)
 
 
@@ -210,18 +210,18 @@ _NOTHING = Snapshot(0, frozenset())
 
 
 def _present(using: str) -> tuple[Snapshot, str]:
-    """Return the present snapshot and timeline, in one statement."""
+    """Return the present snapshot and timeline, read in one statement."""
     snapshot = "pg_current_snapshot()::text"
-    if using not in _silent:
+    if using not in _without_timeline:
         try:
-            # In a savepoint, for the sake of the transaction that this may be part of.
+            # In a savepoint: an error would break the transaction that this may be part of.
             with _guarded(using), connections[using].cursor() as cursor:
                 cursor.execute(f"SELECT {snapshot}, {TIMELINE}")
                 text, timeline = cursor.fetchone()
         except (ProgrammingError, NotSupportedError, InternalError):
-            _silent.add(using)
+            _without_timeline.add(using)
         else:
-            _spoken.add(using)
+            _with_timeline.add(using)
             return Snapshot.read(text), f"{crc32(timeline.encode()):08x}"
     with connections[using].cursor() as cursor:
         cursor.execute(f"SELECT {snapshot}")
@@ -229,12 +229,12 @@ def _present(using: str) -> tuple[Snapshot, str]:
 
 
 def _guarded(using: str) -> AbstractContextManager[object]:
-    return nullcontext() if using in _spoken else transaction.atomic(using=using)
+    return nullcontext() if using in _with_timeline else transaction.atomic(using=using)
 
 
 def _number(text: str, base: int = 10) -> int:
-    """Read what a database's bigint holds. Raises ValueError."""
+    """Parse a number that fits into a database's bigint. Raises ValueError."""
     number = int(text, base)
     if not 0 <= number < 2**63:
-        raise ValueError(f"{number} is no id")
+        raise ValueError(f"{number} is not an id")
     return number

@@ -1,4 +1,4 @@
-"""How the view of a stream hands it over, past the site's middleware, to who carries it."""
+"""The hand-off of an open stream: from a view, past the site's middleware, to the ASGI wrapper."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ MEDIA_TYPE = "text/event-stream"
 
 
 class Handoff:
-    """What the view of a stream leaves beside its response, for `with_task_streams` to find.
+    """The object in which a view leaves an open stream for `with_task_streams`.
 
-    It travels in the ASGI scope, so no middleware has to know of it. With `asking` the view opens
-    no stream, and says only which channels the request may read.
+    It is in the ASGI scope, so middleware need not know of it. With `check_only`, the view opens no
+    stream, and records only which channels the request may read.
     """
 
-    def __init__(self, site: ASGIApp, asking: bool = False) -> None:
+    def __init__(self, site: ASGIApp, check_only: bool = False) -> None:
         self.site = site
-        self.asking = asking
-        #: Whether the request has reached the view of a stream, whatever that answers.
+        self.check_only = check_only
+        #: True once the request has reached the view of a stream, also if the view refuses it.
         self.reached = False
         self.stream: OpenStream | None = None
         self.allowed: set[str] = set()
-        #: Whether the view could not decide, because the database did not answer.
-        self.database_away = False
+        #: True if the view could not decide because the database did not answer.
+        self.database_failed = False
 
     @classmethod
     def of(cls, request: HttpRequest) -> Handoff | None:
@@ -49,8 +49,8 @@ class Handoff:
 class OpenStream:
     """A stream whose first bytes have been read.
 
-    So its generator has begun, and lets go of what it holds however it is closed: by `aclose`, or
-    by the event loop once nothing refers to it any more.
+    So its generator has started, and releases its resources however it is closed: by `aclose`, or
+    by the event loop when nothing refers to it any more.
     """
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
@@ -59,7 +59,7 @@ class OpenStream:
 
     @classmethod
     async def of(cls, stream: AsyncGenerator[bytes]) -> OpenStream | None:
-        """Read the first bytes of a stream; None if it has none."""
+        """Read the first bytes of a stream. Return None if it has none."""
         try:
             return cls(await anext(stream), stream)
         except StopAsyncIteration:
@@ -79,18 +79,18 @@ class OpenStream:
 
 
 async def ask_again(site: ASGIApp | None, scope: Mapping[str, Any]) -> set[str]:
-    """Return which channels the sender of a request may read now, if any.
+    """Return the channels that the sender of a request may read now.
 
-    Sends the site the same request again, without a client, so that all of its middleware decides
-    anew. Any answer but the view's own grants nothing, a maintenance page too. Raises
-    OperationalError if the view found that the database does not answer.
+    Sends the same request to the site again, without a client, so that all of its middleware
+    decides again. Only the view's own answer grants something; a maintenance page, for example,
+    does not. Raises OperationalError if the view found that the database does not answer.
     """
-    handoff = Handoff(site or await _own_site(), asking=True)
+    handoff = Handoff(site or await _own_site(), check_only=True)
     granted = False
     unread = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive() -> Any:
-        # Then Django waits for a disconnect, until it has answered.
+        # After the request, Django waits for a disconnect until it has answered. None comes.
         return next(unread, None) or await asyncio.Future()
 
     async def send(message: Any) -> None:
@@ -99,15 +99,17 @@ async def ask_again(site: ASGIApp | None, scope: Mapping[str, Any]) -> set[str]:
             granted = is_stream(message)
 
     await handoff.site({**scope, KEY: handoff}, receive, send)
-    if handoff.database_away:
-        raise OperationalError("The database does not answer who may still read a stream.")
+    if handoff.database_failed:
+        raise OperationalError(
+            "Could not check who may still read a stream: the database does not answer."
+        )
     return handoff.allowed if granted else set()
 
 
 def is_stream(start: Mapping[str, Any]) -> bool:
-    """Whether a response is a view's stream, and not what middleware answered in its place.
+    """Return whether a response is a stream of a view. If not, middleware answered in its place.
 
-    Middleware may answer 200 as well, with a log-in page or terms to agree to.
+    Middleware may also answer 200, with a log-in page or with terms to accept.
     """
     return start["status"] == HTTPStatus.OK and any(
         name.lower() == b"content-type" and value.startswith(MEDIA_TYPE.encode())
@@ -116,7 +118,7 @@ def is_stream(start: Mapping[str, Any]) -> bool:
 
 
 async def _own_site() -> ASGIApp:
-    """The site as Django serves it, for a stream of the plain view: nobody handed it over."""
+    """Return the site as Django serves it, for a stream that was not handed over."""
     return await sync_to_async(_handler, thread_sensitive=False)()
 
 

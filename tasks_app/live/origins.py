@@ -1,4 +1,4 @@
-"""Which pages of other origins may read streams: django-eventstream's settings, by CORS' rules."""
+"""Access to streams from pages of other origins: django-eventstream's settings, as CORS headers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
-#: Seconds for which a browser may remember the answer to a preflight.
+#: The seconds for which a browser may cache the answer to a preflight request.
 PREFLIGHT_MAX_AGE = 600
 
 
 def allow(request: HttpRequest, response: HttpResponseBase) -> None:
-    """Let a page of an allowed origin read a response; nothing where the site names no origin."""
+    """Let a page of an allowed origin read a response. Do nothing if the site allows no origin."""
     allowed = set(allowed_origins())
     if not allowed:
         return

@@ -1,4 +1,4 @@
-"""Facts read a bounded number of bytes at a time, so that they do not fill the memory."""
+"""Reading facts in pages of a bounded number of bytes, so that they do not fill the memory."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from django.db.models.functions import Cast, Length
 
 from tasks_app.models import TaskEvent
 
-#: About how many bytes of facts a viewer, or the relay, has in memory at a time. One fact may be
+#: The approximate bytes of facts that a viewer, or the relay, keeps in memory. A single fact may be
 #: larger.
 PAGE_BYTES = 65_536
-#: How many sizes are read ahead.
+#: The most sizes that are read ahead.
 SIZES_MAX = 500
-#: This many facts are read together, whatever their size: no fact has much more than JSON_MAX.
+#: At most this many facts are read together without a look at their sizes: no fact is much larger
+#: than JSON_MAX.
 FEW = 4
 
-#: What a fact takes beside its data.
+#: The bytes of a fact beside its data.
 ENVELOPE_BYTES = 256
-#: The size of a fact, by which pages are cut before their rows are read.
+#: The size of a fact. It decides which facts make a page, before their rows are read.
 SIZE = Length(Cast("data", TextField())) + ENVELOPE_BYTES
 
 Key = TypeVar("Key")
 
 
 def pages(facts: QuerySet[TaskEvent]) -> Iterator[list[TaskEvent]]:
-    """Read facts by their ids, one page at each step. Between two steps only that page is kept."""
+    """Yield facts by id, one page at each step. Between two steps, only that page is in memory."""
     last = 0
     while True:
         sizes = list(facts.filter(id__gt=last).order_by("id").values_list("pk", SIZE)[:SIZES_MAX])
@@ -39,24 +40,24 @@ def pages(facts: QuerySet[TaskEvent]) -> Iterator[list[TaskEvent]]:
 
 
 def pages_of(ids: Collection[int]) -> Iterator[list[TaskEvent]]:
-    """Read the facts that have these ids as `pages` does. A few are read in one query."""
+    """Yield the facts with these ids in pages, as `pages` does. A few are read in one query."""
     rest = sorted(ids)
     while rest:
-        some, rest = rest[:SIZES_MAX], rest[SIZES_MAX:]
-        if len(some) <= FEW:
-            yield _read(some)
+        batch, rest = rest[:SIZES_MAX], rest[SIZES_MAX:]
+        if len(batch) <= FEW:
+            yield _read(batch)
         else:
-            sizes = TaskEvent.primary.filter(pk__in=some).order_by("id").values_list("pk", SIZE)
+            sizes = TaskEvent.primary.filter(pk__in=batch).order_by("id").values_list("pk", SIZE)
             yield from map(_read, in_pages(sizes))
 
 
 def _read(ids: Collection[int]) -> list[TaskEvent]:
-    # A fact that is missing was deleted in between, and its task with it.
+    # A missing fact was deleted in between, together with its task.
     return list(TaskEvent.primary.filter(pk__in=ids).order_by("id"))
 
 
 def in_pages(sizes: Iterable[tuple[Key, int]]) -> Iterator[list[Key]]:
-    """Group keys so that their sizes make at most a page; a larger one stands alone."""
+    """Group keys so that a group has at most the size of a page. A larger key is a group alone."""
     page: list[Key] = []
     total = 0
     for key, size in sizes:
@@ -70,6 +71,6 @@ def in_pages(sizes: Iterable[tuple[Key, int]]) -> Iterator[list[Key]]:
 
 
 def pieces(messages: Iterable[bytes]) -> Iterator[bytes]:
-    """Join messages into pieces of about a page."""
+    """Join messages into pieces of at most about a page."""
     for page in in_pages((message, len(message)) for message in messages):
         yield b"".join(page)

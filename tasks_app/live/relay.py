@@ -1,4 +1,4 @@
-"""Carries what is committed, by whichever process, to the streams open in this one."""
+"""The relay: carries what any process commits to the open streams of this process."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from tasks_app.store.ledger import alias
 
 logger = SafeLogger("tasks_app.relay")
 
-#: The soonest the next change is looked into: what comes meanwhile goes out together.
+#: The pause after each pass. All that is committed during the pause is sent together.
 PASS_SECONDS = 0.005
 TROUBLE_SECONDS = 1.0
-#: How long it waits for a commit before it looks whether the database is still the same file.
+#: The longest wait for a commit, before it checks that the database is still the same file.
 IDLE_SECONDS = 2.0
-#: The most facts of one pass that are sent one by one.
-NEWS_MAX = 5_000
+#: The most facts that one pass sends. If there are more, each viewer reads its own part.
+FACTS_MAX = 5_000
 
 _COLUMNS = ("pk", "task_id", "event_type", "task__owner_id")
-_News = tuple[int, UUID, str, object]
+_FactColumns = tuple[int, UUID, str, object]
 _Running = list[tuple[wire.Progress, object]]
 
 
 class Relay:
-    """One thread and one database connection for all streams of a process, while there are any.
+    """Feeds all streams of a process, by one thread and one database connection.
 
     Every listener gets every fact of its channels that was not visible yet when it attached, in
-    order within a task, however late the fact's transaction commits; and the newest progress of
-    running tasks, which never overtakes a fact. Who listens and who reads are django-eventstream's
-    listeners; a process that nobody watches has no thread.
+    order within a task, however late the fact's transaction commits. It also gets the newest
+    progress of running tasks, which never overtakes a fact. The listeners are django-eventstream's.
+    A process without viewers has neither the thread nor the connection.
     """
 
     def __init__(self) -> None:
@@ -57,20 +57,20 @@ class Relay:
 
     @property
     def cursor(self) -> Cursor:
-        """What was passed on so far. An attached listener gets all that this does not cover."""
+        """The cursor of the facts sent so far. An attached listener gets all later ones."""
         if self._feed is None:
-            raise RuntimeError("Nobody is attached to the relay, so it follows nothing.")
+            raise RuntimeError("The relay has no listener, so it does not run. Attach one first.")
         return self._feed.cursor
 
     async def caught_up(self) -> None:
         """Wait until the cursor covers everything that was committed before this was called."""
         if self._feed is None:
-            raise RuntimeError("Nobody is attached to the relay, so it follows nothing.")
+            raise RuntimeError("The relay has no listener, so it does not run. Attach one first.")
         await asyncio.wrap_future(self._feed.next_pass())
 
     @asynccontextmanager
     async def attached(self, listener: Listener) -> AsyncIterator[None]:
-        """Feed a listener. When this is entered, nothing committed from now on will be missed."""
+        """Feed a listener. Once the context is entered, it misses nothing that is committed."""
         with self._lock:
             if self._feed is None:
                 self._feed = _Feed()
@@ -78,7 +78,7 @@ class Relay:
             feed = self._feed
             self._listeners += 1
         try:
-            # Shielded: one client that leaves must not cancel what the others wait for.
+            # Shielded: a client that leaves must not cancel the future that others wait for.
             await asyncio.shield(asyncio.wrap_future(feed.ready))
             get_listener_manager().add_listener(listener)
             try:
@@ -94,15 +94,15 @@ class Relay:
 
 
 class _Feed(threading.Thread):
-    """The relay's thread, from the first listener to the last."""
+    """The relay's thread. It starts with the first listener and ends with the last."""
 
     def __init__(self) -> None:
         super().__init__(name="tasks-relay", daemon=True)
         self.ready: Future[None] = Future()
         self._stopping = False
-        #: Held while something is sent, so that nothing is once `stop` has returned.
+        #: Held while something is sent, so that nothing is sent after `stop` has returned.
         self._sending = threading.Lock()
-        #: Those that wait for a pass to begin and move the cursor.
+        #: Futures that the next pass completes when it has moved the cursor.
         self._waiting: deque[Future[None]] = deque()
         self.cursor: Cursor
         self._behind = False
@@ -114,9 +114,9 @@ class _Feed(threading.Thread):
         self._sent: dict[UUID, wire.Progress] = {}
 
     def stop(self) -> None:
-        """End soon, and send nothing from now on: who listens next has another feed.
+        """End soon, and send nothing from now on. The next listener starts another feed.
 
-        Else two feeds would bring the same facts, by cursors that do not know of each other.
+        Otherwise both feeds could send the same facts, because neither knows the other's cursor.
         """
         with self._sending:
             self._stopping = True
@@ -124,7 +124,7 @@ class _Feed(threading.Thread):
             self._changes.wake()
 
     def next_pass(self) -> Future[None]:
-        """What is done when a pass that begins from now on has moved the cursor."""
+        """Return a future that completes when a pass that begins after now has moved the cursor."""
         done: Future[None] = Future()
         self._waiting.append(done)
         if self._changes is not None:
@@ -135,7 +135,7 @@ class _Feed(threading.Thread):
         try:
             self._changes = self._open()
             self.cursor = Cursor.now(self._using)
-            logger.debug("The relay follows from event %s", self.cursor)
+            logger.debug("The relay started at event %s", self.cursor)
             self.ready.set_result(None)
             while not self._stopping:
                 self._follow(self._changes)
@@ -147,19 +147,19 @@ class _Feed(threading.Thread):
             if self._changes is not None:
                 self._changes.close()
             connections.close_all()
-            logger.debug("The relay ends: nobody listens")
+            logger.debug("The relay stopped: no open streams")
 
     def _open(self) -> Changes:
-        """Open what the relay reads from, and note which file that is, where it is a file."""
+        """Open the change signal and the connection. Record the database's file, if it is one."""
         changes = watch(self._using)
         self._file = DatabaseFile(connections[self._using])
-        with suppress(DatabaseError, InterfaceError):  # Else the first pass waits for it.
+        with suppress(DatabaseError, InterfaceError):  # The first pass then waits for the database.
             self._file.opened(connections[self._using])
         return changes
 
-    def _open_anew(self, error: DatabaseReplaced, changes: Changes) -> None:
-        """Go on in the file that others have by now. Its streams open anew if it is another."""
-        logger.error("%s; streams go on in what is there now. Restart this server", error)
+    def _reopen(self, error: DatabaseReplaced, changes: Changes) -> None:
+        """Continue in the file that other processes use now. Streams restart if it is another."""
+        logger.error("%s; streams continue with the current file. Restart this server", error)
         if error.is_log:
             changes.close()
             connections.close_all()
@@ -170,7 +170,7 @@ class _Feed(threading.Thread):
         self._behind = True
 
     def _follow(self, changes: Changes) -> None:
-        """Wait for a commit and pass on what it brought. Trouble is waited out."""
+        """Wait for a commit and send what it brought. After an error, pause before the next try."""
         try:
             self._file.verify()
             if self._behind or self._waiting or changes.wait(IDLE_SECONDS) or self._waiting:
@@ -178,10 +178,10 @@ class _Feed(threading.Thread):
                 self._behind = self._pass()
                 changes.pause(PASS_SECONDS)
         except DatabaseReplaced as error:
-            self._open_anew(error, changes)
+            self._reopen(error, changes)
         except (DatabaseError, InterfaceError) as error:
             logger.warning(
-                "Streams wait: the database does not answer (%s); next try in %g s",
+                "Streams paused: the database does not answer (%s); next try in %g s",
                 escaped(str(error).strip()),
                 TROUBLE_SECONDS,
             )
@@ -189,51 +189,50 @@ class _Feed(threading.Thread):
             self._file.closed()
             changes.pause(TROUBLE_SECONDS)
         except Exception:
-            # Whatever it is, it must not silence every stream of this process for good.
-            logger.exception("The relay stumbled; next try in %g s", TROUBLE_SECONDS)
+            # No error may end all streams of this process.
+            logger.exception("The relay failed; next try in %g s", TROUBLE_SECONDS)
             changes.pause(TROUBLE_SECONDS)
 
     def _pass(self) -> bool:
-        """Send what is new. Returns whether there may be more already.
+        """Send what is new. Return whether there may be more already.
 
         Progress is read before the facts and sent after them. So it never overtakes the fact that
-        its attempt began; and where the facts say that the attempt ended since, it is left out,
-        and the next pass has what is true then.
+        its attempt began. If the facts say that the attempt has ended since, its progress is left
+        out, and the next pass reads the current state.
         """
         waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
-            running, until, news = self._read()
+            running, until, facts = self._read()
         except Exception as error:
             for done in waiting:
                 if done.set_running_or_notify_cancel():
                     done.set_exception(error)
             raise
-        # Before asking who listens: who attaches from here on reads the news from the database.
+        # Before the check of who listens: a stream that attaches later reads these facts itself.
         before, self.cursor = self.cursor, until
         for done in waiting:
             if done.set_running_or_notify_cancel():
                 done.set_result(None)
         if not until.continues(before):
             logger.warning(
-                "The database is not the one it was, or lost its newest transactions; "
-                "every stream opens anew"
+                "The database was replaced, or it lost its newest transactions; all streams restart"
             )
             self._sent.clear()
             self._overflow()
             return True
-        if len(news) > NEWS_MAX:
-            # A transaction started very many tasks, perhaps. Each viewer reads its own part of it.
+        if len(facts) > FACTS_MAX:
+            # For example, a transaction started very many tasks. Each viewer reads its own part.
             self._sent.clear()
             self._overflow()
             return True
         try:
-            self._tell(news, before, until)
+            self._send_facts(facts, before, until)
         except BaseException:
-            # Some have had a part of it, some nothing: each reads its own rest from the database.
+            # Some viewers got a part, and some nothing. Each reads the rest from the database.
             self._sent.clear()
             self._overflow()
             raise
-        ended = {task_id for _, task_id, kind, _ in news if kind in ATTEMPT_ENDS}
+        ended = {task_id for _, task_id, kind, _ in facts if kind in ATTEMPT_ENDS}
         for task_id in ended:
             self._sent.pop(task_id, None)
         stale = False
@@ -246,11 +245,11 @@ class _Feed(threading.Thread):
                     self._send(channels, wire.report(progress))
         return stale
 
-    def _read(self) -> tuple[_Running, Cursor, list[_News]]:
+    def _read(self) -> tuple[_Running, Cursor, list[_FactColumns]]:
         running = self._running()
         until = Cursor.now(self._using)
         rest = self.cursor.rest(TaskEvent.primary.all(), until).values_list(*_COLUMNS)
-        return running, until, list(rest[: NEWS_MAX + 1])
+        return running, until, list(rest[: FACTS_MAX + 1])
 
     def _running(self) -> _Running:
         rows = (
@@ -268,20 +267,20 @@ class _Feed(threading.Thread):
         listened = get_listener_manager().listeners_by_channel
         return [channel for channel in channels_of(task_id, owner_id) if channel in listened]
 
-    def _tell(self, news: list[_News], before: Cursor, until: Cursor) -> None:
-        """Send the facts that somebody listens to, and read no others: a result may be long."""
-        heard = {
+    def _send_facts(self, facts: list[_FactColumns], before: Cursor, until: Cursor) -> None:
+        """Send the facts that a stream listens to. Read only those, because results may be long."""
+        channels_by_fact = {
             pk: channels
-            for pk, task_id, _, owner_id in news
+            for pk, task_id, _, owner_id in facts
             if (channels := self._listened(task_id, owner_id))
         }
-        # Page by page: a transaction may hold thousands of facts, and each a long result.
-        for row in itertools.chain.from_iterable(pages_of(heard)):
+        # Page by page: a transaction may hold thousands of facts, each with a long result.
+        for row in itertools.chain.from_iterable(pages_of(channels_by_fact)):
             if fact := wire.fact_if_known(row, before.at(row.pk, until)):
-                self._send(heard[row.pk], fact)
+                self._send(channels_by_fact[row.pk], fact)
 
     def _overflow(self) -> None:
-        """Have every listener read what it has not had, as if it had been too slow."""
+        """Make every stream read its missing events from the database, as if it were too slow."""
         manager = get_listener_manager()
         with self._sending, manager.lock:
             if self._stopping:

@@ -1,9 +1,9 @@
-"""Whether the server of this process is shutting down.
+"""Detecting that the server of this process is shutting down.
 
-ASGI does not tell: at a shutdown a server first waits for open responses, and a stream has no end.
-But all servers begin by closing the socket on which they listen, whatever made them stop: a signal,
-a limit of requests, a reload. Any code of the process can see that, so no server's own means are
-needed, and no signal handler of theirs is touched.
+ASGI does not report it. At a shutdown, a server first waits for open responses, and a stream has no
+end. But every server begins by closing its listening socket, whatever the reason: a signal, a limit
+of requests, a reload. Any code in the process can see that. So this needs no interface of a
+particular server, and touches no signal handler.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from typing import Any
 
 from django_eventstream.views import get_listener_manager
 
-#: How often it is looked at while streams are open.
+#: The interval between checks while streams are open.
 LOOK_SECONDS = 0.25
-#: How long a client that reads may take to be sent the rest of its stream.
+#: The time in which clients can read the rest of their streams after the sockets are closed.
 GRACE_SECONDS = 1.0
-#: Where the open files of a process are listed: on Linux, and on macOS and BSD.
+#: The directories that list the open files of a process: on Linux, and on macOS and BSD.
 _OPEN_FILES = ("/proc/self/fd", "/dev/fd")
 
 
 class Server:
     """The sockets on which the server of this process listened at the first request.
 
-    None are found on Windows, or where another process accepts connections. Then it is never seen
-    to close.
+    On Windows, or if another process accepts the connections, it finds none. Then it never detects
+    a shutdown.
     """
 
     def __init__(self) -> None:
-        #: The socket behind each file descriptor; a number that is free is soon given again.
+        #: The inode behind each descriptor. Numbers alone are not enough: free ones are reused.
         self._sockets: dict[int, int] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams = 0
         self._waiting: set[asyncio.Event] = set()
-        #: Once true, it stays so.
+        #: Once true, it stays true.
         self.is_closing = False
 
-    def notice(self, scope: Any) -> None:
-        """Take note of the sockets at which a request came in, if none came before."""
+    def find_sockets(self, scope: Any) -> None:
+        """At the first request, record the sockets that listen on the address of the request."""
         if self._sockets is None:
             self._sockets = dict(_listening(scope.get("server")))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look whether it closes, for as long as any stream is open; tell streams when it does."""
+        """Check for a shutdown as long as a stream is open, and wake the streams when it begins."""
         self._streams += 1
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -60,14 +60,14 @@ class Server:
         finally:
             self._streams -= 1
 
-    async def gone(self) -> None:
-        """Wait until it has been closing for so long that every client that reads is served."""
-        gone = asyncio.Event()
-        self._waiting.add(gone)
+    async def grace_over(self) -> None:
+        """Wait until GRACE_SECONDS after a shutdown began. Clients that read are served by then."""
+        over = asyncio.Event()
+        self._waiting.add(over)
         try:
-            await gone.wait()
+            await over.wait()
         finally:
-            self._waiting.discard(gone)
+            self._waiting.discard(over)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:
@@ -82,8 +82,8 @@ class Server:
             loop.call_later(LOOK_SECONDS, self._look, loop)
 
     def _give_up(self) -> None:
-        for gone in self._waiting:
-            gone.set()
+        for over in self._waiting:
+            over.set()
 
 
 def _wake_streams() -> None:
@@ -94,7 +94,7 @@ def _wake_streams() -> None:
 
 
 def _listening(address: Any) -> Iterator[tuple[int, int]]:
-    """The sockets of this process that accept connections to an address of the ASGI scope."""
+    """Yield this process's sockets that accept connections on an address of the ASGI scope."""
     folder = next(filter(os.path.isdir, _OPEN_FILES), None)
     for name in os.listdir(folder) if folder else ():
         number = int(name)
@@ -108,16 +108,16 @@ def _listening(address: Any) -> Iterator[tuple[int, int]]:
 
 
 def _inode(number: int) -> int | None:
-    """What identifies the socket of a file descriptor; None if it has none."""
+    """Return the inode of a descriptor's socket; None if it is closed or not a socket."""
     try:
-        found = os.fstat(number)
+        status = os.fstat(number)
     except OSError:
         return None
-    return found.st_ino if stat.S_ISSOCK(found.st_mode) else None
+    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None
 
 
 def _is_at(listening: socket.socket, address: Any) -> bool:
-    """Compare ports: the host may be a wildcard. A Unix socket has none."""
+    """Compare only ports, because the host may be a wildcard. A Unix socket has no port."""
     _host, port = address or (None, None)
     if listening.family in (socket.AF_INET, socket.AF_INET6):
         return port is not None and str(listening.getsockname()[1]) == str(port)

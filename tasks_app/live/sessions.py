@@ -11,10 +11,11 @@ from django.http import HttpRequest
 
 
 def read_only(request: HttpRequest) -> None:
-    """Give a request a session that is read from its own, and never written.
+    """Replace the session of a request by a copy that is never saved.
 
-    Pages of one user reconnect together and often. If each wrote the session, they would extend it
-    for as long as a tab is open, and under a rotated key take it from each other.
+    The pages of one user reconnect often, and at the same time. If each request saved the session,
+    an open tab would keep the session alive without end. After a rotation of the secret key, the
+    requests would also replace each other's session.
     """
     session = getattr(request, "session", None)
     if isinstance(session, SessionBase):
@@ -22,10 +23,10 @@ def read_only(request: HttpRequest) -> None:
 
 
 def without_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Leave the session's cookie out of the headers of an answer to a request for a stream.
+    """Remove the session's cookie from the headers of the answer to a stream request.
 
-    The user may have logged in or out since the request was sent. Then the answer would bring the
-    old cookie back, or delete the new one.
+    The user may have logged in or out since the request was sent. The answer would then restore the
+    old cookie, or delete the new one.
     """
     cookie = f"{settings.SESSION_COOKIE_NAME}=".encode()
     return [
@@ -36,21 +37,21 @@ def without_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, 
 
 
 class ReadOnlySession(SessionBase):
-    """A copy of a session in memory. Changes to it are kept for the request and then forgotten."""
+    """A copy of a session in memory. Changes to it last as long as the request."""
 
     def __init__(self, original: SessionBase) -> None:
         self._original = original
         super().__init__(original.session_key)
 
     def __getattr__(self, name: str) -> Any:
-        # What a site's own session store offers beside Django's interface.
+        # For what a site's own session class has in addition to Django's interface.
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._original, name)
 
     @property
     def modified(self) -> bool:
-        """Never, as SessionMiddleware sees it: there is nothing to save."""
+        """Always False, so that SessionMiddleware saves nothing."""
         return False
 
     @modified.setter

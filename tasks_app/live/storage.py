@@ -1,4 +1,4 @@
-"""django-eventstream's storage, over the facts that `lifecycle` wrote."""
+"""A storage class for django-eventstream. It reads the facts that `lifecycle` wrote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks_app.models import TaskEvent
 
 
 def facts_of(channel: str) -> QuerySet[TaskEvent]:
-    """The facts that a channel carries."""
+    """Return the facts that a channel carries."""
     facts = TaskEvent.primary.all()
     if channel == ALL_TASKS:
         return facts
@@ -25,13 +25,13 @@ def facts_of(channel: str) -> QuerySet[TaskEvent]:
 
 
 class TaskEventStorage(StorageBase):
-    """Reads a channel's past from TaskEvent, where each fact is written once."""
+    """Reads the past events of a channel from TaskEvent, which has each fact once."""
 
     def append_event(self, channel: str, event_type: str, data: Any) -> NoReturn:
         raise TypeError(
-            f"{event_type} cannot be appended to {channel}: the events of tasks are written by "
-            f"their lifecycle, in the transaction that makes them true. Send to a channel of your "
-            f"own, which is_channel_reliable() of your channel manager calls unreliable."
+            f"Cannot append {event_type} to {channel}: only the lifecycle of tasks writes task "
+            f"events, in the transaction that makes them true. Send to another channel, for which "
+            f"is_channel_reliable() of your channel manager returns False."
         )
 
     def get_events(self, channel: str, last_id: int, limit: int = 100) -> list[Event]:

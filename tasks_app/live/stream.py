@@ -1,4 +1,4 @@
-"""One viewer's stream: how it opens, what it waits for, when it ends."""
+"""The stream of one viewer: its opening, its events, and its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django_eventstream.views import Listener, get_listener_manager
 
 from tasks_app.conf import task_settings
 from tasks_app.live import wire
-from tasks_app.live.channels import Wanted
+from tasks_app.live.channels import EventFilter
 from tasks_app.live.cursor import Cursor
 from tasks_app.live.pages import PAGE_BYTES, in_pages
 from tasks_app.live.relay import TROUBLE_SECONDS, Relay
@@ -25,14 +25,14 @@ from tasks_app.live.serving import server
 from tasks_app.live.view import ALL_EVENTS, View
 from tasks_app.live.viewer import Viewer
 
-#: The most pages that are read before a stream begins. Most openings have fewer, so that they are
-#: read and sent at once.
+#: The most pages that are read before a stream begins. Most openings have fewer, so they are read
+#: and sent in one step.
 OPENING_PAGES = 4
-#: How often an open stream asks whether its viewer may still read it. Where the database does not
-#: answer that, it asks again after TROUBLE_SECONDS.
+#: The interval at which an open stream checks whether its viewer may still read it. If the database
+#: does not answer, it tries again after TROUBLE_SECONDS.
 RECHECK_SECONDS = 60.0
-#: What is raised where the database does not answer.
-AWAY = (OperationalError, InterfaceError)
+#: The errors raised if the database does not answer.
+NO_ANSWER = (OperationalError, InterfaceError)
 
 
 async def open_stream(
@@ -40,16 +40,16 @@ async def open_stream(
     viewer: Viewer,
     channels: Iterable[str],
     resumed: Cursor | None,
-    wanted: Wanted = ALL_EVENTS,
+    event_filter: EventFilter = ALL_EVENTS,
 ) -> AsyncIterator[bytes] | None:
-    """Return what a viewer is sent, as bytes of server-sent events; None if there is nothing left.
+    """Return the bytes of a viewer's stream; None if the viewer has received everything.
 
-    Ends after the terminal event of every task it watches. Holds a listener from the first byte
-    asked for to the last, so it must be closed.
+    The stream ends after the terminal event of every task that it watches. It holds a listener
+    until its last byte is read, so it must be closed.
     """
     listener = Listener()
     listener.assign_loop()
-    view = View(channels, wanted)
+    view = View(channels, event_filter)
     # django-eventstream's kick compares it with the primary key, whatever its type.
     listener.user_id = cast(Any, viewer.user.pk)
     listener.channels = set(view.channels)
@@ -57,9 +57,9 @@ async def open_stream(
     try:
         await stack.enter_async_context(relay.attached(listener))
         if resumed is not None:
-            # Another process may have sent this viewer what the relay of this one has yet to read.
+            # Another process may have sent facts to this viewer that this relay has not read yet.
             await relay.caught_up()
-        # Drop queued events: the opening covers them.
+        # Drop queued events: the opening snapshot already covers them.
         _take(listener)
         opening = await database_sync_to_async(_open)(view, resumed, relay.cursor)
         if opening is None:
@@ -74,7 +74,7 @@ async def open_stream(
 def _open(
     view: View, resumed: Cursor | None, until: Cursor
 ) -> tuple[bytes, Iterator[bytes] | None] | None:
-    """Return the first bytes of an opening, and what reads the rest of it, if there is more.
+    """Return the first bytes of an opening, and an iterator of the rest if there is more.
 
     Other viewers wait until this returns, so it reads a bounded number of pages.
     """
@@ -103,54 +103,54 @@ async def _events(
     first: bytes,
     opening: Iterator[bytes] | None,
 ) -> AsyncIterator[bytes]:
-    """Send piece after piece, and read none before the last one was taken."""
+    """Yield the stream in pieces. A piece is read only after the viewer has taken the last one."""
     async with stack:
         yield wire.BEGINNING + first
-        #: What the database has to tell, before what the relay brings.
-        missed = opening
-        #: What the relay brought, page by page, after what was missed.
-        brought: Iterator[list[wire.Fact | wire.Report]] | None = None
+        #: Pieces to read from the database before the events of the relay.
+        backlog = opening
+        #: Pages of the relay's events, sent after the backlog.
+        relayed: Iterator[list[wire.Fact | wire.Report]] | None = None
         recheck_at = time.monotonic() + RECHECK_SECONDS
-        #: When a client that was sent none of the pages read needs a sign of life.
+        #: When to send a keep-alive if none of the pages read holds anything for the client.
         keep_alive_at = time.monotonic() + task_settings().stream_keepalive_seconds
-        while (missed or brought or not view.ended) and not server.is_closing:
+        while (backlog or relayed or not view.ended) and not server.is_closing:
             if time.monotonic() >= recheck_at:
                 try:
                     allowed = await viewer.still_reads(view.channels)
-                except AWAY:
+                except NO_ANSWER:
                     # Send no event before a re-check succeeds. Until then the listener keeps
-                    # events, or overflows, and the database tells what was lost.
+                    # events, or overflows; lost events are then read from the database.
                     yield wire.KEEP_ALIVE
-                    await _trouble()
+                    await _pause()
                     continue
                 if not allowed:
                     break
                 view.narrow(allowed)
                 recheck_at = time.monotonic() + RECHECK_SECONDS
-            if missed is not None:
+            if backlog is not None:
                 try:
-                    piece = await database_sync_to_async(next)(missed, None)
-                except AWAY:
+                    piece = await database_sync_to_async(next)(backlog, None)
+                except NO_ANSWER:
                     yield wire.KEEP_ALIVE
-                    await _trouble()
-                    missed = view.catch_up(relay.cursor, progress=True)
+                    await _pause()
+                    backlog = view.catch_up(relay.cursor, progress=True)
                     continue
                 if piece is None:
-                    missed = None
+                    backlog = None
                 elif piece or time.monotonic() >= keep_alive_at:
                     yield piece or wire.KEEP_ALIVE
                     keep_alive_at = time.monotonic() + task_settings().stream_keepalive_seconds
                 continue
-            if brought is not None:
-                page = next(brought, None)
+            if relayed is not None:
+                page = next(relayed, None)
                 if page is None:
-                    brought = None
+                    relayed = None
                 elif piece := b"".join(view.wire_of(event) for event in page if view.admit(event)):
                     yield piece
                 continue
             keepalive = task_settings().stream_keepalive_seconds
             try:
-                # An event that comes after a re-check is due must not overtake it.
+                # If a re-check is due before an event arrives, the re-check must come first.
                 async with asyncio.timeout(min(keepalive, recheck_at - time.monotonic())):
                     await listener.aevent.wait()
             except TimeoutError:
@@ -161,25 +161,25 @@ async def _events(
                 yield sse_encode_error(error["condition"], error["text"], error["extra"]).encode()
                 return
             if overflow:
-                # Read what was lost from the database; of progress the newest is enough.
-                missed = view.catch_up(relay.cursor, progress=True)
+                # Read the lost events from the database, and only the newest progress.
+                backlog = view.catch_up(relay.cursor, progress=True)
                 continue
-            # A viewer may take them slowly, so a re-check may fall due between two pages.
-            brought = in_pages((event, len(event.wire)) for event in events)
-        # The clients of a server that shuts down come back to the next one.
+            # A viewer may read them slowly, so a re-check may become due between two pages.
+            relayed = in_pages((event, len(event.wire)) for event in events)
+        # If this server shuts down, the clients must reconnect to the next one.
         if not server.is_closing:
             yield wire.STREAM_END
 
 
-async def _trouble() -> None:
-    """Wait before asking again a database that did not answer."""
+async def _pause() -> None:
+    """Wait before the next query to a database that did not answer."""
     with suppress(TimeoutError):
         async with asyncio.timeout(TROUBLE_SECONDS):
             await asyncio.Event().wait()
 
 
 def _take(listener: Listener) -> tuple[list[wire.Fact | wire.Report], bool, Any]:
-    """Empty a listener's queues; return its events in the relay's order."""
+    """Empty a listener's queues. Return its events in the relay's order, its overflow and error."""
     with get_listener_manager().lock:
         listener.aevent.clear()
         queues, listener.channel_items = listener.channel_items, {}

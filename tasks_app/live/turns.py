@@ -1,4 +1,4 @@
-"""Whose turn it is to open a stream: few requests at a time, and fewer of one user."""
+"""Turns to open a stream: few requests at a time, and fewer of one user."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
-#: How many streams open at a time. After a deploy all viewers come back at once, and under ASGI
-#: each request has a database connection of its own.
+#: The most streams that open at the same time. After a deploy all viewers reconnect together, and
+#: under ASGI each request has its own database connection.
 OPENINGS = 10
-#: How many of them may be one user's, whose long history may take seconds to read.
+#: The most of them that may belong to one user, whose long history may take seconds to read.
 OPENINGS_PER_USER = 3
 
 
@@ -22,17 +22,17 @@ class _Turns:
 
     def __init__(self) -> None:
         self.all = asyncio.Semaphore(OPENINGS)
-        #: As long as any turn refers to them.
+        #: One for each user, kept as long as a turn refers to it.
         self.of_users = WeakValueDictionary[Any, asyncio.Semaphore]()
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
-#: The turn of the request that is being answered.
+#: The turn of the current request.
 _current: ContextVar[Turn | None] = ContextVar("tasks_app.turn", default=None)
 
 
 class Turn:
-    """A request's turn to ask the database; use it as an asynchronous context."""
+    """A request's turn to use the database. Use it as an asynchronous context manager."""
 
     def __init__(self) -> None:
         self._turns = _turns.setdefault(asyncio.get_running_loop(), _Turns())
@@ -45,23 +45,23 @@ class Turn:
 
     async def __aexit__(self, *_: object) -> None:
         _current.reset(self._outer)
-        self._let_go()
+        self._release()
 
     @staticmethod
-    async def becomes(user_id: Any) -> None:
-        """Make the turn of this request one of its user's, and wait until they may have another.
+    async def count_for(user_id: Any) -> None:
+        """Count the turn of this request as one of the user's. Wait if they have too many.
 
-        A request that waits has no turn meanwhile, so it keeps no other user waiting.
+        A request that waits gives up its turn, so it does not delay other users.
         """
         if (turn := _current.get()) is not None:
-            await turn._become(user_id)
+            await turn._count_for(user_id)
 
-    async def _become(self, user_id: Any) -> None:
+    async def _count_for(self, user_id: Any) -> None:
         own = self._turns.of_users.setdefault(user_id, asyncio.Semaphore(OPENINGS_PER_USER))
         if own.locked():
-            # Nor does it keep a database connection.
+            # A request that waits does not keep a database connection either.
             await sync_to_async(close_old_connections)()
-            self._let_go()
+            self._release()
             await self._take(own)
             await self._take(self._turns.all)
         else:
@@ -71,6 +71,6 @@ class Turn:
         await semaphore.acquire()
         self._held.append(semaphore)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         while self._held:
             self._held.pop().release()

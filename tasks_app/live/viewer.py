@@ -1,4 +1,4 @@
-"""Who watches a stream: asked when it opens, and again while it is open."""
+"""The viewer of a stream, and the check of what they may still read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Viewer:
-    """A user, and how to learn what the request that opened the stream would be allowed now.
+    """A user, and a function that asks what the request that opened the stream may read now.
 
-    A stream may outlast a session, a password, a token, or a permission. Only the site knows which
-    of them counts, so the site is asked.
+    A stream may outlive a session, a password, a token, or a permission. Only the site knows which
+    of these matters, so the site is asked.
     """
 
     user: User
@@ -30,10 +30,10 @@ class Viewer:
     def of(cls, request: HttpRequest, user: User) -> Self:
         handoff = Handoff.of(request)
         site = None if handoff is None else handoff.site
-        # Not the request itself: an open stream would keep all that middleware put into it.
+        # Keep only the scope: the request also holds all that middleware put into it.
         scope = getattr(request, "scope", {})
         return cls(user, partial(ask_again, site, scope))
 
     async def still_reads(self, channels: Collection[str]) -> set[str]:
-        """Return which of the channels this viewer may read as things stand now."""
+        """Return the channels that this viewer may still read."""
         return set(channels) & await self.ask()

@@ -1,4 +1,4 @@
-"""What goes over a stream, as bytes."""
+"""The messages of a stream, encoded as bytes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from uuid import UUID
 from django.utils import timezone
 from django_eventstream.utils import sse_encode_event
 
+from tasks_app import schemas
 from tasks_app.live.cursor import Cursor
 from tasks_app.logs import SafeLogger
 from tasks_app.models import Task, TaskEvent, aware
-from tasks_app.schemas import TaskEvent as Message
-from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import EventType
 
 logger = SafeLogger("tasks_app.relay")
 
 KEEP_ALIVE = b"event: keep-alive\ndata:\n\n"
-#: The last of a stream that ends by itself, whatever its tasks ended as: some clients, htmx's among
-#: them, open a stream anew when it closes, unless an event of one name tells them not to.
+#: The last message of a stream that ends by itself, however its tasks ended. Some clients, such as
+#: htmx's, reopen a closed stream unless an event with one certain name stops them.
 STREAM_END = b"event: stream-end\ndata:\n\n"
-#: What a stream begins with: bytes, so that the headers go out even where no event does yet; and
-#: the milliseconds after which a browser reconnects by itself. The field is the first event's,
-#: for some clients take a blank line after it for an event of its own.
+#: The first bytes of a stream. They make the server send the headers even before the first event,
+#: and give the milliseconds after which a browser reconnects. `retry` is a field of the first
+#: event, because some clients would take a blank line after it for another event.
 BEGINNING = b": events of tasks\nretry: 2000\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The newest progress of a running task, as its row has it."""
+    """The newest progress of a running task, as stored in its row."""
 
     task_id: UUID
     attempt: int
@@ -37,7 +36,7 @@ class Progress:
     text: str
 
     def follows(self, other: Progress) -> bool:
-        """Whether this is newer than other progress of the task."""
+        """Return whether this is newer than other progress of the same task."""
         if self.attempt != other.attempt:
             return self.attempt > other.attempt
         return self != other and (other.value is None or (self.value or 0.0) >= other.value)
@@ -45,28 +44,28 @@ class Progress:
 
 @dataclass(kw_only=True)
 class Fact:
-    """A fact on its way to listeners, encoded once for all of them.
+    """A fact for listeners, encoded once for all of them.
 
-    Has what django-eventstream asks of an event, and what a stream asks to keep its promises.
+    It has the attributes that django-eventstream needs of an event, and those that streams need.
     """
 
     type: str
     data: str
     id: int
     wire: bytes
-    #: The same without the task's result.
+    #: The same bytes without the task's result.
     brief: bytes
     task_id: UUID
     transaction: int | None
-    #: What a viewer has had who was sent this.
+    #: The cursor of a viewer who has received this.
     cursor: Cursor
-    #: The relay's own count, by which a stream merges its channels.
+    #: A number that the relay counts up. A stream uses it to merge its channels in order.
     order: int = 0
 
 
 @dataclass(kw_only=True)
 class Report:
-    """Progress on its way to listeners. It has no id: nothing resumes from it."""
+    """Progress for listeners. It has no id, because a stream cannot resume from it."""
 
     type: str
     data: str
@@ -77,7 +76,7 @@ class Report:
 
 
 def fact(row: TaskEvent, cursor: Cursor) -> Fact:
-    """Return a stored fact as it is sent; with it, a viewer has had what the cursor covers."""
+    """Encode a stored fact. A viewer who receives it has received what the cursor covers."""
     kind, message = row.event_type, row.message()
     data = message.model_dump_json()
     whole = _encode(kind, data, cursor)
@@ -98,19 +97,19 @@ def fact(row: TaskEvent, cursor: Cursor) -> Fact:
 
 
 def fact_if_known(row: TaskEvent, cursor: Cursor) -> Fact | None:
-    """Return a stored fact as it is sent; None, and a line in the log, if it cannot be sent.
+    """Encode a stored fact. Return None and log an error if it cannot be sent.
 
-    A newer worker may write an event that this process does not know.
+    A newer worker may write an event type that this process does not know.
     """
     try:
         return fact(row, cursor)
     except ValueError:
-        logger.exception("Event %s cannot be sent, and is left out", row.pk)
+        logger.exception("Event %s cannot be sent and was skipped", row.pk)
         return None
 
 
 def report(progress: Progress) -> Report:
-    update = TaskProgressUpdate(text=progress.text, value=progress.value)
+    update = schemas.TaskProgressUpdate(text=progress.text, value=progress.value)
     data = _message(
         EventType.PROGRESS, progress.task_id, update.model_dump() | {"attempt": progress.attempt}
     )
@@ -126,8 +125,10 @@ def status(task: Task, cursor: Cursor | None, *, results: bool = True) -> bytes:
 
 
 def _message(kind: EventType, task_id: UUID, data: dict[str, object]) -> str:
-    moment = aware(timezone.now())
-    return Message(event_type=kind, task_id=task_id, timestamp=moment, data=data).model_dump_json()
+    event = schemas.TaskEvent(
+        event_type=kind, task_id=task_id, timestamp=aware(timezone.now()), data=data
+    )
+    return event.model_dump_json()
 
 
 def _encode(kind: str, data: str, cursor: Cursor | None = None) -> bytes:

@@ -34,7 +34,7 @@ from tasks_app.exceptions import (
     TaskNotFound,
     UnknownTask,
 )
-from tasks_app.live.channels import BadRequest, requested, task_of
+from tasks_app.live.channels import InvalidStreamRequest, requested, task_of
 from tasks_app.live.endpoint import answer, respond, stream_view
 from tasks_app.models import Task, aware
 from tasks_app.permissions import conflict_details, may_cancel, may_retry, may_view
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 else:
     TaskDetailView = DetailView
 
-NOT_FOUND = "There is no such task, or you may not see it."
+NOT_FOUND = "Task not found, or you don't have permission to view it."
 
 
 @login_not_required  # A script gets an error, not a redirect. So do the views below.
@@ -109,8 +109,10 @@ def statuses(request: HttpRequest) -> JsonResponse:
             task_id for channel in requested(request, request.user) if (task_id := task_of(channel))
         ]
         if not ids:
-            raise BadRequest("Name at least one task by ?task=<id>; repeat it for more tasks.")
-    except BadRequest as error:
+            raise InvalidStreamRequest(
+                "Name at least one task by ?task=<id>; repeat it for more tasks."
+            )
+    except InvalidStreamRequest as error:
         return JsonResponse({"detail": str(error)}, status=400)
     tasks = Task.primary.visible_to(request.user).filter(pk__in=ids)
     return _dated({"tasks": _as_it_stands(tasks, request)})

@@ -19,7 +19,7 @@ from tests.store.test_retention import KEEPING, site_table
 
 pytestmark = pytest.mark.django_db
 
-NOT_FOUND = {"detail": "There is no such task, or you may not see it."}
+NOT_FOUND = {"detail": "Task not found, or you don't have permission to view it."}
 
 
 @pytest.fixture

@@ -286,7 +286,7 @@ def test_without_our_handler_a_problem_is_an_error_of_that_api(ada: User) -> Non
     response = Client().get(f"/bare/work/{task.pk}", **bearing(ada))
     assert (response.status_code, response.json()) == (
         404,
-        {"detail": "There is no such task, or you may not see it."},
+        {"detail": "Task not found, or you don't have permission to view it."},
     )
 
 

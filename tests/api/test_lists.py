@@ -307,5 +307,5 @@ def test_invalid_event_parameters_are_reported(ada: User, client: Client, query:
 def test_other_users_history_is_not_found(client: Client) -> None:
     for task in (saved(), uuid.uuid4()):
         assert problem(client.get(events_of(task)), 404) == {
-            "detail": "There is no such task, or you may not see it."
+            "detail": "Task not found, or you don't have permission to view it."
         }

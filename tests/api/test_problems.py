@@ -336,7 +336,7 @@ def test_database_outage_is_a_problem(
     with connection.execute_wrapper(away):
         response = client.get(API)
     assert response["Retry-After"] == "5"
-    assert problem(response, 503) == {"detail": "The database does not answer. Ask again later."}
+    assert problem(response, 503) == {"detail": "The database does not answer. Try again later."}
     [record] = [record for record in caplog.records if record.levelname != "DEBUG"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)
 
@@ -353,7 +353,7 @@ def test_path_cannot_forge_log_lines(error: Exception, caplog: pytest.LogCapture
 @pytest.mark.parametrize(
     ("error", "status", "detail"),
     [
-        (Http404("x"), 404, "There is no such task, or you may not see it."),
+        (Http404("x"), 404, "Task not found, or you don't have permission to view it."),
         (PermissionDenied(), 403, "You don't have permission to do this."),
         (PermissionDenied("Pay first."), 403, "Pay first."),
         (UnreadablePostError("gone"), 400, "gone"),

@@ -155,7 +155,7 @@ def test_errors_are_problems(ada: User) -> None:
     for path in (f"{task.pk}/stream", f"{uuid.uuid4()}/stream"):
         assert (
             detail_of(first(scope(ada, path)), 404)
-            == "There is no such task, or you may not see it."
+            == "Task not found, or you don't have permission to view it."
         )
     detail_of(first(scope(ada, "stream", "all=1")), 404)
     assert detail_of(first(scope(None, "stream", "mine=1")), 401) == "Log in first."
@@ -169,12 +169,22 @@ def test_errors_are_problems(ada: User) -> None:
 @pytest.mark.parametrize(
     ("query", "headers", "fields", "detail"),
     [
-        ("", {}, ["task"], "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or "),
-        ("mine=1&all=1", {}, ["mine", "all"], "Ask for tasks by ?task="),
-        ("task=x", {}, ["task"], "A task's id is a UUID, such as "),
-        ("&".join(f"task={n}" for n in range(101)), {}, ["task"], "101 tasks are more than the "),
-        ("mine=1", {"Last-Event-ID": "x"}, ["Last-Event-ID"], "'x' is no id of this stream. "),
-        ("mine=1&lastEventId=y", {}, ["lastEventId"], "'y' is no id of this stream. "),
+        ("", {}, ["task"], "Use exactly one of ?task=<id> (may be repeated), "),
+        ("mine=1&all=1", {}, ["mine", "all"], "Use exactly one of ?task="),
+        ("task=x", {}, ["task"], "A task ID must be a UUID, such as "),
+        (
+            "&".join(f"task={n}" for n in range(101)),
+            {},
+            ["task"],
+            "101 tasks requested, but ",
+        ),
+        (
+            "mine=1",
+            {"Last-Event-ID": "x"},
+            ["Last-Event-ID"],
+            "'x' is not an event ID of this stream. ",
+        ),
+        ("mine=1&lastEventId=y", {}, ["lastEventId"], "'y' is not an event ID of this "),
     ],
 )
 def test_invalid_parameters_are_reported_by_field(
@@ -196,7 +206,7 @@ def test_database_outage_is_a_problem(
     asked = scope(ada, "stream", "mine=1")
     take_away(monkeypatch, at)
     found = first(asked)
-    assert detail_of(found, 503) == "The database does not answer. Ask again later."
+    assert detail_of(found, 503) == "The database does not answer. Try again later."
     assert found[1]["retry-after"] == "5"
     [record] = [record for record in caplog.records if record.levelname != "DEBUG"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)

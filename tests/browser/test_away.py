@@ -89,7 +89,7 @@ def test_page_that_was_away_misses_nothing(
     match how:
         case "back":
             page.goto(f"{web.url}/static/mark.svg")
-            web.says("The relay ends: nobody listens")
+            web.says("The relay stopped: no open streams")
             goes_on()
             # It returns from memory unchanged, so there is no load event to wait for.
             page.go_back(wait_until="commit")
@@ -102,7 +102,7 @@ def test_page_that_was_away_misses_nothing(
                 start_web(port=web.port, **site)
         case "hidden":
             look(page, away=True)
-            web.says("The relay ends: nobody listens")
+            web.says("The relay stopped: no open streams")
             goes_on()
             look(page)
 

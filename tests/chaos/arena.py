@@ -50,7 +50,7 @@ STALE = "was taken from this worker"
 ASGI_FAILED = "Exception in ASGI application"
 ALARMS = (
     ASGI_FAILED,
-    "The relay stumbled",
+    "The relay failed",
     "cannot be sent",
     "AssertionError",
     "IntegrityError",

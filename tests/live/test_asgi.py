@@ -106,7 +106,7 @@ def test_response_does_not_wait_for_the_body(ada: User) -> None:
         await asked.wait(10)
         return found
 
-    assert async_to_sync(go)() == (405, b"Streams are read by GET.")
+    assert async_to_sync(go)() == (405, b"Use GET to read a stream.")
 
 
 def test_consumer_refuses_more_fields_than_django_allows(ada: User) -> None:
@@ -357,11 +357,11 @@ def test_rights_are_read_after_the_wait_for_a_turn(monkeypatch: pytest.MonkeyPat
     async def become(turn: turns.Turn, user_id: Any) -> None:
         nonlocal turns_of_users
         turns_of_users += 1
-        await real_become(turn, user_id)
+        await real_count_for(turn, user_id)
 
-    real_open, real_become = endpoint.open_stream, turns.Turn._become
+    real_open, real_count_for = endpoint.open_stream, turns.Turn._count_for
     monkeypatch.setattr(endpoint, "open_stream", slow)
-    monkeypatch.setattr(turns.Turn, "_become", become)
+    monkeypatch.setattr(turns.Turn, "_count_for", become)
     first = [communicator(bob, STREAMS, "mine=1") for _ in range(turns.OPENINGS_PER_USER)]
     last = communicator(bob, STREAMS, f"task={task.pk}")
 
@@ -512,5 +512,5 @@ def test_unavailable_database_gives_503(
         await asked.wait()
         return status, body
 
-    assert async_to_sync(answered)() == (503, b"The database does not answer. Ask again later.")
+    assert async_to_sync(answered)() == (503, b"The database does not answer. Try again later.")
     assert "No stream: the database does not answer (connection refused)" in caplog.text

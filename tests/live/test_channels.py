@@ -12,9 +12,9 @@ from django.test import RequestFactory
 
 from tasks_app.live.channels import (
     ALL_TASKS,
-    BadRequest,
+    EventFilter,
+    InvalidStreamRequest,
     TaskChannelManager,
-    Wanted,
     channels_of,
     id_of,
     is_ours,
@@ -40,26 +40,34 @@ def asked(query: Any = None, user: Any = None, task_id: uuid.UUID | None = None)
 # Selected events.
 
 
-def wanted(query: Any) -> Wanted:
-    return Wanted.of(RequestFactory().get("/tasks/stream/", query))
+def wanted(query: Any) -> EventFilter:
+    return EventFilter.of(RequestFactory().get("/tasks/stream/", query))
 
 
 def test_stream_has_only_selected_events() -> None:
-    assert wanted({}) == Wanted(frozenset(EventType.values), results=True)
+    assert wanted({}) == EventFilter(frozenset(EventType.values), results=True)
     asked = wanted({"events": "task_completed,task_failed", "results": "0"})
-    assert asked == Wanted(frozenset({"task_completed", "task_failed"}), results=False)
+    assert asked == EventFilter(frozenset({"task_completed", "task_failed"}), results=False)
 
 
 @pytest.mark.parametrize(
     ("query", "field", "message"),
     [
-        ({"events": "task_log,task_done"}, "events", "'task_done' is no event. Name some of task_"),
-        ({"events": ""}, "events", "'' is no event."),
-        ({"results": "no"}, "results", "results is 1, or 0 to leave results out."),
+        (
+            {"events": "task_log,task_done"},
+            "events",
+            "'task_done' is not an event type. Separate types by commas. The types are task_",
+        ),
+        ({"events": ""}, "events", "'' is not an event type."),
+        (
+            {"results": "no"},
+            "results",
+            "results is 'no', but must be 1, or 0 to leave results out.",
+        ),
     ],
 )
 def test_invalid_selection_is_refused(query: Any, field: str, message: str) -> None:
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(InvalidStreamRequest) as caught:
         wanted(query)
     assert str(caught.value).startswith(message)
     assert caught.value.fields == [field]
@@ -212,19 +220,19 @@ def test_own_tasks_and_all_tasks() -> None:
     [{}, {"mine": "1", "all": "1"}, {"task": str(ID), "mine": "1"}, {"other": "1"}],
 )
 def test_kinds_of_channels_cannot_be_mixed(query: dict[str, str]) -> None:
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(InvalidStreamRequest) as caught:
         asked(query)
     assert str(caught.value) == (
-        "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1."
+        "Use exactly one of ?task=<id> (may be repeated), ?mine=1 and ?all=1."
     )
 
 
 @pytest.mark.parametrize("value", ["7", "", "tasks", f"{ID}0"])
 def test_id_must_be_a_uuid(value: str) -> None:
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(InvalidStreamRequest) as caught:
         asked({"task": [str(ID), value]})
     assert str(caught.value) == (
-        "A task's id is a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794."
+        "A task ID must be a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794."
     )
 
 
@@ -232,10 +240,11 @@ def test_number_of_tasks_is_limited(settings: Any) -> None:
     settings.TASK_STREAM_MAX_TASKS = 3
     ids = [str(uuid.uuid4()) for _ in range(4)]
     assert len(asked({"task": ids[:3] * 2})) == 3
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(InvalidStreamRequest) as caught:
         asked({"task": ids})
     assert str(caught.value) == (
-        "4 tasks are more than the 3 of TASK_STREAM_MAX_TASKS for one stream."
+        "4 tasks requested, but at most 3 are allowed (TASK_STREAM_MAX_TASKS). "
+        "Send several requests."
     )
 
 

@@ -228,7 +228,7 @@ def test_database_without_timeline_has_cursors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Even in a transaction, which the refused query must not break."""
-    for known in ("_spoken", "_silent"):
+    for known in ("_with_timeline", "_without_timeline"):
         monkeypatch.setattr(cursor_module, known, set())
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:

@@ -9,7 +9,7 @@ from django.contrib.auth.models import User
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks_app.live.channels import Wanted, owner_channel, task_channel
+from tasks_app.live.channels import EventFilter, owner_channel, task_channel
 from tasks_app.live.cursor import Cursor
 from tasks_app.live.view import View
 from tasks_app.models import Task, TaskEvent
@@ -54,7 +54,7 @@ class Running:
 class Client:
     """Reads one stream after another, each from the last id that it received."""
 
-    def __init__(self, channels: list[str], wanted: Wanted) -> None:
+    def __init__(self, channels: list[str], wanted: EventFilter) -> None:
         self._asked = (channels, wanted)
         self._last = Cursor.now("default").beginning()
         self._view: View | None = None
@@ -101,7 +101,7 @@ def test_viewer_cut_off_at_any_point(
     both = [Running(owner), Running(owner)]
     pks = [running.task.pk for running in both]
     channels = [owner_channel(owner.pk)] if by_owner else [task_channel(pk) for pk in pks]
-    client = Client(channels, Wanted(kinds))
+    client = Client(channels, EventFilter(kinds))
     for step, (which, action, cut) in enumerate(steps, start=1):
         both[which].act(action, step)
         client.read(cut)

@@ -64,7 +64,8 @@ def test_invalid_last_event_id_is_refused(ada: User, last: str, by: str) -> None
         found = answered(ada, {"lastEventId": last}, task.pk)
     assert found.status == HTTPStatus.BAD_REQUEST
     assert found.text == (
-        f"{last[:80]!r} is no id of this stream. Send the id of the last event, or none."
+        f"{last[:80]!r} is not an event ID of this stream. Send the ID of the last event that you "
+        f"received, or none."
     )
 
 

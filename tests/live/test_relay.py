@@ -80,7 +80,7 @@ def test_fact_that_cannot_be_encoded_is_skipped(
     watching = async_to_sync(watch)()
     assert watching.types == ["task_status", "task_log", "task_completed"]
     assert watching.seen[1].data["message"] == "after it"
-    [record] = said(caplog, "cannot be sent, and is left out")
+    [record] = said(caplog, "cannot be sent and was skipped")
     assert record.exc_info
 
 
@@ -107,20 +107,20 @@ def test_relay_continues_after_an_error(
             return watching
 
     assert async_to_sync(watch)().types == ["task_status", "task_log", "task_completed"]
-    assert len(said(caplog, "The relay stumbled; next try in 0.01 s")) == 2
+    assert len(said(caplog, "The relay failed; next try in 0.01 s")) == 2
 
 
 def test_very_many_facts_are_read_by_each_viewer(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise one transaction with very many starts would fill every process's memory."""
-    monkeypatch.setattr(relay_module, "NEWS_MAX", 5)
+    monkeypatch.setattr(relay_module, "FACTS_MAX", 5)
     task, claim = claimed(owner=ada)
     sent_counts = []
-    tell = _Feed._tell
+    tell = _Feed._send_facts
     monkeypatch.setattr(
         _Feed,
-        "_tell",
+        "_send_facts",
         lambda feed, facts, *rest: sent_counts.append(len(facts)) or tell(feed, facts, *rest),
     )
 
@@ -160,7 +160,7 @@ def test_error_during_sending_loses_nothing(
             monkeypatch.setattr(wire, "fact", fact)
             lines = [LogLine("info", said) for said in ("first", "second", "third")]
             await database_sync_to_async(lifecycle.log)({claim: lines})
-            await until_said(caplog, "The relay stumbled")
+            await until_said(caplog, "The relay failed")
             await database_sync_to_async(lifecycle.complete)({claim: 7})
             await watching.finish()
             return watching
@@ -243,7 +243,7 @@ def test_relay_ends_with_the_last_stream(ada: User) -> None:
     async def watch() -> None:
         async with Watching(ada, {task_channel(task.pk)}):
             assert relay.cursor.id >= 1
-        with pytest.raises(RuntimeError, match="Nobody is attached"):
+        with pytest.raises(RuntimeError, match="has no listener"):
             _ = relay.cursor
 
     async_to_sync(watch)()
@@ -291,7 +291,7 @@ def test_stopped_feed_sends_nothing(
     feed: _Feed, ada: User, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """It may be in the middle of a pass when the next listener attaches."""
-    monkeypatch.setattr(relay_module, "NEWS_MAX", most)
+    monkeypatch.setattr(relay_module, "FACTS_MAX", most)
     claimed(owner=ada)
     feed.stop()
     with listening(ALL_TASKS) as listener:

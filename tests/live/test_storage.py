@@ -72,7 +72,7 @@ def test_append_is_refused(storage: TaskEventStorage) -> None:
     with pytest.raises(TypeError) as caught:
         storage.append_event(task_channel(task.pk), "task_completed", {})
     assert str(caught.value).startswith(
-        f"task_completed cannot be appended to task-{task.pk}: the events of tasks are written by "
-        f"their lifecycle, in the transaction that makes them true."
+        f"Cannot append task_completed to task-{task.pk}: only the lifecycle of tasks writes task "
+        f"events, in the transaction that makes them true."
     )
     assert TaskEvent.objects.count() == 1

@@ -29,7 +29,7 @@ from django_eventstream.views import get_listener_manager
 from tasks_app.live import pages as pages_module
 from tasks_app.live import stream as stream_module
 from tasks_app.live import wire
-from tasks_app.live.channels import ALL_TASKS, Wanted, owner_channel, task_channel
+from tasks_app.live.channels import ALL_TASKS, EventFilter, owner_channel, task_channel
 from tasks_app.live.cursor import Cursor, Snapshot
 from tasks_app.live.handoff import KEY, Handoff
 from tasks_app.live.pages import PAGE_BYTES
@@ -103,7 +103,7 @@ def test_slow_viewer_gets_what_it_missed_without_the_state(ada: User) -> None:
     assert opened(view) == ["task_status"] * 2
     lifecycle.log({first: [LogLine("info", "said")]})
     lifecycle.report({first: TaskProgressUpdate(text="", value=0.5)})
-    assert view.had.id == until.id  # Others on this PostgreSQL server may have committed too.
+    assert view.cursor.id == until.id  # Others on this PostgreSQL server may have committed too.
     missed = parsed(b"".join(view.catch_up(now(), progress=True)))
     assert [event.type for event in missed] == ["task_log", "progress_update"]
     assert not any(view.catch_up(now(), progress=True))
@@ -133,13 +133,13 @@ def test_history_that_is_not_wanted_is_not_read(ada: User) -> None:
     requeued(ada, 300)
     until = now()
     for kinds in ({"task_status"}, {"task_status", "task_log"}):
-        view = View([owner_channel(ada.pk)], Wanted(frozenset(kinds)))
+        view = View([owner_channel(ada.pk)], EventFilter(frozenset(kinds)))
         assert view.begin(until.beginning(), until)
         with CaptureQueriesContext(connection) as read:
             [states] = view.catch_up(until)
         assert [event.type for event in parsed(states)] == ["task_status"]
         assert len(read) <= 2
-        assert view.had == until
+        assert view.cursor == until
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_an_opening_reads_a_bounded_number_of_pages(ada: User, by_owner: bool) -
     task = requeued(ada, 50)
     until = now()
     channel = owner_channel(ada.pk) if by_owner else task_channel(task.pk)
-    view = View([channel], Wanted(frozenset({"task_status", "progress_update"})))
+    view = View([channel], EventFilter(frozenset({"task_status", "progress_update"})))
     opening = stream_module._open(view, until.beginning(), until)
     assert opening is not None
     first, rest = opening
@@ -177,7 +177,7 @@ def test_keep_alives_are_sent_while_pages_have_nothing_to_send(
     task = requeued(ada, 40)
     claim = claim_of(task)
     channels, start = [task_channel(task.pk)], now().beginning()
-    wanted = Wanted(frozenset({"task_status", "progress_update"}))
+    wanted = EventFilter(frozenset({"task_status", "progress_update"}))
 
     async def watch() -> list[bytes]:
         async with Watching(ada, channels, start, wanted) as watching:
@@ -263,7 +263,9 @@ def test_late_facts_follow_the_interrupted_batch() -> None:
 
 def test_stream_sends_only_selected_events(ada: User) -> None:
     """In the opening, from the relay, and in what it reads afterwards."""
-    wanted = Wanted(frozenset({"task_status", "task_completed", "progress_update"}), results=False)
+    wanted = EventFilter(
+        frozenset({"task_status", "task_completed", "progress_update"}), results=False
+    )
     (running, claim), (done, ended) = claimed(owner=ada), claimed(owner=ada)
     lifecycle.complete({ended: "y" * 1_000})
     channels = [task_channel(running.pk), task_channel(done.pk)]
@@ -284,7 +286,7 @@ def test_stream_sends_only_selected_events(ada: User) -> None:
 
 def test_view_ends_even_if_no_terminal_event_is_selected(ada: User) -> None:
     task, claim = claimed(owner=ada)
-    view = View([task_channel(task.pk)], Wanted(frozenset({"task_log"})))
+    view = View([task_channel(task.pk)], EventFilter(frozenset({"task_log"})))
     assert opened(view) == []
     lifecycle.log({claim: [LogLine("info", "said")]})
     lifecycle.complete({claim: None})
@@ -316,7 +318,7 @@ def test_nothing_is_sent_of_a_task_that_may_no_longer_be_read(ada: User) -> None
     channels = [task_channel(task.pk) for task in (kept, taken)]
     view = View(channels)
     opening_of(view, None, now())
-    had = view.had
+    had = view.cursor
     view.narrow(channels[:1])
     lifecycle.log({claim: [LogLine("info", "said")] for claim in (kept_claim, taken_claim)})
     lines = TaskEvent.objects.filter(event_type=EventType.LOG).order_by("pk")
@@ -594,7 +596,7 @@ def test_fact_that_cannot_be_encoded_is_skipped_in_a_replay(
         "task_completed",
     ]
     assert view.ended
-    assert "cannot be sent, and is left out" in caplog.text
+    assert "cannot be sent and was skipped" in caplog.text
 
 
 def test_states_are_sent_again_if_the_replaced_database_was_away(
@@ -609,7 +611,7 @@ def test_states_are_sent_again_if_the_replaced_database_was_away(
         raise OperationalError("the server went away")
 
     until = dataclasses.replace(now(), before=snapshot(10), batch=snapshot(10), timeline="promoted")
-    view.had = dataclasses.replace(until, timeline="lost")
+    view.cursor = dataclasses.replace(until, timeline="lost")
     monkeypatch.setattr(View, "_of_owner", away)
     with pytest.raises(OperationalError):
         next(view.catch_up(until))

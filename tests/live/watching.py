@@ -11,7 +11,7 @@ from typing import Any
 from channels.db import database_sync_to_async
 from django.contrib.auth.models import User
 
-from tasks_app.live.channels import Wanted, readable
+from tasks_app.live.channels import EventFilter, readable
 from tasks_app.live.cursor import Cursor
 from tasks_app.live.relay import relay
 from tasks_app.live.stream import open_stream
@@ -67,7 +67,7 @@ class Watching:
         viewer: User | Viewer,
         channels: Iterable[str],
         resumed: Cursor | None = None,
-        wanted: Wanted = ALL_EVENTS,
+        wanted: EventFilter = ALL_EVENTS,
     ) -> None:
         self.seen: list[Seen] = []
         viewer = viewer if isinstance(viewer, Viewer) else viewer_of(viewer, channels)

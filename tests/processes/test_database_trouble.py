@@ -342,4 +342,4 @@ def test_streams_continue_in_a_restored_file(
         Path(file).unlink()
     os.replace(backup, path)
     eventually(lambda: viewer.values(task.pk)[-1:] == [0.5], what="it gets the restored progress")
-    web.says("own.sqlite3 was replaced by another file while it was open; streams go on")
+    web.says("own.sqlite3 was replaced by another file while it was open; streams continue")

@@ -375,6 +375,6 @@ def test_relay_ends_with_the_last_viewer(
         # Keep a reference: an iterator that is collected closes the connection.
         chunks = response.iter_bytes()
         next(chunks)
-        web.says("The relay follows from event")
-        assert "The relay ends" not in web.output
-    web.says("The relay ends: nobody listens")
+        web.says("The relay started at event")
+        assert "The relay stopped" not in web.output
+    web.says("The relay stopped: no open streams")

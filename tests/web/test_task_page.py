@@ -27,7 +27,7 @@ urlpatterns = [path("tasks/", include("tasks_app.urls"))]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
 JSON = {"Accept": "application/json"}
-NOT_FOUND = {"detail": "There is no such task, or you may not see it."}
+NOT_FOUND = {"detail": "Task not found, or you don't have permission to view it."}
 XSS = "<script>alert(1)</script>"
 
 

@@ -22,7 +22,7 @@ from tests.rows import claimed, ended, enqueued, fresh, last_fact, saved, snapsh
 pytestmark = pytest.mark.django_db
 
 JSON = {"Accept": "application/json"}
-NOT_FOUND = {"detail": "There is no such task, or you may not see it."}
+NOT_FOUND = {"detail": "Task not found, or you don't have permission to view it."}
 
 
 @pytest.fixture
@@ -186,16 +186,17 @@ def test_number_of_queries_for_statuses_is_constant(
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
-        ({}, "Ask for tasks by ?task=<id> (repeated), or for ?mine=1, or for ?all=1."),
+        ({}, "Use exactly one of ?task=<id> (may be repeated), ?mine=1 and ?all=1."),
         ({"mine": "1"}, "Name at least one task by ?task=<id>; repeat it for more tasks."),
         ({"all": "1"}, "Name at least one task by ?task=<id>; repeat it for more tasks."),
         (
             {"task": "7"},
-            "A task's id is a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794.",
+            "A task ID must be a UUID, such as 4b989876-840f-48f8-84a9-bfd1b9303794.",
         ),
         (
             {"task": [str(uuid.uuid4()) for _ in range(4)]},
-            "4 tasks are more than the 3 of TASK_STREAM_MAX_TASKS for one stream.",
+            "4 tasks requested, but at most 3 are allowed (TASK_STREAM_MAX_TASKS). "
+            "Send several requests.",
         ),
     ],
 )
