@@ -23,6 +23,11 @@ def part(page: Page, row: Task, name: str) -> Locator:
     return bar(page, row).locator(f'[data-part="{name}"]')
 
 
+def runs(page: Page) -> None:
+    """Wait until the page's script runs. A page may be loaded before the script's imports are."""
+    page.evaluate("customElements.whenDefined('task-progress').then(() => true)")
+
+
 def shows(page: Page, row: Task, state: str, value: str | None = None, text: str = "") -> None:
     expect(part(page, row, "state")).to_have_text(state)
     if value is not None:

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from pytest_django import Settings
 
-from .pages import bar, look, part, shows
+from .pages import bar, look, part, runs, shows
 from .scripted import Serve, task
 
 pytestmark = pytest.mark.browser
@@ -60,6 +60,7 @@ def test_hidden_tab_opens_its_stream_when_first_shown(page: Page, serve: Serve) 
     page.clock.install()
     page.add_init_script(HIDDEN)
     page.goto(f"{site.url}/page/")
+    runs(page)
     page.clock.run_for(10_000)
     assert not site.streams
     assert not site.asked("status")
@@ -92,6 +93,7 @@ def test_server_time_is_used(page: Page, serve: Serve) -> None:
     site.answers["stream"] = (501, {})
     page.clock.install(time=datetime.now(UTC) + timedelta(hours=1))
     page.goto(f"{site.url}/page/")
+    runs(page)
     page.clock.run_for(20_000)
     assert site.asked("status")
     expect(part(page, row, "time")).not_to_contain_text("h")

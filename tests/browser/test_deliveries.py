@@ -18,7 +18,7 @@ from playwright.sync_api import Page
 from tasks_app.live.channels import id_of
 from tasks_app.models import Task
 
-from .pages import look
+from .pages import look, runs
 from .scripted import Serve, Site, task
 
 pytestmark = [pytest.mark.browser, pytest.mark.once]
@@ -215,6 +215,7 @@ def server(page: Page, serve: Serve) -> Callable[[], Server]:
 
     def begin() -> Server:
         page.goto(f"{site.url}/page/")
+        runs(page)
         return Server(page, site)
 
     return begin

@@ -229,7 +229,7 @@ def test_server_and_script_estimate_alike(page: Page, serve: Serve) -> None:
     ]
     script = page.evaluate(
         """async ([cases, words]) => {
-          const { timeLeft } = await import("/static/tasks_app/task-progress.js");
+          const { timeLeft } = await import("/static/tasks_app/task-state.js");
           return cases.map(([ran, value]) => {
             const now = ran * 1000;
             return timeLeft({ value, began: 0, moved: now }, words, now);

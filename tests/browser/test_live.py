@@ -179,7 +179,7 @@ def test_finished_task_stays_finished(page: Page, serve: Serve) -> None:
     ]
     kept = page.evaluate(
         """async (messages) => {
-          const { reduce } = await import("/static/tasks_app/task-progress.js");
+          const { reduce } = await import("/static/tasks_app/task-state.js");
           const state = { status: "cancelled", attempt: 1, value: null, heard: 0, started: 1 };
           return messages.map(([type, data]) =>
             reduce(state, { type, data, time: 5, asked: 5, received: 5 }) === state);

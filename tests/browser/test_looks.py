@@ -73,7 +73,7 @@ def test_durations_are_formatted_alike(page: Page, serve: Serve) -> None:
     words = {key: str(word) for key, word in WORDS.items()}
     said = page.evaluate(
         """async ([seconds, words]) => {
-          const { duration } = await import("/static/tasks_app/task-progress.js");
+          const { duration } = await import("/static/tasks_app/task-state.js");
           return seconds.map((each) => duration(1000 * each, words));
         }""",
         [seconds, words],

@@ -316,7 +316,9 @@ class TestMarkup:
 class TestAssets:
     ASSETS = (
         '<link rel="stylesheet" href="/static/tasks_app/task-progress.css">',
-        '<script type="module" src="/static/tasks_app/task-progress.js"></script>',
+        '<script type="module" src="/static/tasks_app/task-progress.js" '
+        'data-live="/static/tasks_app/live.js" data-state="/static/tasks_app/task-state.js">'
+        "</script>",
         "<template data-task-progress ",
     )
 
@@ -463,7 +465,7 @@ class TestCancel:
 class TestScript:
     """The lists that the script repeats, because it cannot import them, match `states`."""
 
-    SOURCE = (STATIC / "task-progress.js").read_text()
+    SOURCE = (STATIC / "task-progress.js").read_text() + (STATIC / "task-state.js").read_text()
 
     def ends(self) -> dict[str, str]:
         listed = re.search(r"TERMINAL_EVENTS = \{(.*?)\}", self.SOURCE, re.DOTALL)

@@ -1,44 +1,30 @@
 /**
- * The admin's list of tasks, kept as they stand: rows are patched where they are, and neither move
- * nor vanish. One stream tells of all tasks; while it fails, the list asks every few seconds.
+ * The admin's list of tasks, kept up to date. Rows are changed in place: they neither move nor
+ * vanish. Links offer to show new tasks.
  */
+
+// Storages that rename static files do not rename imports, so the script tag has the URLs.
+const { live, state } =
+  [...document.scripts].find(({ src }) => src === import.meta.url)?.dataset ?? {};
+const { Connection } = await import(live ?? "./live.js");
+const { FACTS, TERMINAL, TERMINAL_EVENTS, describe, duration, fill, reduce } = await import(
+  state ?? "./task-state.js"
+);
 
 const root = document.querySelector("[data-task-list]");
 const words = JSON.parse(root.dataset.words);
-// By the address that the page gives, for storages that rename static files.
-const { bounded, reduce, describe, duration } = await import(root.dataset.module);
-
-const ENDS = { task_completed: "completed", task_failed: "failed", task_cancelled: "cancelled" };
-const TERMINAL = new Set(Object.values(ENDS));
-const FACTS = [
-  "task_queued",
-  "task_started",
-  "task_cancel_requested",
-  "task_retry_scheduled",
-  ...Object.keys(ENDS),
-];
-const EVENTS = [...FACTS, "task_status", "progress_update"];
 
 // Milliseconds.
-const PATIENCE = 5_000; // a stream may be away before anybody is told
-const POLL = { least: 3_000, most: 10_000, growth: 1.2 };
-const RETRY = { least: 1_000, most: 30_000, growth: 2 };
 const NEWS = 2_000; // between two looks for new tasks
 const LEASES = 10_000; // between two looks at leases, of which no stream tells
 const GATHER = 3_000; // what ended or came meanwhile is read out together
 const QUIET = 15_000; // between two such announcements
-const FETCH_TIMEOUT = 10_000;
-const REST = 3_000; // a hidden page keeps its stream; a browser has six for all tabs of a site
-const KEEPALIVES = 2.5;
+const SEND_TIMEOUT = 10_000;
 
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
 const part = (within, name) => within.querySelector(`[data-part="${name}"]`);
 const say = (element, text) => {
   if (element && element.textContent !== text) element.textContent = text;
 };
-const backoff = ({ least, most, growth }, tries) =>
-  Math.min(most, least * growth ** tries) * (0.5 + Math.random() / 2);
-
 /* ---- A row ---- */
 
 const UNKNOWN = { status: "", attempt: -1, heard: -1, value: null, text: "", due: 0 };
@@ -79,7 +65,7 @@ class Row {
       Object.assign(this, { worker: data.worker, lost: data.lost, stuck: data.stuck });
     else if (type === "task_started") Object.assign(this, { worker: data.worker, lost: false });
     else if (type === "progress_update") this.lost = false;
-    else if (type in ENDS && data.stuck) this.stuck = true;
+    else if (type in TERMINAL_EVENTS && data.stuck) this.stuck = true;
     if (type === "task_retry_scheduled") this.lastError = `${data.error.type}: ${data.error.message}`;
     else if ("last_error" in data) this.lastError = data.last_error;
     // When it might begin, by the server's clock and by ours.
@@ -171,124 +157,85 @@ class Row {
 
 class List {
   rows = new Map();
+  streamUrl = root.dataset.streamUrl;
+  keepalive = Number(root.dataset.keepalive) * 1000;
+  // The stream's URL names the events that it carries.
+  events = new URL(this.streamUrl, document.baseURI).searchParams.get("events")?.split(",") ?? [];
+  #connection = new Connection(this);
   #dirty = new Set();
   #frame = 0;
-  #paused = false;
-  #polling = false; // instead of the stream
-  #unreachable = false;
-  #denied = false; // for good
   #refusal = ""; // of the last button that was pressed
-  #stopped = false;
-  #resting = false; // nobody looks
-  #source = null;
-  #lastEventId = "";
-  #failures = 0;
-  #polls = 0;
-  #asked = 0;
   #failed = new Set();
-  #timers = new Map();
   #ends = [];
-  #newTasks = ""; // the words about them that are yet to be read out
-  #announced = -Infinity; // when, of what nobody pressed a button for
-  #fetching = new AbortController();
+  #newTasks = ""; // the words about them that are not announced yet
+  #announced = -Infinity; // when something was announced that nobody pressed a button for
+  #pause = part(root, "pause");
 
   constructor() {
     for (const marker of document.querySelectorAll("template[data-task]")) {
       const row = new Row(marker);
       this.rows.set(row.id, row);
     }
-    const pause = part(root, "pause");
-    pause.hidden = false;
-    pause.addEventListener("click", () => this.#pause(!this.#paused));
+    this.#pause.hidden = false;
+    this.#pause.addEventListener("click", () => {
+      const paused = this.#connection.state !== "paused";
+      this.#pause.setAttribute("aria-pressed", String(paused));
+      this.#connection.pause(paused);
+    });
     document.addEventListener("click", (event) => this.#act(event));
     setInterval(() => this.#tick(), 1000);
-    addEventListener("pagehide", () => this.#leave());
-    addEventListener("pageshow", (event) => event.persisted && location.reload());
-    addEventListener("online", () => this.#hurry());
-    document.addEventListener("visibilitychange", () => this.#looked());
-    this.#watch();
-    if (document.hidden) this.#looked();
+    this.start();
   }
 
-  #watch() {
-    if (root.dataset.streamUrl) this.#open();
-    if (this.#polling || !root.dataset.streamUrl) this.#poll();
-    this.#later("leases", LEASES, () => this.#leases());
-    this.#tell();
+  /* -- What the connection calls -- */
+
+  start() {
+    this.changed();
+    if (this.#connection.resting) return;
+    this.#connection.open();
+    this.#connection.later("leases", LEASES, () => this.#leases());
   }
 
-  /** Rest a while after the last look; at the next one ask how all rows stand. */
-  #looked() {
-    if (this.#stopped) return;
-    if (document.hidden) {
-      this.#later("rest", REST, () => this.#rest());
-      return;
-    }
-    this.#never("rest");
-    if (this.#resting) {
-      this.#resting = false;
-      this.#watch();
-    } else {
-      this.#hurry();
-      this.#news();
-    }
+  /** The stream begins with unfinished tasks. Rows may show tasks that have ended since. */
+  opened() {
+    this.poll();
   }
 
-  #rest() {
-    this.#resting = true;
-    // A list of all tasks may have missed very much, and asks for its rows anyway.
-    this.#lastEventId = "";
-    this.#silence();
+  looked() {
+    this.#news();
   }
 
-  #later(name, delay, action) {
-    clearTimeout(this.#timers.get(name));
-    this.#timers.set(
-      name,
-      setTimeout(() => {
-        this.#timers.delete(name);
-        action();
-      }, delay),
-    );
+  async poll() {
+    await this.#ask([...this.rows.keys()], { news: true });
   }
 
-  #never(name) {
-    clearTimeout(this.#timers.get(name));
-    this.#timers.delete(name);
-  }
-
-  #leave() {
-    this.#stopped = true;
-    this.#silence();
-    this.#fetching.abort();
-  }
-
-  #silence() {
-    this.#source?.close();
-    this.#source = null;
-    for (const name of [...this.#timers.keys()]) this.#never(name);
-  }
-
-  #deny() {
-    this.#denied = true;
+  denied() {
     this.#refusal = "";
-    this.#leave();
-    part(root, "pause").hidden = true;
-    this.#tell();
+    this.#pause.hidden = true;
+    this.#connection.end();
   }
 
-  #hurry() {
-    if (this.#stopped || this.#resting) return;
-    if (this.#timers.has("retry")) this.#open();
-    if (this.#polling) this.#poll();
+  /** Show how the list is kept up to date, and what is wrong with that. */
+  changed() {
+    const { state, trouble } = this.#connection;
+    const shown = part(root, "live-state");
+    shown.dataset.live = { live: "on", polling: "polled" }[state] ?? state;
+    say(shown, { live: words.live, polling: words.no_stream, paused: words.paused, off: "" }[state]);
+    const said = {
+      denied: words.signed_out,
+      unreachable: words.unreachable,
+      interrupted: words.polling,
+    }[trouble];
+    const banner = part(root, "banner");
+    say(banner, [said, this.#refusal].filter(Boolean).join(" "));
+    banner.hidden = !banner.textContent;
   }
 
   /* -- What is shown -- */
 
   #changed(row) {
     this.#dirty.add(row);
-    if (!this.#paused && this.#frame === 0)
-      this.#frame = requestAnimationFrame(() => this.#render());
+    if (this.#frame === 0) this.#frame = requestAnimationFrame(() => this.#render());
   }
 
   #render() {
@@ -299,49 +246,23 @@ class List {
 
   /** The time that passes. */
   #tick() {
-    if (this.#paused || document.hidden) return;
+    if (this.#connection.resting || document.hidden) return;
     for (const row of this.rows.values()) if (!row.ended) row.render();
   }
 
-  #pause(paused) {
-    this.#paused = paused;
-    part(root, "pause").setAttribute("aria-pressed", String(paused));
-    this.#tell();
-    if (paused) return;
-    this.#render();
-    this.#news();
-  }
-
-  /** Say how what is shown comes here. */
-  #tell() {
-    const state = part(root, "live-state");
-    let live = !this.#polling && root.dataset.streamUrl ? "on" : "polled";
-    if (this.#denied) live = "off";
-    else if (this.#paused) live = "paused";
-    state.dataset.live = live;
-    say(state, { on: words.live, polled: words.no_stream, paused: words.paused, off: "" }[live]);
-    let trouble = "";
-    if (this.#denied) trouble = words.signed_out;
-    else if (this.#unreachable) trouble = words.unreachable;
-    else if (this.#polling && root.dataset.streamUrl) trouble = words.polling;
-    const banner = part(root, "banner");
-    say(banner, [trouble, this.#refusal].filter(Boolean).join(" "));
-    banner.hidden = !banner.textContent;
-  }
-
   #announce(text) {
-    // Anew also where it is the same as before, which is another's news: names repeat.
+    // Also if the text is the same as before: it is about another task, because names repeat.
     part(root, "announcer").textContent = text;
   }
 
   /** Read out soon what ended and what is new, but not all the time. */
   #announceSoon() {
-    if (this.#timers.has("announce")) return;
+    if (this.#connection.resting || this.#connection.waits("announce")) return;
     const wait = Math.max(GATHER, this.#announced + QUIET - performance.now());
-    this.#later("announce", wait, () => {
+    this.#connection.later("announce", wait, () => {
       const said = [this.#endings(), this.#newTasks].filter(Boolean).join(". ");
       this.#newTasks = "";
-      if (this.#paused || !said) return;
+      if (!said) return;
       this.#announced = performance.now();
       this.#announce(said);
     });
@@ -359,76 +280,7 @@ class List {
     return [...counts].map(([end, n]) => `${words[`is_${end}`]}: ${n}`).join(", ");
   }
 
-  /* -- The stream -- */
-
-  #open() {
-    this.#source?.close();
-    this.#never("retry");
-    const url = new URL(root.dataset.streamUrl, document.baseURI);
-    url.searchParams.set("events", EVENTS.join(","));
-    url.searchParams.set("results", "0");
-    if (this.#lastEventId) url.searchParams.set("lastEventId", this.#lastEventId);
-    const source = new EventSource(url);
-    this.#source = source;
-    this.#asked = performance.now();
-    this.#mind();
-    this.#watchdog();
-    source.addEventListener("open", () => source === this.#source && this.#opened());
-    source.addEventListener("keep-alive", () => source === this.#source && this.#alive());
-    for (const type of EVENTS)
-      source.addEventListener(type, (event) => source === this.#source && this.#receive(event));
-    source.addEventListener("error", () => {
-      if (source !== this.#source) return;
-      // The browser comes back to what broke off, but not to what was refused.
-      if (source.readyState === EventSource.CLOSED) this.#lose();
-      else {
-        this.#asked = performance.now();
-        this.#mind();
-      }
-    });
-  }
-
-  #mind() {
-    if (!this.#polling && !this.#timers.has("patience"))
-      this.#later("patience", PATIENCE, () => {
-        this.#polling = true;
-        this.#tell();
-        this.#poll();
-      });
-  }
-
-  #watchdog() {
-    const silence = Math.max(KEEPALIVES * Number(root.dataset.keepalive) * 1000, 2 * PATIENCE);
-    this.#later("watchdog", silence, () => this.#lose());
-  }
-
-  #opened() {
-    this.#alive();
-    // The stream opens with what is unfinished; the rows may show what ended meanwhile.
-    this.#ask([...this.rows.keys()], { news: true });
-  }
-
-  #alive() {
-    this.#watchdog();
-    this.#never("patience");
-    this.#failures = this.#polls = 0;
-    if (!this.#polling && !this.#unreachable) return;
-    this.#polling = this.#unreachable = false;
-    this.#never("poll");
-    this.#tell();
-  }
-
-  #lose() {
-    this.#source?.close();
-    this.#source = null;
-    this.#never("watchdog");
-    this.#mind();
-    this.#later("retry", backoff(RETRY, this.#failures++), () => this.#open());
-  }
-
-  #receive(event) {
-    this.#alive();
-    if (event.lastEventId) this.#lastEventId = event.lastEventId;
+  receive(event) {
     let message;
     try {
       message = JSON.parse(event.data);
@@ -444,7 +296,7 @@ class List {
       type: event.type,
       data: message.data,
       time: Date.parse(message.timestamp),
-      asked: this.#asked,
+      asked: this.#connection.asked,
       received: performance.now(),
     });
     if (event.type === "task_failed") this.#detailsSoon(row);
@@ -453,8 +305,8 @@ class List {
   /** A stream has the words for a task's owner. Those for staff are asked for, of many at once. */
   #detailsSoon(row) {
     this.#failed.add(row.id);
-    if (this.#timers.has("details")) return;
-    this.#later("details", NEWS, () => {
+    if (this.#connection.waits("details")) return;
+    this.#connection.later("details", NEWS, () => {
       const ids = [...this.#failed].filter((id) => this.rows.has(id));
       this.#failed.clear();
       if (ids.length > 0) this.#ask(ids);
@@ -472,27 +324,19 @@ class List {
   /* -- Asking -- */
 
   #newsSoon() {
-    if (root.dataset.top && !this.#timers.has("news"))
-      this.#later("news", NEWS, () => this.#news());
+    if (root.dataset.top && !this.#connection.waits("news"))
+      this.#connection.later("news", NEWS, () => this.#news());
   }
 
   #news() {
-    if (!this.#paused && !document.hidden && root.dataset.top) this.#ask([], { news: true });
+    if (!document.hidden && root.dataset.top) this.#ask([], { news: true });
   }
 
   async #leases() {
     const running = [...this.rows.values()].filter((row) => row.state.status === "running");
-    if (running.length > 0 && !this.#polling && !document.hidden && !this.#paused)
+    if (running.length > 0 && this.#connection.live && !document.hidden)
       await this.#ask(running.map((row) => row.id));
-    if (!this.#stopped && !this.#resting) this.#later("leases", LEASES, () => this.#leases());
-  }
-
-  async #poll() {
-    this.#never("poll");
-    await this.#ask([...this.rows.keys()], { news: true });
-    const instead = this.#polling || !root.dataset.streamUrl;
-    if (instead && !this.#stopped && !this.#resting)
-      this.#later("poll", backoff(POLL, this.#polls++), () => this.#poll());
+    if (!this.#connection.resting) this.#connection.later("leases", LEASES, () => this.#leases());
   }
 
   async #ask(ids, { news = false } = {}) {
@@ -501,34 +345,11 @@ class List {
     url.searchParams.set("_ids", ids.join(","));
     if (news && root.dataset.top) url.searchParams.set("_new", "1");
     const asked = performance.now();
-    try {
-      const response = await fetch(url, {
-        headers: { Accept: "application/json" },
-        cache: "no-store",
-        redirect: "manual", // it leads to a log-in page
-        signal: bounded(this.#fetching.signal),
-      });
-      if (response.type === "opaqueredirect" || [401, 403, 404].includes(response.status)) {
-        this.#deny();
-        return;
-      }
-      if (!response.ok) throw new Error(`${response.status}`);
-      const answer = await response.json();
-      this.#answered(ids, answer, {
-        time: Date.parse(answer.now),
-        asked,
-        received: performance.now(),
-      });
-      if (this.#unreachable) {
-        this.#unreachable = false;
-        this.#tell();
-      }
-    } catch (error) {
-      if (this.#stopped) return;
-      // While the stream is well, what it does not tell can wait.
-      this.#unreachable = this.#polling || !root.dataset.streamUrl;
-      this.#tell();
-    }
+    const read = (response) => response.json();
+    const answer = await this.#connection.ask(url, read, { headers: { Accept: "application/json" } });
+    if (!answer) return;
+    const times = { time: Date.parse(answer.now), asked, received: performance.now() };
+    this.#answered(ids, answer, times);
   }
 
   #answered(ids, { tasks, top }, times) {
@@ -542,7 +363,7 @@ class List {
       row.remove();
       this.#changed(row);
     }
-    if (top && !this.#paused) this.#tellNew(top);
+    if (top && !this.#connection.resting) this.#tellNew(top);
   }
 
   #tellNew(top) {
@@ -566,7 +387,7 @@ class List {
   async #act(event) {
     const button = event.target.closest("button[data-act]");
     const row = button && this.rows.get(button.closest("tr")?.querySelector("[data-task]")?.dataset.task);
-    if (!row || this.#stopped) return;
+    if (!row || this.#connection.state === "off") return;
     event.preventDefault();
     // Not `disabled`, by which a keyboard loses its place.
     if (button.ariaDisabled === "true") return;
@@ -574,8 +395,8 @@ class List {
     button.ariaDisabled = "true";
     this.#refusal = await this.#send(button, row);
     button.ariaDisabled = null;
-    if (this.#denied) return;
-    this.#tell();
+    if (this.#connection.state === "off") return;
+    this.changed();
     await this.#ask([row.id], { news: true });
     // Also while updates are paused: it is the answer to what was pressed.
     row.render();
@@ -603,10 +424,10 @@ class List {
         method: "POST",
         headers: { Accept: "application/json", "X-CSRFToken": token },
         redirect: "manual", // it leads to a log-in page
-        signal: AbortSignal.timeout(FETCH_TIMEOUT),
+        signal: AbortSignal.timeout(SEND_TIMEOUT),
       });
       if (response.type === "opaqueredirect" || response.status === 401) {
-        this.#deny();
+        this.denied();
         return "";
       }
       // Only what the task itself says is JSON.

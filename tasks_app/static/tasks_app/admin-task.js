@@ -12,7 +12,6 @@ const GATHER = 300; // events that come together are looked up together
 const LEAST = 1_000; // between two looks
 const LATER = 5_000; // after one that brought nothing
 const LEASES = 15_000; // between two looks at the lease, of which no event tells
-const FETCH_TIMEOUT = 10_000;
 const COPIED = 3_000; // a button says that it has copied
 
 const BOTTOM = 40; // pixels from the end of the log, at which a reader follows it
@@ -23,9 +22,11 @@ const ended = () => ["completed", "failed", "cancelled"].includes(bar()?.getAttr
 
 // The bar's own script comes after this one: its stream goes on from where the page was read.
 root.querySelector("task-progress:not([data-since])")?.setAttribute("data-since", root.dataset.since);
-// By the address that the page gives, for storages that rename static files. Awaited only where it
-// is used: no event may come before somebody listens.
-const growing = import(root.dataset.grow);
+// Storages that rename static files do not rename imports, so the script tag has the URLs. Awaited
+// only where they are used: no event may come before its listener.
+const urls = [...document.scripts].find(({ src }) => src === import.meta.url)?.dataset ?? {};
+const live = import(urls.live ?? "./live.js");
+const growing = import(urls.grow ?? "./grow.js");
 
 /* ---- The log ---- */
 
@@ -104,25 +105,16 @@ function refreshSoon(delay = GATHER) {
 
 async function refresh() {
   asking = true;
-  let answered = false;
+  let answered = true;
+  const { DeniedError, request } = await live;
+  const { grow, parsePage } = await growing;
   try {
-    const response = await fetch(location.href, {
-      cache: "no-store",
-      redirect: "manual", // it leads to a log-in page, or away from a task that was removed
-      signal: AbortSignal.timeout(FETCH_TIMEOUT),
-    });
-    // Where it is refused, asking again would not help.
-    answered = response.type === "opaqueredirect" || [401, 403, 404].includes(response.status);
-    if (response.ok) {
-      const html = await response.text();
-      const { grow, parsePage } = await growing;
-      const page = parsePage(html);
-      for (const there of page.querySelectorAll("[data-refresh]")) renew(there, grow);
-      if ("tail" in log.dataset) catchUp([...page.querySelector("[data-tail]").children]);
-      answered = true;
-    }
-  } catch {
-    // The bar says what is wrong with the connection.
+    const page = parsePage(await (await request(location.href)).text());
+    for (const there of page.querySelectorAll("[data-refresh]")) renew(there, grow);
+    if ("tail" in log.dataset) catchUp([...page.querySelector("[data-tail]").children]);
+  } catch (error) {
+    // If the answer was refused, asking again would not help. The bar says what is wrong.
+    answered = error instanceof DeniedError;
   }
   asking = false;
   timer = again || !answered ? setTimeout(refresh, answered ? LEAST : LATER) : 0;
