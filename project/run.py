@@ -221,9 +221,9 @@ def worker_works(child: Child) -> bool:
         return False
     workers = apps.get_model("tasks_app", "Worker").objects
     pid = child.process.pid
-    found = workers.filter(pid=pid, stopped_at=None, hostname=socket.gethostname()).exists()
+    is_registered = workers.filter(pid=pid, stopped_at=None, hostname=socket.gethostname()).exists()
     connection.close()
-    return found
+    return is_registered
 
 
 def known_password() -> str:

@@ -25,8 +25,8 @@ def kept_key() -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-            found = os.fstat(file.fileno())
-            if not S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
+            stat = os.fstat(file.fileno())
+            if not S_ISREG(stat.st_mode) or stat.st_mode & 0o077 or stat.st_uid != os.geteuid():
                 raise PermissionError
             # If several processes start together, one creates the key and all read it.
             flock(file, LOCK_EX)

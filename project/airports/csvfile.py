@@ -95,9 +95,9 @@ def check_head(head: bytes) -> list[str]:
     """
     if not head.strip():
         raise NotAirportsCSV(f"The file is empty. {EXPECTED}")
-    for magic, what in BINARY_FORMATS.items():
+    for magic, kind in BINARY_FORMATS.items():
         if head.startswith(magic):
-            raise NotAirportsCSV(f"The file is {what} and not CSV. Export it as CSV (UTF-8) first.")
+            raise NotAirportsCSV(f"The file is {kind} and not CSV. Export it as CSV (UTF-8) first.")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise NotAirportsCSV("The file is UTF-16. Save it as CSV in UTF-8.")
     if b"\0" in head:
@@ -141,13 +141,13 @@ def read_rows(lines: Iterable[str]) -> Iterator[tuple[int, AirportRow | Rejected
     for number, line in numbered:
         if not line.strip():
             continue
-        found = _read_row(header, number, line)
-        if isinstance(found, AirportRow):
-            first = first_seen.setdefault(found.icao, number)
+        row = _read_row(header, number, line)
+        if isinstance(row, AirportRow):
+            first = first_seen.setdefault(row.icao, number)
             if first != number:
-                reason = f"icao {found.icao!r} is already in line {first:,}"
-                found = RejectedRow(number, reason, line.rstrip("\r\n"))
-        yield number, found
+                reason = f"icao {row.icao!r} is already in line {first:,}"
+                row = RejectedRow(number, reason, line.rstrip("\r\n"))
+        yield number, row
 
 
 def harmless(text: str) -> str:

@@ -91,8 +91,8 @@ class SelectionForm(forms.Form):
         return data
 
     def selection(self) -> Selection:
-        given = {name: self.cleaned_data[name] for name in Selection.model_fields}
-        return Selection(**given)
+        values = {name: self.cleaned_data[name] for name in Selection.model_fields}
+        return Selection(**values)
 
     def params(self) -> dict[str, Any]:
         return dict(self.cleaned_data)

@@ -63,7 +63,7 @@ def link(places: Sequence[Vector], range_km: float) -> Iterator[Mask]:
 
 def farthest(start: int, places: Sequence[Vector], links: Sequence[Mask], hops: int) -> Journey:
     """Return the route to the farthest place within at most this many hops."""
-    here = places[start]
+    origin = places[start]
     seen = 1 << start
     rings = [[start]]
     best, best_chord, best_ring = start, 0.0, 0
@@ -77,12 +77,12 @@ def farthest(start: int, places: Sequence[Vector], links: Sequence[Mask], hops: 
         seen = reached
         rings.append(ring)
         for index in ring:
-            chord = math.dist(here, places[index])
+            chord = math.dist(origin, places[index])
             if chord > best_chord:
                 best, best_chord, best_ring = index, chord, number
     return Journey(
         route=_route(best, rings[:best_ring], links),
-        distance_km=distance_km(here, places[best]),
+        distance_km=distance_km(origin, places[best]),
         reachable=seen.bit_count() - 1,
     )
 

@@ -109,7 +109,7 @@ class ImportAirports(SiteTask):
         total = max(min(lines - 1, limit or lines), 1)
         progress.log(f"{filename or path.name}: {lines - 1:,} lines after the header")
 
-        known = set(Airport.objects.values_list("icao", flat=True))
+        existing = set(Airport.objects.values_list("icao", flat=True))
         rows = added = 0
         batch: list[Airport] = []
         rejected = 0
@@ -128,7 +128,7 @@ class ImportAirports(SiteTask):
                     if rejected <= SHOWN:
                         rejections.append(Rejection(line=row.line, reason=row.reason[:500]))
                 else:
-                    added += row.icao not in known
+                    added += row.icao not in existing
                     batch.append(Airport(**row.model_dump()))
                 if len(batch) >= BATCH:
                     _upsert(batch)

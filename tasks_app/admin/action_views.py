@@ -73,7 +73,7 @@ class ActionViews(Base):
         return request.user.has_perm("tasks_app.delete_task")
 
     def get_urls(self) -> list[URLPattern]:
-        own = [
+        action_urls = [
             path(
                 f"<uuid:task_id>/{action.name}/",
                 self.admin_site.admin_view(partial(self.action_view, action=action)),
@@ -81,7 +81,7 @@ class ActionViews(Base):
             )
             for action in ACTIONS.values()
         ]
-        return own + super().get_urls()
+        return action_urls + super().get_urls()
 
     @admin.action(permissions=["cancel"], description=CANCEL.menu_label)
     def cancel_selected(
@@ -189,8 +189,8 @@ class ActionViews(Base):
         # Rows change in place on the page, so a selected task may no longer match the filters.
         selected = self.get_queryset(request).filter(pk__in=chosen)
         changelist: Any = self.get_changelist_instance(request)
-        asked = parse_time(request.POST.get("asked", ""))
-        confirmed = bool(request.POST.get("confirmed")) and (asked is not None or not across)
+        asked_at = parse_time(request.POST.get("asked", ""))
+        confirmed = bool(request.POST.get("confirmed")) and (asked_at is not None or not across)
         if (action.needs_confirmation or across) and not confirmed:
             tasks = changelist.queryset if across else selected
             context = {
@@ -205,8 +205,8 @@ class ActionViews(Base):
             return self._ask(request, action, context)
         # Tasks that were selected one by one are all tried, and the message lists each refusal.
         # "All matching tasks" leaves out those the action cannot change, which may be very many.
-        if asked is not None and across:
-            selected = action.possible(changelist.everything, asked)[: MAX_TASKS + 1]
+        if asked_at is not None and across:
+            selected = action.possible(changelist.everything, asked_at)[: MAX_TASKS + 1]
         ids = list(selected.values_list("pk", flat=True))
         began = database_now(alias())
         summary = bulk.each(

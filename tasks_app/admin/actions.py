@@ -57,14 +57,14 @@ class Action:
     #: Whether to ask first when a user selected the tasks one by one.
     needs_confirmation: bool = True
 
-    def possible(self, tasks: QuerySet[Task], asked: datetime) -> QuerySet[Task]:
+    def possible(self, tasks: QuerySet[Task], asked_at: datetime) -> QuerySet[Task]:
         """Return the tasks that it could change when the user was asked, and still can.
 
         The user did not agree to tasks that were created, or that ended, after that time.
         """
         tasks = tasks.filter(status__in=sorted(self.sources))
         column = "finished_at" if self.sources <= TERMINAL else "created_at"
-        tasks = unindexed(tasks, column, lte=asked)
+        tasks = unindexed(tasks, column, lte=asked_at)
         return tasks.filter(retried_as=None) if self.name == "retry" else tasks
 
 
@@ -166,12 +166,12 @@ def write_log(action: Action, user: User, done: Iterable[Done[Any]]) -> None:
             LogEntry(
                 user_id=cast(Any, user.pk),
                 content_type=content_type,
-                object_id=str(one.task.pk),
-                object_repr=str(one.task)[:200],
+                object_id=str(change.task.pk),
+                object_repr=str(change.task)[:200],
                 action_flag=action.flag,
-                change_message=action.log_message(one.outcome),
+                change_message=action.log_message(change.outcome),
             )
-            for one in done
+            for change in done
         )
 
 

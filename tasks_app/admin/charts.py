@@ -68,26 +68,26 @@ class Chart:
 
 
 def chart(name: str, course: Course) -> Chart:
-    most = round_up(max(period.total for period in course.periods))
+    scale = round_up(max(period.total for period in course.periods))
     pitch = WIDTH / len(course.periods)
     return Chart(
         name=name,
         title=_("Finished per hour") if course.step == HOUR else _("Finished per minute"),
         course=course,
-        bars=[_bar(period, number * pitch, most) for number, period in enumerate(course.periods)],
-        most=most,
+        bars=[_bar(period, number * pitch, scale) for number, period in enumerate(course.periods)],
+        most=scale,
         pitch=round(pitch, 2),
         thick=round(pitch * (1 - GAP), 2),
     )
 
 
-def _bar(period: Period, x: float, most: int) -> Bar:
+def _bar(period: Period, x: float, scale: int) -> Bar:
     pieces = []
     top = float(HEIGHT)
     # Failed tasks are at the bottom, where the heights of bars are easy to compare.
     for kind in (Status.FAILED, Status.COMPLETED, Status.CANCELLED):
         if count := period.ended.get(kind, 0):
-            height = max(HEIGHT * count / most, LEAST)
+            height = max(HEIGHT * count / scale, LEAST)
             top -= height
             pieces.append(Piece(kind.value, round(top, 2), round(height, 2)))
     ended = {kind.value: period.ended.get(kind, 0) for kind in TERMINAL}

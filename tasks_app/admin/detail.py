@@ -90,7 +90,7 @@ class DetailViews(Base):
         lines, earlier = log_of(task, before)
         params, declared = shown_params(task)
         result, _declared = shown_result(task)
-        again = Task.primary.filter(retried_from=task).first()
+        retry = Task.primary.filter(retried_from=task).first()
         history = history_of(task)
         attempts = history.attempts
         params_text, result_text = pretty(params), pretty(result)
@@ -111,7 +111,7 @@ class DetailViews(Base):
             "has_result": task.status == Status.COMPLETED,
             "params_clipped": limit is not None and len(params_text) > limit,
             "result_clipped": limit is not None and len(result_text) > limit,
-            "again": again,
+            "again": retry,
             "same_key": list(same_key(self.get_queryset(request), task)) if task.unique_key else [],
             "window": WINDOW,
             "acts": [
@@ -123,7 +123,7 @@ class DetailViews(Base):
                 }
                 for action in ACTIONS.values()
                 if action.allowed(request.user, task)
-                and not (action is RETRY and (again or task.status == Status.COMPLETED))
+                and not (action is RETRY and (retry or task.status == Status.COMPLETED))
             ],
         }
 
@@ -139,8 +139,8 @@ def same_key(tasks: QuerySet[Task], task: Task) -> QuerySet[Task]:
     No index covers the unique keys of finished tasks.
     """
     newest = IndexOrder.of({})
-    found = unindexed(tasks, "unique_key", exact=task.unique_key).exclude(pk=task.pk)
+    others = unindexed(tasks, "unique_key", exact=task.unique_key).exclude(pk=task.pk)
     end: datetime | None = newest.window_end(Task.objects.order_by())
     if end is not None:
-        found = newest.up_to(found, end)
-    return found.order_by("-created_at").only("pk", "name", "status", "created_at")[:RELATED]
+        others = newest.up_to(others, end)
+    return others.order_by("-created_at").only("pk", "name", "status", "created_at")[:RELATED]

@@ -88,7 +88,7 @@ def log_of(task: Task, before: int | None = None) -> tuple[list[Line], int | Non
     if before is not None:
         events = events.filter(id__lt=before)
     newest = list(events[: LINES + 1])
-    shown = newest[:LINES][::-1]
+    page = newest[:LINES][::-1]
     lines = [
         Line(
             event.pk,
@@ -96,9 +96,9 @@ def log_of(task: Task, before: int | None = None) -> tuple[list[Line], int | Non
             str(event.data.get("level", "")),
             str(event.data.get("message", "")),
         )
-        for event in shown
+        for event in page
     ]
-    return lines, shown[0].pk if len(newest) > LINES else None
+    return lines, page[0].pk if len(newest) > LINES else None
 
 
 def entry_of(event: TaskEvent) -> Entry:

@@ -107,49 +107,49 @@ def _alternatives(schemas: Iterable[_Schema]) -> list[_Schema]:
     found: dict[int, _Schema] = {}
     waiting = list(schemas)
     while waiting:
-        one, document = waiting.pop()
-        if id(one) in found:
+        schema, document = waiting.pop()
+        if id(schema) in found:
             continue
-        found[id(one)] = one, document
-        reference = one.get("$ref")
+        found[id(schema)] = schema, document
+        reference = schema.get("$ref")
         if isinstance(reference, str):
             waiting.append((_referred(reference, document), document))
         for keyword in ("anyOf", "oneOf", "allOf"):
-            waiting += [(other, document) for other in one.get(keyword, ())]
+            waiting += [(other, document) for other in schema.get(keyword, ())]
     return list(found.values())
 
 
 def _referred(reference: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Any = document
+    target: Any = document
     for part in reference.removeprefix("#/").split("/"):
-        found = found[part.replace("~1", "/").replace("~0", "~")]
-    return cast("Mapping[str, Any]", found)
+        target = target[part.replace("~1", "/").replace("~0", "~")]
+    return cast("Mapping[str, Any]", target)
 
 
 def _member(key: str, value: Any, alternatives: list[_Schema]) -> Any:
-    found: list[_Schema] = []
+    matching: list[_Schema] = []
     declares = False
-    for one, document in alternatives:
-        properties, rest = one.get("properties"), one.get("additionalProperties")
+    for schema, document in alternatives:
+        properties, rest = schema.get("properties"), schema.get("additionalProperties")
         declares = declares or properties is not None
         if properties and key in properties:
-            found.append((properties[key], document))
+            matching.append((properties[key], document))
         elif isinstance(rest, dict):
-            found.append((rest, document))
+            matching.append((rest, document))
         elif rest is True:
-            found.append((_ANYTHING, document))
-        found += [(other, document) for other in one.get("patternProperties", {}).values()]
-    if declares and not found:
+            matching.append((_ANYTHING, document))
+        matching += [(other, document) for other in schema.get("patternProperties", {}).values()]
+    if declares and not matching:
         return MASK  # The class no longer declares it, and may have declared it as a secret.
-    return masked(value, found)
+    return masked(value, matching)
 
 
-def _items(place: int, alternatives: list[_Schema]) -> list[_Schema]:
-    found: list[_Schema] = []
-    for one, document in alternatives:
-        first = one.get("prefixItems", [])
-        if place < len(first):
-            found.append((first[place], document))
-        elif isinstance(one.get("items"), dict):
-            found.append((one["items"], document))
-    return found
+def _items(index: int, alternatives: list[_Schema]) -> list[_Schema]:
+    matching: list[_Schema] = []
+    for schema, document in alternatives:
+        first = schema.get("prefixItems", [])
+        if index < len(first):
+            matching.append((first[index], document))
+        elif isinstance(schema.get("items"), dict):
+            matching.append((schema["items"], document))
+    return matching

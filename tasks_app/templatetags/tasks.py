@@ -103,13 +103,13 @@ def nonce(context: Context) -> str:
     Finds the nonce of Django 6 and of django-csp, whether or not their context processors ran.
     """
     request = context.get("request")
-    found = context.get("csp_nonce")
-    if found is None and request:
-        found = getattr(request, "csp_nonce", None)
-    if found is None and request and hasattr(context_processors, "csp"):  # Django 6
-        found = context_processors.csp(request)["csp_nonce"]
+    value = context.get("csp_nonce")
+    if value is None and request:
+        value = getattr(request, "csp_nonce", None)
+    if value is None and request and hasattr(context_processors, "csp"):  # Django 6
+        value = context_processors.csp(request)["csp_nonce"]
     # Both nonces are false until they are used, so they cannot be tested by truth.
-    return "" if found is None else format_html(' nonce="{}"', found)
+    return "" if value is None else format_html(' nonce="{}"', value)
 
 
 @register.inclusion_tag("tasks_app/task_progress_assets.html", takes_context=True)
@@ -286,9 +286,9 @@ def _card(
     """Return the context that only a card needs."""
     fetch_for_cards([task])
     retriable = task.status in RETRIABLE
-    again = getattr(task, "retried_as", None) if retriable else None
+    retry_task = getattr(task, "retried_as", None) if retriable else None
     retry: dict[str, Any] = {}
-    if request and again is None and may_retry(user, task):
+    if request and retry_task is None and may_retry(user, task):
         # Rendered hidden, so that the script can show it when the task fails.
         retry = {"retry_url": _url("retry", task.pk), "csrf_token": get_token(request)}
     return {
@@ -298,7 +298,7 @@ def _card(
         "log_lines": LOG_LINES,
         "result": display.result(task),
         "retriable": retriable,
-        "retried_as": display.page_url(again) if again else "",
+        "retried_as": display.page_url(retry_task) if retry_task else "",
         **retry,
     }
 

@@ -47,8 +47,8 @@ class Secretive(BaseTask):
         pair: tuple[str, SecretStr] | None = None
         tree: Node | None = None
         anything: JsonValue = None
-        named: Annotated[SecretStr, Field(alias="as-it-is-sent")] = SecretStr("")
-        told: Annotated[str, Field(json_schema_extra={"writeOnly": True})] = ""
+        aliased: Annotated[SecretStr, Field(alias="as-it-is-sent")] = SecretStr("")
+        marked: Annotated[str, Field(json_schema_extra={"writeOnly": True})] = ""
 
     def execute(self, progress: ProgressHandle, **_params: object) -> Key: ...
 

@@ -50,8 +50,8 @@ def post(client: Client, act: str, task: Task | uuid.UUID, **options: Any) -> An
 def many(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
     ids = [str(getattr(task, "pk", task)) for task in tasks]
     query = data.pop("query", "")
-    given = {"action": f"{act}_selected", "_selected_action": ids, "index": "0", **data}
-    return client.post(LIST + query, given, follow=True)
+    form = {"action": f"{act}_selected", "_selected_action": ids, "index": "0", **data}
+    return client.post(LIST + query, form, follow=True)
 
 
 def confirmed(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
@@ -256,7 +256,7 @@ def test_reason_is_in_the_sites_language() -> None:
     class ClosedError(TaskError):
         """The shop is closed.
 
-        Nobody is told this.
+        The second paragraph is not shown.
         """
 
     assert why(ClosedError()) == "The shop is closed"
@@ -379,15 +379,15 @@ def test_confirmation_form_performs_the_action(admin_client: Client) -> None:
 def test_all_matching_tasks(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks_app.admin.index_order.WINDOW", 2)
     monkeypatch.setattr(bulk, "BATCH", 3)
-    wanted = [rows.saved(queue="mails") for _ in range(7)]
+    matching = [rows.saved(queue="mails") for _ in range(7)]
     others = [rows.saved(), rows.saved(Status.COMPLETED, queue="mails")]
-    asked = {"select_across": "1", "query": "?queue=mails"}
-    page = many(admin_client, "cancel", wanted[:1], **asked)
+    choice = {"select_across": "1", "query": "?queue=mails"}
+    page = many(admin_client, "cancel", matching[:1], **choice)
     assert "All tasks that match the filters" in page.content.decode()
     assert Task.objects.filter(status=Status.CANCELLED).count() == 0
     page = confirm(admin_client, page, "?queue=mails")
     assert messages_of(page) == ["7 tasks were cancelled or asked to stop."]
-    assert {rows.fresh(task).status for task in wanted} == {Status.CANCELLED}
+    assert {rows.fresh(task).status for task in matching} == {Status.CANCELLED}
     assert [rows.fresh(task).status for task in others] == [Status.PENDING, Status.COMPLETED]
     page = all_of(admin_client, "cancel", "?queue=mails")
     assert messages_of(page) == ["None of these tasks can be changed this way."]
@@ -418,9 +418,9 @@ def test_all_matching_means_matching_at_the_confirmation_page(
     admin_client: Client, act: str
 ) -> None:
     _permission, status = ACTIONS[act]
-    known = rows.saved(status)
+    existing = rows.saved(status)
     running = rows.saved(Status.RUNNING)
-    asked = many(admin_client, act, [known], select_across="1")
+    confirmation = many(admin_client, act, [existing], select_across="1")
     since = [rows.saved(status)]
     if status.is_terminal:
         error = rows.FIELDS[status]
@@ -433,16 +433,16 @@ def test_all_matching_means_matching_at_the_confirmation_page(
         )
         since.append(running)
     before = [rows.fresh(task) for task in since]
-    [message] = messages_of(confirm(admin_client, asked))
+    [message] = messages_of(confirm(admin_client, confirmation))
     assert message.startswith("1 task " if act != "cancel" else "2 tasks ")
     assert [rows.fresh(task).status for task in since] == [task.status for task in before]
     assert not Task.objects.filter(retried_from__in=since)
 
 
-@pytest.mark.parametrize("moment", ["", "odd", "2026-02-30T00:00:00+00:00"])
-def test_invalid_time_of_confirmation_asks_again(admin_client: Client, moment: str) -> None:
+@pytest.mark.parametrize("time", ["", "odd", "2026-02-30T00:00:00+00:00"])
+def test_invalid_time_of_confirmation_asks_again(admin_client: Client, time: str) -> None:
     task = rows.saved()
-    page = many(admin_client, "cancel", [task], select_across="1", confirmed="yes", asked=moment)
+    page = many(admin_client, "cancel", [task], select_across="1", confirmed="yes", asked=time)
     assert "that matches the filters" in page.content.decode()
     assert rows.fresh(task).status == Status.PENDING
 

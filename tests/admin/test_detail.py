@@ -202,13 +202,13 @@ def test_long_history_is_paginated(admin_client: Client, monkeypatch: pytest.Mon
         return re.findall(r"line \d", text(admin_client, task, query))
 
     assert lines("") == ["line 4", "line 5", "line 6"]
-    seen, query = lines(""), ""
+    read, query = lines(""), ""
     while earlier := re.search(
         r'href="(\?before=\d+)#', admin_client.get(url(task) + query).content.decode()
     ):
         query = earlier[1]
-        seen = lines(query) + seen
-    assert seen == [f"line {n}" for n in range(7)]
+        read = lines(query) + read
+    assert read == [f"line {n}" for n in range(7)]
     assert "Earlier events not shown" in text(admin_client, task)
     assert "data-tail" not in admin_client.get(url(task) + query).content.decode()
     for odd in ("odd", "9" * 19, "9" * 5_000, "-1"):
@@ -277,9 +277,9 @@ def test_run_time_and_timeout(admin_client: Client, seconds: float, expected: st
     lifecycle.cancel([claim_of(task)])
     ended = began.timestamp + timedelta(seconds=seconds)
     task.events.filter(event_type=EventType.CANCELLED).update(timestamp=ended)
-    shown = text(admin_client, task)
-    assert f"Timeout {expected} " in shown
-    assert f"Attempts 1 Cancelled, {expected} " in shown
+    page = text(admin_client, task)
+    assert f"Timeout {expected} " in page
+    assert f"Attempts 1 Cancelled, {expected} " in page
 
 
 @override_settings(TIME_ZONE="Europe/Berlin")

@@ -34,22 +34,22 @@ PARAMS = {
     },
     "anything": {"deep": [1, {"token": "seen"}]},
     "as-it-is-sent": "s3cret 9",
-    "told": "s3cret 10",
+    "marked": "s3cret 10",
 }
 
 
 def test_secrets_are_masked_at_every_depth() -> None:
     stored = Secretive.validate_params(PARAMS)
     assert json.dumps(stored).count(HIDDEN) == 10
-    shown, known = shown_params(Task(name=Secretive.name(), params=stored))
-    assert known
-    assert HIDDEN not in json.dumps(shown)
-    assert json.dumps(shown).count("seen") == json.dumps(stored).count("seen") == 9
-    assert shown["logins"]["one"] == {"kind": "key", "name": "seen", "secret": MASK}
-    assert shown["logins"]["three"]["word"] is None
-    assert shown["pair"] == ["seen", MASK]
-    assert shown["tree"]["below"] == [{"label": "seen", "pin": MASK, "below": []}]
-    assert shown["anything"] == PARAMS["anything"]
+    data, declared = shown_params(Task(name=Secretive.name(), params=stored))
+    assert declared
+    assert HIDDEN not in json.dumps(data)
+    assert json.dumps(data).count("seen") == json.dumps(stored).count("seen") == 9
+    assert data["logins"]["one"] == {"kind": "key", "name": "seen", "secret": MASK}
+    assert data["logins"]["three"]["word"] is None
+    assert data["pair"] == ["seen", MASK]
+    assert data["tree"]["below"] == [{"label": "seen", "pin": MASK, "below": []}]
+    assert data["anything"] == PARAMS["anything"]
 
 
 def test_undeclared_parameters_are_masked() -> None:
@@ -88,9 +88,9 @@ def test_work_does_not_grow_exponentially_with_depth() -> None:
 
     depth = 30
     stored = Ruled.validate_params({"rule": nested(depth)})
-    shown, _known = shown_params(Task(name=Ruled.name(), params=stored))
-    assert HIDDEN not in json.dumps(shown)
-    assert json.dumps(shown).count("seen") == json.dumps(stored).count("seen") == 1 + depth * 2 // 3
+    data, _declared = shown_params(Task(name=Ruled.name(), params=stored))
+    assert HIDDEN not in json.dumps(data)
+    assert json.dumps(data).count("seen") == json.dumps(stored).count("seen") == 1 + depth * 2 // 3
 
 
 @pytest.mark.django_db

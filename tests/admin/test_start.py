@@ -218,17 +218,17 @@ def test_admin_index_links_to_it(codenames: list[str], offered: bool) -> None:
 
 
 def test_offers_have_descriptions(operator: Client) -> None:
-    shown = text(operator.get(OFFERS))
+    page = text(operator.get(OFFERS))
     for word in (
         "Ship parcels",
         "Send parcels to where they belong.",
         Ship.name(),
         "queue parcels",
     ):
-        assert word in shown
-    assert "second paragraph" not in shown
+        assert word in page
+    assert "second paragraph" not in page
     for task in (ExportAirports, FarthestReachable):
-        assert form_of(task) in shown
+        assert form_of(task) in page
 
 
 @pytest.mark.parametrize("search", ["ship", "PARCELS send", "test_start.ship", "second paragraph"])
@@ -238,9 +238,9 @@ def test_offers_are_searched(operator: Client, search: str) -> None:
 
 
 def test_search_without_results(operator: Client) -> None:
-    shown = text(operator.get(OFFERS, {"q": f"zzz {XSS}"}))
-    assert "No task matches" in shown
-    assert "<script>alert" not in shown
+    page = text(operator.get(OFFERS, {"q": f"zzz {XSS}"}))
+    assert "No task matches" in page
+    assert "<script>alert" not in page
 
 
 def test_page_without_offers_explains_startable() -> None:
@@ -260,17 +260,17 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_module_that_cannot_be_imported_is_reported(operator: Client, broken: None) -> None:
     with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "broken_shop"]):
-        shown = text(operator.get(OFFERS))
-    assert "broken_shop.tasks" in shown
-    assert "ValueError: &lt;b&gt;no stock&lt;/b&gt;" in shown
-    assert form_of(Ship) in shown
+        page = text(operator.get(OFFERS))
+    assert "broken_shop.tasks" in page
+    assert "ValueError: &lt;b&gt;no stock&lt;/b&gt;" in page
+    assert form_of(Ship) in page
 
 
 # The form.
 
 
 def test_form_has_a_field_for_each_parameter(operator: Client) -> None:
-    shown = text(operator.get(form_of(Ship)))
+    page = text(operator.get(form_of(Ship)))
     for word in (
         "Start: Ship parcels",
         "The second paragraph tells how.",
@@ -279,25 +279,25 @@ def test_form_has_a_field_for_each_parameter(operator: Client) -> None:
         "How many",
         'placeholder="parcels"',
     ):
-        assert word in shown
-    assert "default-p4ss" not in shown
+        assert word in page
+    assert "default-p4ss" not in page
 
 
 def test_task_without_parameters_has_only_a_button(admin_client: Client) -> None:
     assert "No parameters." not in text(admin_client.get(form_of(Loud)))
-    shown = text(admin_client.get(form_of(Guarded)))
-    assert "No parameters." in shown
-    assert 'name="params-' not in shown
+    page = text(admin_client.get(form_of(Guarded)))
+    assert "No parameters." in page
+    assert 'name="params-' not in page
 
 
 def test_text_is_escaped(operator: Client) -> None:
-    for shown in (
+    for page in (
         text(operator.get(OFFERS)),
         text(operator.get(form_of(Loud))),
         text(operator.post(form_of(Loud), {"options-queue": XSS * 99, "params-word": XSS})),
     ):
-        assert "alert(1)" in shown
-        assert "<script>alert" not in shown
+        assert "alert(1)" in page
+        assert "<script>alert" not in page
     operator.post(form_of(Loud), follow=True)
     assert Task.objects.get().params == {"word": XSS}
     assert "<script>alert" not in text(operator.get(page_of(Task.objects.get())))
@@ -333,9 +333,9 @@ def test_start_redirects_to_the_tasks_page(operator: Client) -> None:
 
     entry = LogEntry.objects.get()
     assert (entry.user, entry.object_id, entry.action_flag) == (user, str(task.pk), ADDITION)
-    shown = text(operator.get(page_of(task)))
-    assert "Ship parcels was started." in shown
-    assert "default-p4ss" not in shown + entry.change_message + entry.object_repr
+    page = text(operator.get(page_of(task)))
+    assert "Ship parcels was started." in page
+    assert "default-p4ss" not in page + entry.change_message + entry.object_repr
 
 
 def test_start_without_permission_to_view_redirects_to_the_offers() -> None:
@@ -371,35 +371,35 @@ def refused(response: HttpResponse, before: int = 0) -> str:
 
 
 def test_invalid_parameter_is_reported_at_its_field_and_keeps_the_input(operator: Client) -> None:
-    shown = refused(
+    page = refused(
         operator.post(
             form_of(Ship),
             {"params-count": "0", "params-key": "typed-p4ss", "params-note": "keep me"},
         )
     )
-    assert "Not started." in shown
-    assert "Must be at least 1." in shown
-    assert 'value="0"' in shown
-    assert 'aria-invalid="true"' in shown
-    assert 'id="id_params-count_error"' in shown
-    assert "autofocus" in shown
-    assert 'value="keep me"' in shown
-    assert "typed-p4ss" not in shown
+    assert "Not started." in page
+    assert "Must be at least 1." in page
+    assert 'value="0"' in page
+    assert 'aria-invalid="true"' in page
+    assert 'id="id_params-count_error"' in page
+    assert "autofocus" in page
+    assert 'value="keep me"' in page
+    assert "typed-p4ss" not in page
 
 
 def test_first_invalid_field_has_the_focus(operator: Client) -> None:
     """Even if JSON further down cannot be parsed, which is detected first."""
     data = {"params-count": "0", "params-lines": "[1,", "options-priority": "high"}
-    shown = refused(operator.post(form_of(Ship), data))
-    assert re.findall(
-        r"<(?:input|textarea|select)[^>]*name=\"([^\"]+)\"[^>]* autofocus", shown
-    ) == ["params-count"]
-    assert "Invalid JSON at line 1, column 4" in shown
+    page = refused(operator.post(form_of(Ship), data))
+    assert re.findall(r"<(?:input|textarea|select)[^>]*name=\"([^\"]+)\"[^>]* autofocus", page) == [
+        "params-count"
+    ]
+    assert "Invalid JSON at line 1, column 4" in page
 
 
 def test_expected_json_of_a_parameter_is_shown(operator: Client) -> None:
-    shown = html.unescape(text(operator.get(form_of(Nested))))
-    [example] = re.findall(r"<pre[^>]*>(.*?)</pre>", shown, re.S)
+    page = html.unescape(text(operator.get(form_of(Nested))))
+    [example] = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.S)
     assert Nested.validate_params({"to": json.loads(example)})
     assert json.loads(example) == {
         "name": "Ada",
@@ -408,7 +408,7 @@ def test_expected_json_of_a_parameter_is_shown(operator: Client) -> None:
         "since": "2026-01-31",
     }
     rows = re.findall(
-        r"<tr><th[^>]*><code>([^<]*)</code></th><td>([^<]*)</td><td[^>]*>([^<]*)</td></tr>", shown
+        r"<tr><th[^>]*><code>([^<]*)</code></th><td>([^<]*)</td><td[^>]*>([^<]*)</td></tr>", page
     )
     assert rows[:5] == [
         ("name", "text", "Whom it is for"),
@@ -423,15 +423,15 @@ def test_expected_json_of_a_parameter_is_shown(operator: Client) -> None:
 
 @override_settings(TIME_ZONE="Europe/Berlin")
 def test_times_show_their_zone(operator: Client) -> None:
-    shown = text(operator.get(form_of(Timed)))
-    assert "Earliest start (Europe/Berlin):" in shown
-    assert "Due (Europe/Berlin):" in shown
-    assert "On the wall:" in shown
+    page = text(operator.get(form_of(Timed)))
+    assert "Earliest start (Europe/Berlin):" in page
+    assert "Due (Europe/Berlin):" in page
+    assert "On the wall:" in page
 
 
 def test_invalid_combination_is_reported_above_the_fields(operator: Client) -> None:
-    shown = refused(operator.post(form_of(Ship), {"params-count": "101"}))
-    assert "too much for one lorry" in shown
+    page = refused(operator.post(form_of(Ship), {"params-count": "101"}))
+    assert "too much for one lorry" in page
 
 
 @pytest.mark.parametrize(
@@ -449,33 +449,33 @@ def test_invalid_option_is_reported_at_its_field(
 ) -> None:
     data = {"params-count": "1", f"options-{option}": value}
     response = operator.post(form_of(Ship), data)
-    shown = refused(response)
+    page = refused(response)
     [error] = response.context["options"].errors[option]
     assert expected in error
-    assert f'value="{value}"' in shown
-    assert "<details open>" in shown
+    assert f'value="{value}"' in page
+    assert "<details open>" in page
 
 
 def test_unique_key_in_use_is_reported_at_its_field(operator: Client) -> None:
     enqueued(unique_key="today")  # A key of the site's own code, which does not block users' keys.
     data = {"params-count": "1", "options-unique_key": "today"}
     assert operator.post(form_of(Ship), data).status_code == 302
-    held = Task.objects.get(owner__isnull=False)
+    existing = Task.objects.get(owner__isnull=False)
     LogEntry.objects.all().delete()
-    shown = refused(operator.post(form_of(Ship), data), before=2)
-    assert "Another task with the same unique key has not finished" in shown
-    assert f"/task/{held.pk}/change/" in shown
+    page = refused(operator.post(form_of(Ship), data), before=2)
+    assert "Another task with the same unique key has not finished" in page
+    assert f"/task/{existing.pk}/change/" in page
 
 
 def test_holder_of_a_unique_key_is_hidden_from_users_who_may_not_see_it() -> None:
     eve = someone("start_task", is_staff=True)
-    held = enqueued(unique_key=users_key(eve, "today"))
+    existing = enqueued(unique_key=users_key(eve, "today"))
     client = Client()
     client.force_login(eve)
     data = {"params-count": "1", "options-unique_key": "today"}
-    shown = refused(client.post(form_of(Ship), data), before=1)
-    assert "Another task with the same unique key has not finished" in shown
-    assert str(held.pk) not in shown
+    page = refused(client.post(form_of(Ship), data), before=1)
+    assert "Another task with the same unique key has not finished" in page
+    assert str(existing.pk) not in page
 
 
 def test_validation_that_fails_only_at_the_start_is_reported(
@@ -489,8 +489,8 @@ def test_validation_that_fails_only_at_the_start_is_reported(
         return validate({**params, "count": -1} if len(calls) > 1 else params)
 
     monkeypatch.setattr(Ship, "validate_params", later)
-    shown = refused(operator.post(form_of(Ship), {"params-count": "3"}))
-    assert "Must be at least 1." in shown
+    page = refused(operator.post(form_of(Ship), {"params-count": "3"}))
+    assert "Must be at least 1." in page
 
 
 def test_number_of_queries_is_constant(

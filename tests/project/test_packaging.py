@@ -69,8 +69,8 @@ def checkout(tmp_path: Path) -> Path:
     """Create a checkout with an incomplete environment."""
     for name in ("Makefile", "pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, tmp_path / name)
-    made = run(sys.executable, "-m", "venv", "--without-pip", ".venv", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
+    venv = run(sys.executable, "-m", "venv", "--without-pip", ".venv", cwd=tmp_path)
+    assert venv.returncode == 0, venv.stderr
     return tmp_path
 
 

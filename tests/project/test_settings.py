@@ -50,17 +50,17 @@ def test_interrupted_first_start_leaves_no_empty_key(tmp_path: Path) -> None:
     assert others == [first]
 
 
-@pytest.mark.parametrize("whose", ["readable", "writable", "anothers", "no file"])
-def test_secret_key_that_others_may_know_is_refused(tmp_path: Path, whose: str) -> None:
+@pytest.mark.parametrize("case", ["readable", "writable", "anothers", "no file"])
+def test_secret_key_that_others_may_know_is_refused(tmp_path: Path, case: str) -> None:
     path = tmp_path / "secret_key"
-    if whose == "no file":
+    if case == "no file":
         path.symlink_to("/dev/null")
-    elif whose == "anothers" and os.geteuid() != 0:
+    elif case == "anothers" and os.geteuid() != 0:
         path.symlink_to("/etc/passwd")
     else:
         path.write_text("planted" * 8)
-        path.chmod({"readable": 0o640, "writable": 0o602}.get(whose, 0o600))
-        if whose == "anothers":
+        path.chmod({"readable": 0o640, "writable": 0o602}.get(case, 0o600))
+        if case == "anothers":
             os.chown(path, 65534, -1)
     refused = start(tmp_path)
     printed, complaint = refused.communicate()

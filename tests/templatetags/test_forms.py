@@ -77,8 +77,8 @@ class TestForms:
         row = task(owner_id=1)
         user = User(pk=1)
         assert "<form" not in render_for("{% task_progress task form='compact' %}", user, task=row)
-        asked = "{% task_progress task form='compact' cancel=True %}"
-        assert "<form" in render_for(asked, user, task=row)
+        tag = "{% task_progress task form='compact' cancel=True %}"
+        assert "<form" in render_for(tag, user, task=row)
 
     def test_compact_hides_a_default_label(self) -> None:
         def label(source: str) -> dict[str, str | None]:
@@ -293,8 +293,8 @@ class TestList:
             "data-follow"
             not in Parsed(render_for("{% task_list follow=False %}", ada))["task-list"]
         )
-        given = Parsed(render_for("{% task_list tasks follow=True %}", ada, tasks=[]))
-        assert "data-follow" in given["task-list"]
+        page = Parsed(render_for("{% task_list tasks follow=True %}", ada, tasks=[]))
+        assert "data-follow" in page["task-list"]
 
     def test_rows_link_to_their_pages_and_back(self, ada: User) -> None:
         row = saved(owner=ada)
@@ -318,8 +318,8 @@ class TestList:
 
         def both() -> tuple[int, int]:
             own = queries("{% task_list form=form %}")
-            given = queries("{% task_list tasks form=form %}", list(Task.objects.all()))
-            return own, given
+            of_page = queries("{% task_list tasks form=form %}", list(Task.objects.all()))
+            return own, of_page
 
         ended(Status.FAILED, owner=ada)
         enqueued(owner=ada)

@@ -138,8 +138,8 @@ class RetriedFilter(LinkedFilter, RangeFilter):
     column = "created_at"
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        found = super().queryset(request, queryset)
-        return found.filter(retried_from__isnull=False) if self.value() else found
+        tasks = super().queryset(request, queryset)
+        return tasks.filter(retried_from__isnull=False) if self.value() else tasks
 
     @classmethod
     def bounds(cls, value: str) -> Mapping[str, datetime]:
