@@ -226,7 +226,7 @@ class ActionViews(Base):
     def _with_link(self, text: str, retried: str) -> str:
         """Add a link to the tasks that a bulk retry started."""
         url = f"{self._url('changelist')}?{urlencode({RETRIED: retried})}"
-        return format_html('{} <a href="{}">{}</a>', text, url, _("Show the new tasks"))
+        return format_html('{} <a href="{}">{}</a>', text, url, _("View new tasks"))
 
     def _ask(
         self, request: HttpRequest, action: Action, context: dict[str, Any]

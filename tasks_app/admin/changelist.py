@@ -83,25 +83,25 @@ class TaskChangeList(ChangeList):
             # No user has this name, so nobody owns a task.
             self.everything = filtered.none()
             return self.everything
-        carried = index_order.restrict(self.root_queryset.order_by(), owner)
-        wanted = index_order.restrict(filtered, owner)
+        in_index = index_order.restrict(self.root_queryset.order_by(), owner)
+        matching = index_order.restrict(filtered, owner)
         for each in self._ranges(index_order):
             value = self.params.get(each.parameter_name)
-            carried, wanted = each.within(carried, value), each.within(wanted, value)
+            in_index, matching = each.within(in_index, value), each.within(matching, value)
         if self.params.get(OWNER) and not index_order.of_owner:
-            wanted = unindexed(wanted, "owner_id", **_is(owner))
-        self.everything = wanted
+            matching = unindexed(matching, "owner_id", **_is(owner))
+        self.everything = matching
         if self.by_id:
             # A search by ID ignores the window and the order.
-            return shown(wanted).order_by("pk")
-        if begins := self._begins():
-            carried = index_order.starting_at(carried, begins)
-            wanted = index_order.starting_at(wanted, begins)
-        if self._is_sifted(index_order):
-            self.window = index_order.window_end(carried)
+            return shown(matching).order_by("pk")
+        if start := self._start():
+            in_index = index_order.starting_at(in_index, start)
+            matching = index_order.starting_at(matching, start)
+        if self._needs_window(index_order):
+            self.window = index_order.window_end(in_index)
             if self.window is not None:
-                wanted = index_order.up_to(wanted, self.window)
-        return shown(wanted).order_by(index_order.expression, "pk")
+                matching = index_order.up_to(matching, self.window)
+        return shown(matching).order_by(index_order.expression, "pk")
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
@@ -172,30 +172,30 @@ class TaskChangeList(ChangeList):
     def top_url(self) -> str:
         return self.get_query_string(remove=[FROM])
 
-    def _begins(self) -> datetime | None:
+    def _start(self) -> datetime | None:
         text = self.params.get(FROM)
         if not text:
             return None
-        begins = parse_time(text)
-        if begins is None:
+        start = parse_time(text)
+        if start is None:
             raise IncorrectLookupParameters(f"{text!r} is not a time in ISO format")
-        return begins
+        return start
 
     @staticmethod
     def _ranges(index_order: IndexOrder) -> list[type[RangeFilter]]:
         """Return the filters that the index of this order serves."""
         return [each for each in RANGES if each.column == index_order.field]
 
-    def _is_sifted(self, index_order: IndexOrder) -> bool:
-        """Return whether a filter applies that the index does not serve."""
+    def _needs_window(self, index_order: IndexOrder) -> bool:
+        """Return whether a filter applies that the index does not serve, which needs a window."""
         if index_order.status is Status.RUNNING:
             return False
-        own = {FROM, OLDEST, *(each.parameter_name for each in self._ranges(index_order))} - {
+        served = {FROM, OLDEST, *(each.parameter_name for each in self._ranges(index_order))} - {
             RETRIED
         }
-        own.add(TROUBLE if index_order.of_stuck else OWNER if index_order.of_owner else STATUS)
+        served.add(TROUBLE if index_order.of_stuck else OWNER if index_order.of_owner else STATUS)
         return bool(self.query) or any(
-            value for name, value in self.get_filters_params().items() if name not in own
+            value for name, value in self.get_filters_params().items() if name not in served
         )
 
 
@@ -221,21 +221,21 @@ def ids_found_by(text: str) -> list[uuid.UUID] | None:
     digits = text.strip().replace("-", "").lower()
     if not PREFIX_MIN <= len(digits) < 32 or not set(digits) <= set("0123456789abcdef"):
         return None
-    ends = uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
-    found = Task.objects.filter(pk__range=ends).order_by("pk").values_list("pk", flat=True)
-    return list(found[:PREFIXED]) or None
+    bounds = uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+    ids = Task.objects.filter(pk__range=bounds).order_by("pk").values_list("pk", flat=True)
+    return list(ids[:PREFIXED]) or None
 
 
 def found_by(tasks: QuerySet[Task], text: str, owner_id: Any) -> QuerySet[Task]:
     """Return the tasks with the text in their name, label or error, and those of the owner."""
-    wanted = (
+    condition = (
         Q(name__icontains=text) | Q(error_type__icontains=text) | Q(error_message__icontains=text)
     )
-    if named := [task.name() for task in registry.tasks() if _has(str(task.verbose_name), text)]:
-        wanted |= Q(name__in=named)
+    if names := [task.name() for task in registry.tasks() if _has(str(task.verbose_name), text)]:
+        condition |= Q(name__in=names)
     if owner_id is not None:
-        wanted |= Q(owner=owner_id)
-    return tasks.filter(wanted)
+        condition |= Q(owner=owner_id)
+    return tasks.filter(condition)
 
 
 def _has(label: str, text: str) -> bool:

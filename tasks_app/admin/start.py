@@ -142,7 +142,7 @@ class StartViews(Base):
         url = reverse(
             "admin:tasks_app_task_change", args=[holder.pk], current_app=self.admin_site.name
         )
-        return format_html('{} <a href="{}">{}</a>', error.without_key, url, _("Show it"))
+        return format_html('{} <a href="{}">{}</a>', error.without_key, url, _("View task"))
 
     def _start(
         self, request: HttpRequest, task: type[BaseTask], form: TaskForm, options: OptionsForm

@@ -60,7 +60,7 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "interrupted": _("Live updates are interrupted. Checking every few seconds…"),
     "lost": _("Connection lost. Trying again…"),
     "polled": _("Updates every few seconds."),
-    "gone": _("No more updates: the task was removed, or you were signed out. Reload the page."),
+    "gone": _("No more updates: the task was deleted, or you were signed out. Reload the page."),
     "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
     "cancel_sure": _("Cancel this task?"),
     "cancel_refused": _("You don't have permission to cancel this task."),

@@ -28,9 +28,9 @@ def reason(error: type[TaskError], status: Status | None) -> str:
     if issubclass(error, DuplicateTask):
         return _("another task with its unique key has not finished")
     if issubclass(error, TaskProtected):
-        return _("other data of this site refers to it")
+        return _("other records refer to it")
     if issubclass(error, UnknownTask):
-        return _("its class no longer exists here")
+        return _("its task class no longer exists")
     if issubclass(error, TaskNotFound):
         return _("the task no longer exists")
     # An error of the site's own service: use its docstring, which the site may translate.

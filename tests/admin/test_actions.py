@@ -348,7 +348,7 @@ def test_many_are_retried(admin_client: Client) -> None:
     # The third one was retried before.
     assert set(found) == chosen
     assert messages_of(page)[1:] == [
-        "Skipped 3 tasks: its class no longer exists here (2); already retried (1).",
+        "Skipped 3 tasks: its task class no longer exists (2); already retried (1).",
     ]
     assert Task.objects.filter(retried_from__in=tasks).count() == 3
     assert not Task.objects.filter(retried_from__in=gone).exists()

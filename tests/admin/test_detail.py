@@ -222,10 +222,10 @@ def test_long_value_is_truncated_by_default(
     monkeypatch.setattr(detail, "JSON_SHOWN", 100)
     task, claim = rows.claimed()
     lifecycle.complete({claim: {"text": "x" * 200 + "end"}})
-    assert "end" not in text(admin_client, task).split("Facts")[0].split("Result")[1][:160]
+    assert "end" not in text(admin_client, task).split("Details")[0].split("Result")[1][:160]
     # The link is below the truncated value.
     [result, params] = (
-        text(admin_client, task).split("Facts")[0].split("Result")[1].split("Parameters")
+        text(admin_client, task).split("Details")[0].split("Result")[1].split("Parameters")
     )
     assert "Show all" in result
     assert "Show all" not in params

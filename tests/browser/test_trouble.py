@@ -229,7 +229,7 @@ def test_task_that_was_removed(page: Page, serve: Serve) -> None:
     site.answers["stream"] = lambda _request: (404, {})
     stream.drop()
     expect(part(page, row, "hint")).to_have_text(
-        "No more updates: the task was removed, or you were signed out. Reload the page."
+        "No more updates: the task was deleted, or you were signed out. Reload the page."
     )
     del site.answers["stream"]
     again = site.stream(2)

@@ -132,7 +132,7 @@ class OwnerFilter(TaskFilter):
         self.request = request
 
     def lookups(self, _request: HttpRequest, _model_admin: Any) -> Choices:
-        return [(ME, _("Me")), (NOBODY, _("Nobody"))]
+        return [(ME, _("Me")), (NOBODY, _("No owner"))]
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         yield from super().choices(changelist)
