@@ -58,7 +58,7 @@ class Child:
         self.process = subprocess.Popen(
             self.command,
             cwd=settings.BASE_DIR,
-            # Its own process group: Ctrl-C reaches only this parent, which passes one signal on.
+            # In its own process group, so that Ctrl-C reaches only this parent, which passes it on.
             process_group=0,
             preexec_fn=_end_with_parent,
         )

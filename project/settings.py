@@ -152,7 +152,7 @@ def redis_server(address: str) -> dict[str, Any]:
     }
 
 
-# tasks_app: the change signal between hosts. Its presence turns Redis on, so it may be unset.
+# tasks_app: the change signal between hosts. If this setting exists at all, Redis is used.
 if REDIS_URL := os.environ.get("REDIS_URL"):
     EVENTSTREAM_REDIS = redis_server(REDIS_URL)
 

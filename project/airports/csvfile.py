@@ -125,7 +125,7 @@ def check_file(path: Path) -> int:
                 if "\0" in line:
                     raise NotAirportsCSV(f"Line {count:,} is binary. {EXPECTED}")
     except UnicodeDecodeError as error:
-        # The decoder reads in blocks, so only the bytes tell the line.
+        # The decoder reads in blocks, so the line is found in the bytes.
         raise NotAirportsCSV(_not_utf8(_first_bad_line(path))) from error
     return count
 

@@ -36,7 +36,7 @@ class Result:
 
 @contextmanager
 def new_result() -> Iterator[Result]:
-    """Open a file for a task's result. Nothing is left behind if writing fails."""
+    """Open a file for a task's result. If writing fails, the file is deleted."""
     folder = _folder()
     _sweep(folder)
     name = _new_name()
@@ -80,7 +80,7 @@ def _new_name() -> str:
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a file that only the site's own user can read, whatever the umask is."""
+    """Open a file that only the site's own user can read, with any umask."""
     return os.open(path, flags, 0o600)
 
 

@@ -80,7 +80,7 @@ class TaskChangeList(ChangeList):
         try:
             owner = owner_named(self.params[OWNER], request) if self.params.get(OWNER) else None
         except LookupError:
-            # No user has this name, so nobody owns a task.
+            # A user who does not exist owns no task.
             self.everything = filtered.none()
             return self.everything
         in_index = index_order.restrict(self.root_queryset.order_by(), owner)

@@ -1,4 +1,4 @@
-"""Bar charts of finished tasks over time. Patterns, not only colours, tell the bars apart."""
+"""Bar charts of finished tasks over time. Each status has its own pattern beside its colour."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ else:
 
 
 class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, Columns, Base):
-    """The tasks of all users. Nobody edits a task: users with the permission for it can start,
-    cancel, retry and delete tasks.
+    """The tasks of all users. Operators cannot edit a task. With the permission for it, they can
+    start, cancel, retry and delete tasks.
     """
 
     list_display = (

@@ -35,5 +35,5 @@ def lasting(seconds: float) -> str:
 
 @register.filter
 def grouped(number: int) -> str:
-    """Return a number with separators between thousands, whatever the site's settings are."""
+    """Return a number with separators between thousands, even if the site's settings omit them."""
     return number_format(number, force_grouping=True)

@@ -300,7 +300,7 @@ def test_charts_have_text_and_tables(admin_client: Client) -> None:
         titles = [title.text for title in drawing.iter("title")]
         assert "3 completed, 2 failed, 1 cancelled" in (titles[-1] or "") + (titles[-2] or "")
     assert shown.count("<svg") == 2
-    # A table is no landmark. Its section is one, and has the same name.
+    # The table is not a landmark, because its section is one with the same name.
     assert 'role="region"' not in shown
     assert len(re.findall(r'<th scope="row">\d\d:\d\d</th>', shown)) == 60 + 24
     assert re.search(r"<td>3</td><td>2</td><td>1</td>", shown)

@@ -59,7 +59,7 @@ def operator() -> Client:
 class Ship(BaseTask):
     """Send parcels to where they belong.
 
-    The second paragraph tells how.
+    The second paragraph explains how.
     """
 
     verbose_name = "Ship parcels"

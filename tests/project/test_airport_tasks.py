@@ -89,7 +89,7 @@ def test_file_without_rows_imports_nothing(run: Any, upload: Any) -> None:
         (f"{HEADER}\n{OSLO}\n".encode() * 2000 + b"\xff", "Line 4,001 is not UTF-8."),
     ],
 )
-def test_file_that_is_no_airports_csv_is_refused(
+def test_file_without_airports_is_refused(
     run: Any, upload: Any, content: bytes, reason: str
 ) -> None:
     with pytest.raises(NotAirportsCSV, match=r"^mine\.csv was not imported\.") as refused:

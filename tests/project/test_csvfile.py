@@ -127,7 +127,7 @@ def test_columns_may_be_reordered_and_extra() -> None:
         (f"{HEADER},icao".encode(), "The first line names these columns twice: icao."),
     ],
 )
-def test_file_that_is_no_airports_csv_is_refused_with_a_remedy(head: bytes, message: str) -> None:
+def test_file_without_airports_is_refused_with_a_remedy(head: bytes, message: str) -> None:
     with pytest.raises(NotAirportsCSV) as refused:
         check_head(head)
     assert str(refused.value).startswith(message)

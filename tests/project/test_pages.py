@@ -223,7 +223,7 @@ class TestStart:
             (b"\xff\xfei\x00", "Save it as CSV in UTF-8."),
         ],
     )
-    def test_form_refuses_what_is_no_csv(
+    def test_form_refuses_a_file_that_is_not_csv(
         self, client: Client, ada: User, media: Path, content: bytes | None, message: str
     ) -> None:
         client.force_login(ada)

@@ -1,4 +1,4 @@
-"""The filters of the list of tasks. None of them counts rows or reads a whole table."""
+"""The filters of the list of tasks, which never count rows or read a whole table."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def recent(request: HttpRequest) -> list[Task]:
 
 
 def owner_named(name: str, request: HttpRequest) -> Any:
-    """Return the ID of the user that the list's URL names, or None for "nobody".
+    """Return the ID of the user that the list's URL names, or None for tasks without an owner.
 
     Raises LookupError if no user has this name.
     """

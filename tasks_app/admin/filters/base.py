@@ -17,7 +17,7 @@ Choices = Iterable[tuple[str, "str | _StrPromise"]]
 
 
 class TaskFilter(admin.SimpleListFilter):
-    """A filter by one value. Its choices stay visible once one of them is chosen."""
+    """A filter by one value, whose choices stay visible after a choice."""
 
     parameter_name: str
     template = "admin/tasks_app/task/filter.html"
