@@ -2,8 +2,8 @@
 
 It counts two habits that make a reader go back: sentences that open with a clause in place of
 their subject ("What the worker holds, it releases"), and words that are rare in technical English.
-Both are fine now and then, so each kind of text has a share that is allowed. Where a share is
-passed, every such sentence is printed with its place.
+Both are fine now and then, so each kind of text may have a small share of them. If it has more,
+every such sentence is printed with its place.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ INSTEAD = {
     "whoever|whatever": "name the subject",
 }
 WORDS = {re.compile(rf"\b({word})\b", re.I): better for word, better in INSTEAD.items()}
-#: What is not prose: names, code and what is quoted from a program.
+#: No prose: names, code and quotations from a program.
 QUOTED = re.compile(r"`[^`]*`|“[^”]*”|\"[^\"]*\"|<[^>]*>|\{\{?.*?\}?\}")
 #: Sentences that are as they should be, by how they begin.
 ALLOWED = ("Whether ",)

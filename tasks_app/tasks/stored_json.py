@@ -24,15 +24,15 @@ Location = tuple[str | int, ...]
 #: One fault, as Pydantic lists them.
 Fault = dict[str, Any]
 
-#: Stands for a field or a key that was not read back.
+#: The value of a field or a key that was not read back.
 MISSING = object()
 
 
 def check_json(data: Any) -> str:
     """Return data as JSON text.
 
-    Raises ValueError for what no row holds as JSON (NaN, NUL, half a surrogate, too much) and for
-    what is nested too deep to be read again.
+    Raises ValueError if no row can hold it as JSON (NaN, NUL, half a surrogate, too long), or if it
+    is nested too deep to be read again.
     """
     text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     if (size := len(text.encode())) > JSON_MAX:
@@ -51,7 +51,7 @@ def check_json(data: Any) -> str:
 
 
 def _depth(data: Any) -> int:
-    """How many lists and objects of JSON-able data are within each other, at the most."""
+    """Return how deep lists and objects of JSON-able data are nested."""
     depth, level = 0, [data]
     while level := [item for item in level if isinstance(item, (dict, list))]:
         depth += 1
@@ -68,9 +68,9 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 def dump(model: BaseModel) -> Any:
     """Return a model as JSON-able data, in the form that the model reads again.
 
-    That is by its aliases, and without what it computes. Secrets are revealed.
+    It has the model's aliases, and no computed fields. Secrets are revealed.
     """
-    # Pydantic warns of values that do not fit the annotation. Reading them again will tell.
+    # Pydantic warns of values that do not fit the annotation. Reading them again finds those.
     dumped = partial(model.model_dump, by_alias=True, round_trip=True, warnings=False)
     return _reveal(dumped(), dumped(mode="json"))
 
@@ -145,7 +145,7 @@ def _changes(
 ) -> Iterator[Location]:
     """Yield where a value that was read back is not the one that was given."""
     if is_default and type(given) is not type(read):
-        return  # Pydantic does not validate defaults. What is read is what the annotation says.
+        return  # Pydantic validates no defaults, but what it read has the right type.
     if isinstance(given, BaseModel):
         # A subclass may have more fields than the class that is read.
         yield from _changes_of_model(given, read, at) if type(given) is type(read) else [at]

@@ -1,4 +1,4 @@
-"""Whatever is sent, a program gets JSON that says what is wrong."""
+"""A program gets JSON that says what is wrong, for every kind of bad request."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_an_opening_reads_a_bounded_number_of_pages(ada: User, by_owner: bool) -
     # The first task_queued, and 50 more.
     unread = 51 - (stream_module.OPENING_PAGES - 1)
     assert list(rest) == [b""] * unread
-    # What the state said is known: the same progress is not sent again.
+    # The state had this progress, so it is not sent again.
     assert not any(view.catch_up(now(), progress=True))
 
 
@@ -559,7 +559,7 @@ def test_re_check_does_not_wait_for_a_keep_alive(
 def test_re_check_that_falls_due_between_two_pages_comes_first(
     ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slow viewer takes the pages of what happened at once one by one."""
+    """A slow viewer takes the pages of a burst of events one by one."""
     _, claim = claimed(owner=ada)
     channel = owner_channel(ada.pk)
 
@@ -641,7 +641,7 @@ def test_unavailable_database_ends_no_stream(ada: User, monkeypatch: pytest.Monk
         async with Watching(ada, {task_channel(task.pk)}) as watching:
             monkeypatch.setattr(View, "_replay", ask(real_replay))
             away = 3
-            # More at once than a listener keeps.
+            # More than a listener keeps.
             lines = {claim: [LogLine("info", str(number)) for number in range(30)]}
             await database_sync_to_async(lifecycle.log)(lines)
             # If it read earlier, it would take each event as it comes.

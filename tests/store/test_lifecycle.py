@@ -755,7 +755,7 @@ def test_task_is_retried_only_once() -> None:
 def test_retry_imports_the_class_outside_its_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Importing may take long. Meanwhile nobody else could write to SQLite."""
+    """An import may be slow, and inside the transaction it would block all writers of SQLite."""
     code = """
         from django.db import connection
         from tests.tasks import Noop

@@ -1,4 +1,4 @@
-"""The tasks that tests run, in this process and in workers. None of them sleeps by itself."""
+"""The tasks that tests run, in this process and in workers. No task sleeps by itself."""
 
 import threading
 import time
@@ -71,7 +71,7 @@ class Steps(BaseTask):
 class Deaf(BaseTask):
     """Reports once, and then ignores stop requests until a file appears.
 
-    When it ends it creates a second file, with the suffix .heard.
+    It creates a second file at its end, with the suffix .heard.
     """
 
     def execute(self, progress: ProgressHandle, until: Path) -> str:
