@@ -34,9 +34,9 @@ else:
 
 #: A page shows this many characters of parameters and of a result; a link shows all of them.
 JSON_SHOWN = 20_000
-#: At limit this many digits, so that the number fits a bigint.
+#: At most this many digits, so that the number fits a bigint.
 ID_DIGITS = 18
-#: A page lists at limit this many related tasks.
+#: A page lists at most this many related tasks.
 RELATED = 10
 
 

@@ -129,8 +129,9 @@ def entry_of(event: TaskEvent) -> Entry:
 
 
 def attempts(events: Iterable[TaskEvent]) -> list[Attempt]:
-    """Return the attempts that the facts report. A released attempt is not counted, so its number
-    comes again.
+    """Return the attempts that the facts report.
+
+    Two can have the same number, because a released attempt is not counted.
     """
     runs: list[Attempt] = []
     for event in events:

@@ -32,7 +32,7 @@ def login(db: None) -> Login:
 
 @pytest.fixture
 def still(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop all clocks: a page is never older than its rows, however slow the test is."""
+    """Stop all clocks, so that a page is never older than its rows in a slow test."""
     now = timezone.now()
     clock.now = now
     monkeypatch.setattr(timezone, "now", lambda: now)

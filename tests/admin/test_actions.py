@@ -59,7 +59,7 @@ def confirmed(client: Client, act: str, tasks: list[Any], **data: Any) -> Any:
 
 
 def all_of(client: Client, act: str, query: str = "") -> Any:
-    """Action on all matching tasks, and confirm."""
+    """Take an action on all matching tasks, and confirm it."""
     page = many(client, act, [uuid.uuid4()], select_across="1", query=query)
     return confirm(client, page, query)
 
@@ -97,7 +97,7 @@ def test_cancel(login: Login) -> None:
 
 
 def test_cancel_asks_for_confirmation(login: Login) -> None:
-    """Confirmation without a script: for the button of the list, and for that of the page."""
+    """Without a script, the buttons of the list and of the page both ask for confirmation."""
     client = login("view_task", "cancel_task")
     task = rows.enqueued()
     back = f"http://testserver{LIST}?queue=default"
@@ -369,7 +369,7 @@ def test_many_are_removed_after_confirmation(admin_client: Client) -> None:
 
 
 def test_confirmation_form_performs_the_action(admin_client: Client) -> None:
-    """It sends what Django's admin accepts: no index."""
+    """It sends no index, as Django's admin expects."""
     task = rows.ended(Status.COMPLETED)
     page = many(admin_client, "remove", [task])
     confirm(admin_client, page)

@@ -1,4 +1,4 @@
-"""Values declared secret are not shown."""
+"""Values that are declared secret are masked."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_recursive_schema_terminates() -> None:
 
 
 def test_work_does_not_grow_exponentially_with_depth() -> None:
-    """If each path through a recursive union were followed separately, this would never end."""
+    """It would never end if it followed each path through a recursive union separately."""
 
     def nested(depth: int) -> Any:
         leaf = {"name": "seen", "value": HIDDEN}

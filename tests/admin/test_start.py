@@ -273,7 +273,7 @@ def test_form_has_a_field_for_each_parameter(operator: Client) -> None:
     page = text(operator.get(form_of(Ship)))
     for word in (
         "Start: Ship parcels",
-        "The second paragraph tells how.",
+        "The second paragraph explains how.",
         'placeholder="12"',
         'value="fragile"',
         "How many",
@@ -481,7 +481,7 @@ def test_holder_of_a_unique_key_is_hidden_from_users_who_may_not_see_it() -> Non
 def test_validation_that_fails_only_at_the_start_is_reported(
     operator: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example rules that read the database: the form was valid, and the start is refused."""
+    """A rule that reads the database can refuse the start of a valid form."""
     validate, calls = Ship.validate_params, []
 
     def later(params: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ Choices = Iterable[tuple[str, "str | _StrPromise"]]
 
 
 class TaskFilter(admin.SimpleListFilter):
-    """A filter by one value, whose choices stay visible after a choice."""
+    """A filter by one value. All its choices stay visible when one is selected."""
 
     parameter_name: str
     template = "admin/tasks_app/task/filter.html"

@@ -23,7 +23,7 @@ READY, SCHEDULED = "ready", "scheduled"
 
 
 class RangeFilter(TaskFilter):
-    """A filter by a range of times, which an index serves if the list is in that order."""
+    """A filter by a range of times. An index serves it if the list is in that order."""
 
     column: str
 
@@ -51,7 +51,10 @@ class RangeFilter(TaskFilter):
 
 
 class WaitFilter(RangeFilter):
-    """Pending tasks that could start now, or those scheduled for later, as the overview counts."""
+    """Pending tasks: those that could start now, or those scheduled for later.
+
+    The overview counts the same tasks.
+    """
 
     title = gettext_lazy("waiting")
     parameter_name = WAIT
@@ -81,7 +84,7 @@ class WaitFilter(RangeFilter):
 
 
 class EndedFilter(RangeFilter):
-    """Tasks that finished recently, as the overview counts them."""
+    """Tasks that finished recently: the same that the overview counts."""
 
     title = gettext_lazy("finished")
     parameter_name = ENDED
