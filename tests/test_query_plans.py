@@ -16,9 +16,9 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from tasks_app.api.operations import _started_by, _within_the_limit
+from tasks_app.api.operations import _check_limit, _was_started
 from tasks_app.api.paging import page_of
-from tasks_app.api.schemas import Filters
+from tasks_app.api.payloads import Filters
 from tasks_app.exceptions import DuplicateTask
 from tasks_app.live.channels import owner_channel, task_channel
 from tasks_app.live.cursor import Cursor
@@ -234,11 +234,11 @@ def start_again_with_key(owner: User) -> Operation:
 
 def check_unfinished_limit(owner: User) -> Operation:
     """Check whether the owner has too many unfinished tasks."""
-    return lambda: _within_the_limit(owner)
+    return lambda: _check_limit(owner)
 
 
 def find_by_key(owner: User) -> Operation:
-    return lambda: _started_by(owner, "k")
+    return lambda: _was_started(owner, "k")
 
 
 def list_page(owner: User | None = None, **filters: Any) -> Operation:

@@ -1,6 +1,6 @@
-"""The REST API: starts, shows and ends tasks for programs. `docs/api.md` is its guide.
+"""The REST API, by which programs start, watch and end tasks. See `docs/api.md`.
 
-A site includes `tasks_app.api.urls`, or adds `router` to a NinjaAPI of its own.
+A site includes `tasks_app.api.urls`, or adds `router` to its own NinjaAPI.
 """
 
 from tasks_app.api.auth import SessionAuth

@@ -1,4 +1,4 @@
-"""Who asks: by the site's session, or by whatever the site adds in TASK_API_AUTH."""
+"""Authentication: by the site's session, or by the authenticators in TASK_API_AUTH."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Authenticator = Callable[[HttpRequest], Any]
 
 
 class SessionAuth(AuthBase):
-    """The user of Django's session, with its CSRF token for all that is not only read.
+    """Authenticates the user of Django's session. Requests that change something need a CSRF token.
 
-    Unlike django-ninja's own, it lets pass to the next one whoever is not logged in: a client with
-    a token has no CSRF cookie.
+    If nobody is logged in, the next authenticator decides. django-ninja's own class would first
+    require the CSRF cookie, which a client with a token does not have.
     """
 
     openapi_type = "apiKey"
     openapi_in = "cookie"
     openapi_name = settings.SESSION_COOKIE_NAME
-    #: Tells django-ninja's page of the API to send the token.
+    #: Makes django-ninja's page of the API send the token.
     csrf = True
 
     def __call__(self, request: HttpRequest) -> User | None:
@@ -42,14 +42,14 @@ class SessionAuth(AuthBase):
         if reason := _csrf_fault(request):
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                f"{reason} Send the token of this site's pages, or its cookie "
+                f"{reason} Send the CSRF token of this site's pages, or of its cookie "
                 f"{settings.CSRF_COOKIE_NAME}, in the header X-CSRFToken.",
             )
         return request.user
 
 
 class _Check(CsrfViewMiddleware):
-    """Tells why it refuses, where Django would render a page that nobody sees."""
+    """Returns the reason for a refusal. Django would render a page, which is not shown here."""
 
     def _reject(self, request: HttpRequest, reason: str) -> str:
         return reason
@@ -57,65 +57,65 @@ class _Check(CsrfViewMiddleware):
 
 def _csrf_fault(request: HttpRequest) -> str:
     check = _Check(lambda _: HttpResponse())
-    # Django's own has passed this request: all views of django-ninja are exempt.
+    # Django's own check let this request pass, because all views of django-ninja are exempt.
     request.csrf_processing_done = False  # type: ignore[attr-defined]
-    # It would look for the token in a form, and so read and parse any body to its end.
+    # The check would look for the token in a form, and so read and parse the whole body.
     request._post, request._files = QueryDict(), MultiValueDict()  # type: ignore[attr-defined]
     check.process_request(request)
     return str(check.process_view(request, _refusable, (), {}) or "")
 
 
 def _refusable(request: HttpRequest) -> HttpResponse:
-    """A view that is not exempt."""
+    """Serve as a view that is not exempt from the check."""
     raise NotImplementedError
 
 
 def authenticators() -> list[Authenticator]:
-    """Those of TASK_API_AUTH, in its order; the first that knows the user decides.
+    """Return the authenticators of TASK_API_AUTH, in order. The first that knows the user decides.
 
-    Where they cannot be had, one that asks for them again at each request, and raises what is
-    wrong: URLs must load, or `manage.py check` could not tell.
+    If they cannot be loaded, return one that loads them again at each request, and raises the error
+    then. URLs must be importable, or `manage.py check` could not report the error.
     """
     try:
-        return _named()
+        return _load()
     except ImproperlyConfigured:
-        return [_late]
+        return [_load_and_ask]
 
 
 def authenticator(path: str) -> Authenticator:
-    """Return what a path of TASK_API_AUTH names. Raises ImproperlyConfigured."""
+    """Load the authenticator at a path of TASK_API_AUTH. Raises ImproperlyConfigured."""
     try:
-        found = import_string(path)
-        made = found() if isinstance(found, type) else found
+        imported = import_string(path)
+        loaded = imported() if isinstance(imported, type) else imported
     except (ImportError, TypeError) as error:
         raise ImproperlyConfigured(f"TASK_API_AUTH names {path!r}: {error}.") from error
-    if not callable(made):
+    if not callable(loaded):
         raise ImproperlyConfigured(f"TASK_API_AUTH names {path!r}, which cannot be called.")
-    return made  # type: ignore[no-any-return]
+    return loaded  # type: ignore[no-any-return]
 
 
-def _named() -> list[Authenticator]:
+def _load() -> list[Authenticator]:
     return [authenticator(path) for path in task_settings().api_auth]
 
 
-def _late(request: HttpRequest) -> Any:
-    return next((user for one in _named() if (user := one(request))), None)
+def _load_and_ask(request: HttpRequest) -> Any:
+    return next((user for one in _load() if (user := one(request))), None)
 
 
-def challenge(among: list[Authenticator]) -> str:
-    """What WWW-Authenticate says: the schemes by which a request can log in."""
-    schemes = [getattr(one, "openapi_scheme", "session") for one in among]
+def challenge(asked: list[Authenticator]) -> str:
+    """Return the value of WWW-Authenticate: the schemes by which a request can log in."""
+    schemes = [getattr(one, "openapi_scheme", "session") for one in asked]
     return ", ".join(dict.fromkeys(str(scheme).capitalize() for scheme in schemes))
 
 
 def caller(request: HttpRequest) -> User:
-    """The user who asks, as the authenticator found it."""
+    """Return the user who sent the request, as the authenticator found them."""
     user = request.auth  # type: ignore[attr-defined]  # django-ninja's
     if not hasattr(user, "is_authenticated"):
         raise ImproperlyConfigured(
             f"An authenticator of TASK_API_AUTH returned {user!r}. It must return the user who "
-            f"asks, or None."
+            f"sent the request, or None."
         )
     if not user.is_active:
-        raise Problem(HTTPStatus.UNAUTHORIZED, "This user is not active.")
+        raise Problem(HTTPStatus.UNAUTHORIZED, "This user account is inactive.")
     return user  # type: ignore[no-any-return]

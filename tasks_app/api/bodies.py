@@ -1,4 +1,4 @@
-"""The body of a request: JSON, of a bounded size."""
+"""Reading the body of a request: JSON of a bounded size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks_app.conf import task_settings
 
 
 class JSONBodyModel(BodyModel):
-    """Reads a body as django-ninja does, and says what is wrong with it."""
+    """Reads a body as django-ninja does, but reports each fault as a problem."""
 
     @classmethod
     def get_request_data(
@@ -39,31 +39,31 @@ def read(request: HttpRequest) -> Any:
     """Return the body of a request. Raises Problem: 411, 413, 415, or 400."""
     length = request.headers.get("Content-Length", "")
     if not re.fullmatch("[0-9]{1,18}", length):
-        # Servers hand a body over whole, however long it is; so it must be known beforehand.
+        # Servers deliver a body whole, however long it is. So the length must be known before.
         raise Problem(
-            HTTPStatus.LENGTH_REQUIRED, "Send the length of the body, by the header Content-Length."
+            HTTPStatus.LENGTH_REQUIRED, "Send the length of the body in the Content-Length header."
         )
-    _within_the_bound(int(length))
-    kind = request.content_type or ""
-    if kind != "application/json":
+    _check_length(int(length))
+    content_type = request.content_type or ""
+    if content_type != "application/json":
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"The body is {kind[:100] or 'of no type'}, and must be application/json: send "
-            f"JSON, with the header Content-Type.",
+            f"The content type is {content_type[:100] or 'missing'}, but must be "
+            f"application/json. Send JSON with this Content-Type header.",
         )
-    # Not every server holds a client to the length it told.
-    _within_the_bound(len(request.body))
+    # Some servers accept more bytes than the header says.
+    _check_length(len(request.body))
     try:
         return json.loads(request.body)
     except (ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Problem(HTTPStatus.BAD_REQUEST, f"The body is no JSON: {why}.") from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Problem(HTTPStatus.BAD_REQUEST, f"The body is not valid JSON: {reason}.") from error
 
 
-def _within_the_bound(length: int) -> None:
-    most = task_settings().api_max_body_bytes
-    if length > most:
+def _check_length(length: int) -> None:
+    limit = task_settings().api_max_body_bytes
+    if length > limit:
         raise Problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The body has {length:,} bytes, and {most:,} is the most.",
+            f"The body has {length:,} bytes, but at most {limit:,} are allowed.",
         )

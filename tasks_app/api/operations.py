@@ -1,4 +1,4 @@
-"""What the API does: each operation parses, calls the service, and tells."""
+"""The operations of the API. Each parses the request, calls the service, and answers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pydantic import BaseModel, StringConstraints
 from tasks_app.api.auth import authenticators, caller
 from tasks_app.api.bodies import JSONBody
 from tasks_app.api.paging import HEAVY, events_after, page_of, stored
-from tasks_app.api.problems import NOT_FOUND, Problem, as_problems, declared, invalid
-from tasks_app.api.schemas import (
+from tasks_app.api.payloads import (
     CancelledTask,
     EventPage,
+    EventsQuery,
     Filters,
-    Following,
     StartRequest,
     TaskPage,
 )
+from tasks_app.api.problems import NOT_FOUND, Problem, as_problems, declared, invalid
 from tasks_app.conf import task_settings
 from tasks_app.exceptions import UnknownTask
 from tasks_app.live.endpoint import API_STREAM, API_STREAMS, answer, respond
@@ -48,7 +48,7 @@ from tasks_app.tasks.registry import find, startable_tasks
 if TYPE_CHECKING:
     from tasks_app.permissions import User
 
-#: How long to wait before asking again where a user has too many unfinished tasks, in seconds.
+#: The seconds after which a user with too many unfinished tasks may try again.
 RETRY_AFTER = 10
 
 router = Router(auth=authenticators(), tags=["tasks"])
@@ -56,22 +56,22 @@ router = Router(auth=authenticators(), tags=["tasks"])
 Key = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[ -~]+$")]
 
 
-def told(*problems: int, **more: Any) -> dict[str, Any]:
-    """What the OpenAPI says of an operation, beside what it is told by types."""
+def _reading(*problems: int, **more: Any) -> dict[str, Any]:
+    """Return the OpenAPI of an operation, except for what its types give."""
     responses = declared(400, 401, 503, *problems)
     return {"responses": responses | more.pop("responses", {}), **more}
 
 
 def _changing(*problems: int, **more: Any) -> dict[str, Any]:
-    """The same of one that is not only read."""
+    """Return the OpenAPI of an operation that changes something, so it may need a CSRF token."""
     token = {
         "in": "header",
         "name": "X-CSRFToken",
         "schema": {"type": "string"},
-        "description": "With a session: the CSRF token of the site, which its cookie "
-        f"{settings.CSRF_COOKIE_NAME} has. With another authenticator: none.",
+        "description": "Only with a session: the CSRF token, which is in the cookie "
+        f"{settings.CSRF_COOKIE_NAME}. Other authenticators need none.",
     }
-    return told(403, *problems, parameters=[token], **more)
+    return _reading(403, *problems, parameters=[token], **more)
 
 
 def _streamed(parameters: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -79,13 +79,13 @@ def _streamed(parameters: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         "in": "header",
         "name": "Last-Event-ID",
         "schema": {"type": "string"},
-        "description": "The id of the last event that the client had.",
+        "description": "The id of the last event that the client received.",
     }
     return {
         "parameters": [*parameters, resumed],
         "responses": {
             200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-            204: {"description": "The client has had everything."},
+            204: {"description": "The client has received everything."},
         },
     }
 
@@ -101,23 +101,25 @@ _MANY = [
         "in": "query",
         "name": "mine",
         "schema": {"const": "1"},
-        "description": "All your own tasks, those that are still to come too.",
+        "description": "All your own tasks, including future ones.",
     },
     {
         "in": "query",
         "name": "all",
         "schema": {"const": "1"},
-        "description": "Everybody's, where you may see them.",
+        "description": "The tasks of all users, if you may see them.",
     },
 ]
-_LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Where its status is."}}
+_LOCATION = {
+    "Location": {"schema": {"type": "string"}, "description": "The URL of the task's status."}
+}
 _STARTED = {
     202: {
         "headers": _LOCATION
         | {
             "Idempotent-Replayed": {
                 "schema": {"enum": ["true"]},
-                "description": "Where the key had started the task before.",
+                "description": "If an earlier request with the key started the task.",
             }
         }
     }
@@ -133,24 +135,24 @@ _STARTED = {
 )
 def start(
     request: HttpRequest,
-    wanted: Annotated[StartRequest, JSONBody(...)],
+    body: Annotated[StartRequest, JSONBody(...)],
     idempotency_key: Annotated[Key | None, Header(None, alias="Idempotency-Key")] = None,
 ) -> HttpResponse:
-    """Start a task that opts in to be started over HTTP.
+    """Start a task whose class can be started over HTTP.
 
-    With an `Idempotency-Key`, the same request again answers with the same task.
+    With an `Idempotency-Key`, a repeated request is answered with the same task.
     """
     user = caller(request)
-    task = _startable(user, wanted.task)
-    if not _started_by(user, idempotency_key):
-        _within_the_limit(user)
+    task = _startable(user, body.task)
+    if not _was_started(user, idempotency_key):
+        _check_limit(user)
     with as_problems(user):
         started = task_service.start_task(
             task,
-            wanted.params,
+            body.params,
             owner=user,
-            run_after=wanted.run_after and stored(wanted.run_after),
-            unique_key=wanted.unique_key and users_key(user, wanted.unique_key),
+            run_after=body.run_after and stored(body.run_after),
+            unique_key=body.unique_key and users_key(user, body.unique_key),
             idempotency_key=idempotency_key,
         )
     return _started(request, started)
@@ -161,15 +163,15 @@ def start(
     operation_id="list_tasks",
     response=TaskPage,
     url_name="task_list",
-    openapi_extra=told(422),
+    openapi_extra=_reading(422),
 )
 def list_tasks(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
     """List the tasks that you may see, the newest first, without their results.
 
-    By `status`, `name` or `queue` a page looks through a bounded number of tasks: it may hold fewer
+    With `status`, `name` or `queue`, a page searches a bounded number of tasks. It may hold fewer
     than `limit`, or none, and still have a `next`.
     """
-    _only(request, Filters.model_fields)
+    _check_parameters(request, Filters.model_fields)
     user = caller(request)
     visible = Task.objects.visible_to(user)
     tasks = visible.filter(owner_id=user.pk) if filters.owner else visible
@@ -181,7 +183,7 @@ def list_tasks(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
     operation_id="stream_tasks",
     response={200: None, 204: None},
     url_name=API_STREAMS,
-    openapi_extra=told(404, 422, 429, 501, **_streamed(_MANY)),
+    openapi_extra=_reading(404, 422, 429, 501, **_streamed(_MANY)),
 )
 async def stream_many(request: HttpRequest) -> HttpResponseBase:
     """Stream the events of many tasks, of all your own, or of all."""
@@ -193,17 +195,17 @@ async def stream_many(request: HttpRequest) -> HttpResponseBase:
     operation_id="show_task",
     response=TaskInfo,
     url_name="task",
-    openapi_extra=told(404),
+    openapi_extra=_reading(404),
 )
 @router.get(
     "/{uuid:task_id}/status",
     operation_id="show_status",
     response=TaskInfo,
     url_name="task_info",
-    openapi_extra=told(404),
+    openapi_extra=_reading(404),
 )
 def status(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """Show a task as it stands."""
+    """Show the current state of a task."""
     user = caller(request)
     return _json(_visible(user, task_id).info(for_staff=may_view_all(user)))
 
@@ -229,14 +231,14 @@ def remove(request: HttpRequest, task_id: UUID) -> HttpResponse:
     operation_id="list_events",
     response=EventPage,
     url_name="task_events",
-    openapi_extra=told(404, 422),
+    openapi_extra=_reading(404, 422),
 )
-def events(request: HttpRequest, task_id: UUID, following: Query[Following]) -> HttpResponse:
+def events(request: HttpRequest, task_id: UUID, query: Query[EventsQuery]) -> HttpResponse:
     """List a task's history, the oldest event first."""
-    _only(request, Following.model_fields)
+    _check_parameters(request, EventsQuery.model_fields)
     user = caller(request)
     task = _visible(user, task_id)
-    return _json(events_after(task, following, for_staff=may_view_all(user)))
+    return _json(events_after(task, query, for_staff=may_view_all(user)))
 
 
 @router.post(
@@ -247,9 +249,9 @@ def events(request: HttpRequest, task_id: UUID, following: Query[Following]) -> 
     openapi_extra=_changing(404, 409),
 )
 def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """Cancel a pending task at once; ask a running one to stop.
+    """Cancel a pending task immediately, or ask a running one to stop.
 
-    Who may cancel a task and not see it is told only what became of that.
+    A user who may cancel the task but not see it gets only the outcome.
     """
     user = caller(request)
     task = _permitted(user, task_id, may_cancel, "cancel")
@@ -268,11 +270,11 @@ def cancel(request: HttpRequest, task_id: UUID) -> HttpResponse:
     openapi_extra=_changing(404, 409, 429, responses={202: {"headers": _LOCATION}}),
 )
 def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
-    """Start a failed or cancelled task anew, as another task with the same parameters."""
+    """Retry a failed or cancelled task, as a new task with the same parameters."""
     user = caller(request)
     task = _permitted(user, task_id, may_retry, "retry")
     if task.owner_id == user.pk:
-        _within_the_limit(user)
+        _check_limit(user)
     with as_problems(user, task):
         started = task_service.retry_task(task_id, by=user)
     return _started(request, started)
@@ -283,80 +285,84 @@ def retry(request: HttpRequest, task_id: UUID) -> HttpResponse:
     operation_id="stream_task",
     response={200: None, 204: None},
     url_name=API_STREAM,
-    openapi_extra=told(404, 422, 429, 501, **_streamed()),
+    openapi_extra=_reading(404, 422, 429, 501, **_streamed()),
 )
 async def stream(request: HttpRequest, task_id: UUID) -> HttpResponseBase:
     """Stream a task's events until it ends."""
     return await _stream(request, task_id)
 
 
-# What operations share.
+# Helpers of the operations.
 
 
 async def _stream(request: HttpRequest, task_id: UUID | None = None) -> HttpResponseBase:
     user = caller(request)
     if not isinstance(request, ASGIRequest):
         raise Problem(
-            HTTPStatus.NOT_IMPLEMENTED, "Streams need ASGI; serve this site by uvicorn or daphne."
+            HTTPStatus.NOT_IMPLEMENTED,
+            "Streams need ASGI. Serve this site with uvicorn or daphne.",
         )
-    found = await answer(request, user, task_id)
-    if found.fields:
-        raise invalid(dict.fromkeys(found.fields, found.text))
-    if found.status >= HTTPStatus.BAD_REQUEST:
-        kept = {name: value for name, value in found.headers.items() if name != "Content-Type"}
-        raise Problem(found.status, found.text, headers=kept)
-    return respond(request, found)
+    answered = await answer(request, user, task_id)
+    if answered.fields:
+        raise invalid(dict.fromkeys(answered.fields, answered.text))
+    if answered.status >= HTTPStatus.BAD_REQUEST:
+        kept = {name: value for name, value in answered.headers.items() if name != "Content-Type"}
+        raise Problem(answered.status, answered.text, headers=kept)
+    return respond(request, answered)
 
 
 def _startable(user: User, name: str) -> type[BaseTask]:
-    """Find what a user may start. What they may not is answered like what does not exist."""
-    theirs = [task for task in startable_tasks() if may_start(user, task)]
-    if not theirs:
-        raise Problem(HTTPStatus.FORBIDDEN, "You may not start tasks.")
+    """Find a task class that a user may start. Others are answered as if they did not exist."""
+    allowed = [task for task in startable_tasks() if may_start(user, task)]
+    if not allowed:
+        raise Problem(HTTPStatus.FORBIDDEN, "You don't have permission to start tasks.")
     try:
-        return find(name, theirs)
+        return find(name, allowed)
     except UnknownTask as error:
-        raise invalid({"task": f"{error} Or you may not start it."}) from error
+        raise invalid({"task": f"{error} Or you don't have permission to start it."}) from error
 
 
-def _started_by(user: User, key: str | None) -> bool:
+def _was_started(user: User, key: str | None) -> bool:
     return key is not None and Task.primary.filter(owner_id=user.pk, idempotency_key=key).exists()
 
 
-def _within_the_limit(user: User) -> None:
-    """Two requests at the same moment may both pass: it is against runaway clients."""
-    most = task_settings().api_max_unfinished
-    if most is None:
+def _check_limit(user: User) -> None:
+    """Refuse a user with too many unfinished tasks. It stops clients that run away.
+
+    Two requests at the same moment may both pass.
+    """
+    limit = task_settings().api_max_unfinished
+    if limit is None:
         return
     unfinished = Task.primary.unfinished().filter(owner_id=user.pk).order_by()
-    if len(unfinished.values_list("pk")[:most]) >= most:
+    if len(unfinished.values_list("pk")[:limit]) >= limit:
         raise Problem(
             HTTPStatus.TOO_MANY_REQUESTS,
-            f"You have {most:,} unfinished tasks, and that is the most. Wait for some to end.",
+            f"You have {limit:,} unfinished tasks, which is the maximum. Wait until some finish.",
             headers={"Retry-After": str(RETRY_AFTER)},
         )
 
 
 def _visible(user: User, task_id: UUID) -> Task:
-    task = Task.primary.visible_to(user).filter(pk=task_id).defer("params", "error_traceback")
-    if found := task.first():
-        return found
+    tasks = Task.primary.visible_to(user).filter(pk=task_id).defer("params", "error_traceback")
+    if task := tasks.first():
+        return task
     raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND)
 
 
-def _permitted(user: User, task_id: UUID, may: Callable[[User, Task], bool], what: str) -> Task:
-    """Return a task that a user may do something to; who may not even see it learns of none."""
+def _permitted(user: User, task_id: UUID, may: Callable[[User, Task], bool], verb: str) -> Task:
+    """Return a task that a user may act on. For a user who may not see it, it does not exist."""
     task = Task.primary.filter(pk=task_id).defer(*HEAVY).first()
     if task is not None and may(user, task):
         return task
     if task is not None and may_view(user, task):
-        raise Problem(HTTPStatus.FORBIDDEN, f"You may see this task, and not {what} it.")
+        raise Problem(HTTPStatus.FORBIDDEN, f"You don't have permission to {verb} this task.")
     raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND)
 
 
-def _only(request: HttpRequest, known: Collection[str]) -> None:
-    """Refuse what a query names that there is not: a filter misspelt would list everything."""
-    fault = f"there is no such parameter; there are {', '.join(sorted(known))}"
+def _check_parameters(request: HttpRequest, known: Collection[str]) -> None:
+    """Refuse unknown parameters of a query: with a misspelt filter, it would list everything."""
+    fault = f"unknown parameter; use {', '.join(sorted(known))}"
     if unknown := sorted(set(request.GET) - set(known)):
         raise invalid(dict.fromkeys(unknown, fault))
 
@@ -370,7 +376,7 @@ def _started(request: HttpRequest, started: TaskStartResponse) -> HttpResponse:
 
 
 def _url(request: HttpRequest, name: str, task_id: UUID) -> str:
-    """The URL of an operation beside the one that was called, wherever a site has put them."""
+    """Return the URL of an operation in the same API, whatever namespace the site gave it."""
     assert request.resolver_match  # noqa: S101 - Django resolved it
     return reverse(f"{request.resolver_match.namespace}:{name}", args=[task_id])
 
@@ -378,7 +384,7 @@ def _url(request: HttpRequest, name: str, task_id: UUID) -> str:
 def _json(
     model: BaseModel, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> HttpResponse:
-    """Answer in the JSON of the model itself, which is the same at every door."""
+    """Answer with the model's own JSON, which is the same in the pages' endpoints."""
     response = HttpResponse(
         model.model_dump_json(), status=status, content_type="application/json", headers=headers
     )

@@ -1,4 +1,4 @@
-"""Errors, in one envelope: RFC 9457's problem details."""
+"""Errors as problem details of RFC 9457."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ logger = logging.getLogger("django.request")
 
 
 class Problem(HttpError):
-    """An answer that says what is wrong: the value, the rule, the remedy.
+    """An error answer. Its detail gives the value, the rule, and the remedy.
 
-    `more` are members of its own beside those that every problem has.
+    `more` are additional members, beside those that every problem has.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Problem(HttpError):
             status=self.status_code, content_type=MEDIA_TYPE, headers=self.headers
         )
         body = {
-            # Nothing more than the status says, which is what this type is for.
+            # This type means that the problem says no more than its status.
             "type": "about:blank",
             "title": response.reason_phrase,
             "status": self.status_code,
@@ -89,24 +89,24 @@ class Problem(HttpError):
 
 
 def invalid(errors: Mapping[str, str]) -> Problem:
-    """What is wrong with which field; an empty name stands for all of them."""
-    told = {printable(field): printable(fault) for field, fault in errors.items()}
-    faults = "; ".join(
-        f"{field}: {fault.removesuffix('.')}" if field else fault for field, fault in told.items()
+    """Return a problem with the error of each field. An empty name means the whole input."""
+    faults = {printable(field): printable(fault) for field, fault in errors.items()}
+    detail = "; ".join(
+        f"{field}: {fault.removesuffix('.')}" if field else fault for field, fault in faults.items()
     )
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, faults, errors=told)
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=faults)
 
 
 @contextmanager
 def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
-    """Tell what the service refuses as problems, and of tasks only what a user may see."""
+    """Turn the service's errors into problems that reveal only what the user may see."""
     try:
         yield
     except TaskNotFound:
         raise Problem(HTTPStatus.NOT_FOUND, NOT_FOUND) from None
     except AlreadyRetried as error:
-        told = conflict_details(user, error, retried)
-        raise Problem(HTTPStatus.CONFLICT, **told, task_status=error.status) from error
+        details = conflict_details(user, error, retried)
+        raise Problem(HTTPStatus.CONFLICT, **details, task_status=error.status) from error
     except IllegalTransition as error:
         raise Problem(HTTPStatus.CONFLICT, str(error), task_status=error.status) from error
     except TaskProtected as error:
@@ -125,7 +125,7 @@ def as_problems(user: User, retried: Task | None = None) -> Iterator[None]:
 
 
 def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
-    """Answer where the database does not, which is no fault of the API's code."""
+    """Answer 503 if the database does not answer, which is not an error in the API's code."""
     response = Problem(
         HTTPStatus.SERVICE_UNAVAILABLE, NO_DATABASE, headers={"Retry-After": str(RETRY_SECONDS)}
     ).response(request)
@@ -135,14 +135,14 @@ def unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def answer_problem(request: HttpRequest, problem: Problem) -> HttpResponse:
-    """Answer with a problem; for `add_exception_handler` of a NinjaAPI of one's own."""
+    """Return the response for a problem. A site's own NinjaAPI can use it as exception handler."""
     return problem.response(request)
 
 
 def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
-    """Have an API answer everything that goes wrong with a problem.
+    """Make an API answer every error with a problem.
 
-    `challenge` is the WWW-Authenticate of who is not logged in.
+    `challenge` is the WWW-Authenticate header of a 401.
     """
 
     def http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
@@ -152,13 +152,14 @@ def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
         if isinstance(error, Problem):
             error.headers = headers | error.headers
             return error.response(request)
-        detail = "Log in first." if error.status_code == 401 else error.message
+        needs_login = error.status_code == HTTPStatus.UNAUTHORIZED
+        detail = "Authentication required. Log in first." if needs_login else error.message
         return Problem(error.status_code, detail, headers=headers).response(request)
 
     def wrong_input(request: HttpRequest, error: ValidationError) -> HttpResponse:
         faults = []
         for fault in error.errors:
-            # Where it is from, and for a body, or within a list, the argument that takes it.
+            # Drop the source, and for a body or within a list also the name of the argument.
             within = fault["loc"][0] == "body" or len(fault["loc"]) > 2
             faults.append({**fault, "loc": fault["loc"][2 if within else 1 :]})
         return invalid(plain_by_field(faults)).response(request)
@@ -178,9 +179,9 @@ def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
         return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)).response(request)
 
     def unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
-        # As Django does for a view of its own: whoever reports errors hears of this one.
+        # Django sends this for its own views. Error reporters listen to it.
         got_request_exception.send(sender=None, request=request)
-        detail = "Something went wrong here, and was logged. Ask again later."
+        detail = "Internal error. It has been logged. Try again later."
         response = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail).response(request)
         log_response(
             "Internal Server Error: %s",
@@ -210,7 +211,7 @@ def answer_all(api: NinjaAPI, challenge: str = "Session") -> None:
 
 
 def _undoing(handler: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Roll back what ATOMIC_REQUESTS would commit: of the error it sees the answer alone."""
+    """Roll back the transaction of ATOMIC_REQUESTS, which sees only the answer, not the error."""
 
     @wraps(handler)
     def undoing(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -222,38 +223,38 @@ def _undoing(handler: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
     return undoing
 
 
-#: What the OpenAPI says of a problem.
+#: The OpenAPI schema of a problem.
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "title": "Problem",
-    "description": "Problem details, as RFC 9457 has them.",
+    "description": "Problem details of RFC 9457.",
     "required": ["type", "title", "status", "detail", "instance"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "The value, the rule, the remedy."},
-        "instance": {"type": "string", "description": "The path that was asked for."},
+        "detail": {"type": "string", "description": "The value, the rule, and the remedy."},
+        "instance": {"type": "string", "description": "The requested path."},
         "errors": {
             "type": "object",
             "additionalProperties": {"type": "string"},
-            "description": "With 422: what is wrong with which field.",
+            "description": "With 422: the error of each field.",
         },
         "task_status": {
             "enum": list(Status),
-            "description": "With 409: the present status of the task.",
+            "description": "With 409: the current status of the task.",
         },
         "task": {
             "type": "string",
             "format": "uuid",
-            "description": "With 409: the task that is in the way, if you may see it.",
+            "description": "With 409: the conflicting task, if you may see it.",
         },
     },
 }
 
 
 def declared(*statuses: int) -> dict[int, Any]:
-    """What the OpenAPI says of answers that are problems."""
+    """Return the OpenAPI responses for problems with these statuses."""
     return {
         int(status): {
             "description": HTTPStatus(status).phrase,

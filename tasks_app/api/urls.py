@@ -1,4 +1,4 @@
-"""The API, for a site to include: `path("api/tasks/", include("tasks_app.api.urls"))`."""
+"""The URLs of the API. A site adds `path("api/tasks/", include("tasks_app.api.urls"))`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tasks_app.live.endpoint import limit_body, stream_view
 View = Callable[..., HttpResponseBase]
 
 app_name = "tasks_app_api"
-#: Of django-ninja's own, which ask nobody who they are.
+#: URLs of django-ninja itself, which authenticate nobody.
 _PAGES = {"openapi-json", "openapi-view", "api-root"}
 
 
 def build(namespace: str = app_name) -> NinjaAPI:
-    """Return the API by itself, under a namespace, with the authenticators of TASK_API_AUTH."""
+    """Return a separate API under a namespace, with the authenticators of TASK_API_AUTH."""
     asked = authenticators()
     api = NinjaAPI(
         title="Tasks",
@@ -37,7 +37,7 @@ def build(namespace: str = app_name) -> NinjaAPI:
         description="Start background tasks, watch them, and end them.",
         urls_namespace=namespace,
         auth=asked,
-        # Without django-ninja among the apps its page would come from another host.
+        # If django-ninja is not an installed app, its page would load files from another host.
         docs_url="/docs" if apps.is_installed("ninja") else None,
     )
     answer_all(api, challenge(asked))
@@ -46,28 +46,29 @@ def build(namespace: str = app_name) -> NinjaAPI:
 
 
 def patterns(api: NinjaAPI) -> list[URLPattern]:
-    """The URLs of an API, with a problem for every other path and method."""
-    found = cast(list[URLPattern], api.urls[0])
-    for pattern in found:
+    """Return the URLs of an API. All other paths and methods are answered with a problem."""
+    known = cast(list[URLPattern], api.urls[0])
+    for pattern in known:
         pattern.callback = _guarded(pattern.callback)
         if pattern.name not in _PAGES:
-            # Authenticators decide, and answer 401: Django's LoginRequiredMiddleware would redirect
-            # also those who have a token.
+            # Authenticators decide, and answer 401. Django's LoginRequiredMiddleware would redirect
+            # clients, even those with a token.
             pattern.callback = login_not_required(pattern.callback)
-    return [*found, re_path("", _nothing_here)]
+    return [*known, re_path("", _not_found)]
 
 
 @login_not_required
 @csrf_exempt
-def _nothing_here(request: HttpRequest) -> HttpResponseBase:
-    return Problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").response(request)
+def _not_found(request: HttpRequest) -> HttpResponseBase:
+    detail = "There is no API endpoint at this path."
+    return Problem(HTTPStatus.NOT_FOUND, detail).response(request)
 
 
-limit_body(_nothing_here, lambda: 0)
+limit_body(_not_found, lambda: 0)
 
 
 def _guarded(view: View) -> View:
-    """Answer what django-ninja answers in plain text with a problem."""
+    """Wrap a view so that a 405, which django-ninja answers in plain text, is a problem."""
     if iscoroutinefunction(view):
 
         @wraps(view)
@@ -80,7 +81,7 @@ def _guarded(view: View) -> View:
     def guarded(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
         method = request.method
         if method == "HEAD":
-            # As GET: servers leave out the body.
+            # Answer as for GET. The server leaves out the body.
             request.method = "GET"
         try:
             response = view(request, **kwargs)
@@ -94,7 +95,7 @@ def _guarded(view: View) -> View:
 def _as_problem(
     request: HttpRequest, response: HttpResponseBase, head: bool = False
 ) -> HttpResponseBase:
-    """`head` says whether HEAD is for where GET is: it is not for a stream, which has no end."""
+    """Return a problem for a 405. `head` allows HEAD with GET; streams, which never end, do not."""
     if isinstance(response, HttpResponseNotAllowed):
         methods = set(response.headers["Allow"].split(", "))
         if head and "GET" in methods:
@@ -102,7 +103,7 @@ def _as_problem(
         allowed = ", ".join(sorted(methods))
         return Problem(
             HTTPStatus.METHOD_NOT_ALLOWED,
-            f"{request.method} is not for this path. Use {allowed}.",
+            f"{request.method} is not allowed at this path. Use {allowed}.",
             headers={"Allow": allowed},
         ).response(request)
     return response

@@ -59,7 +59,7 @@ async def stream(request: HttpRequest, task_id: UUID | None = None) -> HttpRespo
     """
     if not isinstance(request, ASGIRequest):
         return HttpResponse(
-            "Streams need ASGI; serve this site by uvicorn or daphne.",
+            "Streams need ASGI. Serve this site with uvicorn or daphne.",
             status=HTTPStatus.NOT_IMPLEMENTED,
             content_type="text/plain",
         )

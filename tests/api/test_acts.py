@@ -166,7 +166,7 @@ def test_unique_key_is_shown_only_to_users_who_may_see_the_task(ada: User) -> No
 def test_own_task_is_retried_only_if_it_can_be_started(ada: User) -> None:
     task = ended(Status.FAILED, owner=ada, name="tests.api.tasks.Closed")
     assert problem(client_of(ada).post(of(task, "retry")), 403) == {
-        "detail": "You may see this task, and not retry it."
+        "detail": "You don't have permission to retry this task."
     }
 
 
@@ -218,7 +218,7 @@ def test_viewer_without_permission_gets_403(act: str) -> None:
     before = snapshot()
     client = client_of(someone("view_task", is_staff=True))
     assert problem(getattr(client, method)(of(task, what)), 403) == {
-        "detail": f"You may see this task, and not {act} it."
+        "detail": f"You don't have permission to {act} this task."
     }
     assert snapshot() == before
 

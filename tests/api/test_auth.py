@@ -80,7 +80,7 @@ def bearing(user: User, **options: Any) -> dict[str, Any]:
 def test_anonymous_user_gets_401_and_no_redirect(path: str, method: str) -> None:
     response = getattr(Client(enforce_csrf_checks=True), method)(API + path)
     if response.status_code != 405:
-        assert problem(response, 401) == {"detail": "Log in first."}
+        assert problem(response, 401) == {"detail": "Authentication required. Log in first."}
         assert response["WWW-Authenticate"] == "Session"
 
 
@@ -88,8 +88,8 @@ def test_session_needs_a_csrf_token_for_changes(ada: User) -> None:
     client = client_of(ada, enforce_csrf_checks=True)
     body = problem(start(client), 403)
     assert body["detail"] == (
-        "CSRF cookie not set. Send the token of this site's pages, or its cookie csrftoken, in "
-        "the header X-CSRFToken."
+        "CSRF cookie not set. Send the CSRF token of this site's pages, or of its cookie "
+        "csrftoken, in the header X-CSRFToken."
     )
     task = enqueued(owner=ada)
     problem(client.post(f"{API}{task.pk}/cancel"), 403)
@@ -149,13 +149,13 @@ def test_invalid_token_response_lists_the_schemes() -> None:
 def test_token_of_an_inactive_user_is_refused(ada: User) -> None:
     User.objects.update(is_active=False)
     response = Client().get(API, **bearing(ada))
-    assert problem(response, 401) == {"detail": "This user is not active."}
+    assert problem(response, 401) == {"detail": "This user account is inactive."}
     assert response["WWW-Authenticate"] == "Bearer, Session"
 
 
 @pytest.mark.usefixtures("tokens")
 def test_authenticator_without_a_user_raises() -> None:
-    with pytest.raises(ImproperlyConfigured, match="It must return the user who asks"):
+    with pytest.raises(ImproperlyConfigured, match="It must return the user who sent the request"):
         Client().get(API, headers={"X-Mistake": "1"})
 
 
@@ -293,7 +293,7 @@ def test_without_our_handler_a_problem_is_an_error_of_that_api(ada: User) -> Non
 @OWN
 def test_with_our_handlers_every_error_is_a_problem(ada: User) -> None:
     response = Client().get("/handled/work/")
-    assert problem(response, 401) == {"detail": "Log in first."}
+    assert problem(response, 401) == {"detail": "Authentication required. Log in first."}
     assert response["WWW-Authenticate"] == "Bearer"
     assert set(problem(Client().get("/handled/work/?x=1", **bearing(ada)), 422)["errors"]) == {"x"}
     response = Client().get("/handled/work/?limit=x", **bearing(ada))

@@ -129,7 +129,7 @@ def test_invalid_filters_are_reported_by_field(
 def test_unknown_parameter_error_lists_the_parameters(client: Client) -> None:
     body = problem(client.get(API, {"page": "2"}), 422)
     assert body["errors"] == {
-        "page": "there is no such parameter; there are created_after, created_before, cursor, "
+        "page": "unknown parameter; use created_after, created_before, cursor, "
         "limit, name, owner, queue, status"
     }
 

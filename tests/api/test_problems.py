@@ -76,7 +76,7 @@ def debug(request: pytest.FixtureRequest, settings: Any) -> None:
 def test_unknown_path_is_a_problem(client: Client, path: str, method: str) -> None:
     client.handler.enforce_csrf_checks = True
     response = getattr(client, method)(API + path)
-    assert problem(response, 404) == {"detail": "There is nothing at this path."}
+    assert problem(response, 404) == {"detail": "There is no API endpoint at this path."}
 
 
 @pytest.mark.usefixtures("debug")
@@ -94,7 +94,7 @@ def test_unknown_path_is_a_problem(client: Client, path: str, method: str) -> No
 def test_wrong_method_is_a_problem(client: Client, path: str, methods: str) -> None:
     response = client.put(API + path)
     assert set(response["Allow"].split(", ")) == set(methods.split(", "))
-    assert problem(response, 405)["detail"].startswith("PUT is not for this path. Use ")
+    assert problem(response, 405)["detail"].startswith("PUT is not allowed at this path. Use ")
 
 
 @pytest.mark.parametrize("what", ["", "{}", "{}/status", "{}/events", "openapi.json", "docs"])
@@ -126,7 +126,7 @@ def test_head_is_get_without_a_body(ada: User, client: Client, what: str) -> Non
     ],
 )
 def test_invalid_json_is_a_bad_request(client: Client, body: Any) -> None:
-    assert problem(start(client, body), 400)["detail"].startswith("The body is no JSON: ")
+    assert problem(start(client, body), 400)["detail"].startswith("The body is not valid JSON: ")
 
 
 KINDS = [
@@ -183,7 +183,7 @@ def test_body_has_a_maximum_size(client: Client) -> None:
     body = json.dumps(GREET)
     with override_settings(TASK_API_MAX_BODY_BYTES=len(body) - 1):
         assert problem(start(client, body), 413) == {
-            "detail": f"The body has {len(body)} bytes, and {len(body) - 1} is the most."
+            "detail": f"The body has {len(body)} bytes, but at most {len(body) - 1} are allowed."
         }
     with override_settings(TASK_API_MAX_BODY_BYTES=len(body)):
         assert start(client, body).status_code == 202
@@ -216,7 +216,7 @@ def test_body_without_a_length_is_not_read(
         "POST", API, b"", content_type="application/json", headers=headers, **more
     )
     assert problem(response, 411)["detail"] == (
-        "Send the length of the body, by the header Content-Length."
+        "Send the length of the body in the Content-Length header."
     )
 
 
@@ -308,7 +308,7 @@ def test_server_error_hides_its_text(
     finally:
         got_request_exception.disconnect(report)
     assert problem(response, 500) == {
-        "detail": "Something went wrong here, and was logged. Ask again later."
+        "detail": "Internal error. It has been logged. Try again later."
     }
     assert reported == [response.wsgi_request]
     [record] = [record for record in caplog.records if record.exc_info]

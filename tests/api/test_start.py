@@ -84,7 +84,7 @@ def test_task_that_may_not_be_started_looks_unknown(client: Client, name: str) -
     body = problem(start(client, {"task": name}), 422)
     message = body["errors"]["task"]
     assert message.startswith(f"There is no task {name!r}: ")
-    assert message.endswith("Or you may not start it.")
+    assert message.endswith("Or you don't have permission to start it.")
     assert not any(
         f"tests.api.tasks.{other}" in message.split(": ", 1)[1] for other in ("Closed", "Reserved")
     )
@@ -101,7 +101,9 @@ def test_start_permission_of_a_task() -> None:
 def test_user_who_can_start_nothing_gets_403(fields: dict[str, Any]) -> None:
     client = client_of(someone("view_task", "add_task", **fields))
     for name in ("tests.api.tasks.Greet", "tests.api.tasks.Gone"):
-        assert problem(start(client, {"task": name}), 403) == {"detail": "You may not start tasks."}
+        assert problem(start(client, {"task": name}), 403) == {
+            "detail": "You don't have permission to start tasks."
+        }
     assert not Task.objects.exists()
 
 
@@ -184,7 +186,7 @@ def test_user_with_too_many_unfinished_tasks_must_wait(ada: User, client: Client
         body = problem(response, 429)
         assert response["Retry-After"] == "10"
         assert body["detail"] == (
-            "You have 2 unfinished tasks, and that is the most. Wait for some to end."
+            "You have 2 unfinished tasks, which is the maximum. Wait until some finish."
         )
     assert start(client).status_code == 202
 

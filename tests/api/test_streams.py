@@ -158,10 +158,13 @@ def test_errors_are_problems(ada: User) -> None:
             == "Task not found, or you don't have permission to view it."
         )
     detail_of(first(scope(ada, "stream", "all=1")), 404)
-    assert detail_of(first(scope(None, "stream", "mine=1")), 401) == "Log in first."
+    assert (
+        detail_of(first(scope(None, "stream", "mine=1")), 401)
+        == "Authentication required. Log in first."
+    )
     detail_of(first(scope(ada, "stream", "&".join(["task=x"] * 1001))), 400)
     found = first(scope(ada, "stream", "mine=1", method="POST"))
-    assert detail_of(found, 405) == "POST is not for this path. Use GET."
+    assert detail_of(found, 405) == "POST is not allowed at this path. Use GET."
     assert found[1]["allow"] == "GET"
 
 
@@ -247,5 +250,5 @@ def test_view_serves_the_stream_without_the_consumer(
 @pytest.mark.parametrize("path", ["stream?mine=1", f"{uuid.UUID(int=1)}/stream"])
 def test_streams_need_asgi(ada: User, path: str) -> None:
     assert problem(client_of(ada).get(API + path), 501) == {
-        "detail": "Streams need ASGI; serve this site by uvicorn or daphne."
+        "detail": "Streams need ASGI. Serve this site with uvicorn or daphne."
     }

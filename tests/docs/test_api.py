@@ -16,7 +16,7 @@ from django.test import Client, override_settings
 from django.urls import include, path
 
 from tasks_app.api import urls as api_urls
-from tasks_app.api.schemas import PAGE, PAGE_MAX, Filters, StartRequest
+from tasks_app.api.payloads import PAGE, PAGE_MAX, Filters, StartRequest
 from tasks_app.models import Task
 from tests.docs.pages import ROOT, code, section, snippets, table
 from tests.harness import PATIENCE, Web
@@ -84,7 +84,7 @@ def test_token_example_authenticates() -> None:
             assert client.get("/", headers={"Authorization": "Bearer x"}).status_code == 401
             # Not stopped by the CSRF check; refused because of the missing permission.
             sent = client.post("/", {"task": "x"}, content_type="application/json", headers=bearer)
-            assert sent.json()["detail"] == "You may not start tasks."
+            assert sent.json()["detail"] == "You don't have permission to start tasks."
     finally:
         for name in modules:
             del sys.modules[name]

@@ -380,7 +380,7 @@ def test_streams_need_asgi(ada: User, name: str) -> None:
     url = reverse(f"tasks_app:{name}", args=[task.pk] if name == "stream" else [])
     response = client_of(ada).get(url)
     assert (response.status_code, response.headers["Content-Type"]) == (501, "text/plain")
-    assert response.content == b"Streams need ASGI; serve this site by uvicorn or daphne."
+    assert response.content == b"Streams need ASGI. Serve this site with uvicorn or daphne."
 
 
 def test_urls() -> None:
