@@ -12,7 +12,7 @@ from django.urls import URLPattern, path
 from django.views.decorators.cache import never_cache
 
 from tasks_app.admin.index_order import SINCE
-from tasks_app.admin.rows import Rows, shown
+from tasks_app.admin.rows import COLUMNS, Rows, cell, shown
 from tasks_app.models import Task, aware
 from tasks_app.store.clock import database_now, parse_time
 from tasks_app.store.ledger import alias
@@ -36,7 +36,7 @@ class LiveViews(Base):
         return [path("live/", view, name="tasks_app_task_live"), *super().get_urls()]
 
     def live_view(self, request: HttpRequest) -> JsonResponse:
-        """Return the state of the tasks in `_ids`.
+        """Return the cells of the tasks in `_ids`, as HTML by the name of their column.
 
         With `_new`, also return the ids of tasks that are new since `_since` to the list that the
         rest of the query describes.
@@ -51,11 +51,14 @@ class LiveViews(Base):
         except ValueError:
             return JsonResponse({"detail": "_ids must be UUIDs, separated by commas."}, status=400)
         now = database_now(alias())
-        answer: dict[str, Any] = {"now": aware(now).isoformat(), "tasks": [], "top": None}
+        answer: dict[str, Any] = {"now": aware(now).isoformat(), "rows": {}, "top": None}
         if wanted:
             tasks = self.get_queryset(request).using(alias()).filter(pk__in=wanted)
             rows = Rows.of(shown(tasks), request.user, now, self.admin_site.name)
-            answer["tasks"] = [row.info for row in rows]
+            answer["rows"] = {
+                str(row.task.pk): {column: cell(column, row.task) for column in COLUMNS}
+                for row in rows
+            }
         if news:
             request.GET = query  # type: ignore[assignment]  # ours, and read only from here on
             try:

@@ -1,4 +1,4 @@
-"""The rows of the list of tasks. The list's script, admin-list.js, shows the same."""
+"""The rows of the list of tasks: what their templates show."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from uuid import UUID
 from django.contrib import admin
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Left
+from django.template.loader import get_template
 from django.urls import reverse
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from tasks_app.admin.history import error_of
@@ -22,7 +21,7 @@ from tasks_app.models import Task, TaskEvent, aware
 from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, EventType, Status
 from tasks_app.web import display
-from tasks_app.web.display import bar_value, duration, elapsed, percent, time_element, time_left
+from tasks_app.web.display import duration, elapsed, time_left
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
@@ -126,21 +125,41 @@ class Row:
             "run_after": aware(task.run_after).isoformat(),
             "start_time": task.started_at and aware(task.started_at).isoformat(),
             "end_time": task.finished_at and aware(task.finished_at).isoformat(),
-            "error": self.error,
-            "last_error": self.last_error,
-            "worker": self.worker,
             "lost": self.is_lost,
-            "stuck": task.stuck,
         }
 
     @property
-    def error(self) -> dict[str, str] | None:
-        message = getattr(self.task, "error_start", "")
-        return {"type": self.task.error_type, "message": message} if self.task.error_type else None
+    def info_json(self) -> str:
+        return json.dumps(self.info)
 
     @property
-    def last_error(self) -> str:
+    def label(self) -> str:
+        return self.shared.label(self.task)
+
+    @property
+    def failure(self) -> str:
+        """Why the task failed, or its last attempt if another follows; in words for staff."""
+        if self.task.error_type:
+            return f"{self.task.error_type}: {getattr(self.task, 'error_start', '')}"
         return self.shared.last_errors.get(self.task.pk, "")
+
+    @property
+    def owner(self) -> str:
+        return self.task.owner.get_username() if self.task.owner else ""
+
+    @property
+    def bar_value(self) -> str:
+        """The filled fraction; empty if it is unknown."""
+        value = display.bar_value(self.task)
+        return "" if value is None else str(value)
+
+    @property
+    def percent(self) -> str:
+        return display.percent(self.task, self.shared.words)
+
+    @property
+    def text(self) -> str:
+        return display.text(self.task)
 
     @property
     def worker(self) -> str:
@@ -210,16 +229,19 @@ class Row:
         words = self.shared.words
         return words[word].format(duration=duration(seconds, words))
 
-    def offers(self) -> list[tuple[str, str, bool]]:
-        """Return the buttons for this user: name, label, and whether it is visible now."""
+    def buttons(self) -> list[dict[str, Any]]:
+        """Return the buttons for this user."""
         user, task = self.shared.user, self.task
-        offered: list[tuple[str, str, bool]] = []
+        offered: list[tuple[str, _StrPromise, bool]] = []
         if not task.is_terminal and may_cancel(user, task):
-            offered.append(("cancel", str(_("Cancel")), not self.is_cancelling))
+            offered.append(("cancel", _("Cancel"), not self.is_cancelling))
         again = getattr(task, "again_id", None)
         if task.status != Status.COMPLETED and again is None and may_retry(user, task):
-            offered.append(("retry", str(_("Retry")), task.status in RETRIABLE))
-        return offered
+            offered.append(("retry", _("Retry"), task.status in RETRIABLE))
+        return [
+            {"name": name, "label": label, "visible": visible, "url": self.shared.url(name, task)}
+            for name, label, visible in offered
+        ]
 
 
 def _last_errors(waiting: list[UUID]) -> dict[UUID, str]:
@@ -237,131 +259,39 @@ def _last_errors(waiting: list[UUID]) -> dict[UUID, str]:
     }
 
 
-def _row(task: Task) -> Row:
-    row: Row = task.row  # type: ignore[attr-defined]
-    return row
+#: The columns of the list, in their order. Each has a template, cell_<column>.html.
+COLUMNS = ("task", "state", "progress_bar", "owned", "tried", "times")
+
+
+def cell(column: str, task: Task) -> str:
+    """Render one cell of a task that has a `row`."""
+    template = get_template(f"admin/tasks_app/task/cell_{column}.html")
+    return template.render({"task": task, "row": task.row})  # type: ignore[attr-defined]
 
 
 class Columns:
-    """The cells of a row. They are rendered here; the page's script updates them later."""
+    """The cells of a row. Only the server renders them, also for live updates."""
 
     @admin.display(description=_("task"))
-    def task(self, task: Task) -> SafeString:
-        row = _row(task)
-        error = f"{task.error_type}: {row.error['message']}" if row.error else row.last_error
-        return format_html(
-            '<a class="task-name" href="{}" data-part="label" dir="auto">{}</a>'
-            '<span class="task-path">{}</span>'
-            '<span class="task-error" data-part="error" dir="auto"{}>{}</span>'
-            '<template data-task="{}" data-info="{}"></template>',
-            row.url,
-            _dotted(row.shared.label(task)),
-            _dotted(task.name),
-            SafeString("" if error else " hidden"),
-            error,
-            task.pk,
-            json.dumps(row.info),
-        )
+    def task(self, task: Task) -> str:
+        return cell("task", task)
 
     @admin.display(description=_("status"))
-    def state(self, task: Task) -> SafeString:
-        row = _row(task)
-        return format_html(
-            '<span class="task-status" data-part="status" data-status="{}"{}>'
-            '<span class="task-icon" aria-hidden="true"></span>'
-            '<span data-part="state">{}</span></span>'
-            '<span class="task-badge" data-part="lost"{}>{}</span>'
-            '<span class="task-badge" data-part="stuck"{}>{}</span>'
-            '<span class="task-buttons">{}</span>',
-            task.status,
-            SafeString(" data-cancelling" if row.is_cancelling else ""),
-            row.state,
-            _hidden(not row.is_lost),
-            _("Heartbeat lost"),
-            _hidden(not task.stuck),
-            _("Stuck thread"),
-            _buttons(row),
-        )
+    def state(self, task: Task) -> str:
+        return cell("state", task)
 
     @admin.display(description=_("progress"))
-    def progress_bar(self, task: Task) -> SafeString:
-        row, value = _row(task), bar_value(task)
-        return format_html(
-            '<progress class="task-bar" data-part="bar" data-status="{}" max="1"{}'
-            ' aria-label="{}"></progress>'
-            '<span class="task-said"><span data-part="percent">{}</span> '
-            '<bdi data-part="text">{}</bdi> '
-            '<bdi class="task-left" data-part="remaining">{}</bdi></span>',
-            task.status,
-            SafeString("") if value is None else format_html(' value="{}"', str(value)),
-            f"{_('Progress')}: {row.shared.label(task)}",
-            percent(task, row.shared.words),
-            display.text(task),
-            row.remaining,
-        )
+    def progress_bar(self, task: Task) -> str:
+        return cell("progress_bar", task)
 
     @admin.display(description=_("owner, queue"))
-    def owned(self, task: Task) -> SafeString:
-        owner = task.owner.get_username() if task.owner else ""
-        return _fact(_("Owner"), owner) + _fact(_("Queue"), task.queue)
+    def owned(self, task: Task) -> str:
+        return cell("owned", task)
 
     @admin.display(description=_("attempt, worker"))
-    def tried(self, task: Task) -> SafeString:
-        row = _row(task)
-        return _fact(_("Attempt"), row.attempt, "attempt") + _fact(
-            _("Worker"), row.worker, "worker"
-        )
+    def tried(self, task: Task) -> str:
+        return cell("tried", task)
 
     @admin.display(description=display.zoned(_("time")))
-    def times(self, task: Task) -> SafeString:
-        row = _row(task)
-        return (
-            _fact(_("Created"), time_element(task.created_at))
-            + _fact(_("Waited"), row.waited, "waited", unnamed=row.is_scheduled)
-            + _fact(_("Run time"), row.ran, "ran")
-        )
-
-
-def _buttons(row: Row) -> SafeString:
-    """Return buttons that submit the list's own form, because HTML allows no form within it.
-
-    The list's form has the CSRF token.
-    """
-    return format_html_join(
-        "",
-        '<button type="submit" class="task-button" data-act="{}" formaction="{}"{}'
-        ' aria-label="{}">{}</button>',
-        (
-            (
-                name,
-                row.shared.url(name, row.task),
-                _hidden(not now),
-                f"{label}: {row.shared.label(row.task)}",
-                label,
-            )
-            for name, label, now in row.offers()
-        ),
-    )
-
-
-def _dotted(name: str) -> SafeString:
-    """Return a dotted name that can wrap after each dot."""
-    return format_html_join(SafeString(".<wbr>"), "{}", ((part,) for part in name.split(".")))
-
-
-def _hidden(hidden: bool) -> SafeString:
-    return SafeString(" hidden" if hidden else "")
-
-
-def _fact(name: Any, value: str, part: str = "", *, unnamed: bool = False) -> SafeString:
-    """Return one value of a cell with its name, because phones hide the table's header.
-
-    `unnamed` hides the name of a value that is clear without it.
-    """
-    return format_html(
-        '<span class="task-fact"{}><span class="task-fact-name">{}</span> <bdi{}>{}</bdi></span>',
-        SafeString(" data-unnamed" if unnamed else ""),
-        name,
-        format_html(' data-part="{}"', part) if part else "",
-        value,
-    )
+    def times(self, task: Task) -> str:
+        return cell("times", task)

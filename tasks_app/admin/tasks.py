@@ -21,7 +21,7 @@ from tasks_app.admin.detail import DetailViews
 from tasks_app.admin.filters import FILTERS
 from tasks_app.admin.live import LiveViews
 from tasks_app.admin.overview import OverviewViews, stream_url
-from tasks_app.admin.rows import WORDS, Columns
+from tasks_app.admin.rows import COLUMNS, WORDS, Columns
 from tasks_app.admin.start import StartViews
 from tasks_app.conf import task_settings
 from tasks_app.models import Task
@@ -39,14 +39,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, 
     start, cancel, retry and delete tasks.
     """
 
-    list_display = (
-        "task",
-        "state",
-        "progress_bar",
-        "owned",
-        "tried",
-        "times",
-    )
+    list_display = COLUMNS
     list_display_links = None
     empty_value_display = ""
     list_filter = FILTERS

@@ -8,6 +8,7 @@ from datetime import datetime
 from django import template
 from django.template.defaultfilters import floatformat
 from django.utils.formats import number_format
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from tasks_app.web import display
@@ -37,3 +38,9 @@ def lasting(seconds: float) -> str:
 def grouped(number: int) -> str:
     """Return a number with separators between thousands, even if the site's settings omit them."""
     return number_format(number, force_grouping=True)
+
+
+@register.filter
+def dotted(name: str) -> SafeString:
+    """Return a dotted name that can wrap after each dot."""
+    return format_html_join(SafeString(".<wbr>"), "{}", ((part,) for part in name.split(".")))

@@ -320,7 +320,11 @@ def test_refusal_shows_its_reason(page: Page, show: Callable[..., None], banner:
     with page.expect_response("**/task/live/**"):
         cancel(page, task.pk)
     expect(banner).to_contain_text("you don't have permission")
+    # The server renders the row without the button.
+    expect(button(page, task.pk, "Cancel")).to_have_count(0)
     is_live(page)
+    viewer.user_permissions.add(may["cancel_task"])
+    show(user=viewer)
 
     def sign_out(route: Route) -> None:
         # Not before: the list may notice it, and then leaves its buttons to the browser.

@@ -4,17 +4,18 @@
  */
 
 // Storages that rename static files do not rename imports, so the script tag has the URLs.
-const { live, state } =
-  [...document.scripts].find(({ src }) => src === import.meta.url)?.dataset ?? {};
-const { Connection } = await import(live ?? "./live.js");
-const { FACTS, TERMINAL, TERMINAL_EVENTS, describe, duration, fill, reduce } = await import(
-  state ?? "./task-state.js"
+const urls = [...document.scripts].find(({ src }) => src === import.meta.url)?.dataset ?? {};
+const { Connection } = await import(urls.live ?? "./live.js");
+const { growChildren, parsePage } = await import(urls.grow ?? "./grow.js");
+const { FACTS, TERMINAL, describe, duration, fill, reduce } = await import(
+  urls.state ?? "./task-state.js"
 );
 
 const root = document.querySelector("[data-task-list]");
 const words = JSON.parse(root.dataset.words);
 
 // Milliseconds.
+const ROWS = { after: 250, least: 1_000 }; // of a change, rows are fetched; between two fetches
 const NEWS = 2_000; // between two looks for new tasks
 const LEASES = 10_000; // between two looks at leases, of which no stream tells
 const GATHER = 3_000; // what ended or came meanwhile is read out together
@@ -29,127 +30,103 @@ const say = (element, text) => {
 
 const UNKNOWN = { status: "", attempt: -1, heard: -1, value: null, text: "", due: 0 };
 
+/** A row. The server renders it; only its progress and its times are changed here. */
 class Row {
+  #asked = -1; // when the newest rendering was requested
+  #state = UNKNOWN;
+  #lost = false; // its worker may be lost
+  #ready = 0; // when the task could start, by our clock
+  sending = false; // one of its buttons was pressed, and there is no answer yet
+
   constructor(marker) {
     this.id = marker.dataset.task;
     this.line = marker.closest("tr");
-    this.removed = false;
-    this.retried = false;
-    this.lastError = ""; // of a task that waits for its next attempt
-    this.state = UNKNOWN;
-    this.receive({
-      type: "task_status",
-      data: JSON.parse(marker.dataset.info),
-      time: Date.parse(root.dataset.now),
-      asked: 0,
-      received: performance.now(),
-    });
+    const now = performance.now();
+    this.#read({ time: Date.parse(root.dataset.now), asked: 0, received: now });
   }
 
   get label() {
-    return part(this.line, "label").textContent;
+    return this.#part("label").textContent;
+  }
+
+  get status() {
+    return this.#state.status;
   }
 
   get ended() {
-    return this.removed || TERMINAL.has(this.state.status);
+    return this.#part("status").dataset.status === "removed" || TERMINAL.has(this.status);
   }
 
-  /** Take a message of the stream, or an answer of the list's own; return whether it ended by it. */
+  #part(name) {
+    return part(this.line, name);
+  }
+
+  /** Handle a message; return whether the task ended by it. */
   receive(message) {
-    const { type, data, time, received } = message;
-    const ended = this.ended;
-    let after = reduce(this.state, message);
-    // An answer of the list's own has the words for staff, also after the end.
-    if (after.error && data.error?.type) after = { ...after, error: data.error };
-    if (type === "task_status" && "worker" in data)
-      Object.assign(this, { worker: data.worker, lost: data.lost, stuck: data.stuck });
-    else if (type === "task_started") Object.assign(this, { worker: data.worker, lost: false });
-    else if (type === "progress_update") this.lost = false;
-    else if (type in TERMINAL_EVENTS && data.stuck) this.stuck = true;
-    if (type === "task_retry_scheduled") this.lastError = `${data.error.type}: ${data.error.message}`;
-    else if ("last_error" in data) this.lastError = data.last_error;
-    // When it might begin, by the server's clock and by ours.
-    const ready = data.run_after ?? (this.ready === undefined ? data.created_time : null);
-    if (ready) {
-      this.ready = Date.parse(ready);
-      this.readyHere = received - (time - this.ready);
-    }
-    if (TERMINAL.has(after.status) && after.started === null)
-      this.endedAt ??= data.end_time ? Date.parse(data.end_time) : time;
-    if (after !== this.state) this.state = { ...after, heard: received };
+    const { ended } = this;
+    const after = reduce(this.#state, message);
+    if (after !== this.#state) this.#state = { ...after, heard: message.received };
+    this.patch();
     return !ended && this.ended;
   }
 
+  /** Read what the server rendered; return whether the task has ended since. */
+  #read(times) {
+    const info = JSON.parse(this.line.querySelector("[data-task]").dataset.info);
+    this.#lost = info.lost;
+    this.#ready = times.received - (times.time - Date.parse(info.run_after));
+    return this.receive({ type: "task_status", data: info, ...times });
+  }
+
+  /** Take over cells that the server rendered; return whether the task has ended since. */
+  take(cells, times) {
+    if (times.asked < this.#asked || this.sending) return false;
+    this.#asked = times.asked;
+    const focused = this.line.contains(document.activeElement) && document.activeElement;
+    for (const [column, html] of Object.entries(cells))
+      growChildren(
+        this.line.querySelector(`.field-${column}`),
+        parsePage(`<div>${html}</div>`).body.firstChild,
+      );
+    // A keyboard keeps its place if the button that has the focus goes.
+    if (focused && (focused.hidden || !focused.isConnected)) this.#part("label").focus();
+    return this.#read(times);
+  }
+
   remove() {
-    this.removed = true;
+    this.#part("status").dataset.status = "removed";
+    say(this.#part("state"), words.removed);
+    for (const gone of this.line.querySelectorAll(".task-badge, button[data-act]"))
+      gone.hidden = true;
+    this.line.toggleAttribute("data-removed", true);
   }
 
-  #isScheduled(now) {
-    return this.state.status === "pending" && this.readyHere - now > 1000;
-  }
-
-  #waited(now) {
-    const { status, started } = this.state;
-    if (status === "pending") {
-      const until = this.readyHere - now;
-      if (this.#isScheduled(now)) return fill(words.starts_in, { duration: duration(until, words) });
-      return duration(-until, words);
-    }
-    const until = started ?? this.endedAt;
-    return until === undefined || until === null ? "" : duration(until - this.ready, words);
-  }
-
-  #ran(now) {
-    const { status, began, took } = this.state;
-    if (status === "running" && began !== null) return duration(now - began, words);
-    return TERMINAL.has(status) && took !== null ? duration(took, words) : "";
-  }
-
-  render() {
-    const { line, state } = this;
+  /** Show progress and times as they are now. */
+  patch() {
+    if (this.ended) return;
     const now = performance.now();
-    const shown = describe(state, words, now);
-    const cancelling = Boolean(state.cancelling) && !this.ended;
-    const status = part(line, "status");
-    status.dataset.status = this.removed ? "removed" : state.status;
-    status.toggleAttribute("data-cancelling", cancelling);
-    const word = cancelling ? words.cancelling : words[`is_${state.status}`];
-    say(part(line, "state"), this.removed ? words.removed : word);
-    part(line, "lost").hidden = !(this.lost && state.status === "running") || this.removed;
-    part(line, "stuck").hidden = !this.stuck;
-    const bar = part(line, "bar");
-    bar.dataset.status = state.status;
-    if (shown.value === null) bar.removeAttribute("value");
-    else if (bar.getAttribute("value") !== String(shown.value)) bar.value = shown.value;
-    say(part(line, "percent"), shown.percent);
-    say(part(line, "text"), shown.text);
-    say(part(line, "remaining"), this.lost ? "" : (shown.left ?? ""));
-    const error = shown.error || (state.status === "pending" ? this.lastError : "");
-    say(part(line, "error"), error);
-    part(line, "error").hidden = !error;
-    say(
-      part(line, "attempt"),
-      state.attempt > 0
-        ? fill(words.attempt_of, { attempt: state.attempt, max_attempts: state.maxAttempts })
-        : "",
-    );
-    const waited = part(line, "waited");
-    say(waited, this.#waited(now));
-    waited.parentNode.toggleAttribute("data-unnamed", this.#isScheduled(now));
-    say(part(line, "ran"), this.#ran(now));
-    say(part(line, "worker"), this.worker ?? "");
-    this.#offer("cancel", !this.ended && !cancelling);
-    const again = state.status === "failed" || state.status === "cancelled";
-    this.#offer("retry", again && !this.retried && !this.removed);
-    line.toggleAttribute("data-removed", this.removed);
+    if (this.status === "pending") {
+      const wait = this.#ready - now;
+      const scheduled = wait > 1000;
+      const said = duration(Math.abs(wait), words);
+      const waited = this.#part("waited");
+      say(waited, scheduled ? fill(words.starts_in, { duration: said }) : said);
+      waited.parentNode.toggleAttribute("data-unnamed", scheduled);
+    } else if (this.status === "running") {
+      const { value, percent, text, left, time } = describe(this.#state, words, now);
+      const bar = this.#part("bar");
+      if (value === null) bar.removeAttribute("value");
+      else if (bar.getAttribute("value") !== String(value)) bar.value = value;
+      say(this.#part("percent"), percent);
+      say(this.#part("text"), text);
+      say(this.#part("remaining"), this.#lost ? "" : left);
+      say(this.#part("ran"), time);
+    }
   }
 
-  #offer(act, offered) {
-    const button = this.line.querySelector(`button[data-act="${act}"]`);
-    if (!button || button.hidden === !offered) return;
-    // A keyboard keeps its place when the button that has the focus goes.
-    if (!offered && document.activeElement === button) part(this.line, "label").focus();
-    button.hidden = !offered;
+  /** Whether a message changes more than progress. */
+  isOutdatedBy({ type, data }) {
+    return FACTS.includes(type) || this.#lost || data.attempt > this.#state.attempt;
   }
 }
 
@@ -162,10 +139,9 @@ class List {
   // The stream's URL names the events that it carries.
   events = new URL(this.streamUrl, document.baseURI).searchParams.get("events")?.split(",") ?? [];
   #connection = new Connection(this);
-  #dirty = new Set();
-  #frame = 0;
+  #outdated = new Set(); // ids of rows to fetch
+  #fetched = 0; // when rows were fetched
   #refusal = ""; // of the last button that was pressed
-  #failed = new Set();
   #ends = [];
   #newTasks = ""; // the words about them that are not announced yet
   #announced = -Infinity; // when something was announced that nobody pressed a button for
@@ -233,21 +209,10 @@ class List {
 
   /* -- What is shown -- */
 
-  #changed(row) {
-    this.#dirty.add(row);
-    if (this.#frame === 0) this.#frame = requestAnimationFrame(() => this.#render());
-  }
-
-  #render() {
-    this.#frame = 0;
-    for (const row of this.#dirty) row.render();
-    this.#dirty.clear();
-  }
-
   /** The time that passes. */
   #tick() {
     if (this.#connection.resting || document.hidden) return;
-    for (const row of this.rows.values()) if (!row.ended) row.render();
+    for (const row of this.rows.values()) row.patch();
   }
 
   #announce(text) {
@@ -272,11 +237,11 @@ class List {
   #endings() {
     const ends = this.#ends.splice(0);
     if (ends.length === 1) {
-      const [{ label, state }] = ends;
-      return fill(words.news, { label, state: words[`is_${state.status}`] });
+      const [{ label, status }] = ends;
+      return fill(words.news, { label, state: words[`is_${status}`] });
     }
     const counts = new Map();
-    for (const { state } of ends) counts.set(state.status, (counts.get(state.status) ?? 0) + 1);
+    for (const { status } of ends) counts.set(status, (counts.get(status) ?? 0) + 1);
     return [...counts].map(([end, n]) => `${words[`is_${end}`]}: ${n}`).join(", ");
   }
 
@@ -292,36 +257,32 @@ class List {
       if (FACTS.includes(event.type)) this.#newsSoon();
       return;
     }
-    this.#take(row, {
+    const { data, timestamp } = message;
+    if (row.isOutdatedBy({ type: event.type, data })) this.#fetchSoon(row);
+    const ended = row.receive({
       type: event.type,
-      data: message.data,
-      time: Date.parse(message.timestamp),
+      data,
+      time: Date.parse(timestamp),
       asked: this.#connection.asked,
       received: performance.now(),
     });
-    if (event.type === "task_failed") this.#detailsSoon(row);
+    if (ended) this.#announceEnd(row);
   }
 
-  /** A stream has the words for a task's owner. Those for staff are asked for, of many at once. */
-  #detailsSoon(row) {
-    this.#failed.add(row.id);
-    if (this.#connection.waits("details")) return;
-    this.#connection.later("details", NEWS, () => {
-      const ids = [...this.#failed].filter((id) => this.rows.has(id));
-      this.#failed.clear();
-      if (ids.length > 0) this.#ask(ids);
-    });
-  }
-
-  #take(row, message) {
-    if (row.receive(message)) {
-      this.#ends.push(row);
-      this.#announceSoon();
-    }
-    this.#changed(row);
+  #announceEnd(row) {
+    this.#ends.push(row);
+    this.#announceSoon();
   }
 
   /* -- Asking -- */
+
+  /** Fetch soon how the server renders a row, together with others. */
+  #fetchSoon(row) {
+    this.#outdated.add(row.id);
+    if (this.#connection.waits("rows")) return;
+    const due = Math.max(ROWS.after, this.#fetched + ROWS.least - performance.now());
+    this.#connection.later("rows", due, () => this.#ask([...this.#outdated]));
+  }
 
   #newsSoon() {
     if (root.dataset.top && !this.#connection.waits("news"))
@@ -333,7 +294,7 @@ class List {
   }
 
   async #leases() {
-    const running = [...this.rows.values()].filter((row) => row.state.status === "running");
+    const running = [...this.rows.values()].filter((row) => row.status === "running");
     if (running.length > 0 && this.#connection.live && !document.hidden)
       await this.#ask(running.map((row) => row.id));
     if (!this.#connection.resting) this.#connection.later("leases", LEASES, () => this.#leases());
@@ -345,6 +306,8 @@ class List {
     url.searchParams.set("_ids", ids.join(","));
     if (news && root.dataset.top) url.searchParams.set("_new", "1");
     const asked = performance.now();
+    if (ids.length > 0) this.#fetched = asked;
+    for (const id of ids) this.#outdated.delete(id);
     const read = (response) => response.json();
     const answer = await this.#connection.ask(url, read, { headers: { Accept: "application/json" } });
     if (!answer) return;
@@ -352,16 +315,11 @@ class List {
     this.#answered(ids, answer, times);
   }
 
-  #answered(ids, { tasks, top }, times) {
-    const missing = new Set(ids);
-    for (const data of tasks) {
-      missing.delete(data.task_id);
-      this.#take(this.rows.get(data.task_id), { type: "task_status", data, ...times });
-    }
-    for (const id of missing) {
+  #answered(ids, { rows, top }, times) {
+    for (const id of ids) {
       const row = this.rows.get(id);
-      row.remove();
-      this.#changed(row);
+      if (!(id in rows)) row.remove();
+      else if (row.take(rows[id], times)) this.#announceEnd(row);
     }
     if (top && !this.#connection.resting) this.#tellNew(top);
   }
@@ -393,13 +351,14 @@ class List {
     if (button.ariaDisabled === "true") return;
     if (button.dataset.act === "cancel" && !(await this.#confirmed(row))) return;
     button.ariaDisabled = "true";
+    row.sending = true;
     this.#refusal = await this.#send(button, row);
+    row.sending = false;
     button.ariaDisabled = null;
     if (this.#connection.state === "off") return;
     this.changed();
-    await this.#ask([row.id], { news: true });
     // Also while updates are paused: it is the answer to what was pressed.
-    row.render();
+    await this.#ask([row.id], { news: true });
   }
 
   /** Ask whether a task is to be cancelled. The browser gives the focus back to the button. */
@@ -436,7 +395,6 @@ class List {
       else if (response.ok || response.status === 409) {
         const { detail } = await response.json();
         if (response.ok) {
-          if (button.dataset.act === "retry") row.retried = true;
           this.#announce(fill(words.news, { label: row.label, state: detail }));
           this.#announced = performance.now();
           return "";

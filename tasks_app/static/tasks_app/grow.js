@@ -22,6 +22,11 @@ export function grow(here, there) {
     return;
   }
   growAttributes(here, there);
+  growChildren(here, there);
+}
+
+/** Make the contents of `here` like those of `there`. */
+export function growChildren(here, there) {
   const keyed = new Map();
   for (const child of here.childNodes) if (key(child)) keyed.set(key(child), child);
   let next = here.firstChild;
