@@ -54,7 +54,7 @@ class Action:
     message: Callable[[Any], str]
     #: The flag of the entry in the admin's log.
     flag: int = CHANGE
-    #: Whether to ask first when a user selected the tasks one by one.
+    #: If True, the user must confirm it for tasks that they selected one by one.
     needs_confirmation: bool = True
 
     def possible(self, tasks: QuerySet[Task], asked_at: datetime) -> QuerySet[Task]:

@@ -66,11 +66,11 @@ class TaskChangeList(ChangeList):
     window: datetime | None = None
     #: The time at which the tasks begin that are not counted.
     beyond: datetime | None = None
-    #: When the rows were read, by the database's clock.
+    #: The time at which the rows were read, by the database's clock.
     now: str
     #: All tasks that match, on any page: for actions on all of them.
     everything: QuerySet[Task]
-    #: Whether the search text is a task's ID or the beginning of one.
+    #: True if the search text is a task's ID or the beginning of one.
     by_id = False
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Task]:
@@ -144,7 +144,7 @@ class TaskChangeList(ChangeList):
         return list(self.everything.filter(pk__in=ids).only("pk")[: self.list_per_page])
 
     def _known_until(self) -> str | None:
-        """The time to pass to `news`; None if the list is empty."""
+        """Return the time to pass to `news`; None if the list is empty."""
         tasks, index_order = list(self.result_list), self.index_order
         if not tasks:
             return None

@@ -44,7 +44,7 @@ class Attempt:
 
     @property
     def took(self) -> float | None:
-        """How long it ran, in seconds; None if it is still running."""
+        """The run time in seconds; None if it is still running."""
         return (self.ended - self.began).total_seconds() if self.ended else None
 
 
@@ -63,7 +63,7 @@ class History:
     """The newest facts of a task, and the attempts that they report."""
 
     entries: list[Entry]
-    #: Whether earlier facts were left out.
+    #: True if earlier facts were left out.
     cut: bool
     attempts: list[Attempt]
 

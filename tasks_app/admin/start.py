@@ -199,7 +199,7 @@ class Offer:
 
     @property
     def description(self) -> str:
-        """The docstring of its own class, not an inherited one."""
+        """The docstring of the class itself, not an inherited one."""
         return inspect.cleandoc(self.task.__doc__ or "")
 
     @property

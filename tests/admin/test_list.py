@@ -101,8 +101,8 @@ def test_task_waiting_for_a_retry_shows_its_last_error(
         [error] = re.findall(r'data-part="error" dir="auto">([^<]*)<', cells["task"])
         assert error.startswith(f"OSError: disk {number} x")
         assert len(error) == len("OSError: ") + 200
-    shown = admin_client.get(LIST).content.decode()
-    found = re.findall(r'data-part="error" dir="auto">OSError: disk (\d)', shown)
+    page = admin_client.get(LIST).content.decode()
+    found = re.findall(r'data-part="error" dir="auto">OSError: disk (\d)', page)
     assert sorted(found) == ["0", "1", "2"]
 
 
@@ -317,8 +317,8 @@ def test_search_by_id_prefix(admin_client: Client) -> None:
     assert listed(admin_client, "q=beefcafe-00") == [first.pk, second.pk]
     assert listed(admin_client, "q=beefcafe-0001-4") == [second.pk]
     assert listed(admin_client, "q=beefcafe&status=failed") == [second.pk]
-    shown = admin_client.get(f"{LIST}?q=beefca").content.decode()
-    assert "ID prefix: <bdi>beefca</bdi>" in shown
+    page = admin_client.get(f"{LIST}?q=beefca").content.decode()
+    assert "ID prefix: <bdi>beefca</bdi>" in page
     # If no ID starts with it, it is a word.
     assert listed(admin_client, "q=beefcafe00ff") == [named.pk]
     assert "ID prefix" not in admin_client.get(f"{LIST}?q=beefcafe00ff").content.decode()

@@ -71,10 +71,10 @@ def test_permission_to_see_it(
 def test_links_lead_only_to_permitted_pages(client: Client, admin_client: Client) -> None:
     one = worker()
     client.force_login(someone("view_task", is_staff=True))
-    shown, all_shown = text(client.get(PAGE)), text(admin_client.get(PAGE))
+    limited, full = text(client.get(PAGE)), text(admin_client.get(PAGE))
     for url in (page_of(one), WORKERS, reverse("admin:tasks_app_task_start")):
-        assert f'href="{url}"' not in shown
-        assert f'href="{url}"' in all_shown
+        assert f'href="{url}"' not in limited
+        assert f'href="{url}"' in full
 
 
 @pytest.mark.parametrize("url", [LIST, reverse("admin:app_list", args=["tasks_app"])])
@@ -177,8 +177,8 @@ def test_number_links_to_as_many_tasks(admin_client: Client) -> None:
         saved(Status.FAILED, finished_at=now - age)
         saved(queue="a&b", age=age)
     saved(run_after=now + HOUR, queue="a&b")
-    shown = text(admin_client.get(PAGE))
-    numbers = re.findall(rf'href="({LIST}[^"]*)">([\d,]+)(?: in the last hour)?<', shown)
+    page = text(admin_client.get(PAGE))
+    numbers = re.findall(rf'href="({LIST}[^"]*)">([\d,]+)(?: in the last hour)?<', page)
     assert len(numbers) == 6 + 1 + 3
     for url, number in numbers:
         found = admin_client.get(html.unescape(url)).context["cl"].result_count
@@ -207,18 +207,18 @@ def test_text_is_escaped(admin_client: Client) -> None:
     saved(queue=XSS)
     saved(Status.RUNNING, worker=by, queue=XSS, name=XSS)
     for url in (PAGE, PART, WORKERS, page_of(by)):
-        shown = text(admin_client.get(url))
-        assert html.escape(XSS) in shown
-        assert "<script>alert" not in shown
+        page = text(admin_client.get(url))
+        assert html.escape(XSS) in page
+        assert "<script>alert" not in page
 
 
 def test_nothing_is_inline(admin_client: Client) -> None:
     worker()
     saved(Status.FAILED)
     for url in (PAGE, WORKERS):
-        shown = text(admin_client.get(url))
-        assert not re.search(r"\sstyle=|\son\w+=|<style", shown)
-        assert "<script>" not in shown
+        page = text(admin_client.get(url))
+        assert not re.search(r"\sstyle=|\son\w+=|<style", page)
+        assert "<script>" not in page
 
 
 def test_number_of_queries_is_constant(admin_client: Client) -> None:
@@ -252,14 +252,14 @@ def course(*ended: dict[str, int]) -> Course:
 
 
 def test_height_of_bars_is_proportional() -> None:
-    made = chart(
+    drawn = chart(
         "hour",
         course(
             {}, {Status.COMPLETED: 10}, {Status.COMPLETED: 15, Status.FAILED: 5, "cancelled": 0}
         ),
     )
-    assert made.most == 20
-    empty, half, whole = made.bars
+    assert drawn.most == 20
+    empty, half, whole = drawn.bars
     assert empty.pieces == []
     assert [(piece.kind, piece.y, piece.height) for piece in half.pieces] == [
         ("completed", HEIGHT / 2, HEIGHT / 2)
@@ -268,22 +268,22 @@ def test_height_of_bars_is_proportional() -> None:
         ("failed", HEIGHT * 0.75, HEIGHT * 0.25),
         ("completed", 0, HEIGHT * 0.75),
     ]
-    assert [bar.x for bar in made.bars] == [0, WIDTH / 3, WIDTH / 1.5]
+    assert [bar.x for bar in drawn.bars] == [0, WIDTH / 3, WIDTH / 1.5]
 
 
 def test_single_failure_among_very_many_is_visible() -> None:
-    made = chart("hour", course({Status.COMPLETED: 1_000_000, Status.FAILED: 1}))
-    [failed, _] = made.bars[0].pieces
+    drawn = chart("hour", course({Status.COMPLETED: 1_000_000, Status.FAILED: 1}))
+    [failed, _] = drawn.bars[0].pieces
     assert failed.kind == "failed"
     assert failed.height >= 3
 
 
 @pytest.mark.parametrize(
-    ("most", "rounded"),
+    ("number", "rounded"),
     [(0, 1), (1, 1), (2, 2), (3, 4), (6, 6), (9, 10), (11, 20), (50, 50), (61, 80)],
 )
-def test_axis_ends_at_a_round_number(most: int, rounded: int) -> None:
-    assert round_up(most) == rounded
+def test_axis_ends_at_a_round_number(number: int, rounded: int) -> None:
+    assert round_up(number) == rounded
 
 
 def test_charts_have_text_and_tables(admin_client: Client) -> None:
@@ -291,19 +291,19 @@ def test_charts_have_text_and_tables(admin_client: Client) -> None:
     for status, many in ((Status.COMPLETED, 3), (Status.FAILED, 2), (Status.CANCELLED, 1)):
         for _ in range(many):
             saved(status, finished_at=now)
-    shown = text(admin_client.get(PART))
-    for found in re.findall(r"<svg.*?</svg>", shown, re.S):
+    page = text(admin_client.get(PART))
+    for found in re.findall(r"<svg.*?</svg>", page, re.S):
         drawing = ElementTree.fromstring(found)
-        label, said = drawing.attrib["aria-labelledby"].split()
-        assert f'id="{label}"' in shown
-        assert f'id="{said}"' in shown
+        label, summary = drawing.attrib["aria-labelledby"].split()
+        assert f'id="{label}"' in page
+        assert f'id="{summary}"' in page
         titles = [title.text for title in drawing.iter("title")]
         assert "3 completed, 2 failed, 1 cancelled" in (titles[-1] or "") + (titles[-2] or "")
-    assert shown.count("<svg") == 2
+    assert page.count("<svg") == 2
     # The table is not a landmark, because its section is one with the same name.
-    assert 'role="region"' not in shown
-    assert len(re.findall(r'<th scope="row">\d\d:\d\d</th>', shown)) == 60 + 24
-    assert re.search(r"<td>3</td><td>2</td><td>1</td>", shown)
+    assert 'role="region"' not in page
+    assert len(re.findall(r'<th scope="row">\d\d:\d\d</th>', page)) == 60 + 24
+    assert re.search(r"<td>3</td><td>2</td><td>1</td>", page)
 
 
 @override_settings(LANGUAGES=[("en", "English"), ("de", "German")])
@@ -311,10 +311,10 @@ def test_numbers_in_drawings_are_not_localized(admin_client: Client) -> None:
     """A browser cannot read a number with a decimal comma."""
     saved(Status.COMPLETED)
     response = admin_client.get(PART, headers={"accept-language": "de"})
-    shown = text(response)
+    page = text(response)
     assert response.headers["Content-Language"] == "de"
-    assert re.search(r'(?:x|y|width|height)="\d+\.\d', shown)
-    assert not re.search(r'(?:x|y|width|height)="\d+,\d', shown)
+    assert re.search(r'(?:x|y|width|height)="\d+\.\d', page)
+    assert not re.search(r'(?:x|y|width|height)="\d+,\d', page)
 
 
 def test_charts_of_hour_and_day_have_different_titles() -> None:

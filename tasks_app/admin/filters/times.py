@@ -46,7 +46,7 @@ class RangeFilter(TaskFilter):
 
     @classmethod
     def bounds(cls, value: str) -> Mapping[str, datetime]:
-        """Return the bounds that a value stands for, by their lookups."""
+        """Return the bounds for a value, by their lookups."""
         raise NotImplementedError
 
 
