@@ -102,9 +102,9 @@ def _load_and_ask(request: HttpRequest) -> Any:
     return next((user for one in _load() if (user := one(request))), None)
 
 
-def challenge(asked: list[Authenticator]) -> str:
+def challenge(auth: list[Authenticator]) -> str:
     """Return the value of WWW-Authenticate: the schemes by which a request can log in."""
-    schemes = [getattr(one, "openapi_scheme", "session") for one in asked]
+    schemes = [getattr(one, "openapi_scheme", "session") for one in auth]
     return ", ".join(dict.fromkeys(str(scheme).capitalize() for scheme in schemes))
 
 

@@ -30,31 +30,31 @@ _PAGES = {"openapi-json", "openapi-view", "api-root"}
 
 def build(namespace: str = app_name) -> NinjaAPI:
     """Return a separate API under a namespace, with the authenticators of TASK_API_AUTH."""
-    asked = authenticators()
+    auth = authenticators()
     api = NinjaAPI(
         title="Tasks",
         version="1",
         description="Start background tasks, watch them, and end them.",
         urls_namespace=namespace,
-        auth=asked,
+        auth=auth,
         # If django-ninja is not an installed app, its page would load files from another host.
         docs_url="/docs" if apps.is_installed("ninja") else None,
     )
-    answer_all(api, challenge(asked))
-    api.add_router("", router, auth=asked)
+    answer_all(api, challenge(auth))
+    api.add_router("", router, auth=auth)
     return api
 
 
 def patterns(api: NinjaAPI) -> list[URLPattern]:
     """Return the URLs of an API. All other paths and methods are answered with a problem."""
-    known = cast(list[URLPattern], api.urls[0])
-    for pattern in known:
+    url_patterns = cast(list[URLPattern], api.urls[0])
+    for pattern in url_patterns:
         pattern.callback = _guarded(pattern.callback)
         if pattern.name not in _PAGES:
             # Authenticators decide, and answer 401. Django's LoginRequiredMiddleware would redirect
             # clients, even those with a token.
             pattern.callback = login_not_required(pattern.callback)
-    return [*known, re_path("", _not_found)]
+    return [*url_patterns, re_path("", _not_found)]
 
 
 @login_not_required

@@ -42,8 +42,8 @@ class Handoff:
 
     @classmethod
     def of(cls, request: HttpRequest) -> Handoff | None:
-        found: Handoff | None = getattr(request, "scope", {}).get(KEY)
-        return found
+        handoff: Handoff | None = getattr(request, "scope", {}).get(KEY)
+        return handoff
 
 
 class OpenStream:

@@ -30,8 +30,8 @@ def client_of(user: User | None, **options: Any) -> Client:
 
 
 def start(client: Client, body: Any = None, **options: Any) -> Any:
-    wanted = GREET if body is None else body
-    data = wanted if isinstance(wanted, str | bytes) else json.dumps(wanted)
+    content = GREET if body is None else body
+    data = content if isinstance(content, str | bytes) else json.dumps(content)
     return client.post(API, data, **{"content_type": "application/json"} | options)
 
 

@@ -207,8 +207,8 @@ def test_failed_import_of_an_authenticator_is_retried(ada: User) -> None:
     with override_settings(TASK_API_AUTH=["shop.auth.Token"]):
         [late] = authenticators()
     with override_settings(TASK_API_AUTH=[BEARER]):
-        asked = RequestFactory().get("/", **bearing(ada))
-        assert late(asked) == ada
+        request = RequestFactory().get("/", **bearing(ada))
+        assert late(request) == ada
         assert late(RequestFactory().get("/")) is None
 
 
@@ -223,21 +223,21 @@ def test_stream_ends_with_its_token(
     scope = AsyncRequestFactory()._base_scope(path="/api/tasks/stream", query_string="mine=1")
     bearer = f"Bearer {ada.username}".encode()
     scope["headers"] = [(b"host", b"testserver"), (b"authorization", bearer)]
-    asked = ApplicationCommunicator(with_task_streams(get_asgi_application()), scope)
+    stream_client = ApplicationCommunicator(with_task_streams(get_asgi_application()), scope)
 
-    async def said(text: bytes) -> None:
+    async def receive_until(text: bytes) -> None:
         async with asyncio.timeout(20):
-            while text not in (await asked.receive_output(20)).get("body", b""):
+            while text not in (await stream_client.receive_output(20)).get("body", b""):
                 pass
 
     async def go() -> None:
-        await asked.send_input({"type": "http.request"})
-        assert (await asked.receive_output(20))["status"] == 200
+        await stream_client.send_input({"type": "http.request"})
+        assert (await stream_client.receive_output(20))["status"] == 200
         for _ in range(10):  # keep-alives, and re-checks between them
-            await said(b"keep-alive")
+            await receive_until(b"keep-alive")
         await User.objects.filter(pk=ada.pk).aupdate(username="another")
-        await said(b"stream-end")
-        await asked.wait(10)
+        await receive_until(b"stream-end")
+        await stream_client.wait(10)
 
     async_to_sync(go)()
 

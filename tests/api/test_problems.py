@@ -100,9 +100,9 @@ def test_wrong_method_is_a_problem(client: Client, path: str, methods: str) -> N
 @pytest.mark.parametrize("what", ["", "{}", "{}/status", "{}/events", "openapi.json", "docs"])
 def test_head_is_get_without_a_body(ada: User, client: Client, what: str) -> None:
     path = API + what.format(enqueued(owner=ada).pk)
-    shown, head = client.get(path), client.head(path)
+    get, head = client.get(path), client.head(path)
     assert (head.status_code, head.content) == (200, b"")
-    assert head["Content-Type"] == shown["Content-Type"]
+    assert head["Content-Type"] == get["Content-Type"]
     problem(client.get(f"{API}{uuid.UUID(int=1)}"), 404)
     assert client.head(f"{API}{uuid.UUID(int=1)}").status_code == 404
     assert client.head(f"{API}{uuid.UUID(int=1)}/cancel").status_code == 405
@@ -317,16 +317,15 @@ def test_server_error_hides_its_text(
 
 
 @pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
-@pytest.mark.parametrize("asked", ["session", "task"])
+@pytest.mark.parametrize("table", ["django_session", "tasks_app_task"])
 def test_database_outage_is_a_problem(
     ada: User,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     kind: type[Exception],
-    asked: str,
+    table: str,
 ) -> None:
     client = client_of(ada)
-    table = {"session": "django_session", "task": "tasks_app_task"}[asked]
 
     def away(execute: Any, sql: str, *more: Any) -> Any:
         if table in sql:

@@ -61,8 +61,8 @@ def test_secrets_are_shown_nowhere(client: Client) -> None:
 
 
 def test_options_are_stored_in_the_row(client: Client) -> None:
-    wanted = {"run_after": "2099-01-02T03:04:05+02:00", "unique_key": "k"}
-    assert start(client, GREET | wanted).status_code == 202
+    body = {"run_after": "2099-01-02T03:04:05+02:00", "unique_key": "k"}
+    assert start(client, GREET | body).status_code == 202
     task = Task.objects.get()
     assert task.run_after == datetime(2099, 1, 2, 1, 4, 5, tzinfo=UTC)
     assert task.unique_key == users_key(task.owner, "k")
@@ -154,9 +154,9 @@ def test_invalid_fields_are_reported(client: Client, body: Any, errors: dict[str
 
 
 def test_unique_key_in_use_is_a_conflict(ada: User, client: Client) -> None:
-    wanted = GREET | {"unique_key": "import"}
-    own = start(client, wanted).json()["task_id"]
-    assert problem(start(client, wanted), 409) == {
+    body = GREET | {"unique_key": "import"}
+    own = start(client, body).json()["task_id"]
+    assert problem(start(client, body), 409) == {
         "detail": "Another task with the same unique key has not finished. Wait for it, or cancel "
         "it.",
         "task": own,
@@ -166,11 +166,11 @@ def test_unique_key_in_use_is_a_conflict(ada: User, client: Client) -> None:
 @pytest.mark.parametrize("key", ["import", "k" * 200])
 def test_unique_keys_are_separate_per_user(ada: User, client: Client, key: str) -> None:
     """They neither find nor block keys of the site's code or of other users."""
-    wanted = GREET | {"unique_key": key}
+    body = GREET | {"unique_key": key}
     bob = client_of(User.objects.create_superuser("bob"))
-    assert start(client, wanted).status_code == start(bob, wanted).status_code == 202
+    assert start(client, body).status_code == start(bob, body).status_code == 202
     enqueued(unique_key=key)
-    assert problem(start(client, wanted), 409)["task"] == str(Task.objects.get(owner=ada).pk)
+    assert problem(start(client, body), 409)["task"] == str(Task.objects.get(owner=ada).pk)
 
 
 # The limit.

@@ -142,10 +142,10 @@ def test_open_streams_need_no_thread(ada: User) -> None:
     async_to_sync(go)()
 
 
-def detail_of(found: tuple[int, dict[str, str], bytes], status: int) -> str:
-    body = json.loads(found[2])
-    assert found[0] == status == body["status"]
-    assert found[1]["content-type"] == "application/problem+json"
+def detail_of(answer: tuple[int, dict[str, str], bytes], status: int) -> str:
+    body = json.loads(answer[2])
+    assert answer[0] == status == body["status"]
+    assert answer[1]["content-type"] == "application/problem+json"
     return str(body["detail"])
 
 
@@ -163,9 +163,9 @@ def test_errors_are_problems(ada: User) -> None:
         == "Authentication required. Log in first."
     )
     detail_of(first(scope(ada, "stream", "&".join(["task=x"] * 1001))), 400)
-    found = first(scope(ada, "stream", "mine=1", method="POST"))
-    assert detail_of(found, 405) == "POST is not allowed at this path. Use GET."
-    assert found[1]["allow"] == "GET"
+    answer = first(scope(ada, "stream", "mine=1", method="POST"))
+    assert detail_of(answer, 405) == "POST is not allowed at this path. Use GET."
+    assert answer[1]["allow"] == "GET"
 
 
 @pytest.mark.usefixtures("handed_over")
@@ -193,9 +193,9 @@ def test_errors_are_problems(ada: User) -> None:
 def test_invalid_parameters_are_reported_by_field(
     ada: User, query: str, headers: dict[str, str], fields: list[str], detail: str
 ) -> None:
-    found = first(scope(ada, "stream", query, headers=headers))
-    assert detail in detail_of(found, 422)
-    errors = json.loads(found[2])["errors"]
+    answer = first(scope(ada, "stream", query, headers=headers))
+    assert detail in detail_of(answer, 422)
+    errors = json.loads(answer[2])["errors"]
     assert list(errors) == fields
     assert all(error.startswith(detail) for error in errors.values())
 
@@ -206,11 +206,11 @@ def test_database_outage_is_a_problem(
     at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Wherever it is noticed, and in one line of the log."""
-    asked = scope(ada, "stream", "mine=1")
+    asgi_scope = scope(ada, "stream", "mine=1")
     take_away(monkeypatch, at)
-    found = first(asked)
-    assert detail_of(found, 503) == "The database does not answer. Try again later."
-    assert found[1]["retry-after"] == "5"
+    answer = first(asgi_scope)
+    assert detail_of(answer, 503) == "The database does not answer. Try again later."
+    assert answer[1]["retry-after"] == "5"
     [record] = [record for record in caplog.records if record.levelname != "DEBUG"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)
     assert "the database does not answer (connection refused): /api/" in record.getMessage()
@@ -224,8 +224,8 @@ def test_client_that_had_everything_gets_204(ada: User) -> None:
     [cursor] = {line[4:] for line in body.decode().splitlines() if line.startswith("id: ")} or {
         str(last)
     }
-    found = first(scope(ada, f"{task.pk}/stream", headers={"Last-Event-ID": cursor}))
-    assert (status, found[0], found[2]) == (200, 204, b"")
+    answer = first(scope(ada, f"{task.pk}/stream", headers={"Last-Event-ID": cursor}))
+    assert (status, answer[0], answer[2]) == (200, 204, b"")
 
 
 @pytest.mark.parametrize("atomic", [False, True])

@@ -66,11 +66,13 @@ def communicator(
     )
 
 
-async def open_stream(asked: ApplicationCommunicator, request: dict[str, Any]) -> tuple[int, bytes]:
+async def open_stream(
+    stream_client: ApplicationCommunicator, request: dict[str, Any]
+) -> tuple[int, bytes]:
     """Send a request, and return the status and the first bytes of the response."""
-    await asked.send_input(request)
-    head = await asked.receive_output(10)
-    body = await asked.receive_output(10)
+    await stream_client.send_input(request)
+    head = await stream_client.receive_output(10)
+    body = await stream_client.receive_output(10)
     return head["status"], body["body"]
 
 
@@ -83,13 +85,13 @@ REQUEST: dict[str, Any] = {"type": "http.request", "body": b"", "more_body": Fal
 @pytest.mark.parametrize("query", ["mine=1", "all=1", "task="])
 def test_consumer_streams_until_the_client_disconnects(ada: User, query: str) -> None:
     task = enqueued(owner=ada)
-    asked = communicator(ada, STREAMS, f"task={task.pk}" if query == "task=" else query)
+    stream_client = communicator(ada, STREAMS, f"task={task.pk}" if query == "task=" else query)
 
     async def go() -> tuple[int, bytes]:
-        found = await open_stream(asked, REQUEST)
-        await asked.send_input({"type": "http.disconnect"})
-        await asked.wait(10)
-        return found
+        answer = await open_stream(stream_client, REQUEST)
+        await stream_client.send_input({"type": "http.disconnect"})
+        await stream_client.wait(10)
+        return answer
 
     status, body = async_to_sync(go)()
     assert status == 200
@@ -98,23 +100,23 @@ def test_consumer_streams_until_the_client_disconnects(ada: User, query: str) ->
 
 def test_response_does_not_wait_for_the_body(ada: User) -> None:
     """The response follows the first message of a request; the rest need not arrive."""
-    asked = communicator(ada, STREAMS, "mine=1", method="POST")
+    stream_client = communicator(ada, STREAMS, "mine=1", method="POST")
     request = {"type": "http.request", "body": bytes(100_000), "more_body": True}
 
     async def go() -> tuple[int, bytes]:
-        found = await open_stream(asked, request)
-        await asked.wait(10)
-        return found
+        answer = await open_stream(stream_client, request)
+        await stream_client.wait(10)
+        return answer
 
     assert async_to_sync(go)() == (405, b"Use GET to read a stream.")
 
 
 def test_consumer_refuses_more_fields_than_django_allows(ada: User) -> None:
-    asked = communicator(ada, STREAMS, TOO_MANY)
+    stream_client = communicator(ada, STREAMS, TOO_MANY)
 
     async def go() -> int:
-        status, _ = await open_stream(asked, REQUEST)
-        await asked.wait(10)
+        status, _ = await open_stream(stream_client, REQUEST)
+        await stream_client.wait(10)
         return status
 
     assert async_to_sync(go)() == 400
@@ -132,8 +134,8 @@ def test_consumer_serves_streams_under_any_prefix(
     settings.LANGUAGES = [("en", "English"), ("de", "Deutsch")]
     settings.FORCE_SCRIPT_NAME = prefix or None
     served = with_task_streams(get_asgi_application())
-    asked = communicator(ada, (prefix or root_path) + path, "mine=1")
-    asked = ApplicationCommunicator(served, {**asked.scope, "root_path": root_path})
+    stream_client = communicator(ada, (prefix or root_path) + path, "mine=1")
+    stream_client = ApplicationCommunicator(served, {**stream_client.scope, "root_path": root_path})
     consumed = []
 
     async def handle(consumer: Any, body: bytes) -> None:
@@ -141,9 +143,9 @@ def test_consumer_serves_streams_under_any_prefix(
         await consumer.send_response(200, b"")
 
     async def go() -> int:
-        await asked.send_input(REQUEST)
-        head = await asked.receive_output(10)
-        await asked.wait(10)
+        await stream_client.send_input(REQUEST)
+        head = await stream_client.receive_output(10)
+        await stream_client.wait(10)
         return int(head["status"])
 
     with patch.object(TaskStreamConsumer, "handle", handle):
@@ -173,14 +175,14 @@ def answered(
         key = name.replace("_", "-").encode()
         others = [pair for pair in scope["headers"] if pair[0] != key]
         scope["headers"] = [*others, (key, value.encode())]
-    asked = ApplicationCommunicator(site, scope)
+    stream_client = ApplicationCommunicator(site, scope)
 
     async def go() -> tuple[int, dict[str, str], bytes]:
-        await asked.send_input(REQUEST)
-        head = await asked.receive_output(10)
-        body = (await asked.receive_output(10))["body"]
-        await asked.send_input({"type": "http.disconnect"})
-        await asked.wait(10)
+        await stream_client.send_input(REQUEST)
+        head = await stream_client.receive_output(10)
+        body = (await stream_client.receive_output(10))["body"]
+        await stream_client.send_input({"type": "http.disconnect"})
+        await stream_client.wait(10)
         headers: dict[str, str] = {}
         for name, value in head["headers"]:
             key = name.decode().lower()
@@ -291,14 +293,14 @@ def test_openings_are_limited(ada: User, monkeypatch: pytest.MonkeyPatch) -> Non
     real = endpoint.readable
     monkeypatch.setattr(endpoint, "readable", readable)
     monkeypatch.setattr(turns, "OPENINGS", 2)
-    asked = [communicator(ada, STREAMS, "mine=1") for _ in range(8)]
+    stream_clients = [communicator(ada, STREAMS, "mine=1") for _ in range(8)]
 
     async def go() -> list[int]:
-        found = await asyncio.gather(*(open_stream(one, REQUEST) for one in asked))
-        for one in asked:
+        answer = await asyncio.gather(*(open_stream(one, REQUEST) for one in stream_clients))
+        for one in stream_clients:
             await one.send_input({"type": "http.disconnect"})
             await one.wait(10)
-        return [status for status, _ in found]
+        return [status for status, _ in answer]
 
     assert async_to_sync(go)() == [200] * 8
     assert peak == 2
@@ -335,11 +337,11 @@ def test_slow_openings_of_one_user_leave_turns_to_others(
             status, _ = await open_stream(his, REQUEST)
         finally:
             gate.set()
-        found = await asyncio.gather(*hers_opening)
+        answer = await asyncio.gather(*hers_opening)
         for one in [his, *hers]:
             await one.send_input({"type": "http.disconnect"})
             await one.wait(10)
-        return [status, *(status for status, _ in found)]
+        return [status, *(status for status, _ in answer)]
 
     assert async_to_sync(go)() == [200] * (1 + len(hers))
     assert peak == turns.OPENINGS_PER_USER
@@ -350,9 +352,9 @@ def test_rights_are_read_after_the_wait_for_a_turn(monkeypatch: pytest.MonkeyPat
     task = enqueued(owner=bob)
     gate, turns_of_users = asyncio.Event(), 0
 
-    async def slow(*asked: Any) -> Any:
+    async def slow(*args: Any) -> Any:
         await gate.wait()
-        return await real_open(*asked)
+        return await real_open(*args)
 
     async def become(turn: turns.Turn, user_id: Any) -> None:
         nonlocal turns_of_users
@@ -393,18 +395,18 @@ def test_streams_per_user_are_limited(ada: User, settings: Any) -> None:
     bob = User.objects.create_user("bob")
     first, second = (communicator(ada, STREAMS, "mine=1") for _ in range(2))
 
-    async def opened(asked: ApplicationCommunicator) -> int:
-        return (await open_stream(asked, REQUEST))[0]
+    async def opened(stream_client: ApplicationCommunicator) -> int:
+        return (await open_stream(stream_client, REQUEST))[0]
 
-    async def close_stream(asked: ApplicationCommunicator) -> None:
-        await asked.send_input({"type": "http.disconnect"})
-        await asked.wait(10)
+    async def close_stream(stream_client: ApplicationCommunicator) -> None:
+        await stream_client.send_input({"type": "http.disconnect"})
+        await stream_client.wait(10)
 
     async def go() -> list[int]:
         statuses = [await opened(first), await opened(second)]
-        for asked in more[:3]:
-            statuses.append(await opened(asked))
-            await close_stream(asked)
+        for stream_client in more[:3]:
+            statuses.append(await opened(stream_client))
+            await close_stream(stream_client)
         await close_stream(first)
         statuses.append(await opened(more[3]))
         await close_stream(more[3])
@@ -412,7 +414,7 @@ def test_streams_per_user_are_limited(ada: User, settings: Any) -> None:
         return statuses
 
     api = "/api/tasks/stream"
-    more = [communicator(*asked, "mine=1") for asked in ((ada, STREAMS), (ada, api), (bob, api))]
+    more = [communicator(*args, "mine=1") for args in ((ada, STREAMS), (ada, api), (bob, api))]
     more.append(communicator(ada, STREAMS, "mine=1"))
     assert async_to_sync(go)() == [200, 200, 429, 429, 200, 200]
     assert not endpoint._open
@@ -428,13 +430,13 @@ def test_body_refused_by_the_api_is_not_read(ada: User, length: str | None) -> N
     scope["headers"].append((b"content-type", b"application/json"))
     if length:
         scope["headers"].append((b"content-length", length.encode()))
-    asked = ApplicationCommunicator(application, scope)
+    stream_client = ApplicationCommunicator(application, scope)
     request = {"type": "http.request", "body": bytes(100_000), "more_body": True}
 
     async def go() -> tuple[int, bytes]:
-        found = await open_stream(asked, request)
-        await asked.wait(10)
-        return found
+        answer = await open_stream(stream_client, request)
+        await stream_client.wait(10)
+        return answer
 
     assert async_to_sync(go)()[0] == 401
 
@@ -504,12 +506,12 @@ def test_unavailable_database_gives_503(
     at: str, ada: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At every query before the first byte."""
-    asked = communicator(ada, STREAMS, "all=1")
+    stream_client = communicator(ada, STREAMS, "all=1")
     take_away(monkeypatch, at)
 
     async def answered() -> tuple[int, bytes]:
-        status, body = await open_stream(asked, {"type": "http.request"})
-        await asked.wait()
+        status, body = await open_stream(stream_client, {"type": "http.request"})
+        await stream_client.wait()
         return status, body
 
     assert async_to_sync(answered)() == (503, b"The database does not answer. Try again later.")

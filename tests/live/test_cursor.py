@@ -37,27 +37,27 @@ cursors = st.builds(Cursor, st.integers(0, 2**63 - 1)) | st.builds(
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "result"),
     [
         ("10:20:10,14,15", snapshot(20, 10, 14, 15)),
         ("20:20:", snapshot(20)),
         ("7:8:7", snapshot(8, 7)),
     ],
 )
-def test_snapshot_is_read_in_postgresqls_format(text: str, found: Snapshot) -> None:
-    assert Snapshot.read(text) == found
-    assert Snapshot.parse(str(found)) == found
+def test_snapshot_is_read_in_postgresqls_format(text: str, result: Snapshot) -> None:
+    assert Snapshot.read(text) == result
+    assert Snapshot.parse(str(result)) == result
 
 
 def test_snapshot_of_many_transactions_is_shortened() -> None:
     """So that ids stay short. The shortened snapshot sees less, never more."""
     listed = list(range(1_000, 9_000, 20))
-    found = Snapshot.read(f"1000:2000000000:{','.join(map(str, listed))}")
-    assert len(found.in_progress) == IN_PROGRESS_MAX
-    assert found.xmax == listed[IN_PROGRESS_MAX]
-    assert found.sees(1_001)
-    assert not any(found.sees(xid) for xid in listed)
-    assert len(str(Cursor(2**62, found, found, "0a1b2c3d"))) < 400
+    result = Snapshot.read(f"1000:2000000000:{','.join(map(str, listed))}")
+    assert len(result.in_progress) == IN_PROGRESS_MAX
+    assert result.xmax == listed[IN_PROGRESS_MAX]
+    assert result.sees(1_001)
+    assert not any(result.sees(xid) for xid in listed)
+    assert len(str(Cursor(2**62, result, result, "0a1b2c3d"))) < 400
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_query_matches_coverage(data: st.DataObject) -> None:
 @pytest.mark.django_db
 def test_query_by_ids_alone() -> None:
     events = [enqueued().events.get().pk for _ in range(4)]
-    found = Cursor(events[0]).rest(TaskEvent.objects.all(), Cursor(events[2]))
-    assert [event.pk for event in found] == events[1:3]
+    result = Cursor(events[0]).rest(TaskEvent.objects.all(), Cursor(events[2]))
+    assert [event.pk for event in result] == events[1:3]
 
 
 # Now.
@@ -228,8 +228,8 @@ def test_database_without_timeline_has_cursors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Even in a transaction, which the refused query must not break."""
-    for known in ("_with_timeline", "_without_timeline"):
-        monkeypatch.setattr(cursor_module, known, set())
+    for name in ("_with_timeline", "_without_timeline"):
+        monkeypatch.setattr(cursor_module, name, set())
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")

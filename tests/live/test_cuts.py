@@ -54,8 +54,8 @@ class Running:
 class Client:
     """Reads one stream after another, each from the last id that it received."""
 
-    def __init__(self, channels: list[str], wanted: EventFilter) -> None:
-        self._asked = (channels, wanted)
+    def __init__(self, channels: list[str], event_filter: EventFilter) -> None:
+        self._asked = (channels, event_filter)
         self._last = Cursor.now("default").beginning()
         self._view: View | None = None
         self.seen: list[Seen] = []

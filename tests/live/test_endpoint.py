@@ -31,18 +31,18 @@ def answered(
     )
 
     async def go() -> Answer:
-        found = await answer(request, user, task_id)
-        if found.stream is not None:
-            await anext(found.stream)
-            await found.stream.aclose()  # type: ignore[attr-defined]
-        return found
+        result = await answer(request, user, task_id)
+        if result.stream is not None:
+            await anext(result.stream)
+            await result.stream.aclose()  # type: ignore[attr-defined]
+        return result
 
     return async_to_sync(go)()
 
 
 def test_request_opens_a_stream(ada: User) -> None:
-    found = answered(ada, task_id=enqueued(owner=ada).pk)
-    assert (found.status, found.headers["Content-Type"]) == (HTTPStatus.OK, "text/event-stream")
+    result = answered(ada, task_id=enqueued(owner=ada).pk)
+    assert (result.status, result.headers["Content-Type"]) == (HTTPStatus.OK, "text/event-stream")
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_request_opens_a_stream(ada: User) -> None:
 def test_invalid_last_event_id_is_refused(ada: User, last: str, by: str) -> None:
     task = enqueued(owner=ada)
     if by == "header":
-        found = answered(ada, task_id=task.pk, **{"Last-Event-ID": last})
+        result = answered(ada, task_id=task.pk, **{"Last-Event-ID": last})
     else:
-        found = answered(ada, {"lastEventId": last}, task.pk)
-    assert found.status == HTTPStatus.BAD_REQUEST
-    assert found.text == (
+        result = answered(ada, {"lastEventId": last}, task.pk)
+    assert result.status == HTTPStatus.BAD_REQUEST
+    assert result.text == (
         f"{last[:80]!r} is not an event ID of this stream. Send the ID of the last event that you "
         f"received, or none."
     )
@@ -82,15 +82,15 @@ def test_invalid_last_event_id_is_refused(ada: User, last: str, by: str) -> None
 )
 def test_numbers_beyond_the_databases_range_are_handled(ada: User, last: str) -> None:
     """The server never sent such an id. It may be accepted or refused, but must not fail."""
-    found = answered(ada, task_id=enqueued(owner=ada).pk, **{"Last-Event-ID": last})
-    assert found.status in (HTTPStatus.OK, HTTPStatus.BAD_REQUEST)
+    result = answered(ada, task_id=enqueued(owner=ada).pk, **{"Last-Event-ID": last})
+    assert result.status in (HTTPStatus.OK, HTTPStatus.BAD_REQUEST)
 
 
 def test_viewer_that_had_everything_gets_204(ada: User) -> None:
     task = ended(Status.COMPLETED, owner=ada)
     last = task.events.latest("id").pk
-    found = answered(ada, task_id=task.pk, **{"Last-Event-ID": f"{last}"})
-    assert (found.status, found.text) == (HTTPStatus.NO_CONTENT, "")
+    result = answered(ada, task_id=task.pk, **{"Last-Event-ID": f"{last}"})
+    assert (result.status, result.text) == (HTTPStatus.NO_CONTENT, "")
 
 
 def test_earliest_of_several_ids_counts(ada: User) -> None:
@@ -104,16 +104,16 @@ def test_earliest_of_several_ids_counts(ada: User) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD"])
 def test_only_get_is_allowed(ada: User, method: str) -> None:
-    found = answered(ada, task_id=enqueued(owner=ada).pk, method=method)
-    assert (found.status, found.headers["Allow"]) == (HTTPStatus.METHOD_NOT_ALLOWED, "GET")
+    result = answered(ada, task_id=enqueued(owner=ada).pk, method=method)
+    assert (result.status, result.headers["Allow"]) == (HTTPStatus.METHOD_NOT_ALLOWED, "GET")
 
 
 def test_anonymous_user_is_refused(ada: User) -> None:
-    found = answered(AnonymousUser(), task_id=enqueued(owner=ada).pk)
-    assert (found.status, found.text) == (HTTPStatus.FORBIDDEN, "Log in to watch tasks.")
+    result = answered(AnonymousUser(), task_id=enqueued(owner=ada).pk)
+    assert (result.status, result.text) == (HTTPStatus.FORBIDDEN, "Log in to watch tasks.")
 
 
 def test_other_users_task_is_not_found(ada: User) -> None:
-    found = answered(User.objects.create_user("bob"), task_id=enqueued(owner=ada).pk)
-    assert found.status == HTTPStatus.NOT_FOUND
+    result = answered(User.objects.create_user("bob"), task_id=enqueued(owner=ada).pk)
+    assert result.status == HTTPStatus.NOT_FOUND
     assert answered(ada, {"all": "1"}).status == HTTPStatus.NOT_FOUND

@@ -158,7 +158,7 @@ def test_error_during_sending_loses_nothing(
     async def watch() -> Watching:
         async with Watching(ada, {task_channel(task.pk)}) as watching:
             monkeypatch.setattr(wire, "fact", fact)
-            lines = [LogLine("info", said) for said in ("first", "second", "third")]
+            lines = [LogLine("info", text) for text in ("first", "second", "third")]
             await database_sync_to_async(lifecycle.log)({claim: lines})
             await until_said(caplog, "The relay failed")
             await database_sync_to_async(lifecycle.complete)({claim: 7})
@@ -332,18 +332,18 @@ def test_pass_holds_one_large_fact_at_a_time(feed: _Feed, ada: User) -> None:
 @pytest.mark.parametrize("kind", ["task", "owner", "all"])
 def test_facts_with_listeners_are_read_once(feed: _Feed, ada: User, kind: str) -> None:
     tasks = [enqueued(), enqueued(owner=ada), enqueued()]
-    channel, heard = {
+    channel, listened = {
         "task": (task_channel(tasks[1].pk), tasks[1:2]),
         "owner": (owner_channel(ada.pk), tasks[1:2]),
         "all": (ALL_TASKS, tasks),
     }[kind]
     with listening(channel) as listener, CaptureQueriesContext(connection) as queries:
         feed._pass()
-    assert [event.task_id for event in got(listener)] == [task.pk for task in heard]
+    assert [event.task_id for event in got(listener)] == [task.pk for task in listened]
     [sql] = reads_data(queries)
     others = [
         event
-        for event in TaskEvent.objects.exclude(task__in=[task.pk for task in heard])
+        for event in TaskEvent.objects.exclude(task__in=[task.pk for task in listened])
         if f" {event.pk}," in sql or f"({event.pk})" in sql
     ]
     assert others == []
@@ -351,7 +351,7 @@ def test_facts_with_listeners_are_read_once(feed: _Feed, ada: User, kind: str) -
 
 def test_listener_attached_during_a_read_misses_nothing(feed: _Feed, ada: User) -> None:
     """Either the relay sends the fact, or its cursor says that the viewer must read it."""
-    heard, late = enqueued(owner=ada), enqueued(owner=ada)
+    listened, late = enqueued(owner=ada), enqueued(owner=ada)
     attached: list[tuple[Listener, Cursor]] = []
 
     def attach(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -361,7 +361,7 @@ def test_listener_attached_during_a_read_misses_nothing(feed: _Feed, ada: User) 
 
     with (
         ExitStack() as stack,
-        listening(task_channel(heard.pk)),
+        listening(task_channel(listened.pk)),
         connection.execute_wrapper(attach),
     ):
         feed._pass()

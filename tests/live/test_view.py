@@ -177,10 +177,10 @@ def test_keep_alives_are_sent_while_pages_have_nothing_to_send(
     task = requeued(ada, 40)
     claim = claim_of(task)
     channels, start = [task_channel(task.pk)], now().beginning()
-    wanted = EventFilter(frozenset({"task_status", "progress_update"}))
+    event_filter = EventFilter(frozenset({"task_status", "progress_update"}))
 
     async def watch() -> list[bytes]:
-        async with Watching(ada, channels, start, wanted) as watching:
+        async with Watching(ada, channels, start, event_filter) as watching:
             await database_sync_to_async(lifecycle.complete)({claim: None})
             async with asyncio.timeout(20):
                 return [chunk async for chunk in watching._stream]
@@ -263,7 +263,7 @@ def test_late_facts_follow_the_interrupted_batch() -> None:
 
 def test_stream_sends_only_selected_events(ada: User) -> None:
     """In the opening, from the relay, and in what it reads afterwards."""
-    wanted = EventFilter(
+    event_filter = EventFilter(
         frozenset({"task_status", "task_completed", "progress_update"}), results=False
     )
     (running, claim), (done, ended) = claimed(owner=ada), claimed(owner=ada)
@@ -272,7 +272,7 @@ def test_stream_sends_only_selected_events(ada: User) -> None:
     start = now()
 
     async def watch() -> Watching:
-        async with Watching(ada, channels, start.beginning(), wanted) as watching:
+        async with Watching(ada, channels, start.beginning(), event_filter) as watching:
             lines = {claim: [LogLine("info", str(number)) for number in range(30)]}
             await database_sync_to_async(lifecycle.log)(lines)
             await database_sync_to_async(lifecycle.complete)({claim: "y" * 1_000})
@@ -502,11 +502,11 @@ def test_no_event_is_sent_before_a_due_re_check(
     """While the site cannot decide, its streams send only keep-alives, and miss nothing."""
     task, claim = claimed(owner=ada)
     channel = task_channel(task.pk)
-    decides, asked = asyncio.Event(), 0
+    decides, checks = asyncio.Event(), 0
 
     async def ask() -> set[str]:
-        nonlocal asked
-        asked += 1
+        nonlocal checks
+        checks += 1
         if not decides.is_set():
             raise OperationalError("the server went away")
         return {channel} if may_read else set()
@@ -524,11 +524,11 @@ def test_no_event_is_sent_before_a_due_re_check(
 
     async def watch() -> list[str]:
         async with Watching(Viewer(ada, ask), {channel}) as watching:
-            while not asked:
+            while not checks:
                 await watching.next()
             monkeypatch.setattr(stream_module, "TROUBLE_SECONDS", 0.01)
-            said = {claim: [LogLine("info", str(number)) for number in range(lines)]}
-            await database_sync_to_async(lifecycle.log)(said)
+            log_lines = {claim: [LogLine("info", str(number)) for number in range(lines)]}
+            await database_sync_to_async(lifecycle.log)(log_lines)
             await database_sync_to_async(lifecycle.complete)({claim: 7})
             async with asyncio.timeout(20):
                 while not held():
@@ -627,14 +627,14 @@ def test_unavailable_database_ends_no_stream(ada: User, monkeypatch: pytest.Monk
     real_replay = View._replay
 
     def ask(do: Any) -> Any:
-        def asked(*args: Any) -> Any:
+        def failing_while_away(*args: Any) -> Any:
             nonlocal away
             away -= 1
             if away >= 0:
                 raise OperationalError("the server went away")
             return do(*args)
 
-        return asked
+        return failing_while_away
 
     async def watch() -> list[str]:
         nonlocal away

@@ -67,11 +67,11 @@ class Watching:
         viewer: User | Viewer,
         channels: Iterable[str],
         resumed: Cursor | None = None,
-        wanted: EventFilter = ALL_EVENTS,
+        event_filter: EventFilter = ALL_EVENTS,
     ) -> None:
         self.seen: list[Seen] = []
         viewer = viewer if isinstance(viewer, Viewer) else viewer_of(viewer, channels)
-        self._asked = (viewer, channels, resumed, wanted)
+        self._asked = (viewer, channels, resumed, event_filter)
         self._stream: AsyncIterator[bytes]
 
     async def __aenter__(self) -> Watching:

@@ -144,30 +144,30 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(outage_module, "time", found)
-    return found
+    clock = Clock()
+    monkeypatch.setattr(outage_module, "time", clock)
+    return clock
 
 
 def pauses(outage: Outage, clock: Clock, strikes: int) -> list[float]:
-    found = []
+    result = []
     for _ in range(strikes):
         assert outage.may_try()
         outage.strike(OSError("x"))
         before = clock.now
         while not outage.may_try():
             clock.now += 0.05
-        found.append(round(clock.now - before, 1))
+        result.append(round(clock.now - before, 1))
         outage._retry_at = 0.0
-    return found
+    return result
 
 
 def test_retry_interval_grows_to_a_limit(clock: Clock) -> None:
     outage = Outage("x", "y")
-    found = pauses(outage, clock, 9)
-    assert found == sorted(found)
-    assert found[0] <= 0.2
-    assert found[-2:] == [5.0, 5.0]
+    result = pauses(outage, clock, 9)
+    assert result == sorted(result)
+    assert result[0] <= 0.2
+    assert result[-2:] == [5.0, 5.0]
 
 
 def test_line_that_breaks_immediately_is_not_retried_more_often(clock: Clock) -> None:
