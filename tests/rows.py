@@ -77,7 +77,7 @@ def ended(status: Status, **fields: Any) -> Task:
         case Status.FAILED:
             assert lifecycle.fail({claim: BROKEN}) == []
         case Status.CANCELLED:
-            assert lifecycle.cancel([claim]) == []
+            assert lifecycle.cancel({claim: False}) == []
     return fresh(task)
 
 

@@ -254,7 +254,7 @@ PAIRS = {
     ),
     "cancel/complete": Pair(
         running,
-        lambda claim: lifecycle.cancel([claim]),
+        lambda claim: lifecycle.cancel({claim: False}),
         complete,
         lambda claim, task, cancelled, completed: (
             is_in(task, Status.COMPLETED) and cancelled == [claim]

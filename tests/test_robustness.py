@@ -34,11 +34,10 @@ from tasks_app.states import EventType, Status, Verb
 from tasks_app.store import lifecycle, retention
 from tasks_app.tasks.progress import ProgressHandle
 from tasks_app.worker.coordinator import Coordinator
-from tasks_app.worker.execution import execute
-from tasks_app.worker.fitness import Fitness
 from tasks_app.worker.housekeeping import Pruner
-from tasks_app.worker.preload import Preload
-from tasks_app.worker.run import NEVER
+from tasks_app.worker.readiness import Fitness, Preload
+from tasks_app.worker.runs import NEVER
+from tasks_app.worker.threads import execute
 from tests.harness import begins, ends, eventually
 from tests.live.watching import opening_of
 from tests.more_tasks import (
@@ -99,7 +98,7 @@ def test_thread_survives_an_odd_error_and_reports_it(which: str) -> None:
     ("which", "kind", "message"),
     [
         ("unhashable", "Rejected", "3"),
-        ("mute", "Mute", "Mute cannot say what it is: its str() fails."),
+        ("mute", "Mute", "Mute has no message: its str() fails."),
         ("nameless", "Exception", "it broke"),
         ("long name", "E" * 200, "it broke"),
         ("long message", "ValueError", "x" * (MESSAGE_MAX - 1) + "…"),

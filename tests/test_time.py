@@ -17,7 +17,7 @@ from tasks_app.store import lifecycle, retention
 from tasks_app.store.claims import Claim, claim_of
 from tasks_app.store.clock import database_now
 from tasks_app.store.retention import Rule
-from tasks_app.worker.rescuer import Rescuer
+from tasks_app.worker.housekeeping import Rescuer
 from tests.clocks import Clock, local
 from tests.invariants import Seen, check_invariants
 from tests.rows import BROKEN, enqueued, fresh, lapse, saved, worker

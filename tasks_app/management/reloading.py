@@ -13,7 +13,7 @@ from django.db import connections
 from django.utils import autoreload
 
 from tasks_app.management.signals import heard
-from tasks_app.worker.shutdown import Exit
+from tasks_app.worker.stopping import ExitCode
 
 #: The exit code of a process that wants to be restarted: the one that Django uses.
 CHANGED = 3
@@ -83,9 +83,9 @@ def keep_running(say: Callable[[str], None]) -> int:
             while unsent:
                 child.send_signal(unsent.pop(0))
             code = child.wait()
-            if received or code == Exit.DONE:
+            if received or code == ExitCode.DONE:
                 return code
-            if code not in (CHANGED, Exit.RECYCLE):
+            if code not in (CHANGED, ExitCode.RECYCLE):
                 say(f"The worker ended with code {code}. It starts again when its code changes.")
                 _wait_for_change(received)
     return 128 + received[0]

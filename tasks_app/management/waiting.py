@@ -17,7 +17,7 @@ from tasks_app.schemas import escaped
 from tasks_app.states import EventType, Status
 from tasks_app.store.health import health
 from tasks_app.store.ledger import alias
-from tasks_app.worker.run import NEVER
+from tasks_app.worker.runs import NEVER
 from tasks_app.worker.trouble import TROUBLE, Trouble, database_fault
 
 #: The interval between looks at a task if no change is signalled; and the least pause between two

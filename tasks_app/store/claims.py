@@ -48,7 +48,11 @@ class Failure:
     def data(self) -> dict[str, Any]:
         """Return the data of the event. `TaskEvent.message` decides who sees which part."""
         data: dict[str, Any] = {"error": {"type": self.type, "message": self.message}}
-        return data if self.public_error is None else data | {"public_error": self.public_error}
+        if self.public_error is not None:
+            data["public_error"] = self.public_error
+        if self.stuck:
+            data["stuck"] = True
+        return data
 
 
 #: If at most this many tasks are due, sort only those.

@@ -209,15 +209,19 @@ def fail(failures: Mapping[Claim, Failure], *, now: datetime | None = None) -> l
     )
 
 
-def cancel(
-    claims: Collection[Claim], *, stuck: Collection[Claim] = (), now: datetime | None = None
-) -> list[Claim]:
+def cancel(stuck: Mapping[Claim, bool], *, now: datetime | None = None) -> list[Claim]:
     """Mark claimed tasks as cancelled, because they stopped on request. Return the stale claims.
 
-    For claims in `stuck`, the code did not stop and its thread was abandoned.
+    The mapping says of each claim whether it is stuck: the code did not stop, and its thread was
+    abandoned.
     """
     return _finish(
-        Verb.CANCEL, {claim: _Ending({"stuck": claim in stuck}, {}) for claim in claims}, now
+        Verb.CANCEL,
+        {
+            claim: _Ending({"stuck": is_stuck}, {"stuck": True} if is_stuck else {})
+            for claim, is_stuck in stuck.items()
+        },
+        now,
     )
 
 
@@ -271,11 +275,12 @@ def release(claims: Collection[Claim], *, now: datetime | None = None) -> list[C
 def rescue(limit: int = 100, *, now: datetime | None = None, silent: bool = False) -> list[Task]:
     """Take back tasks whose worker no longer renews their leases. Return them as they were before.
 
-    A task is cancelled if that was requested, retried if it has attempts left, else failed with
-    WorkerLost. A rescue waits one heartbeat after the lease expired, by the database's clock, so
-    that a worker that could not write for a while can renew. A worker that sends heartbeats keeps
-    its tasks: if it does not renew a lease, another session holds that row. Several processes can
-    call this at the same time. `silent` clears the progress text, for a database that refuses it.
+    They are retried as after a failure with WorkerLost: a task with a cancel request is cancelled,
+    one with attempts left waits for the next, any other fails. A rescue waits one heartbeat after
+    the lease expired, by the database's clock, so that a worker that could not write for a while
+    can renew. A worker that sends heartbeats keeps its tasks: if it does not renew a lease, another
+    session holds that row. Several processes can call this at the same time. `silent` clears the
+    progress text, for a database that refuses it.
     """
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
@@ -288,16 +293,7 @@ def rescue(limit: int = 100, *, now: datetime | None = None, silent: bool = Fals
         )
         if silent:
             update([claim_of(task) for task in lost], progress_text="")
-        failures = {claim_of(task): worker_lost(task) for task in lost}
-        unwanted = [claim_of(task) for task in lost if task.cancel_requested_at]
-        again = [
-            claim_of(task)
-            for task in lost
-            if task.attempt < task.max_attempts and claim_of(task) not in unwanted
-        ]
-        cancel(unwanted, now=now)
-        retry({claim: failures[claim] for claim in again}, now=now)
-        fail({c: f for c, f in failures.items() if c not in unwanted and c not in again}, now=now)
+        retry({claim_of(task): worker_lost(task) for task in lost}, now=now)
     return lost
 
 
@@ -371,9 +367,7 @@ def _finish(verb: Verb, endings: Mapping[Claim, _Ending], now: datetime | None) 
             }
             for claim, row in held.items()
         }
-        facts = [
-            (c.task_id, endings[c].data | {"progress": last[c]} | _stuck(endings[c])) for c in held
-        ]
+        facts = [(claim.task_id, endings[claim].data | {"progress": last[claim]}) for claim in held]
         record(move, facts, now)
     return [claim for claim in endings if claim not in held]
 
@@ -384,12 +378,8 @@ def _hold_wanted(
     """Lock claims of tasks that will wait again. End those with a cancel request."""
     held = hold(verb, claims)
     wanted = [claim for claim, row in held.items() if not row.cancel_requested_at]
-    cancel(held.keys() - set(wanted), now=now)
+    cancel(dict.fromkeys(held.keys() - set(wanted), False), now=now)
     return held, wanted
-
-
-def _stuck(ending: _Ending) -> dict[str, Any]:
-    return {"stuck": True} if ending.fields.get("stuck") else {}
 
 
 def _holder_of_key(keys: Collection[str]) -> Task | None:

@@ -1,4 +1,4 @@
-"""The coordinator: claims tasks, gives them to threads, and writes what becomes of them."""
+"""The coordinator: claims tasks, gives them to threads, and writes their progress and outcomes."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ from tasks_app.store.database_file import DatabaseReplaced
 from tasks_app.store.ledger import alias, begin, reserve
 from tasks_app.tasks.progress import ProgressHandle
 from tasks_app.worker import presence
-from tasks_app.worker.capacity import recall_at, room
-from tasks_app.worker.connection import Connection
-from tasks_app.worker.execution import Outcome, cut_short
-from tasks_app.worker.fitness import Fitness
-from tasks_app.worker.housekeeping import Pruner
-from tasks_app.worker.outcomes import forsake, tell, write
-from tasks_app.worker.pool import Pool
-from tasks_app.worker.preload import Preload
-from tasks_app.worker.refused import write_alone
-from tasks_app.worker.rescuer import Rescuer
-from tasks_app.worker.run import NEVER, Run
-from tasks_app.worker.runs import Runs
-from tasks_app.worker.shutdown import STOP_SECONDS, Exit, Shutdown
-from tasks_app.worker.standing import look, next_due
-from tasks_app.worker.stopping import enforce, free_lock, wants_restart
-from tasks_app.worker.trouble import REFUSED, TROUBLE, explained, missing_is_trouble
+from tasks_app.worker.housekeeping import Pruner, Rescuer
+from tasks_app.worker.outcomes import cut_short, log_outcome, write, write_alone
+from tasks_app.worker.readiness import Fitness, Preload
+from tasks_app.worker.runs import NEVER, Outcome, Run, Runs, compare, next_due, recall_at, room
+from tasks_app.worker.stopping import (
+    STOP_SECONDS,
+    ExitCode,
+    Shutdown,
+    enforce,
+    free_lock,
+    stop_unrecorded,
+    wants_restart,
+)
+from tasks_app.worker.threads import Pool
+from tasks_app.worker.trouble import REFUSED, TROUBLE, Connection, explained, missing_is_trouble
 
 logger = SafeLogger("tasks_app.worker")
 
-#: After a look that left nothing waiting, the soonest that the next change is looked into: most
-#: are this worker's own commits, and a busy site's must not each become queries here.
+#: If a look left no task waiting, the pause before the next change is looked into. Most changes
+#: are this worker's own commits, and on a busy site each would otherwise cause queries.
 LOOK_PAUSE = 0.005
 
 
 class Coordinator:
     """Owns a worker's database connection and makes every write of its tasks.
 
-    Each cycle is one transaction, for all threads together: newest progress, outcomes, leases,
-    cancel requests, new claims. If it fails, nothing of it has happened, and what the threads
-    delivered waits in memory for the next. Belongs to one thread; only `stop` and `_deliver` may
-    be called from others.
+    Each cycle is one transaction for all threads together: newest progress, outcomes, leases,
+    cancel requests, new claims. If it fails, none of it has happened, and what the threads
+    delivered waits in memory for the next cycle. Belongs to one thread; other threads may only call
+    `stop` and `_deliver`.
     """
 
     def __init__(
@@ -70,30 +69,30 @@ class Coordinator:
         self.allowance: float = NEVER if max_tasks is None else max_tasks
         self.ended = 0
         self.shutdown = Shutdown()
-        #: The code that its process is to exit with.
-        self.exit = Exit.DONE
-        #: Whether threads were still at it when it ended.
+        #: The exit code for its process.
+        self.exit = ExitCode.DONE
+        #: Whether threads were still running when it ended.
         self.threads_left = False
         self.runs = Runs()
         self.heart = presence.Heart()
         self._connection = Connection(self.using)
         self._changes: Changes | None = None
         self._inbox: deque[Outcome | Run] = deque()
-        #: There may be tasks to claim; there may be requests to cancel.
+        #: There may be tasks to claim, and cancel requests to notice.
         self._hungry = self._curious = True
-        #: The moments, by the monotonic clock, of the next: look into changes, delayed task,
-        #: heartbeat.
+        #: When to do these next, by the monotonic clock: look into changes, send a heartbeat, claim
+        #: a delayed task.
         self._look_at = self._beat_at = 0.0
         self._claim_at = NEVER
-        #: When a hand last delivered an outcome.
+        #: When a thread last delivered an outcome.
         self._delivered_at = 0.0
-        #: The last transaction was refused for what it held, not for want of a database.
+        #: The database refused the last transaction for its content.
         self._refused = False
-        #: A claim may have been committed that nothing here knows of: its answer did not come.
+        #: A claim may have been committed that is not in `runs`, because its answer was lost.
         self._unsure = False
 
     def stop(self) -> None:
-        """Claim no more and end when the running tasks have; a second call ends at once."""
+        """Claim no more, and end once the running tasks have. A second call skips the wait."""
         self.shutdown.signal()
         if self._changes is not None:
             self._changes.wake()
@@ -129,7 +128,7 @@ class Coordinator:
         return self.ended
 
     def _register(self, changes: Changes) -> bool:
-        """Sign on, as soon as there is a database; return False if told to stop before."""
+        """Insert the worker's row once the database answers; return False if stopped before."""
         while not self.shutdown.requested:
             self._connection = Connection(self.using)
             try:
@@ -147,7 +146,7 @@ class Coordinator:
     def _finished(self) -> bool:
         if self.shutdown.gives_up(time.monotonic()):
             logger.error("Worker %s ends with %d tasks not released", self.worker, len(self.runs))
-            self.exit = Exit.UNRELEASED
+            self.exit = ExitCode.UNRELEASED
             return True
         if self.runs or self._inbox or self._unsure:
             return False
@@ -157,7 +156,7 @@ class Coordinator:
     @property
     def _leaving(self) -> bool:
         """Whether it claims no more, and ends once its running tasks have."""
-        return self.shutdown.requested or self.exit is Exit.RECYCLE
+        return self.shutdown.requested or self.exit is ExitCode.RECYCLE
 
     @property
     def _can_claim(self) -> bool:
@@ -165,142 +164,143 @@ class Coordinator:
         return not unfit and not self.preload.holds_up(time.monotonic()) and self._limit() > 0
 
     def _limit(self) -> int:
-        known = self.runs.outcomes.values()
-        return int(min(room(self.threads, len(self.runs), known), self.allowance))
+        outcomes = self.runs.outcomes.values()
+        return int(min(room(self.threads, len(self.runs), outcomes), self.allowance))
 
     def _patience(self) -> float:
-        """How many seconds there is nothing to do, unless something comes."""
-        stops = [self.shutdown.next_step, *(run.next_stop for run in self.runs.going_on)]
+        """Return the seconds until something is due, if nothing arrives before."""
+        stops = [self.shutdown.next_step, *(run.next_stop for run in self.runs.unfinished)]
         if (trouble := self._connection.trouble).started:
             return max(min(trouble.retry_at, *stops) - time.monotonic(), 0.0)
-        moments = [self._beat_at, self.preload.deadline, self.fitness.next_look, *stops]
+        times = [self._beat_at, self.preload.deadline, self.fitness.next_look, *stops]
         if not self.shutdown.requested:
-            moments.append(self.pruner.next_step)
-        moments += self.runs.next_writes
-        moments.append(self._recall_at(time.monotonic()))
+            times.append(self.pruner.next_step)
+        times += self.runs.next_writes
+        times.append(self._recall_at(time.monotonic()))
         if self._curious and self.runs:
-            moments.append(self._look_at)
+            times.append(self._look_at)
         if self._can_claim:
-            moments.append(self._look_at if self._hungry else self._claim_at)
-        return max(min(moments) - time.monotonic(), 0.0)
+            times.append(self._look_at if self._hungry else self._claim_at)
+        return max(min(times) - time.monotonic(), 0.0)
 
     def _cycle(self) -> None:
-        """Take in what came, then do what is due in one transaction."""
-        moment = time.monotonic()
-        reset_queries()  # DEBUG keeps them until then, with all that was written.
+        """Take in what arrived, then do what is due in one transaction."""
+        now = time.monotonic()
+        reset_queries()  # With DEBUG, Django keeps them, with all their parameters.
         self._collect()
-        self._recall_unbegun(moment)
-        self._heed_shutdown(moment)
-        self._make_stop(moment)
-        if moment < self._connection.trouble.retry_at:
+        self._recall_unbegun(now)
+        self._check_shutdown(now)
+        self._enforce_stops(now)
+        if now < self._connection.trouble.retry_at:
             return
-        if moment >= self._claim_at:
+        if now >= self._claim_at:
             self._hungry = True
-        beating = moment >= self._beat_at
-        looking = beating or (self._curious and bool(self.runs) and moment >= self._look_at)
-        writing = self.runs.due(moment)
+        beating = now >= self._beat_at
+        looking = beating or (self._curious and bool(self.runs) and now >= self._look_at)
+        writing = self.runs.due(now)
         ending = writing & self.runs.outcomes.keys()
-        claiming = self._can_claim and self._hungry and (bool(ending) or moment >= self._look_at)
-        if beating or claiming or moment >= self.fitness.next_look:
-            claiming = self.fitness.look(moment, thorough=beating) and claiming
+        claiming = self._can_claim and self._hungry and (bool(ending) or now >= self._look_at)
+        if beating or claiming or now >= self.fitness.next_look:
+            claiming = self.fitness.look(now, thorough=beating) and claiming
         try:
             self._connection.reopen()
             if writing or beating or looking or claiming:
-                self._commit(moment, writing, beating, looking, claiming)
+                self._commit(now, writing, beating, looking, claiming)
             self._connection.works()
             self._refused = False
         except TROUBLE as error:
             self._connection.verify()
             self._unsure = self._unsure or claiming
-            self._wait_out(error, moment)
+            self._wait_out(error, now)
         except REFUSED:
-            # Again without what one task said or, if it was that, with this worker's row back.
+            # Try again without the refused text of a run. If no text was refused, the cause may be
+            # that this worker's row was deleted, and a heartbeat inserts it again.
             self._beat_at = 0.0
             found = self._isolate(writing)
             if self._refused and not found:
                 raise
             self._refused = not found
         else:
-            self._do_chores(moment, beating)
+            self._do_chores(now, beating)
 
-    def _do_chores(self, moment: float, beating: bool) -> None:
-        """Look after others' tasks and old ones; what hinders that must not hinder our own."""
+    def _do_chores(self, now: float, beating: bool) -> None:
+        """Rescue others' tasks and prune old ones. Their errors must not affect our own tasks."""
         if beating:
             self.rescuer.beat(time.monotonic())
-        if moment >= self.pruner.next_step and not self.shutdown.requested:
-            self.pruner.step(moment)
+        if now >= self.pruner.next_step and not self.shutdown.requested:
+            self.pruner.step(now)
 
     def _isolate(self, writing: Collection[Run]) -> bool:
-        """Write each run by itself; return whether the database refused one of them.
+        """Write each run in a separate transaction; return whether the database refused one.
 
-        One odd text or result must cost neither its neighbours nor this worker.
+        So a text or result that the database refuses affects neither other runs nor the worker.
         """
         found = False
         for run in writing:
             try:
-                alone = write_alone(run, self.runs.outcomes.get(run), self.using)
+                written = write_alone(run, self.runs.outcomes.get(run), self.using)
             except TROUBLE as error:
                 self._connection.verify()
                 self._wait_out(error)
                 return True
-            found = found or alone.refused
-            self.runs.lose(alone.void)
+            found = found or written.refused
+            self.runs.lose(written.stale)
             run.written(time.monotonic() + task_settings().progress_interval_seconds)
             self.runs.reported.discard(run)
-            if alone.outcome:
-                self._settle(alone.outcome)
+            if written.outcome:
+                self._settle(written.outcome)
         return found
 
     @missing_is_trouble()
     def _commit(
-        self, moment: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
+        self, now: float, writing: set[Run], beating: bool, looking: bool, claiming: bool
     ) -> None:
         self._connection.verify()
         for run in writing:
             run.take()
-        known = self.runs.outcomes
+        outcomes = self.runs.outcomes
         tasks: list[Task] = []
         limit = self._limit()
         with transaction.atomic(using=self.using):
-            now = begin(self.using)
+            db_now = begin(self.using)
             concerned = {*writing, *(self.runs.values() if beating else ())}
             held = reserve([run.claim for run in concerned if not run.lost])
-            kept = [run for run in writing if not run.lost and run.claim not in held]
-            outcomes = [known[run] for run in kept if run in known]
-            ending = {outcome.run.claim for outcome in outcomes}
-            void = set(write(kept, outcomes, now))
+            free = [run for run in writing if not run.lost and run.claim not in held]
+            ends = [outcomes[run] for run in free if run in outcomes]
+            ending = {outcome.run.claim for outcome in ends}
+            stale = set(write(free, ends, db_now))
             if beating:
                 busy, stuck = len(self.runs), self.pool.stuck
-                claiming &= self.heart.beat(self.worker, now, busy=busy, stuck=stuck)
-                going_on = {run.claim for run in self.runs.values() if not run.lost}
-                void.update(lifecycle.renew(going_on - ending - held, now=now))
+                claiming &= self.heart.beat(self.worker, db_now, busy=busy, stuck=stuck)
+                valid = {run.claim for run in self.runs.values() if not run.lost}
+                stale.update(lifecycle.renew(valid - ending - held, now=db_now))
             if looking:
-                void.update(look(self.worker, self.runs, now) - ending)
+                stale.update(compare(self.worker, self.runs, db_now) - ending)
             if claiming:
-                tasks = lifecycle.claim(self.worker, limit, now=now)
-                claim_at = NEVER if tasks else next_due(now, moment)
-        # Had it committed to a file that nobody else has, none of what follows would be true.
+                tasks = lifecycle.claim(self.worker, limit, now=db_now)
+                claim_at = NEVER if tasks else next_due(db_now, now)
+        # If this was committed to a file that no other process has, it does not count.
         self._connection.verify()
-        # What follows is memory only: had the transaction failed, none of it would be true.
-        self.runs.hold_back(held, moment)
+        # Only memory is changed below. If the transaction fails, memory must not change.
+        self.runs.hold_back(held, now)
         written = {run for run in writing if run.claim not in held}
         self.runs.reported -= written
         for run in written:
-            run.written(moment + task_settings().progress_interval_seconds)
-        self.runs.lose(void)
-        for run in written & known.keys():
-            self._settle(known[run])
+            run.written(now + task_settings().progress_interval_seconds)
+        self.runs.lose(stale)
+        for run in written & outcomes.keys():
+            self._settle(outcomes[run])
         if beating:
-            self._beat_at = moment + self.heart.pause
+            self._beat_at = now + self.heart.pause
         if looking:
             self._curious = self._unsure = False
         if claiming:
             self._hungry, self._claim_at = bool(tasks), claim_at
         if not tasks or len(tasks) < limit:
-            self._look_at = moment + LOOK_PAUSE
-        self._hand_out(tasks)
+            self._look_at = now + LOOK_PAUSE
+        self._submit(tasks)
 
-    # What came from the threads, from signals, from the clock.
+    # What arrives from threads, from signals, and with time.
 
     def _deliver(self, item: Outcome | Run) -> None:
         """Take an outcome, or a run with something to report. Called by worker threads."""
@@ -312,42 +312,42 @@ class Coordinator:
         while self._inbox:
             if self.runs.take_in(self._inbox.popleft()):
                 self._delivered_at = time.monotonic()
-                # What it started itself must be run too, however a drain learns of it.
+                # A drain must also run tasks that its tasks start, even without a change signal.
                 self._hungry = self._hungry or self.drain
 
-    def _heed_shutdown(self, moment: float) -> None:
-        if self.shutdown.heed(moment):
+    def _check_shutdown(self, now: float) -> None:
+        if self.shutdown.handle_signals(now):
             logger.info(
                 "Worker %s is stopping (running tasks: %d; they have %g s to finish)",
                 self.worker,
                 len(self.runs),
                 task_settings().shutdown_grace_seconds,
             )
-        if self.shutdown.interrupts(moment):
-            for run in self.runs.going_on:
+        if self.shutdown.interrupts(now):
+            for run in self.runs.unfinished:
                 run.stop(TaskReleased(), STOP_SECONDS / 2)
-        if self.shutdown.releases(moment):
-            self.runs.conclude(map(cut_short, self.runs.going_on))
+        if self.shutdown.releases(now):
+            self.runs.conclude(map(cut_short, self.runs.unfinished))
 
-    def _make_stop(self, moment: float) -> None:
-        """Take the next steps with what must stop, and with what keeps others from working."""
-        self.runs.conclude(enforce(self.runs.going_on, self.pool, moment))
-        free_lock(self._connection.trouble, self.runs.going_on, moment)
-        if self.exit is Exit.DONE and (
+    def _enforce_stops(self, now: float) -> None:
+        """Take the next steps with runs that must stop, and with locks and threads left behind."""
+        self.runs.conclude(enforce(self.runs.unfinished, self.pool, now))
+        free_lock(self._connection.trouble, self.runs.unfinished, now)
+        if self.exit is ExitCode.DONE and (
             self.fitness.spoilt or wants_restart(self.worker, self.pool, len(self.runs))
         ):
-            self.exit = Exit.RECYCLE
+            self.exit = ExitCode.RECYCLE
 
-    def _recall_unbegun(self, moment: float) -> None:
-        """Hand back what waits here while every hand is busy: another worker may be free."""
-        if self._leaving or self.fitness.fault or moment >= self._recall_at(moment):
+    def _recall_unbegun(self, now: float) -> None:
+        """Release runs that wait here while all threads are busy: another worker may be free."""
+        if self._leaving or self.fitness.fault or now >= self._recall_at(now):
             self.runs.conclude(Outcome(run, Verb.RELEASE) for run in self.pool.recall())
 
-    def _recall_at(self, moment: float) -> float:
-        busy = len(self.runs) - len(self.runs.outcomes)
-        return recall_at(self.threads, self.runs.values(), busy, self._delivered_at, moment)
+    def _recall_at(self, now: float) -> float:
+        unfinished = len(self.runs) - len(self.runs.outcomes)
+        return recall_at(self.threads, self.runs.values(), unfinished, self._delivered_at, now)
 
-    def _hand_out(self, tasks: list[Task]) -> None:
+    def _submit(self, tasks: list[Task]) -> None:
         if tasks:
             logger.debug("Worker %s claimed %d tasks", self.worker, len(tasks))
         for task in tasks:
@@ -365,31 +365,31 @@ class Coordinator:
         if not run.lost:
             self.ended += verb not in (Verb.RELEASE, Verb.RETRY)
             self.allowance += verb is Verb.RELEASE
-            tell(run, verb, value)
+            log_outcome(run, verb, value)
 
     def _wait_out(self, error: Exception, begun: float | None = None) -> None:
         self._connection.wait_out(error, len(self.runs.outcomes), begun)
-        # The first look afterwards finds what was committed without an answer.
+        # The comparison at the next heartbeat finds claims that were committed without an answer.
         self._beat_at = 0.0
 
     def _abandon(self, error: DatabaseReplaced) -> None:
-        """Begin nothing more and tell what was not written: nobody else has this database."""
-        self.exit = Exit.REPLACED
+        """Begin nothing more, and log what was not written: no other process has this database."""
+        self.exit = ExitCode.REPLACED
         logger.critical("Worker %s ends at once with code %d: %s", self.worker, self.exit, error)
         self.pool.recall()
         self._collect()
-        forsake(self.runs)
+        stop_unrecorded(self.runs)
 
     def _leave(self) -> None:
         self.pool.close()
         self.threads_left = not self.pool.join() or self.pool.stuck > 0
-        if self.exit is Exit.UNRELEASED:
-            # A thread that keeps the database from it may also keep Python from ending.
+        if self.exit is ExitCode.UNRELEASED:
+            # A thread that blocks the database may also keep Python from ending.
             self.threads_left = True
             return
-        if self.exit is Exit.REPLACED:
-            # To end in good order would close the connection, and SQLite then deletes the log of
-            # whatever database stands at the path by now.
+        if self.exit is ExitCode.REPLACED:
+            # A normal end of Python would close the connection. SQLite would then delete the log of
+            # the database that is at this path now.
             self.threads_left = True
             return
         try:

@@ -1,7 +1,8 @@
-"""Watch a worker from a process of its own, and end it once none of its Python code runs any more.
+"""Watch a worker from a separate process, and end it if none of its Python code runs any more.
 
-A program that stands alone: it imports nothing but the standard library, to be small. It reads a
-byte of its worker's from stdin once in a while, and learns of its end by the end of that.
+A standalone program, started by `watchdog`. It imports only the standard library, to be small, so
+it cannot be one file with `watchdog`. It reads a byte that its worker writes to stdin each second.
+When stdin ends, the worker has ended.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import signal
 import sys
 import threading
 
-#: How often the worker gives a sign of life, and this process looks, in seconds.
+#: The seconds between two signs of life, and between two checks of this process.
 TICK = 1.0
-#: How many more ticks a worker has to end by SIGABRT before it is killed.
+#: After SIGABRT, a worker has this many ticks to end before it is killed.
 KILL_TICKS = 10
 
 
 class Silence:
-    """For how long a worker could have run Python code, and did not.
+    """The time in which a worker could have run Python code, and did not.
 
-    It counts ticks of this process instead of reading a clock. So neither the sleep of the machine
-    nor the time during which both processes were frozen counts, and after either the worker has
-    its full time to give a sign of life.
+    It counts ticks of this process instead of reading a clock. So the time does not count in which
+    the machine slept or both processes were frozen. After that the worker has its full time to give
+    a sign of life.
     """
 
     def __init__(self, limit: float) -> None:
@@ -38,19 +39,19 @@ class Silence:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process is stopped, by SIGSTOP or a debugger, and so cannot run anything."""
+    """Return whether a process is stopped, by SIGSTOP or a debugger, and cannot run anything."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             state = file.read().rpartition(b")")[2].split()[0]
     except OSError:
-        return True  # Nothing can be told: it has ended, which `watch` sees, or /proc is missing.
+        return True  # Unknown: it has ended, which `watch` notices, or there is no /proc.
     return state in (b"T", b"t")
 
 
 def watch(worker: int, limit: float, signs: int) -> None:
     """Watch the process that started this one until it ends."""
     silence = Silence(limit)
-    # Whoever is orphaned gets another parent, so this never hits a process that took over the id.
+    # An orphan gets another parent, so this never hits a process that got the same id later.
     while os.getppid() == worker:
         heard = bool(select.select([signs], [], [], TICK)[0])
         if heard and not os.read(signs, 4096):
@@ -60,7 +61,7 @@ def watch(worker: int, limit: float, signs: int) -> None:
             return
 
 
-def tell(worker: int, limit: float) -> None:
+def report(worker: int, limit: float) -> None:
     with contextlib.suppress(OSError, AttributeError, ValueError):
         sys.stderr.write(
             f"Worker {worker}: no Python code has run for {limit:g} s, so some code holds the "
@@ -70,9 +71,9 @@ def tell(worker: int, limit: float) -> None:
 
 
 def end(worker: int, limit: float, signs: int) -> None:
-    """End a worker by SIGABRT, on which its faulthandler tells the stacks; then by SIGKILL."""
-    # In a thread: nobody may read stderr any more, and the worker is to end all the same.
-    threading.Thread(target=tell, args=[worker, limit], daemon=True).start()
+    """End a worker by SIGABRT, on which its faulthandler prints the stacks; then by SIGKILL."""
+    # In a thread: if no process reads stderr any more, this must not wait.
+    threading.Thread(target=report, args=[worker, limit], daemon=True).start()
     for tick in range(KILL_TICKS + 1):
         if os.getppid() != worker:
             return
@@ -82,7 +83,7 @@ def end(worker: int, limit: float, signs: int) -> None:
 
 
 if __name__ == "__main__":
-    # They are meant for the worker, whose end is also the end of this.
+    # These signals are for the worker. This process ends when the worker does.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     watch(int(sys.argv[1]), float(sys.argv[2]), sys.stdin.fileno())

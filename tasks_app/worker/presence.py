@@ -1,4 +1,4 @@
-"""The row by which others see that a worker lives."""
+"""A worker's own row, whose heartbeat shows others that the worker lives."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tasks_app.worker.trouble import missing_is_trouble
 
 logger = SafeLogger("tasks_app.worker")
 
-#: How soon a worker whose row another session holds tries to beat again.
+#: The pause before another heartbeat, if another session holds the worker's row.
 HELD_SECONDS = 1.0
 
 
 @missing_is_trouble()
 def register(threads: int, queues: list[str]) -> Worker:
-    """Say that a worker is there. Raises what Django raises where the database does not answer."""
+    """Insert a worker's row. Raises what Django raises if the database does not answer."""
     with transaction.atomic(using=alias()):
         now = begin(alias())
         return Worker.objects.create(
@@ -36,18 +36,18 @@ def register(threads: int, queues: list[str]) -> Worker:
 
 
 class Heart:
-    """Beats for a worker, and remembers whether another session holds the worker's row."""
+    """Sends a worker's heartbeats, and knows whether another session holds the worker's row."""
 
     def __init__(self) -> None:
         self.held = False
 
     def beat(self, worker: Worker, now: datetime, *, busy: int, stuck: int) -> bool:
-        """Say that the worker lives; return whether it may claim tasks."""
+        """Send a heartbeat; return whether the worker may claim tasks."""
         before, self.held = self.held, not beat(worker, now, busy=busy, stuck=stuck)
         if self.held and not before:
             logger.warning(
-                "Another session holds the row of worker %s, so it claims nothing and seems "
-                "silent; its tasks go on. pg_stat_activity tells which",
+                "Another session holds the row of worker %s, so the worker claims nothing and "
+                "seems silent; its tasks continue. See pg_stat_activity for that session",
                 worker,
             )
         elif before and not self.held:
@@ -56,32 +56,32 @@ class Heart:
 
     @property
     def pause(self) -> float:
-        """The seconds until it should beat again."""
+        """The seconds until the next heartbeat."""
         seconds = task_settings().heartbeat_seconds
         return min(seconds, HELD_SECONDS) if self.held else seconds
 
 
 def beat(worker: Worker, now: datetime, *, busy: int = 0, stuck: int = 0) -> bool:
-    """Say that the worker lives and what it does, also where somebody has deleted its row.
+    """Update a worker's row, or insert it again if it was deleted.
 
-    Returns False if another session holds the row. It is left alone then: the leases of the
-    worker's tasks are renewed without it. New tasks would refer to the row, so they must wait.
+    Return False if another session holds the row. Then it is not written: the leases of the
+    worker's tasks are renewed without it. New tasks must wait, because they would refer to the row.
     """
     row = Worker.primary.filter(pk=worker.pk)
     if connections[alias()].features.has_select_for_update_skip_locked:
         mine = row.select_for_update(skip_locked=True, no_key=True).values_list("pk")
         if not list(mine) and row.exists():
             return False
-    said = {"heartbeat_at": now, "busy": busy, "stuck": stuck}
-    for field, value in said.items():
+    values = {"heartbeat_at": now, "busy": busy, "stuck": stuck}
+    for field, value in values.items():
         setattr(worker, field, value)
-    if not row.update(**said):
+    if not row.update(**values):
         worker.save(force_insert=True)
     return True
 
 
 def leave(worker: Worker, now: datetime, *, stuck: int = 0) -> None:
-    """Say that the worker ends in good order."""
+    """Record that a worker ended normally."""
     Worker.objects.filter(pk=worker.pk).update(
         heartbeat_at=now, stopped_at=now, busy=0, stuck=stuck
     )

@@ -1,4 +1,4 @@
-"""End this process once code holds the interpreter's lock for longer than a lease."""
+"""End this process if code holds the interpreter's lock for longer than a lease."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tasks_app.worker import monitor
 
 logger = SafeLogger("tasks_app.worker")
 
-#: The least silence after which a worker is ended, however short its leases are.
+#: A worker is ended after at least this many seconds of silence, however short its leases are.
 LEAST_SECONDS = 5.0
 
 
 class Watchdog:
     """A small process that watches this one; see `monitor`.
 
-    While some code holds the interpreter's lock, no timeout can be enforced, no lease renewed and
-    no signal heard, so only another process can end this one. It watches the lock and nothing
-    else: a thread of its own gives the signs of life, also while the coordinator waits for a
-    database. Linux only, because elsewhere a stopped process cannot be told from a hanging one.
+    While some code holds the interpreter's lock, this process cannot enforce a timeout, renew a
+    lease or handle a signal, so only another process can end it. The watchdog checks the lock and
+    nothing else: a separate thread sends the signs of life, also while the coordinator waits for a
+    database. It runs on Linux only, because elsewhere a stopped process looks like a hanging one.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class Watchdog:
         if sys.platform != "linux":
             return self
         if os.getpid() == 1:
-            # The kernel keeps from it every signal of its container that would end it.
+            # The kernel does not deliver signals of its own container that would end process 1.
             logger.warning(
                 "This worker is process 1 of its container, so its watchdog cannot end it if it "
                 "hangs, and programs that its tasks leave behind stay as zombies. Give the "
                 "container an init, as docker run --init does"
             )
         signs, self._signs = os.pipe()
-        # A monitor that is itself stopped must not hold up the thread.
+        # If the monitor is stopped itself, the thread must not wait for it.
         os.set_blocking(self._signs, False)
         command = [sys.executable, "-I", "-S", str(Path(monitor.__file__))]
         try:
@@ -57,7 +57,7 @@ class Watchdog:
             )
         except (OSError, RuntimeError, ValueError) as error:
             os.close(self._signs)
-            logger.warning("Nothing watches this worker, which may hang for ever: %s", error)
+            logger.warning("Nothing watches this worker, which may hang forever: %s", error)
         else:
             self._thread = threading.Thread(target=self._live, name="watchdog", daemon=True)
             self._thread.start()
@@ -70,7 +70,7 @@ class Watchdog:
             return
         self._over.set()
         self._thread.join()
-        # A process that a task forked may hold the other end open, so the pipe's end is not enough.
+        # A process that a task forked may keep the pipe open, so closing it is not enough.
         self._process.kill()
         self._process.wait()
         os.close(self._signs)

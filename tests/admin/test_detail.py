@@ -53,7 +53,7 @@ def test_history_of_a_task(admin_client: Client) -> None:
     lifecycle.release([claim_of(task)])
     [task] = lifecycle.claim(one, 1)
     task_service.cancel_task(task.pk, by=User(username="ada"))
-    lifecycle.cancel([claim_of(task)])
+    lifecycle.cancel({claim_of(task): False})
     content = text(admin_client, task)
     for part in (
         "Queued",
@@ -196,7 +196,7 @@ def test_long_history_is_paginated(admin_client: Client, monkeypatch: pytest.Mon
     monkeypatch.setattr(history, "FACTS", 2)
     task, claim = rows.claimed()
     lifecycle.log({claim: [LogLine("info", f"line {n}") for n in range(7)]})
-    lifecycle.cancel([claim])
+    lifecycle.cancel({claim: False})
 
     def lines(query: str) -> list[str]:
         return re.findall(r"line \d", text(admin_client, task, query))
@@ -274,7 +274,7 @@ def test_run_time_and_timeout(admin_client: Client, seconds: float, expected: st
     task, _claim = rows.claimed(timeout_seconds=seconds)
     began = task.events.get(event_type=EventType.STARTED)
     task_service.cancel_task(task.pk)
-    lifecycle.cancel([claim_of(task)])
+    lifecycle.cancel({claim_of(task): False})
     ended = began.timestamp + timedelta(seconds=seconds)
     task.events.filter(event_type=EventType.CANCELLED).update(timestamp=ended)
     page = text(admin_client, task)

@@ -193,7 +193,7 @@ def test_rows_show_wait_run_time_worker_and_thread(page: Page, show: Callable[..
     rows.lapse(task, timedelta(minutes=1))
     expect(badges.get_by_text("Heartbeat lost")).to_be_visible(timeout=WITHIN)
     expect(badges.get_by_text("Stuck thread")).to_be_hidden()
-    lifecycle.cancel([claim], stuck=[claim])
+    lifecycle.cancel({claim: True})
     expect(badges.get_by_text("Stuck thread")).to_be_visible(timeout=WITHIN)
     expect(badges.get_by_text("Heartbeat lost")).to_be_hidden()
     shows(page, task.pk, "remaining", "")

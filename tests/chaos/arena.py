@@ -22,7 +22,7 @@ from django.test import Client
 
 from tasks_app.conf import task_settings
 from tasks_app.models import Task
-from tasks_app.worker.shutdown import Exit
+from tasks_app.worker.stopping import ExitCode
 from tests.chaos import failpoints, ledger
 from tests.chaos.audit import (
     Tally,
@@ -293,7 +293,11 @@ class Arena:
         elif code and self.plan.troubles and (slot.role == "cleanup" or slot.ready == float("inf")):
             # It found the database down. The next one starts immediately.
             self.struck["could not start"] += 1
-        elif code == Exit.UNRELEASED and self.plan.troubles and slot.fate.terminate < float("inf"):
+        elif (
+            code == ExitCode.UNRELEASED
+            and self.plan.troubles
+            and slot.fate.terminate < float("inf")
+        ):
             # It was asked to stop while the database took no writes. Others rescue its tasks.
             self.struck["worker unreleased"] += 1
         elif code or not (slot.role == "cleanup" or slot.fate.terminate < float("inf")):

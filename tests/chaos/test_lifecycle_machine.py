@@ -245,8 +245,8 @@ class Lifecycle(RuleBasedStateMachine):
         write: dict[str, Write] = {
             "complete": lambda claims: lifecycle.complete(dict.fromkeys(claims, 1)),
             "fail": lambda claims: lifecycle.fail(dict.fromkeys(claims, BROKEN)),
-            "cancel": lifecycle.cancel,
-            "stuck": lambda claims: lifecycle.cancel(claims, stuck=claims),
+            "cancel": lambda claims: lifecycle.cancel(dict.fromkeys(claims, False)),
+            "stuck": lambda claims: lifecycle.cancel(dict.fromkeys(claims, True)),
         }
         for row in self.write(batch, write[verb]):
             assert (row.status, row.result, row.error_type, row.stuck) == {

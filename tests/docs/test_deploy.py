@@ -14,7 +14,7 @@ from django.core.management import load_command_class
 from django.core.management.commands.migrate import Command as Migrate
 
 from tasks_app.conf import TaskSettings
-from tasks_app.worker.shutdown import RELEASE_SECONDS, STOP_SECONDS
+from tasks_app.worker.stopping import RELEASE_SECONDS, STOP_SECONDS
 from tests.docs.pages import ROOT
 
 pytestmark = pytest.mark.once

@@ -175,7 +175,7 @@ def test_samples_have_the_fields_that_are_sent(db: None) -> None:
     lifecycle.complete({claimed(): 1})
     asked = claimed()
     lifecycle.request_cancel(asked.task_id, by="ada")
-    lifecycle.cancel([asked])
+    lifecycle.cancel({asked: False})
     lifecycle.release([claimed()])
     lifecycle.request_cancel(task_service.start_task("tests.tasks.Noop").task_id, by="ada")
 

@@ -23,7 +23,7 @@ from tasks_app.management.commands.cleanup_tasks import duration, report
 from tasks_app.management.terminal import Exit
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
-from tasks_app.worker.cleanup import Summary
+from tasks_app.worker.housekeeping import CleanupSummary
 from tests.docs.pages import GUIDE, section
 from tests.rows import fresh, lapse, row, saved, snapshot, worker
 
@@ -121,7 +121,7 @@ def test_summary_reports_problems(settings: Any) -> None:
         "Removed 0 finished tasks; rescued 0 from lost workers; "
         "removed 0 old worker records; 1 workers never signed off.\n"
     )
-    assert report(Summary(removed=3, kept=2)) == (
+    assert report(CleanupSummary(removed=3, kept=2)) == (
         "Stopped early: removed 3 finished tasks; rescued 0 from lost workers; "
         "removed 0 old worker records; 2 tasks could not be removed (see the log)."
     )
@@ -203,7 +203,7 @@ def test_waits_for_a_locked_database(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("transactional_db", "aged")
 def test_gives_up_if_the_database_stays_locked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks_app.worker.cleanup.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("tasks_app.worker.housekeeping.PATIENCE_SECONDS", 0.2)
     with locked(1000), pytest.raises(CommandError) as caught:
         cleanup()
     assert caught.value.returncode == 75
@@ -256,7 +256,7 @@ def test_help_and_guide_list_exit_codes_and_summary_fields() -> None:
     for code in codes:
         assert re.search(rf"\b{code}\b", help_)
         assert re.search(rf"^\|[ \d,]*\b{code}\b", text, re.M)
-    assert all(f"`{field.name}`" in text for field in fields(Summary))
+    assert all(f"`{field.name}`" in text for field in fields(CleanupSummary))
 
 
 def test_retention_none_keeps_everything(settings: Any) -> None:

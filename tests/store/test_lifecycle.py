@@ -57,7 +57,7 @@ FENCED: dict[Verb, Callable[[Claim], list[Claim]]] = {
     Verb.LOG: lambda claim: lifecycle.log({claim: [LogLine("info", "x")]}),
     Verb.COMPLETE: lambda claim: lifecycle.complete({claim: 1}),
     Verb.FAIL: lambda claim: lifecycle.fail({claim: BROKEN}),
-    Verb.CANCEL: lambda claim: lifecycle.cancel([claim]),
+    Verb.CANCEL: lambda claim: lifecycle.cancel({claim: False}),
     Verb.RETRY: lambda claim: lifecycle.retry({claim: BROKEN}),
     Verb.RELEASE: lambda claim: lifecycle.release([claim]),
 }
@@ -133,8 +133,10 @@ def test_stale_claims_do_not_affect_valid_ones(verb: Verb) -> None:
     stale = Claim(other.pk, good.token)
     before = Task.objects.filter(pk=other.pk).values().get()
     match verb:
-        case Verb.RENEW | Verb.CANCEL | Verb.RELEASE:
+        case Verb.RENEW | Verb.RELEASE:
             refused = getattr(lifecycle, verb)([stale, good])
+        case Verb.CANCEL:
+            refused = lifecycle.cancel({stale: False, good: False})
         case Verb.REPORT:
             update = TaskProgressUpdate(text="x", value=0.5)
             refused = lifecycle.report({stale: update, good: update})
@@ -152,7 +154,7 @@ def test_stale_claims_do_not_affect_valid_ones(verb: Verb) -> None:
 
 @pytest.mark.parametrize("verb", FENCED)
 def test_empty_batch_writes_nothing(verb: Verb) -> None:
-    empty: object = [] if verb in (Verb.RENEW, Verb.CANCEL, Verb.RELEASE) else {}
+    empty: object = [] if verb in (Verb.RENEW, Verb.RELEASE) else {}
     claimed()
     with unchanged():
         assert getattr(lifecycle, verb)(empty) == []
@@ -436,7 +438,7 @@ def test_fail_stores_the_error_and_keeps_the_traceback_out_of_the_event() -> Non
 def test_cancel_ends_the_task() -> None:
     task, claim = claimed()
     lifecycle.report({claim: TaskProgressUpdate(text="half", value=0.5)})
-    assert lifecycle.cancel([claim]) == []
+    assert lifecycle.cancel({claim: False}) == []
     stored = fresh(task)
     assert (stored.status, stored.progress, stored.progress_text) == (Status.CANCELLED, 0.5, "half")
     assert stored.finished_at is not None

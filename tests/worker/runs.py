@@ -8,7 +8,7 @@ from typing import Any
 from tasks_app.states import Status
 from tasks_app.store.claims import claim_of
 from tasks_app.tasks.progress import ProgressHandle
-from tasks_app.worker.run import Run
+from tasks_app.worker.runs import Run
 from tests.rows import row
 
 

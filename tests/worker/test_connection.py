@@ -17,8 +17,8 @@ from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
 from tasks_app.store.ledger import LOCK_MILLISECONDS
-from tasks_app.worker.connection import Connection
 from tasks_app.worker.coordinator import Coordinator
+from tasks_app.worker.trouble import Connection
 from tests.harness import eventually
 from tests.more_tasks import CountsQueries, Large
 from tests.tasks import Noop

@@ -21,12 +21,11 @@ from tasks_app.service import task_service
 from tasks_app.states import EventType, Status
 from tasks_app.store import lifecycle
 from tasks_app.store.claims import claim_of
-from tasks_app.worker import capacity
-from tasks_app.worker.capacity import GROUP_MAX
-from tasks_app.worker.connection import Connection
+from tasks_app.worker import runs
 from tasks_app.worker.coordinator import Coordinator
 from tasks_app.worker.outcomes import WRITERS
-from tasks_app.worker.run import NEVER
+from tasks_app.worker.runs import GROUP_MAX, NEVER
+from tasks_app.worker.trouble import Connection
 from tests.harness import begins, ends, eventually
 from tests.more_tasks import Echo, MakesUsers, StepsOnce
 from tests.rows import facts, lapse, saved, worker
@@ -212,7 +211,7 @@ def test_two_immediate_signals_release_unstarted_tasks(
     start: Start, reins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each task is released once, although both signals cause it."""
-    monkeypatch.setattr(capacity, "UNBEGUN_SECONDS", 60.0)
+    monkeypatch.setattr(runs, "UNBEGUN_SECONDS", 60.0)
     task_service.start_many(Noop, [{}] * 40)
     long = task_service.start_task(Steps, {"reins": reins})
     task_service.start_many(Noop, [{}] * 200)
@@ -367,7 +366,7 @@ def test_lost_claim_is_noticed(start: Start, reins: Path, log: Log) -> None:
     assert facts(task) == [
         "task_queued", "task_started", "task_queued", "task_started", "task_completed",
     ]  # fmt: skip
-    [warning] = said(log, "was taken from this worker; what it still does is void")
+    [warning] = said(log, "was taken from this worker; its further writes are refused")
     assert warning.levelname == "WARNING"
 
 

@@ -23,7 +23,8 @@ from tasks_app.states import Verb
 from tasks_app.store.claims import Failure
 from tasks_app.tasks.base import BaseTask
 from tasks_app.tasks.progress import ProgressHandle
-from tasks_app.worker.execution import cut_short, execute, failure, given_up, outcome_of
+from tasks_app.worker.outcomes import cut_short, failure, outcome_of, stuck_outcome
+from tasks_app.worker.threads import execute
 from tests.more_tasks import (
     CleansUpBadly,
     Echo,
@@ -157,7 +158,7 @@ def test_failure_is_retried_while_attempts_are_left(
 @pytest.mark.parametrize(
     ("reason", "verb", "value"),
     [
-        (TaskCancelled(), Verb.CANCEL, None),
+        (TaskCancelled(), Verb.CANCEL, False),
         (TaskReleased(), Verb.RELEASE, None),
         (LeaseLost(), Verb.RELEASE, None),
     ],
@@ -217,7 +218,7 @@ def test_interruption_is_found_in_exception_groups(
         outcome = outcome_of(run, error)
         assert outcome.verb is verb
         assert verb is not Verb.FAIL or outcome.value.type == "TaskTimedOut"
-        assert ("another error it raised counts for nothing" in caplog.text) is logged
+        assert ("it also raised another error, which is ignored" in caplog.text) is logged
     assert "KeyError: 1" in caplog.text
 
 
@@ -305,13 +306,13 @@ def test_timeout_is_retried_if_listed_in_retry_on(monkeypatch: pytest.MonkeyPatc
 def test_abandoned_cancelled_run_is_cancelled() -> None:
     run = made(Noop)
     run.handle.stop(TaskCancelled())
-    assert given_up(run)[1:] == (Verb.CANCEL, True)
+    assert stuck_outcome(run)[1:] == (Verb.CANCEL, True)
 
 
 def test_abandoned_timed_out_run_fails_and_is_stuck() -> None:
     run = made(Raising, max_attempts=2)
     run.handle.stop(TaskTimedOut("Timed out after 5 s."))
-    outcome = given_up(run)
+    outcome = stuck_outcome(run)
     assert (outcome.verb, outcome.value.type, outcome.value.stuck) == (
         Verb.FAIL,
         "TaskTimedOut",

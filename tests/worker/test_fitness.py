@@ -14,8 +14,8 @@ import pytest
 from tasks_app.models import Task
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tasks_app.worker.fitness import Fitness
-from tasks_app.worker.run import NEVER
+from tasks_app.worker.readiness import Fitness
+from tasks_app.worker.runs import NEVER
 from tests.harness import Process, ends
 from tests.stubborn_tasks import SpoilsProcess
 from tests.tasks import Noop

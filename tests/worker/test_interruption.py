@@ -15,10 +15,9 @@ from tasks_app.exceptions import TaskCancelled, TaskInterrupted
 from tasks_app.models import Task, Worker
 from tasks_app.service import task_service
 from tasks_app.states import Status
-from tasks_app.worker.interruption import Stretch
-from tasks_app.worker.pool import Pool
-from tasks_app.worker.shutdown import Exit
-from tasks_app.worker.stopping import enforce
+from tasks_app.worker.interruption import InterruptibleSection
+from tasks_app.worker.stopping import ExitCode, enforce
+from tasks_app.worker.threads import Pool
 from tests.harness import begins, ends, eventually
 from tests.rows import facts, last_fact, saved
 from tests.stubborn_tasks import (
@@ -122,20 +121,20 @@ def test_late_interruption_still_gives_the_full_grace() -> None:
     pool = Pool(0, lambda outcome: None)
 
     def spin() -> None:
-        run.stretch.enter()
+        run.section.enter()
         try:
             while True:
                 pass
         except TaskInterrupted:
-            run.stretch.leave()
+            run.section.leave()
 
     thread = threading.Thread(target=spin)
     thread.start()
-    eventually(lambda: run.stretch.thread, what="the thread has begun")
+    eventually(lambda: run.section.thread, what="the thread has begun")
     run.stop(TaskCancelled(), grace=5.0)
     late = run.abandon_at + 60
     assert enforce([run], pool, late) == []
-    assert run.stretch.interrupted
+    assert run.section.interrupted
     assert run.abandon_at == late + 5.0
     thread.join(10)
     assert enforce([run], pool, run.abandon_at) == []
@@ -235,7 +234,7 @@ def test_too_many_stuck_threads_end_the_worker(
     begins(other.task_id)
     for _ in range(2):
         cancel_running(SwallowsAll, until=until)
-    eventually(lambda: working.coordinator.exit is Exit.RECYCLE, what="it recycles")
+    eventually(lambda: working.coordinator.exit is ExitCode.RECYCLE, what="it recycles")
     waiting = task_service.start_task(Add, {"a": 1})
     assert "has 2 stuck threads: it claims no more, and ends with code 75" in log.text
     assert Task.objects.get(pk=other.task_id).status == Status.RUNNING
@@ -257,31 +256,31 @@ def test_interrupted_transaction_is_rolled_back(start: Start, owner: User) -> No
     assert User.objects.filter(username="ben").exists()
 
 
-# Stretch.
+# The section by itself.
 
 
 def test_left_stretch_is_not_interrupted() -> None:
-    stretch = Stretch()
-    stretch.enter()
-    stretch.leave()
-    assert stretch.interrupt(TaskCancelled)
-    assert not stretch.interrupted
-    assert not stretch.abandon()
+    section = InterruptibleSection()
+    section.enter()
+    section.leave()
+    assert section.interrupt(TaskCancelled)
+    assert not section.interrupted
+    assert not section.abandon()
 
 
 def test_stretch_not_entered_is_not_interrupted() -> None:
-    stretch = Stretch()
-    assert stretch.interrupt(TaskCancelled)
-    assert not stretch.interrupted
+    section = InterruptibleSection()
+    assert section.interrupt(TaskCancelled)
+    assert not section.interrupted
 
 
 def test_thread_outside_task_code_is_not_interrupted_yet() -> None:
-    stretch = Stretch()
-    stretch.enter()
+    section = InterruptibleSection()
+    section.enter()
     try:
-        assert not stretch.interrupt(TaskCancelled)
+        assert not section.interrupt(TaskCancelled)
     finally:
-        stretch.leave()
+        section.leave()
 
 
 def test_exception_never_arrives_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,18 +290,18 @@ def test_exception_never_arrives_after_the_end(monkeypatch: pytest.MonkeyPatch) 
 
     def one() -> None:
         nonlocal surfaced, after
-        stretch = Stretch()
-        stretch.enter()
-        interrupter = threading.Thread(target=stretch.interrupt, args=[TaskCancelled])
+        section = InterruptibleSection()
+        section.enter()
+        interrupter = threading.Thread(target=section.interrupt, args=[TaskCancelled])
         try:
             try:
                 interrupter.start()
                 for _ in range(200):
                     pass
-                stretch.leave()
+                section.leave()
             except TaskInterrupted:
                 surfaced += 1
-                stretch.leave()
+                section.leave()
         except TaskInterrupted:
             after += 1
         interrupter.join()
@@ -325,8 +324,8 @@ def test_exception_never_arrives_after_the_end(monkeypatch: pytest.MonkeyPatch) 
 def end_stuck(working: Working) -> None:
     """End threads that only an exception can end."""
     for thread in working.coordinator.pool._stuck:
-        stretch = Stretch()
-        stretch.thread, stretch.entered = thread, True
-        assert eventually(lambda one=stretch: one.interrupt(TaskCancelled), what="it can be hit")
+        section = InterruptibleSection()
+        section.thread, section.entered = thread, True
+        assert eventually(lambda one=section: one.interrupt(TaskCancelled), what="it can be hit")
         thread.join(10)
         assert not thread.is_alive()

@@ -12,7 +12,7 @@ from django.test import override_settings
 
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
-from tasks_app.worker import preload
+from tasks_app.worker import readiness
 from tests.harness import ends, eventually
 from tests.rows import saved
 from tests.worker.conftest import Working
@@ -73,7 +73,7 @@ def test_hanging_import_does_not_prevent_claims(
     monkeypatch: pytest.MonkeyPatch,
     log: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(preload, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(readiness, "TURN_SECONDS", 0.2)
     start(threads=1)
     assert ends(saved(name="tests.tasks.Noop").pk).status == Status.COMPLETED
     assert "Importing the task modules takes longer than 0.2 s" in log.text

@@ -21,7 +21,7 @@ from tasks_app.service import task_service
 from tasks_app.states import Status
 from tasks_app.store import lifecycle
 from tasks_app.worker import presence
-from tasks_app.worker.rescuer import rescue_all
+from tasks_app.worker.housekeeping import rescue_all
 from tests.harness import begins, database_url, ends, eventually
 from tests.rows import claimed, facts, lapse
 from tests.tasks import Noop, Steps

@@ -7,7 +7,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import OperationalError, ProgrammingError, connection, transaction
 
-from tasks_app.worker.queries import Queries, discard, end_left_behind
+from tasks_app.worker.interruption import Queries, discard, end_left_behind
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

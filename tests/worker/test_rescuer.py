@@ -13,8 +13,8 @@ from django.db import connections, transaction
 
 from tasks_app.models import Task, Worker
 from tasks_app.states import Status
-from tasks_app.worker import rescuer as module
-from tasks_app.worker.rescuer import Rescuer, rescue_from_outside
+from tasks_app.worker import housekeeping as module
+from tasks_app.worker.housekeeping import Rescuer, rescue_from_outside
 from tests.rows import fresh, lapse, saved, worker
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -40,7 +40,7 @@ def test_time_spent_waiting_for_a_lock_counts_as_pause(settings: Any) -> None:
 
 def test_sqlite_error_is_explained() -> None:
     message = explained(OperationalError("database is locked\n"))
-    assert message.startswith("database is locked (a transaction holds SQLite's one write lock")
+    assert message.startswith("database is locked (a transaction has held SQLite's write lock")
     assert explained(OperationalError("the server went away")) == "the server went away"
     # The message may quote a task's text, and must fit into one log line.
     assert explained(OperationalError("no:\r\nx\x1b[2J")) == r"no:\r\nx\x1b[2J"

@@ -19,7 +19,7 @@ from tasks_app.management.command import TaskCommand
 from tasks_app.management.terminal import Exit, duration
 from tasks_app.states import TERMINAL, Status
 from tasks_app.store import retention
-from tasks_app.worker.cleanup import PATIENCE_SECONDS, Cleanup, Summary
+from tasks_app.worker.housekeeping import PATIENCE_SECONDS, Cleanup, CleanupSummary
 from tasks_app.worker.trouble import TROUBLE, is_unmigrated
 
 
@@ -95,7 +95,7 @@ class Command(TaskCommand):
         self.stdout.write(data if isinstance(data, str) else json.dumps(data))
 
 
-def report(summary: Summary) -> str:
+def report(summary: CleanupSummary) -> str:
     """Return what was done and what is left, in words."""
     parts = [
         f"{'Removed' if summary.complete else 'Stopped early: removed'} "

@@ -25,17 +25,17 @@ from tasks_app.management.signals import end_at_once, ended_soon, heard, write_a
 from tasks_app.management.terminal import in_range, utf8
 from tasks_app.store.ledger import alias
 from tasks_app.worker.coordinator import Coordinator
-from tasks_app.worker.run import NEVER
-from tasks_app.worker.shutdown import Exit
+from tasks_app.worker.runs import NEVER
+from tasks_app.worker.stopping import ExitCode
 from tasks_app.worker.watchdog import Watchdog
 
 #: The log level at -v 2 and -v 3.
 LEVELS = {2: logging.INFO, 3: logging.DEBUG}
 #: Reasons why a worker ended without being asked to.
 REASONS = {
-    Exit.REPLACED: "the database file was replaced",
-    Exit.UNRELEASED: "its tasks could not be released",
-    Exit.RECYCLE: "its process needs to be replaced",
+    ExitCode.REPLACED: "the database file was replaced",
+    ExitCode.UNRELEASED: "its tasks could not be released",
+    ExitCode.RECYCLE: "its process needs to be replaced",
 }
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tasks_app.worker.run import NEVER
-from tasks_app.worker.shutdown import RELEASE_SECONDS, STOP_SECONDS, Shutdown
+from tasks_app.worker.runs import NEVER
+from tasks_app.worker.stopping import RELEASE_SECONDS, STOP_SECONDS, Shutdown
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def grace(settings: Any) -> float:
 def test_nothing_happens_without_a_signal() -> None:
     shutdown = Shutdown()
     assert not shutdown.requested
-    assert not shutdown.heed(100.0)
+    assert not shutdown.handle_signals(100.0)
     assert not shutdown.interrupts(1e9)
     assert not shutdown.releases(1e9)
     assert not shutdown.gives_up(1e9)
@@ -30,7 +30,7 @@ def test_first_signal_starts_the_grace() -> None:
     shutdown = Shutdown()
     shutdown.signal()
     assert shutdown.requested
-    assert shutdown.heed(100.0)
+    assert shutdown.handle_signals(100.0)
     assert shutdown.next_step == 110.0
     assert not shutdown.interrupts(109.9)
     assert not shutdown.releases(109.9)
@@ -39,15 +39,15 @@ def test_first_signal_starts_the_grace() -> None:
 def test_first_signal_is_reported_once() -> None:
     shutdown = Shutdown()
     shutdown.signal()
-    assert shutdown.heed(100.0)
-    assert not shutdown.heed(105.0)
+    assert shutdown.handle_signals(100.0)
+    assert not shutdown.handle_signals(105.0)
     assert shutdown.next_step == 110.0
 
 
 def test_after_the_grace_tasks_are_interrupted_once_and_then_released() -> None:
     shutdown = Shutdown()
     shutdown.signal()
-    shutdown.heed(100.0)
+    shutdown.handle_signals(100.0)
     assert shutdown.interrupts(110.0)
     assert not shutdown.interrupts(110.0)
     assert not shutdown.releases(110.0)
@@ -61,9 +61,9 @@ def test_after_the_grace_tasks_are_interrupted_once_and_then_released() -> None:
 def test_second_signal_skips_the_waits() -> None:
     shutdown = Shutdown()
     shutdown.signal()
-    shutdown.heed(100.0)
+    shutdown.handle_signals(100.0)
     shutdown.signal()
-    assert not shutdown.heed(101.0)
+    assert not shutdown.handle_signals(101.0)
     assert shutdown.next_step == 101.0
     assert shutdown.interrupts(101.0)
     assert shutdown.releases(101.0)
@@ -73,7 +73,7 @@ def test_two_early_signals_end_immediately() -> None:
     shutdown = Shutdown()
     shutdown.signal()
     shutdown.signal()
-    assert shutdown.heed(100.0)
+    assert shutdown.handle_signals(100.0)
     assert shutdown.interrupts(100.0)
     assert shutdown.releases(100.0)
 
@@ -82,12 +82,12 @@ def test_second_signal_delays_nothing() -> None:
     """Nor does a third one, or a check that finds two signals."""
     shutdown = Shutdown()
     shutdown.signal()
-    shutdown.heed(100.0)
+    shutdown.handle_signals(100.0)
     shutdown.signal()
-    shutdown.heed(101.0)
-    shutdown.heed(103.0)
+    shutdown.handle_signals(101.0)
+    shutdown.handle_signals(103.0)
     shutdown.signal()
-    shutdown.heed(104.0)
+    shutdown.handle_signals(104.0)
     assert not shutdown.gives_up(101.0 + RELEASE_SECONDS - 0.1)
     assert shutdown.gives_up(101.0 + RELEASE_SECONDS)
 
@@ -96,7 +96,7 @@ def test_without_grace_tasks_are_interrupted_immediately(settings: Any) -> None:
     settings.TASK_SHUTDOWN_GRACE_SECONDS = 0
     shutdown = Shutdown()
     shutdown.signal()
-    shutdown.heed(100.0)
+    shutdown.handle_signals(100.0)
     assert shutdown.interrupts(100.0)
     assert not shutdown.releases(100.0)
     assert shutdown.releases(100.0 + STOP_SECONDS)
@@ -105,7 +105,7 @@ def test_without_grace_tasks_are_interrupted_immediately(settings: Any) -> None:
 def test_release_that_cannot_be_written_is_given_up() -> None:
     shutdown = Shutdown()
     shutdown.signal()
-    shutdown.heed(100.0)
+    shutdown.handle_signals(100.0)
     given_up = 110.0 + STOP_SECONDS + RELEASE_SECONDS
     assert not shutdown.gives_up(given_up - 0.1)
     assert shutdown.gives_up(given_up)

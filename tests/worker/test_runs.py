@@ -6,7 +6,7 @@ import time
 
 from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.tasks.progress import LogLine
-from tasks_app.worker.run import NEVER
+from tasks_app.worker.runs import NEVER
 from tests.worker.runs import made
 
 

@@ -13,9 +13,8 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from tasks_app.states import Verb
-from tasks_app.worker.execution import Outcome
-from tasks_app.worker.pool import Pool
-from tasks_app.worker.run import NEVER
+from tasks_app.worker.runs import NEVER, Outcome
+from tasks_app.worker.threads import Pool
 from tests.more_tasks import Echo
 from tests.tasks import Add, Deaf, Quit
 from tests.worker.runs import made
