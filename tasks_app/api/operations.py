@@ -376,7 +376,7 @@ def _started(request: HttpRequest, started: TaskStartResponse) -> HttpResponse:
 
 
 def _url(request: HttpRequest, name: str, task_id: UUID) -> str:
-    """Return the URL of an operation in the same API, whatever namespace the site gave it."""
+    """Return the URL of an operation in the namespace of the current request."""
     assert request.resolver_match  # noqa: S101 - Django resolved it
     return reverse(f"{request.resolver_match.namespace}:{name}", args=[task_id])
 

@@ -24,7 +24,7 @@ from tasks_app.live.endpoint import limit_body, stream_view
 View = Callable[..., HttpResponseBase]
 
 app_name = "tasks_app_api"
-#: URLs of django-ninja itself, which authenticate nobody.
+#: URLs of django-ninja itself, which need no authentication.
 _PAGES = {"openapi-json", "openapi-view", "api-root"}
 
 

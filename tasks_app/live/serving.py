@@ -1,9 +1,9 @@
 """Detecting that the server of this process is shutting down.
 
 ASGI does not report it. At a shutdown, a server first waits for open responses, and a stream has no
-end. But every server begins by closing its listening socket, whatever the reason: a signal, a limit
-of requests, a reload. Any code in the process can see that. So this needs no interface of a
-particular server, and touches no signal handler.
+end. But every server begins by closing its listening socket, after a signal, a limit of requests,
+or a reload alike. Any code in the process can see that. So this needs no interface of a particular
+server, and touches no signal handler.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class TaskEventStorage(StorageBase):
     def get_events(self, channel: str, last_id: int, limit: int = 100) -> list[Event]:
         facts = facts_of(channel).filter(id__gt=last_id).order_by("id")[:limit]
         return [
-            # django-eventstream writes `data` as it is, whatever its annotation says.
+            # django-eventstream writes `data` unchanged, although it is annotated otherwise.
             Event(channel, row.event_type, cast(Any, row.message().model_dump_json()), id=row.pk)
             for row in facts
         ]

@@ -50,7 +50,7 @@ async def open_stream(
     listener = Listener()
     listener.assign_loop()
     view = View(channels, event_filter)
-    # django-eventstream's kick compares it with the primary key, whatever its type.
+    # django-eventstream's kick compares it with the primary key, which may have any type.
     listener.user_id = cast(Any, viewer.user.pk)
     listener.channels = set(view.channels)
     stack = AsyncExitStack()
@@ -111,7 +111,7 @@ async def _events(
         #: Pages of the relay's events, sent after the backlog.
         relayed: Iterator[list[wire.Fact | wire.Report]] | None = None
         recheck_at = time.monotonic() + RECHECK_SECONDS
-        #: When to send a keep-alive if none of the pages read holds anything for the client.
+        #: The time to send a keep-alive, if no page read until then holds an event for the client.
         keep_alive_at = time.monotonic() + task_settings().stream_keepalive_seconds
         while (backlog or relayed or not view.ended) and not server.is_closing:
             if time.monotonic() >= recheck_at:
