@@ -12,7 +12,7 @@ PARALLEL = --numprocesses 4 --dist loadfile --no-loadscope-reorder
 PAGES = $(shell find templates tasks_app/templates -name '*.html')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgresql test-sqlite coverage chaos lint format test-matrix clean
+.PHONY: help run test test-quick test-postgresql test-sqlite coverage chaos lint format test-matrix clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ run: $(VENV)/.demo ## Serve the demonstration site with a worker, on PORT (8000)
 	@exec $(BIN)/python -m project.run
 
 test: test-postgresql test-sqlite ## Run the tests, on PostgreSQL and on SQLite; ARGS="-k worker" picks some
+
+test-quick: $(VENV)/.dev ## Run the tests that start no process and no browser, on SQLite
+	$(BIN)/python -m pytest -m "not browser and not slow" $(PARALLEL) $(ARGS)
 
 # Each database has its own cache of failed tests, for ARGS=--last-failed.
 test-postgresql: $(VENV)/.dev

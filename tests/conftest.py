@@ -14,7 +14,7 @@ from django.test import Client
 from tasks_app.models import Worker
 from tests.harness import Process, Viewer, Web, ended, eventually
 
-pytest_plugins = ["tests.clocks", "tests.leaks"]
+pytest_plugins = ["tests.clocks", "tests.flush", "tests.leaks", "tests.slow"]
 
 # Restore Ctrl-C: a shell starts background commands with SIGINT ignored, and their child processes
 # inherit that.

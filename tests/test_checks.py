@@ -175,6 +175,7 @@ def test_invalid_authenticator_is_an_error(path: str, reason: str) -> None:
         ("TASK_SERVICE = 'os.path'", "tasks_app.E003"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_setting_is_reported_without_a_traceback(
     tmp_path: Path, setting: str, found: str
 ) -> None:
@@ -411,6 +412,7 @@ def test_encoding_that_lacks_characters_is_a_warning(narrow: None) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_psycopg2_is_an_error(tmp_path: Path) -> None:
     """Django uses it if psycopg is not installed."""
     hide = "import sys, runpy; sys.modules['psycopg'] = None; sys.argv = ['manage.py', 'check',"

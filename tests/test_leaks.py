@@ -155,6 +155,7 @@ def test_second():
 """
 
 
+@pytest.mark.slow
 def test_only_the_leaking_test_fails(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(IMPATIENT)
     (tmp_path / "test_it.py").write_text(FORGETFUL)

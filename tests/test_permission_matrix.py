@@ -24,7 +24,8 @@ from tests.api.tasks import Ping
 from tests.api.test_streams import first, scope
 from tests.rows import saved, snapshot, worker
 
-pytestmark = pytest.mark.django_db(transaction=True)
+# Permissions do not depend on the database.
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.once]
 
 #: Each role has only the permissions listed here. Only staff can enter the admin.
 ROLES: dict[str, dict[str, Any]] = {

@@ -27,7 +27,7 @@ from tests.api.asking import API, client_of, someone
 from tests.api.test_streams import first, scope
 from tests.rows import ended, enqueued, saved
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 #: Over WSGI, where streams answer that they need ASGI, so that no response is endless.
 OPENAPI = schemathesis.openapi.from_wsgi(f"{API}openapi.json", get_wsgi_application())

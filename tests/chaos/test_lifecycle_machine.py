@@ -38,6 +38,8 @@ from tasks_app.tasks.progress import LogLine
 from tests.invariants import Seen, check_invariants
 from tests.rows import BROKEN, worker
 
+pytestmark = pytest.mark.slow
+
 FURTHER = os.environ.get("MACHINE_EXAMPLES")
 #: Clock steps: within a lease, past it, past any backoff, and back.
 STEPS = [timedelta(seconds=seconds) for seconds in (1, 5, 11, 30, 60, 4000, 90_000, -1, -600)]

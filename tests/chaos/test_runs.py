@@ -11,7 +11,7 @@ from django.db import connection
 
 from tests.harness import ROOT
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 
 def chaos(**plan: int) -> dict[str, int]:

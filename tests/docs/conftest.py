@@ -12,7 +12,7 @@ from tests.harness import eventually, free_port
 
 
 @pytest.fixture(scope="session")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def readme_shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """Build the README's site from its files and commands, except those that start servers."""
     shell = Shell(tmp_path_factory.mktemp("site"))
     before = [line for line in commands() if line.startswith("django-admin")]
@@ -32,12 +32,14 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 
 @pytest.fixture(scope="session")
-def site(shell: Shell) -> Iterator[httpx.Client]:
+def site(readme_shell: Shell) -> Iterator[httpx.Client]:
     """Serve the site with the README's commands, and log a user in."""
     port = free_port()
     with ExitStack() as stack:
         logs = [
-            stack.enter_context(shell.serve(re.sub(r"--port \d+", f"--port {port}", command)))
+            stack.enter_context(
+                readme_shell.serve(re.sub(r"--port \d+", f"--port {port}", command))
+            )
             for command in commands()
             if command.startswith(SERVERS)
         ]

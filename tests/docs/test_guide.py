@@ -76,6 +76,7 @@ def assert_logs_with_and_without_a_task(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.slow
 def test_guide_tests_pass(shop: Path, tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec("".join(block.text for block in RUNNABLE if "def test_" in block.text), names)

@@ -45,7 +45,7 @@ def test_site_refuses_an_invalid_parameter(site: httpx.Client) -> None:
     assert page.text.count("<task-progress") == before.text.count("<task-progress")
 
 
-def test_cron_line_works(shell: Shell) -> None:
+def test_cron_line_works(readme_shell: Shell) -> None:
     [line] = re.findall(r"&& (\.venv/bin/python manage\.py .+)", README.read_text())
 
-    assert "finished tasks" in shell.run(line.removeprefix(".venv/bin/"))
+    assert "finished tasks" in readme_shell.run(line.removeprefix(".venv/bin/"))

@@ -138,6 +138,7 @@ def test_cut_line_is_replaced(
     assert end == "LISTEN on PostgreSQL answers again"
 
 
+@pytest.mark.slow
 def test_timer_and_wake_work_while_the_server_is_down(
     settings: Any, transactional_db: None, caplog: pytest.LogCaptureFixture
 ) -> None:

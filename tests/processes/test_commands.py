@@ -25,7 +25,7 @@ from tests.servers import PostgreSQL
 
 StartWorker = Callable[..., Process]
 Run = Callable[..., Process]
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
 #: Runs many commands in one process, and prints the exit code and output of each.
 MANY = """

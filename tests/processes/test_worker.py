@@ -25,7 +25,7 @@ from tests.stubborn_tasks import Breaks, EndsAProcess, HoldsInterpreter
 from tests.tasks import Add, Burst, Deaf, Fail, FailTwice, Noop, Quit, Steps, Stubborn, Talk
 
 StartWorker = Callable[..., Process]
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
 
 def facts(task_id: object) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import eventually
 from tests.project.site import ROOT, environment, running
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 
 def refused(data: Path, port: int | str) -> "subprocess.CompletedProcess[str]":

@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness import ROOT
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 PRINT_KEY = "from project import settings; print(settings.SECRET_KEY)"
 

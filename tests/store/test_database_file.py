@@ -64,6 +64,7 @@ def from_outside(path: Path, statement: str = "SELECT * FROM t") -> None:
     subprocess.run([sys.executable, "-c", code, str(path), statement], check=True)
 
 
+@pytest.mark.slow
 def test_ordinary_work_is_not_a_replacement(path: Path, open_database: Open) -> None:
     file, wrapper = open_database(path)
     with wrapper.cursor() as cursor:
@@ -73,6 +74,7 @@ def test_ordinary_work_is_not_a_replacement(path: Path, open_database: Open) -> 
             file.verify()
 
 
+@pytest.mark.slow
 def test_wal_deleted_on_last_close_is_not_a_replacement(path: Path, open_database: Open) -> None:
     file, wrapper = open_database(path)
     wrapper.close()
@@ -120,6 +122,7 @@ def drop_locks(path: Path) -> None:
         (drop_locks, "db.sqlite3-wal was deleted while it was open"),
     ],
 )
+@pytest.mark.slow
 def test_replaced_or_deleted_file_is_detected(
     path: Path, open_database: Open, damage: Callable[[Path], None], message: str
 ) -> None:
@@ -168,6 +171,7 @@ def test_in_memory_database_has_no_file(open_database: Open, name: str) -> None:
     file.verify()
 
 
+@pytest.mark.slow
 def test_journal_mode_check_keeps_locks(path: Path, open_database: Open) -> None:
     file, wrapper = open_database(path)
     site = connections["default"]

@@ -262,6 +262,7 @@ def test_very_slow_batch_reduces_the_size_to_the_minimum(
     assert prune.rows == ROWS_OF_A_TASK
 
 
+@pytest.mark.slow
 def test_many_rows_are_deleted_with_small_statements_and_little_memory() -> None:
     """20,000 rows. A quarter of them belongs to one task."""
     tasks = [row(Status.COMPLETED, age=DAY) for _ in range(3_750)]

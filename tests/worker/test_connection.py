@@ -82,6 +82,7 @@ def resident() -> int:
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_results_are_freed_after_they_are_written() -> None:
     Coordinator(4, drain=True).run()
     before = resident()
