@@ -118,6 +118,7 @@ class Row:
             "task_id": str(task.pk),
             "status": str(task.status),
             "progress": {"text": task.progress_text, "value": task.progress},
+            "progress_time": task.progress_at and aware(task.progress_at).isoformat(),
             "attempt": task.attempt,
             "max_attempts": task.max_attempts,
             "cancel_requested": task.cancel_requested_at is not None,

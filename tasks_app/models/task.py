@@ -70,6 +70,8 @@ class Task(models.Model):
     attempt = models.PositiveIntegerField(_("attempt"), default=0)
     progress = models.FloatField(_("progress"), null=True)
     progress_text = models.TextField(_("progress text"), blank=True, default="")
+    #: When the running attempt last reported progress.
+    progress_at = models.DateTimeField(_("progress reported at"), null=True)
     result = models.JSONField(_("result"), null=True)
     error_type = models.CharField(_("error type"), max_length=200, blank=True, default="")
     error_message = models.TextField(_("error"), blank=True, default="")

@@ -121,6 +121,7 @@ def claim(worker: Worker, limit: int, *, now: datetime | None = None) -> list[Ta
             "started_at": now,
             "progress": None,
             "progress_text": "",
+            "progress_at": None,
         }
         unclaimed = Task.primary.filter(
             pk__in=[task.pk for task in tasks], status__in=sorted(move.sources)
@@ -155,7 +156,7 @@ def renew(claims: Collection[Claim], *, now: datetime | None = None) -> list[Cla
     return [claim for claim in claims if claim not in held]
 
 
-def report(newest: Mapping[Claim, TaskProgressUpdate]) -> list[Claim]:
+def report(newest: Mapping[Claim, TaskProgressUpdate], now: datetime | None = None) -> list[Claim]:
     """Overwrite the progress of tasks with the newest. Return the stale claims.
 
     Progress is state, not history: its event is sent from the row and not stored.
@@ -163,14 +164,16 @@ def report(newest: Mapping[Claim, TaskProgressUpdate]) -> list[Claim]:
     move = LEGAL[Verb.REPORT]
     using = alias()
     with transaction.atomic(using=using, savepoint=False):
-        if newest:
-            announce(using)
+        if not newest:
+            return []
+        announce(using)
+        now = now or database_now(using)
         return [
             claim
             for claim, progress in newest.items()
             if not Task.primary.filter(
                 pk=claim.task_id, fencing_token=claim.token, status__in=sorted(move.sources)
-            ).update(progress=progress.value, progress_text=progress.text)
+            ).update(progress=progress.value, progress_text=progress.text, progress_at=now)
         ]
 
 

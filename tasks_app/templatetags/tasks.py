@@ -267,6 +267,7 @@ def progress_bar(
         "started": aware(task.started_at).isoformat() if task.started_at else "",
         "wait": display.wait(task, now),
         "elapsed": display.elapsed(task, now),
+        "silent": display.silence(task, now),
         "duration": display.time_taken(task, words, now),
         "ended": ended,
         "cancelling": cancelling,

@@ -74,6 +74,8 @@ RESULT_SHOWN = 2_000
 #: The time left is only estimated after this many seconds, and once this fraction is done.
 ESTIMATE_AFTER = 2.0
 ESTIMATE_FROM = 0.01
+#: A task counts as silent after this part of the time before its last report, within these bounds.
+STALLED_PART, STALLED_LEAST, STALLED_MOST = 0.25, 10.0, 60.0
 #: After this many seconds, a ready task is stalled: probably no worker takes its queue.
 STALLED_AFTER = 10.0
 #: Seconds between two log messages that there is no worker.
@@ -232,21 +234,29 @@ def attempts(task: Task, words: Mapping[str, str]) -> str:
     return words["attempts"].format(attempt=task.attempt, max_attempts=task.max_attempts)
 
 
-def seconds_left(task: Task, now: datetime) -> float | None:
-    """Estimate how many more seconds a running task needs, at its average speed so far."""
-    ran = elapsed(task, now)
-    if task.status != Status.RUNNING or ran is None or task.progress is None:
-        return None
-    if ran < ESTIMATE_AFTER or not ESTIMATE_FROM <= task.progress < 1:
-        return None
-    return ran * (1 - task.progress) / task.progress
+def silence(task: Task, now: datetime) -> float:
+    """Return the seconds since a running task last reported progress; 0 if that is unknown."""
+    if task.status != Status.RUNNING or task.progress_at is None:
+        return 0.0
+    return max(0.0, (aware(now) - aware(task.progress_at)).total_seconds())
 
 
 def time_left(task: Task, words: Mapping[str, str], now: datetime) -> str:
-    """Return `seconds_left` in words, rounded like an estimate."""
-    seconds = seconds_left(task, now)
-    if seconds is None or task.cancel_requested_at:
+    """Estimate how much longer a running task runs, or return for how long it was silent.
+
+    The estimate is by the average speed up to the last report, so it falls while nothing is
+    reported. Matches the script's `timeLeft`.
+    """
+    ran, value = elapsed(task, now), task.progress
+    if task.status != Status.RUNNING or ran is None or task.cancel_requested_at:
         return ""
+    silent = silence(task, now)
+    before = ran - silent
+    if silent >= min(max(before * STALLED_PART, STALLED_LEAST), STALLED_MOST):
+        return words["stalled"].format(duration=duration(silent, words))
+    if value is None or ran < ESTIMATE_AFTER or not ESTIMATE_FROM <= value < 1:
+        return ""
+    seconds = max(0.0, max(before, ESTIMATE_AFTER) * (1 - value) / value - silent)
     for unit, length, least in (
         ("left_days", 86_400, 172_800),
         ("left_hours", 3_600, 7_200),

@@ -194,7 +194,7 @@ def write(runs: Collection[Run], outcomes: Iterable[Outcome], now: datetime) -> 
 
     There is one group of statements for progress, one for log lines, and one for each verb.
     """
-    stale = lifecycle.report({run.claim: run.progress for run in runs if run.progress})
+    stale = lifecycle.report({run.claim: run.progress for run in runs if run.progress}, now=now)
     stale += lifecycle.log({run.claim: run.lines for run in runs if run.lines}, now=now)
     by_verb: dict[Verb, dict[Claim, Any]] = {}
     for run, verb, value in outcomes:

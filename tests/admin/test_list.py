@@ -24,6 +24,7 @@ from project.airports.tasks import ExportAirports
 from tasks_app.admin import changelist, index_order
 from tasks_app.admin.tasks import TaskAdmin
 from tasks_app.models import Task, aware
+from tasks_app.schemas import TaskProgressUpdate
 from tasks_app.states import Status
 from tasks_app.store import lifecycle
 from tasks_app.store.claims import Failure
@@ -132,6 +133,25 @@ def test_lost_heartbeat_and_stuck_thread_are_badges(admin_client: Client) -> Non
     assert left() == [""]
     rows.saved(Status.CANCELLED, stuck=True)
     assert sorted(badges()) == ["lost", "stuck"]
+
+
+def test_row_of_a_silent_task_says_since_when(admin_client: Client) -> None:
+    """Its estimate would grow with each rendering, because it runs longer each time."""
+    task, claim = rows.claimed()
+    now = timezone.now()
+    Task.objects.filter(pk=task.pk).update(started_at=now - timedelta(minutes=3))
+
+    def left(silent: int) -> str:
+        then = timezone.now() - timedelta(seconds=silent)
+        lifecycle.report({claim: TaskProgressUpdate(text="", value=0.5)}, now=then)
+        page = admin_client.get(LIST).content.decode()
+        [text] = re.findall(r'data-part="remaining">([^<]*)<', page)
+        return str(text)
+
+    assert left(0) == "about 3 min left"
+    # The estimate is by the speed up to the report, and falls from then on.
+    assert left(20) == "about 2 min left"
+    assert left(90).startswith("no progress for 1 min 3")
 
 
 def test_every_text_is_escaped(admin_client: Client) -> None:

@@ -199,6 +199,26 @@ def test_rows_show_wait_run_time_worker_and_thread(page: Page, show: Callable[..
     shows(page, task.pk, "remaining", "")
 
 
+def test_silent_task_stays_silent_when_its_row_is_read_again(
+    page: Page, show: Callable[..., None]
+) -> None:
+    task, claim = rows.claimed()
+    now = timezone.now()
+    type(task).objects.filter(pk=task.pk).update(started_at=now - timedelta(minutes=3))
+    lifecycle.report({claim: said("half", 0.5)}, now=now - timedelta(seconds=90))
+    left = line(page, task.pk).locator('[data-part="remaining"]')
+    show()
+    expect(left).to_contain_text("no progress for 1 min")
+    page.reload()
+    is_live(page)
+    # The script counts on from the report, not from when the page was loaded.
+    first = left.inner_text()
+    expect(left).not_to_have_text(first, timeout=WITHIN)
+    expect(left).to_contain_text("no progress for")
+    lifecycle.report({claim: said("more", 0.6)})
+    expect(left).to_contain_text("left", timeout=WITHIN)
+
+
 def test_rows_keep_their_place(page: Page, show: Callable[..., None]) -> None:
     for _ in range(3):
         rows.enqueued()

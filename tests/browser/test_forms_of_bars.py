@@ -218,27 +218,37 @@ def test_server_and_script_estimate_alike(page: Page, serve: Serve) -> None:
     page.goto(f"{site.url}/page/")
     words = {key: str(word) for key, word in WORDS.items()}
     cases = [
-        (ran, value)
+        (ran, value, silent)
         for ran in (1.9, 2, 7.5, 61, 600, 7_200, 90_000, 864_000)
         for value in (None, 0.0, 0.009, 0.01, 1 / 3, 0.5, 0.97, 0.999, 1.0)
+        for silent in (0, 1, 9.9, 10, 14, 59, 60, 3_600)
+        if silent <= ran
     ]
     now = datetime(2026, 1, 1, tzinfo=UTC)
     server = [
-        time_left(task(started_at=now - timedelta(seconds=ran), progress=value), words, now)
-        for ran, value in cases
+        time_left(
+            task(
+                started_at=now - timedelta(seconds=ran),
+                progress=value,
+                progress_at=now - timedelta(seconds=silent),
+            ),
+            words,
+            now,
+        )
+        for ran, value, silent in cases
     ]
     script = page.evaluate(
         """async ([cases, words]) => {
           const { timeLeft } = await import("/static/tasks_app/task-state.js");
-          return cases.map(([ran, value]) => {
+          return cases.map(([ran, value, silent]) => {
             const now = ran * 1000;
-            return timeLeft({ value, began: 0, moved: now }, words, now);
+            return timeLeft({ value, began: 0, moved: now - silent * 1000 }, words, now);
           });
         }""",
         [cases, words],
     )
     assert script == server
-    assert {said.split()[2] for said in server if said} == {"s", "min", "h", "d"}
+    assert {said.split()[2] for said in server if said} == {"s", "min", "h", "d", "for"}
 
 
 @pytest.mark.parametrize(

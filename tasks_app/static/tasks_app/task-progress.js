@@ -537,7 +537,8 @@ class TaskProgress extends HTMLElement {
 
   /** Read the state that the server rendered. */
   #read() {
-    const { attempt, maxAttempts, started, elapsed, wait, cancelling, noWorker } = this.dataset;
+    const { attempt, maxAttempts, started, elapsed, silent, wait, cancelling, noWorker } =
+      this.dataset;
     const bar = this.#part("bar");
     const now = performance.now();
     return {
@@ -552,7 +553,7 @@ class TaskProgress extends HTMLElement {
       result: null,
       started: started ? Date.parse(started) : null,
       began: elapsed ? now - Number(elapsed) * 1000 : null,
-      moved: now,
+      moved: now - Number(silent ?? 0) * 1000,
       took: null,
       due: wait ? now + Number(wait) * 1000 : 0,
       // The page is older than anything that is yet to be asked for.

@@ -89,7 +89,8 @@ function fromInfo(info, message) {
     result: info.result ?? null,
     started: start ? Date.parse(start) : null,
     began: start ? sinceThen(start, message) : null,
-    moved: message.received,
+    // Undefined except in the admin's list.
+    moved: info.progress_time ? sinceThen(info.progress_time, message) : message.received,
     took: start && end ? Math.max(0, Date.parse(end) - Date.parse(start)) : null,
     due: untilThen(info.run_after, { ...message, time }),
     // Undefined in a stream, which does not look for workers.
@@ -115,7 +116,8 @@ function snapshot(state, message) {
   const noWorker = next.noWorker ?? state.noWorker;
   // A page may be older than it seems: restored by Back or htmx, or asleep. The message knows.
   const began = Math.abs(next.began - state.began) > DRIFT ? next.began : state.began;
-  const moved = next.value > state.value ? next.moved : state.moved;
+  const reported = next.value > state.value || (message.data.progress_time && !behind);
+  const moved = reported ? next.moved : state.moved;
   return { ...next, value, text, cancelling, noWorker, began, moved };
 }
 
