@@ -65,13 +65,13 @@ class Coordinator:
         self.threads = threads
         self.queues = list(queues)
         self.drain = drain
-        #: How many more tasks it may claim.
+        #: The number of tasks that it may still claim.
         self.allowance: float = NEVER if max_tasks is None else max_tasks
         self.ended = 0
         self.shutdown = Shutdown()
         #: The exit code for its process.
         self.exit = ExitCode.DONE
-        #: Whether threads were still running when it ended.
+        #: Threads were still running when it ended.
         self.threads_left = False
         self.runs = Runs()
         self.heart = presence.Heart()
@@ -80,11 +80,11 @@ class Coordinator:
         self._inbox: deque[Outcome | Run] = deque()
         #: There may be tasks to claim, and cancel requests to notice.
         self._hungry = self._curious = True
-        #: When to do these next, by the monotonic clock: look into changes, send a heartbeat, claim
-        #: a delayed task.
+        #: The next times to look into changes, send a heartbeat, and claim a delayed task. All are
+        #: of the monotonic clock.
         self._look_at = self._beat_at = 0.0
         self._claim_at = NEVER
-        #: When a thread last delivered an outcome.
+        #: The time at which a thread last delivered an outcome.
         self._delivered_at = 0.0
         #: The database refused the last transaction for its content.
         self._refused = False
@@ -155,7 +155,7 @@ class Coordinator:
 
     @property
     def _leaving(self) -> bool:
-        """Whether it claims no more, and ends once its running tasks have."""
+        """True if it claims no more, and ends once its running tasks have."""
         return self.shutdown.requested or self.exit is ExitCode.RECYCLE
 
     @property
@@ -300,7 +300,7 @@ class Coordinator:
             self._look_at = now + LOOK_PAUSE
         self._submit(tasks)
 
-    # What arrives from threads, from signals, and with time.
+    # Input from threads, from signals, and from the clock.
 
     def _deliver(self, item: Outcome | Run) -> None:
         """Take an outcome, or a run with something to report. Called by worker threads."""

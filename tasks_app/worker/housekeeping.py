@@ -36,14 +36,14 @@ logger = SafeLogger("tasks_app.cleanup")
 
 T = TypeVar("T")
 
-#: How many lost tasks are rescued in one transaction.
+#: The number of lost tasks that are rescued in one transaction.
 RESCUE_BATCH = 100
 #: The least pause between two batches of a worker's prune: its own writes come first.
 BATCH_PAUSE = 0.05
 #: A rescue waits until the database has taken writes for this many heartbeats. In that time every
 #: live worker has had several tries to renew, even if others got SQLite's lock first.
 CLEAR_BEATS = 2
-#: How long `Cleanup` waits for a database that does not answer.
+#: The time for which `Cleanup` waits for a database that does not answer.
 PATIENCE_SECONDS = 60.0
 
 
@@ -210,7 +210,7 @@ class Pruner:
 
 @dataclass(slots=True)
 class CleanupSummary:
-    """What a clean-up has done so far."""
+    """The work that a clean-up has done so far."""
 
     #: Tasks rescued from lost workers.
     taken_back: int = 0

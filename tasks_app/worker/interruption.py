@@ -45,7 +45,7 @@ ROOTS = {
 }
 #: libpq's PQTRANS_ACTIVE: a command is in progress.
 ACTIVE = 1
-#: How long the coordinator waits for a connection to close that another thread uses.
+#: The time that the coordinator waits for a connection to close that another thread uses.
 CLOSE_SECONDS = 1.0
 
 

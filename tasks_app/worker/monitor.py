@@ -2,7 +2,7 @@
 
 A standalone program, started by `watchdog`. It imports only the standard library, to be small, so
 it cannot be one file with `watchdog`. It reads a byte that its worker writes to stdin each second.
-When stdin ends, the worker has ended.
+The end of stdin means that the worker has ended.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:
     """Return the outcome of a run that ended with an error."""
     reason = _interruption(error)
     if reason is None and run.section.interrupted:
-        # Its coroutine or its query was cancelled, which raises errors of other kinds.
+        # The coroutine or the query was cancelled, which raises errors of other kinds.
         reason = run.handle.reason
     # The exception raised in a thread is a bare class; the handle has the message.
     reason = reason and (run.handle.reason or reason)
@@ -92,7 +92,7 @@ def outcome_of(run: Run, error: BaseException) -> Outcome:
 def stuck_outcome(run: Run) -> Outcome:
     """Return the outcome of a run that did not stop when asked to, and whose thread is abandoned.
 
-    It is never retried, whatever its class says: the abandoned code may still be running.
+    It is never retried, even if its class allows that: the abandoned code may still be running.
     """
     reason = run.handle.reason
     if isinstance(reason, TaskCancelled):
@@ -142,7 +142,7 @@ def _is_retried(run: Run, error: BaseException) -> bool:
     if isinstance(error, Retry):
         return True
     if isinstance(error, UnknownTask):
-        return True  # Its code may be deployed soon, or be on another host.
+        return True  # The code may be deployed soon, or be on another host.
     if isinstance(error, (InvalidParams, InvalidResult, InvalidTask)):
         return False
     task = run.cls or resolve(run.task.name)
@@ -205,7 +205,7 @@ def write(runs: Collection[Run], outcomes: Iterable[Outcome], now: datetime) -> 
 
 
 class Separate(NamedTuple):
-    """What was written of a run in a separate transaction."""
+    """The result of writing a run in a separate transaction."""
 
     outcome: Outcome | None
     stale: list[Claim]

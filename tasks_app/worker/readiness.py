@@ -1,4 +1,4 @@
-"""Whether a worker's process is ready to run tasks: modules are imported, and the process works."""
+"""Checks that a worker's process is ready: task modules are imported, and the process works."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Preload:
 
     @property
     def deadline(self) -> float:
-        """When to call `holds_up` again, by the monotonic clock."""
+        """The time to call `holds_up` again, by the monotonic clock."""
         return NEVER if self._done or self._given_up else self._deadline
 
     def _run(self) -> None:
@@ -71,7 +71,7 @@ def _allocate() -> None:
     bytearray(1 << 20)
 
 
-#: What a process needs, each with a function that tries it and raises one of LACKS if it fails.
+#: The needs of a process, each with a function that tries it and raises one of LACKS.
 NEEDS: dict[str, Callable[[], object]] = {
     "it cannot open a file": _open_file,
     "it cannot resolve its working folder": os.getcwd,
@@ -100,11 +100,11 @@ class Fitness:
     def __init__(self) -> None:
         self._user = _user()
         self._needs = {need: attempt for need, attempt in NEEDS.items() if not _lacks(attempt)}
-        #: What it lacks; empty while it is fit.
+        #: A description of what it lacks; empty while it is fit.
         self.fault = ""
         #: It has been unfit for a heartbeat, so the process must be replaced.
         self.spoilt = False
-        #: When to check again, by the monotonic clock.
+        #: The time of the next check, by the monotonic clock.
         self.next_look = NEVER
         self._since = 0.0
         self._good_looks = 0

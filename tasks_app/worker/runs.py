@@ -47,7 +47,7 @@ class Run:
     #: The time that a thread spends in the task's code.
     section: InterruptibleSection = field(default_factory=InterruptibleSection)
     claimed: float = field(default_factory=time.monotonic)
-    #: When a thread began it.
+    #: The time at which a thread began it.
     began: float = NEVER
     #: The task's class, once the thread has imported it. The coordinator must not import it: it
     #: would wait for an import that a thread has begun, and its leases would expire.
@@ -57,12 +57,12 @@ class Run:
     lines: list[LogLine] = field(default_factory=list)
     #: The database refused a text of this task, so its texts are written in ASCII from then on.
     ascii_only: bool = False
-    #: When newer progress may be written.
+    #: The time from which newer progress may be written.
     flush_at: float = 0.0
-    #: How often in a row another session held its row, and until when the row is left alone.
+    #: The number of tries in a row at which another session held its row, and the time of the next.
     held: int = 0
     held_until: float = 0.0
-    #: Its claim is stale: every write of it would be refused.
+    #: The claim is stale: every write of it would be refused.
     lost: bool = False
     #: After a request to stop: when the run is interrupted, and when its thread is abandoned.
     interrupt_at: float = NEVER
@@ -121,7 +121,7 @@ class Run:
 
     @property
     def next_stop(self) -> float:
-        """When the next step to stop it is due."""
+        """The time of the next step to stop it."""
         return min(self.deadline, self.interrupt_at, self.abandon_at)
 
     @property
@@ -141,7 +141,7 @@ class Run:
 
 
 class Outcome(NamedTuple):
-    """How a run ended: the verb to write, and the value that this verb needs."""
+    """The end of a run: the verb to write, and the value that this verb needs."""
 
     run: Run
     verb: Verb
@@ -228,7 +228,7 @@ class Runs(dict[Claim, Run]):
         self.reported.discard(outcome.run)
 
 
-# How many tasks to claim, and which claims to release.
+# The number of tasks to claim, and the time to release claims.
 
 
 def room(threads: int, runs: int, outcomes: Collection[Outcome]) -> int:
@@ -248,7 +248,7 @@ def recall_at(
 ) -> float:
     """Return when to release runs that no thread has begun.
 
-    That is some time after a thread last finished one, if all threads are busy.
+    If all threads are busy, wait for some time after a thread last finished a run.
     """
     waiting = [run.claimed for run in runs if run.began == NEVER]
     if not waiting:
@@ -262,7 +262,7 @@ def recall_at(
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Which claims the database has."""
+    """The claims that the database has."""
 
     valid: set[Claim] = field(default_factory=set)
     #: Claims of tasks with a cancel request.

@@ -1,4 +1,4 @@
-"""How a worker and its runs are made to stop, step by step.
+"""The steps that stop a worker and its runs.
 
 `Shutdown` decides what happens after the first and the second signal to the worker. `enforce` stops
 a single run: it is asked, then interrupted, then its thread is abandoned.
@@ -21,10 +21,10 @@ from tasks_app.worker.trouble import Trouble
 
 logger = SafeLogger("tasks_app.worker")
 
-#: How long tasks have to clean up at a shutdown before they are released. Half-way through, tasks
-#: that have made no progress call are interrupted.
+#: The time that tasks have to clean up at a shutdown before they are released. Half-way through,
+#: tasks that have made no progress call are interrupted.
 STOP_SECONDS = 1.0
-#: How long the release is tried if the database does not accept it.
+#: The time for which the release is tried if the database does not accept it.
 RELEASE_SECONDS = 5.0
 #: The pause before another try to interrupt code that must not be interrupted at the moment.
 AGAIN_SECONDS = 0.01
@@ -37,7 +37,7 @@ class ExitCode(IntEnum):
 
     #: It ended normally: after a signal, drained, or out of allowance.
     DONE = 0
-    #: Its SQLite file was replaced or deleted while it was open. (EX_OSFILE)
+    #: The SQLite file was replaced or deleted while it was open. (EX_OSFILE)
     REPLACED = 72
     #: The database did not accept the release of its tasks; others will rescue them. (EX_IOERR)
     UNRELEASED = 74
@@ -139,7 +139,7 @@ def _interrupt(run: Run) -> bool:
     if not task_settings().interrupt:
         return True
     if run.cls is None:
-        # Its thread imports the class, which must not be interrupted; or has not begun, or ended.
+        # The thread imports the class, which must not be interrupted; or has not begun, or ended.
         return not run.section.entered
     if not run.cls.interruptible:
         return True
@@ -152,7 +152,7 @@ def _interrupt(run: Run) -> bool:
 def free_lock(trouble: Trouble, runs: Iterable[Run], now: float) -> None:
     """Roll back transactions of ended tasks' threads, if SQLite has been locked for long.
 
-    Such a thread keeps the whole site from writing as long as the process lives.
+    A thread with such a transaction keeps the whole site from writing as long as the process lives.
     """
     if now - trouble.locked_since < LOCKED_LEASES * task_settings().lease_seconds:
         return

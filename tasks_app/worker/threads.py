@@ -47,8 +47,8 @@ class Pool:
     def abandon(self, run: Run) -> bool:
         """Abandon the thread of a run, and start another in its place.
 
-        Return False if the run has ended a moment ago. What the abandoned thread still delivers is
-        dropped, and the thread ends with its task.
+        Return False if the run has ended a moment ago. Outcomes of the abandoned
+        thread are dropped, and the thread ends with its task.
         """
         if not run.section.abandon():
             return False

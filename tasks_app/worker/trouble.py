@@ -38,7 +38,7 @@ REFUSED = (DatabaseError, UnicodeError)
 #: SQLite's message while another transaction holds its write lock.
 LOCKED = "database is locked"
 
-#: How PostgreSQL and SQLite report a missing table or column.
+#: The reports of PostgreSQL and SQLite about a missing table or column.
 MISSING_STATES = frozenset({"42P01", "42703"})
 MISSING_WORDS = ("no such table", "no such column", "has no column named")
 
