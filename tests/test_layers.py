@@ -196,7 +196,8 @@ SAID: dict[str, set[str]] = {
     "api/problems.py": {"task_status"},
     "store/lifecycle.py": {"cancelled"},
     "worker/outcomes.py": {"completed"},
-    "web/display.py": {"running", "completed", "failed", "cancelled"},
+    "web/display.py": {"running"},
+    "web/words.py": {"running", "completed", "failed", "cancelled"},
 }
 
 

@@ -25,6 +25,7 @@ from tasks_app.store import statistics
 from tasks_app.store.statistics import Presence
 from tasks_app.templatetags.tasks import streams_url
 from tasks_app.web import display
+from tasks_app.web.words import CONNECTION_WORDS, WORDS
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
     Base = ModelAdmin[Task]
 else:
     Base = object
-
-#: The texts that the page's script shows.
-WORDS: Mapping[str, str | _StrPromise] = {
-    "live": gettext_lazy("Live"),
-    "paused": gettext_lazy("Paused"),
-    "polling": gettext_lazy("Live updates are interrupted. Checking every few seconds…"),
-    "checked": gettext_lazy("Updates every few seconds."),
-    "unreachable": gettext_lazy("Connection lost. Trying again…"),
-    "signed_out": gettext_lazy("Updates stopped: you may have been signed out. Reload the page."),
-}
 
 PRESENCES: Mapping[Presence, _StrPromise] = {
     Presence.ALIVE: gettext_lazy("Alive"),
@@ -100,13 +91,13 @@ def live(part_url: str, stream_url: str = "") -> dict[str, Any]:
         "part_url": part_url,
         "stream_url": stream_url,
         "keepalive": task_settings().stream_keepalive_seconds,
-        "words": json.dumps({key: str(word) for key, word in WORDS.items()}),
+        "words": json.dumps({key: str(word) for key, word in CONNECTION_WORDS.items()}),
     }
 
 
 def shown(found: statistics.Overview) -> dict[str, Any]:
     """Return the context of the templates, with durations in words."""
-    words = {key: str(word) for key, word in display.WORDS.items()}
+    words = {key: str(word) for key, word in WORDS.items()}
 
     def since(moment: datetime | None) -> str:
         if moment is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -22,35 +22,12 @@ from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, EventType, Status
 from tasks_app.web import display
 from tasks_app.web.display import duration, elapsed, time_left
+from tasks_app.web.words import LIST_WORDS
 
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
 
     from tasks_app.permissions import User
-
-#: Every text that the list's script may show, including those of the bar.
-WORDS: Mapping[str, str | _StrPromise] = {
-    **display.WORDS,
-    **{f"is_{status.value}": status.label for status in Status},
-    "starts_in": _("starts in {duration}"),
-    "attempt_of": _("{attempt} of {max_attempts}"),
-    "removed": _("Deleted"),
-    "new_one": _("Show 1 new task"),
-    # The script chooses between these, because it has no plural forms.
-    "new_some": _("Show {count} new tasks"),
-    "new_many": _("Show {count} or more new tasks"),
-    "live": _("Live"),
-    "paused": _("Paused"),
-    "polling": _("Live updates are interrupted. Checking every few seconds…"),
-    "no_stream": _("Updates every few seconds."),
-    "unreachable": _("Connection lost. Trying again…"),
-    "signed_out": _("Updates stopped: you may have been signed out. Reload the page."),
-    "refused": _("Couldn't do that: {reason}"),
-    "forbidden": _("you don't have permission, or you've signed in again. Reload the page."),
-    "gone_now": _("the task no longer exists."),
-    "no_answer": _("unexpected server response. Check the task and try again."),
-    "news": _("{label}: {state}"),
-}
 
 #: A row shows this many characters of an error.
 ERROR_SHOWN = 200
@@ -74,7 +51,7 @@ class Rows:
         self.user = user
         self.now = now
         self.site = site
-        self.words = {key: str(word) for key, word in WORDS.items()}
+        self.words = {key: str(word) for key, word in LIST_WORDS.items()}
         self._labels: dict[str, str] = {}
         #: The last error of each task that waits for its next attempt.
         self.last_errors: dict[UUID, str] = {}

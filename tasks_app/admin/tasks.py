@@ -21,12 +21,13 @@ from tasks_app.admin.detail import DetailViews
 from tasks_app.admin.filters import FILTERS
 from tasks_app.admin.live import LiveViews
 from tasks_app.admin.overview import OverviewViews, stream_url
-from tasks_app.admin.rows import COLUMNS, WORDS, Columns
+from tasks_app.admin.rows import COLUMNS, Columns
 from tasks_app.admin.start import StartViews
 from tasks_app.conf import task_settings
 from tasks_app.models import Task
 from tasks_app.permissions import may_view_all
 from tasks_app.states import EventType
+from tasks_app.web.words import LIST_WORDS
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Task]
@@ -93,7 +94,7 @@ class TaskAdmin(StartViews, OverviewViews, ActionViews, LiveViews, DetailViews, 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        words = {key: str(word) for key, word in WORDS.items()}
+        words = {key: str(word) for key, word in LIST_WORDS.items()}
         live = {
             "live_url": reverse("admin:tasks_app_task_live", current_app=self.admin_site.name),
             "stream_url": stream_url(request, EventType.LOG),

@@ -22,6 +22,7 @@ from tasks_app.store.clock import database_now
 from tasks_app.store.ledger import alias
 from tasks_app.store.statistics import Presence
 from tasks_app.web import display
+from tasks_app.web.words import WORDS
 
 if TYPE_CHECKING:
     Base = admin.ModelAdmin[Worker]
@@ -156,7 +157,7 @@ class WorkerAdmin(Base):
 
     @admin.display(description=gettext_lazy("last heartbeat"))
     def beat(self, worker: Worker) -> str:
-        words = {key: str(word) for key, word in display.WORDS.items()}
+        words = {key: str(word) for key, word in WORDS.items()}
         return _("%(time)s ago") % {"time": display.duration(_of(worker).silence, words)}
 
     @admin.display(description=display.zoned(gettext_lazy("started")))

@@ -29,7 +29,7 @@ from tasks_app.permissions import may_cancel, may_retry
 from tasks_app.states import RETRIABLE, EventType
 from tasks_app.store.ledger import alias
 from tasks_app.web import display
-from tasks_app.web.display import WORDS
+from tasks_app.web.words import WORDS
 
 register = template.Library()
 

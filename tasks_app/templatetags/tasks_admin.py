@@ -12,6 +12,7 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from tasks_app.web import display
+from tasks_app.web.words import WORDS
 
 register = template.Library()
 
@@ -27,7 +28,7 @@ def moment(time: datetime) -> SafeString:
 @register.filter
 def lasting(seconds: float) -> str:
     """Return a duration in words. Short ones have tenths: a timeout may be under a second."""
-    words = {key: str(word) for key, word in display.WORDS.items()}
+    words = {key: str(word) for key, word in WORDS.items()}
     if seconds < SHORT:
         # Rounded first, so that 1.04 s is "1 s", as it is elsewhere on the page.
         return words["seconds"].format(seconds=floatformat(math.floor(seconds * 10 + 0.5) / 10))

@@ -34,41 +34,6 @@ if TYPE_CHECKING:
 
     from tasks_app.permissions import User
 
-#: Every word that the script may show. They are translated only here.
-WORDS: Mapping[str, str | _StrPromise] = {
-    "waiting": _("Waiting to start"),
-    "waiting_until": _("Waiting until {time}"),
-    "retry_at": _("Attempt {attempt} of {max_attempts} failed, trying again at {time}"),
-    "running": _("Running"),
-    "running_again": _("Running, attempt {attempt} of {max_attempts}"),
-    "cancelling": _("Cancelling…"),
-    "completed": _("Completed"),
-    "failed": _("Failed"),
-    "cancelled": _("Cancelled"),
-    "percent": _("{percent}%"),
-    "attempts": _("Attempt {attempt} of {max_attempts}"),
-    "took": _("took {duration}"),
-    "left_days": _("about {count} d left"),
-    "left_hours": _("about {count} h left"),
-    "left_minutes": _("about {count} min left"),
-    "left_seconds": _("about {count} s left"),
-    "stalled": _("no progress for {duration}"),
-    "days": _("{days} d {hours} h"),
-    "hours": _("{hours} h {minutes} min"),
-    "minutes": _("{minutes} min {seconds} s"),
-    "seconds": _("{seconds} s"),
-    "interrupted": _("Live updates are interrupted. Checking every few seconds…"),
-    "lost": _("Connection lost. Trying again…"),
-    "polled": _("Updates every few seconds."),
-    "gone": _("No more updates: the task was deleted, or you were signed out. Reload the page."),
-    "denied": _("Live updates stopped: you may have been signed out. Reload the page."),
-    "cancel_sure": _("Cancel this task?"),
-    "cancel_refused": _("You don't have permission to cancel this task."),
-    "cancel_failed": _("The task could not be cancelled. Try again."),
-    "new_task": _("New task: {label}"),
-    "new_tasks": _("There are new tasks. Reload the page to see them."),
-}
-
 #: The most characters of a result that a page shows. Programs can read the rest.
 RESULT_SHOWN = 2_000
 #: The time left is only estimated after this many seconds, and once this fraction is done.

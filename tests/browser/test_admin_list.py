@@ -28,7 +28,7 @@ __all__ = ["operator"]
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 STREAM = "**/tasks/stream/**"
-SIGNED_OUT = "Updates stopped: you may have been signed out. Reload the page."
+SIGNED_OUT = "Live updates stopped: you may have been signed out. Reload the page."
 
 #: The parts that a row shows, read from a document.
 SHOWN = """(page) => Object.fromEntries(
@@ -336,13 +336,19 @@ def test_refusal_shows_its_reason(page: Page, show: Callable[..., None], banner:
     expect(banner).to_contain_text("unexpected server response")
     page.unroute("**/cancel/")
 
-    viewer.user_permissions.remove(may["cancel_task"])
-    with page.expect_response("**/task/live/**"):
-        cancel(page, task.pk)
+    def forbid(route: Route) -> None:
+        # Not before: the list may notice it, and then the button is gone.
+        viewer.user_permissions.remove(may["cancel_task"])
+        connection.close()  # Playwright calls from its own context.
+        route.continue_()
+
+    page.route("**/cancel/", forbid)
+    cancel(page, task.pk)
     expect(banner).to_contain_text("you don't have permission")
     # The server renders the row without the button.
     expect(button(page, task.pk, "Cancel")).to_have_count(0)
     is_live(page)
+    page.unroute("**/cancel/")
     viewer.user_permissions.add(may["cancel_task"])
     show(user=viewer)
 

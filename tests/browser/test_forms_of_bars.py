@@ -11,7 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from tasks_app.models import Task
 from tasks_app.templatetags.tasks import FORMS
-from tasks_app.web.display import WORDS, time_left
+from tasks_app.web.display import time_left
+from tasks_app.web.words import WORDS
 
 from .pages import bar, part, pass_time, shows
 from .scripted import Serve, Site, task

@@ -7,7 +7,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tasks_app.models import Task
-from tasks_app.web.display import WORDS, duration
+from tasks_app.web.display import duration
+from tasks_app.web.words import WORDS
 
 from .pages import bar, part, shows
 from .scripted import Serve, task

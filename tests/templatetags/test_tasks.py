@@ -23,7 +23,8 @@ import tasks_app
 from tasks_app.models import Task
 from tasks_app.states import TERMINAL_EVENTS, EventType, Status
 from tasks_app.templatetags.tasks import progress_bar
-from tasks_app.web.display import WORDS, duration
+from tasks_app.web.display import duration
+from tasks_app.web.words import WORDS
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 XSS = "<script>alert('x')</script>\"><img src=x>"

@@ -26,9 +26,9 @@ from tasks_app.schemas import escaped
 from tasks_app.states import UNFINISHED, Status
 from tasks_app.store.clock import parse_time
 from tasks_app.tasks.registry import find
-from tasks_app.web import display
+from tasks_app.web import display, words
 
-WORDS = {key: str(word) for key, word in display.WORDS.items()}
+WORDS = {key: str(word) for key, word in words.WORDS.items()}
 #: The number of tasks to search if no index selects the requested ones.
 WINDOW = 50_000
 

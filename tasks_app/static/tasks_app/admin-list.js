@@ -196,12 +196,8 @@ class List {
     const { state, trouble } = this.#connection;
     const shown = part(root, "live-state");
     shown.dataset.live = { live: "on", polling: "polled" }[state] ?? state;
-    say(shown, { live: words.live, polling: words.no_stream, paused: words.paused, off: "" }[state]);
-    const said = {
-      denied: words.signed_out,
-      unreachable: words.unreachable,
-      interrupted: words.polling,
-    }[trouble];
+    say(shown, words[state] ?? "");
+    const said = words[trouble] ?? "";
     const banner = part(root, "banner");
     say(banner, [said, this.#refusal].filter(Boolean).join(" "));
     banner.hidden = !banner.textContent;

@@ -116,10 +116,10 @@ export class Connection {
     return this.live ? "live" : "polling";
   }
 
-  /** What is wrong: `denied`, `unreachable`, `interrupted`, or "" if nothing is. */
+  /** What is wrong: `denied`, `lost`, `interrupted`, or "" if nothing is. */
   get trouble() {
     if (this.#ended) return "denied";
-    if (this.unreachable) return "unreachable";
+    if (this.unreachable) return "lost";
     return this.polling && this.#page.streamUrl ? "interrupted" : "";
   }
 

@@ -98,15 +98,11 @@ class Overview {
     const { state, trouble } = this.#connection;
     const shown = this.#find("state");
     shown.dataset.live = state;
-    const how = { live: words.live, paused: words.paused, polling: words.checked, off: "" }[state];
+    const how = words[state] ?? "";
     if (shown.textContent !== how) shown.textContent = how;
-    const wrong = {
-      denied: words.signed_out,
-      unreachable: words.unreachable,
-      interrupted: words.polling,
-    }[trouble];
+    const wrong = words[trouble] ?? "";
     const banner = this.#find("banner");
-    if (banner.textContent !== (wrong ?? "")) banner.textContent = wrong ?? "";
+    if (banner.textContent !== wrong) banner.textContent = wrong;
     banner.hidden = !wrong;
   }
 
