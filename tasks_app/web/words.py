@@ -15,7 +15,7 @@ from tasks_app.states import Status
 if TYPE_CHECKING:
     from django.utils.functional import _StrPromise
 
-#: What bars and lists of tasks show.
+#: The words of bars and of lists of tasks.
 WORDS: Mapping[str, str | _StrPromise] = {
     "waiting": _("Waiting to start"),
     "waiting_until": _("Waiting until {time}"),
@@ -50,8 +50,7 @@ WORDS: Mapping[str, str | _StrPromise] = {
     "new_tasks": _("There are new tasks. Reload the page to see them."),
 }
 
-#: How a page of the admin is kept up to date, and what is wrong with that; by the names that the
-#: connection in live.js gives its states.
+#: The state of a page's connection and its troubles, by the names that live.js gives them.
 CONNECTION_WORDS: Mapping[str, str | _StrPromise] = {
     "live": _("Live"),
     "polling": WORDS["polled"],
@@ -61,7 +60,7 @@ CONNECTION_WORDS: Mapping[str, str | _StrPromise] = {
     "denied": WORDS["denied"],
 }
 
-#: What the admin's list shows.
+#: The words of the admin's list.
 LIST_WORDS: Mapping[str, str | _StrPromise] = {
     **WORDS,
     **CONNECTION_WORDS,

@@ -15,10 +15,10 @@ const root = document.querySelector("[data-task-list]");
 const words = JSON.parse(root.dataset.words);
 
 // Milliseconds.
-const ROWS = { after: 250, least: 1_000 }; // of a change, rows are fetched; between two fetches
+const ROWS = { after: 250, least: 1_000 }; // milliseconds after a change, and between two fetches
 const NEWS = 2_000; // between two looks for new tasks
-const LEASES = 10_000; // between two looks at leases, of which no stream tells
-const GATHER = 3_000; // what ended or came meanwhile is read out together
+const LEASES = 10_000; // between two checks of leases, which no stream reports
+const GATHER = 3_000; // before an announcement, so that it covers several changes
 const QUIET = 15_000; // between two such announcements
 const SEND_TIMEOUT = 10_000;
 
@@ -216,7 +216,7 @@ class List {
     part(root, "announcer").textContent = text;
   }
 
-  /** Read out soon what ended and what is new, but not all the time. */
+  /** Announce soon which tasks ended and which are new, but not too often. */
   #announceSoon() {
     if (this.#connection.resting || this.#connection.waits("announce")) return;
     const wait = Math.max(GATHER, this.#announced + QUIET - performance.now());
@@ -229,7 +229,7 @@ class List {
     });
   }
 
-  /** Say what ended since this was said last. */
+  /** Return which tasks ended since the last announcement. */
   #endings() {
     const ends = this.#ends.splice(0);
     if (ends.length === 1) {
@@ -343,7 +343,7 @@ class List {
     const row = button && this.rows.get(button.closest("tr")?.querySelector("[data-task]")?.dataset.task);
     if (!row || this.#connection.state === "off") return;
     event.preventDefault();
-    // Not `disabled`, by which a keyboard loses its place.
+    // Not `disabled`: the keyboard focus would be lost.
     if (button.ariaDisabled === "true") return;
     if (button.dataset.act === "cancel" && !(await this.#confirmed(row))) return;
     button.ariaDisabled = "true";
@@ -357,7 +357,7 @@ class List {
     await this.#ask([row.id], { news: true });
   }
 
-  /** Ask whether a task is to be cancelled. The browser gives the focus back to the button. */
+  /** Ask for confirmation. The browser returns the focus to the button. */
   async #confirmed(row) {
     const dialog = part(root, "ask");
     part(dialog, "asked").textContent = row.label;
@@ -370,7 +370,7 @@ class List {
     return dialog.returnValue === "yes";
   }
 
-  /** Do what a button says; return why not, if so. */
+  /** Send what a button is for. Return why it was refused; empty if it was not. */
   async #send(button, row) {
     const token = document.querySelector("#changelist-form [name=csrfmiddlewaretoken]").value;
     let reason = words.no_answer;
@@ -385,7 +385,7 @@ class List {
         this.denied();
         return "";
       }
-      // Only what the task itself says is JSON.
+      // Only answers about the task itself are JSON.
       if (response.status === 403) reason = words.forbidden;
       else if (response.status === 404) reason = words.gone_now;
       else if (response.ok || response.status === 409) {
@@ -398,7 +398,7 @@ class List {
         reason = detail;
       }
     } catch {
-      // Nothing came back, or nothing that can be read.
+      // There was no answer, or it cannot be parsed.
     }
     return fill(words.refused, { reason });
   }

@@ -60,7 +60,7 @@ const clockOffset = () => Date.now() - performance.now();
  *   keepalive       milliseconds between two keep-alives of the server
  *   receive(event)  handle a message of the stream
  *   start()         begin, or continue after a rest: the page opens the stream
- *   poll()          ask for everything the stream would bring; may return a promise
+ *   poll()          fetch everything the stream would bring; may return a promise
  *   changed(news)   show the new state; `news` if the page has just begun to poll
  *   denied()        the server refused an answer
  *

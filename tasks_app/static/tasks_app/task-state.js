@@ -1,5 +1,5 @@
 /**
- * The state of a task: what messages make of it, and the words that people read of it.
+ * The state of a task: how messages change it, and how it is put into words.
  *
  * Everything here is pure. The server says the same in display.py.
  */
@@ -21,10 +21,10 @@ export const FACTS = [
 export const STATES = ["task_status", "progress_update"];
 
 // Milliseconds.
-const DRIFT = 2_000; // what a message may be under way before its times count more than ours
+const DRIFT = 2_000; // a message may take this long before its times count more than ours
 const STALLED = { least: 10_000, most: 60_000, part: 0.25 }; // of the time before the last report
 
-// As the server has them, in display.py: characters of a result, and what an estimate needs.
+// The same as in display.py: the length of a result, and the conditions of an estimate.
 const RESULT_SHOWN = 2_000;
 const ESTIMATE = { after: 2_000, from: 0.01 };
 const LEFT = [
@@ -35,8 +35,8 @@ const LEFT = [
 
 /* ---- What a task's messages make of its state. Pure. ---- */
 
-// Times of the server are compared with each other only, and made into ours by what lies between
-// them and the message that brought them: clocks differ.
+// Clocks differ. So times of the server are compared with each other only. They become our times by
+// their distance from the message that brought them.
 const sinceThen = (then, { time, received }) => received - Math.max(0, time - Date.parse(then));
 const untilThen = (then, { time, received }) =>
   then && Date.parse(then) > time ? received + Date.parse(then) - time : 0;
@@ -66,7 +66,7 @@ const wait = (state, attempt, message) => ({
 const finish = (state, status, { data, time }) => ({
   ...state,
   status,
-  // The last of it comes with the end: what is sent in between may have been overtaken.
+  // A terminal event has the last progress. Updates sent just before it may be missing.
   text: data.progress?.text ?? state.text,
   value: status === "completed" ? 1 : (data.progress?.value ?? state.value),
   error: data.error ?? null,
@@ -76,7 +76,7 @@ const finish = (state, status, { data, time }) => ({
 
 function fromInfo(info, message) {
   const { start_time: start, end_time: end, created_time: created } = info;
-  // As the server has it: a clock that is behind must not make a new task wait.
+  // As on the server: a slow clock must not make a new task wait.
   const time = Math.max(message.time, Date.parse(created));
   return {
     status: info.status,
@@ -98,7 +98,7 @@ function fromInfo(info, message) {
   };
 }
 
-// Grows with every step of a task, except where a worker hands it back.
+// Grows with every step of a task, except if a worker releases it.
 const rank = (state) => 2 * state.attempt + (state.status === "pending" ? 1 : 0);
 
 function snapshot(state, message) {
@@ -114,7 +114,7 @@ function snapshot(state, message) {
   const { value, text } = behind ? state : next;
   const cancelling = next.cancelling || state.cancelling;
   const noWorker = next.noWorker ?? state.noWorker;
-  // A page may be older than it seems: restored by Back or htmx, or asleep. The message knows.
+  // A page may be older than it seems: restored by Back or htmx, or asleep. The message is right.
   const began = Math.abs(next.began - state.began) > DRIFT ? next.began : state.began;
   const reported = next.value > state.value || (message.data.progress_time && !behind);
   const moved = reported ? next.moved : state.moved;
@@ -122,12 +122,12 @@ function snapshot(state, message) {
 }
 
 /**
- * Return the state after a message; the same object where the message is stale.
+ * Return the state after a message; the same object if the message is stale.
  *
- * A message has the server's `time` of making it, and ours of when it was `asked` for and
- * `received`. What was asked for after all else was heard is the newest, whatever it says. The
- * rest may come twice or late (a stream that resumes tells the state first, and then the facts that
- * led to it): an ended task stays ended, and progress never goes back in an attempt.
+ * A message has the server's `time`, and our times at which it was `asked` for and `received`. A
+ * message that was asked for after the last one was received is the newest, whatever it says. Others
+ * may come twice or late, because a stream that resumes sends the state before the facts that led to
+ * it. So an ended task stays ended, and progress never falls within an attempt.
  */
 export function reduce(state, message) {
   if (TERMINAL.has(state.status)) return state;
@@ -145,12 +145,13 @@ export function reduce(state, message) {
       return { ...now, text: data.text, value: data.value ?? now.value, moved };
     }
     case "task_started": {
-      // Handed back and taken again, the attempt has the number it had.
+      // A task that was released and claimed again has the same attempt number.
       const again = running && data.attempt === state.attempt && time > state.started;
       return data.attempt > state.attempt || again ? begin(state, message) : state;
     }
     case "task_queued":
-      // A worker that shut down hands it back, the attempt not counted; not so when it was started.
+      // A worker that shuts down releases the task and does not count the attempt. A new task has
+      // no reason.
       return data.reason && running && time >= state.started ? wait(state, state.attempt - 1, message) : state;
     case "task_retry_scheduled":
       return data.attempt > state.attempt || (running && data.attempt === state.attempt)
@@ -167,7 +168,7 @@ export function reduce(state, message) {
 
 export const fill = (words, values) => words.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
 
-/** Say a length of time in its two largest units. */
+/** Return a duration in words, in its two largest units. */
 export function duration(milliseconds, words) {
   const seconds = Math.max(0, Math.floor(milliseconds / 1000));
   const [minutes, hours, days] = [60, 3600, 86_400].map((unit) => Math.floor(seconds / unit));
@@ -180,7 +181,7 @@ export function duration(milliseconds, words) {
   });
 }
 
-/** Estimate how much longer a running task runs, or say for how long it has not moved. */
+/** Estimate how much longer a running task runs, or return for how long it has been silent. */
 export function timeLeft({ value, began, moved }, words, now) {
   if (began === null) return "";
   const silent = now - moved;
@@ -189,7 +190,7 @@ export function timeLeft({ value, began, moved }, words, now) {
   if (silent >= patience) return fill(words.stalled, { duration: duration(silent, words) });
   if (value === null || value < ESTIMATE.from || value >= 1 || now - began < ESTIMATE.after)
     return "";
-  // By its pace up to the last report, so that the estimate falls while nothing is reported.
+  // By the speed up to the last report, so the estimate falls while nothing is reported.
   const pace = Math.max(before, ESTIMATE.after);
   const seconds = Math.max(0, (pace * (1 - value)) / value - silent) / 1000;
   const unit = LEFT.find(([, , least]) => seconds >= least);
@@ -198,7 +199,7 @@ export function timeLeft({ value, began, moved }, words, now) {
     : fill(words.left_seconds, { count: 5 * Math.max(1, Math.ceil(seconds / 5)) });
 }
 
-/** Return a result as text: JSON, indented, but for a plain text. */
+/** Return a result as text: a string as it is, anything else as indented JSON. */
 function resultText(result) {
   if (result === null) return "";
   const text = typeof result === "string" ? result : JSON.stringify(result, null, 2);
@@ -207,8 +208,8 @@ function resultText(result) {
 }
 
 /**
- * The page's language, as it is spoken where the viewer is, if they say so: English has clocks of
- * 12 hours and of 24. The viewer's own where the page names none, or none that there is.
+ * Return the page's language, in the viewer's own variant if the browser names one: English has
+ * clocks of 12 and of 24 hours. Empty, which is the viewer's language, if the page names no valid one.
  */
 function pageLanguage() {
   const { lang } = document.documentElement;
@@ -220,7 +221,7 @@ function pageLanguage() {
   }
 }
 
-/** The time zone that the admin's page of a task names; elsewhere none, which is the viewer's own. */
+/** Return the time zone that the admin's page of a task names; undefined, the viewer's, elsewhere. */
 function pageZone() {
   const timeZone = document.querySelector("[data-task-page][data-zone]")?.dataset.zone;
   try {
@@ -230,7 +231,7 @@ function pageZone() {
   }
 }
 
-/** Say when, in the time zone of the page. */
+/** Return a time in words, in the time zone of the page. */
 export function moment(date) {
   const timeZone = pageZone();
   const day = new Intl.DateTimeFormat("en", { dateStyle: "short", timeZone });
@@ -239,7 +240,7 @@ export function moment(date) {
   return new Intl.DateTimeFormat(pageLanguage(), style).format(date);
 }
 
-/** Return what to show of a state, at a time of ours. */
+/** Return the texts and the bar's value for a state, at a time of ours. */
 export function describe(state, words, now) {
   const { status, attempt, maxAttempts, value } = state;
   const attempts = { attempt, max_attempts: maxAttempts };
@@ -261,22 +262,22 @@ export function describe(state, words, now) {
     time = fill(words.took, { duration: duration(state.took, words) });
   return {
     state: said,
-    // Null is a bar in motion with no end in sight.
+    // Null is an indeterminate bar.
     value: known ? value : running ? null : 0,
     // Rounded down, so that 100 means all of it.
     percent: known ? fill(words.percent, { percent: Math.floor(value * 100 + 1e-9) }) : "",
-    // What an attempt said that is over, or was handed back, is not what the next one does.
+    // The text of an attempt that is over does not describe the next one.
     text: status === "pending" ? "" : state.text,
     time,
     left: running && !state.cancelling ? timeLeft(state, words, now) : "",
-    // Where there is but one, or where it has been said already, it is not worth a word.
+    // Empty if only one attempt is allowed, or if the state names it already.
     attempts:
       maxAttempts === 1 || attempt === 0 || status === "pending" ||
       (running && attempt > 1 && !state.cancelling)
         ? ""
         : fill(words.attempts, attempts),
     result: status === "completed" ? resultText(state.result) : "",
-    // Without a type it is for the task's owner; with one, for staff.
+    // An error without a type is for the task's owner, one with a type for staff.
     error: state.error ? [state.error.type, state.error.message].filter(Boolean).join(": ") : "",
   };
 }
@@ -284,8 +285,8 @@ export function describe(state, words, now) {
 /* ---- Messages of the server ---- */
 
 /**
- * Parse JSON of the server's. What results hold keeps its digits, of which a number of JavaScript
- * has 16, in browsers that can tell them (JSON.rawJSON).
+ * Parse JSON of the server. Numbers in results keep all their digits, if the browser has JSON.rawJSON:
+ * a number in JavaScript has 16.
  */
 export function parseMessage(text) {
   const message = JSON.parse(text);
