@@ -144,7 +144,7 @@ class List {
   #refusal = ""; // of the last button that was pressed
   #ends = [];
   #newTasks = ""; // the words about them that are not announced yet
-  #announced = -Infinity; // when something was announced that nobody pressed a button for
+  #announced = -Infinity; // when something was last announced that no button asked for
   #pause = part(root, "pause");
 
   constructor() {
@@ -406,7 +406,7 @@ class List {
 
 new List();
 
-/* ---- The filters: one open at a time, and none when somebody turns away. ---- */
+/* ---- The filters: at most one is open, and a click elsewhere closes it. ---- */
 
 const filters = [...document.querySelectorAll(".task-filter")];
 

@@ -1,6 +1,6 @@
 /**
- * The admin's page of one task. Its bar is a <task-progress>, which tells of every event; log lines
- * are added as they come, and of the rest the page asks itself how it looks now.
+ * The admin's page of one task. Its bar is a <task-progress>, which dispatches every event. Log lines
+ * are added as they come; the other parts of the page are fetched again from the server.
  */
 
 const root = document.querySelector("[data-task-page]");
@@ -11,16 +11,16 @@ const log = part("log");
 const GATHER = 300; // events that come together are looked up together
 const LEAST = 1_000; // between two looks
 const LATER = 5_000; // after one that brought nothing
-const LEASES = 15_000; // between two looks at the lease, of which no event tells
+const LEASES = 15_000; // between two looks at the lease, which no event reports
 const COPIED = 3_000; // a button says that it has copied
 
 const BOTTOM = 40; // pixels from the end of the log, at which a reader follows it
 
-// Looked up each time: where there is no stream, the bar is one of the parts that are exchanged.
+// Looked up each time: without a stream, the bar is one of the parts that are exchanged.
 const bar = () => root.querySelector("task-progress");
 const ended = () => ["completed", "failed", "cancelled"].includes(bar()?.getAttribute("status"));
 
-// The bar's own script comes after this one: its stream goes on from where the page was read.
+// The bar's own script comes after this one: its stream continues from where the page was read.
 root.querySelector("task-progress:not([data-since])")?.setAttribute("data-since", root.dataset.since);
 // Storages that rename static files do not rename imports, so the script tag has the URLs. Awaited
 // only where they are used: no event may come before its listener.
@@ -86,7 +86,7 @@ function take(lines, { instead = false } = {}) {
 /** Take over the newest lines, as a look at the page shows them. */
 function catchUp(lines) {
   const last = log.lastElementChild;
-  // Where they begin after all that is here, there may be others between: a link leads to those.
+  // If they all are newer than the lines here, some may be missing between: a link leads to those.
   take(lines, { instead: last !== null && idOf(lines[0]) > idOf(last) });
 }
 

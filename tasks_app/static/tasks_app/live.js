@@ -61,7 +61,7 @@ const clockOffset = () => Date.now() - performance.now();
  *   receive(event)  handle a message of the stream
  *   start()         begin, or continue after a rest: the page opens the stream
  *   poll()          fetch everything the stream would bring; may return a promise
- *   changed(news)   show the new state; `news` if the page has just begun to poll
+ *   changed(begun)  show the new state; `begun` if the page has just begun to poll
  *   denied()        the server refused an answer
  *
  * and it may have:
@@ -85,7 +85,7 @@ export class Connection {
   #source = null;
   #paused = false;
   #ended = false;
-  #away = document.hidden; // a tab that nobody has looked at yet needs no stream
+  #away = document.hidden; // a tab that was never shown needs no stream
   #failures = 0;
   #polls = 0;
   #offset = 0; // between the two clocks when the stream was requested
@@ -109,14 +109,14 @@ export class Connection {
     return this.#source !== null;
   }
 
-  /** What to show: `live`, `polling`, `paused`, or `off`, which is final. */
+  /** The state to show: `live`, `polling`, `paused`, or `off`, which is final. */
   get state() {
     if (this.#ended) return "off";
     if (this.#paused) return "paused";
     return this.live ? "live" : "polling";
   }
 
-  /** What is wrong: `denied`, `lost`, `interrupted`, or "" if nothing is. */
+  /** The problem to show: `denied`, `lost`, `interrupted`, or "" if there is none. */
   get trouble() {
     if (this.#ended) return "denied";
     if (this.unreachable) return "lost";
@@ -297,7 +297,7 @@ export class Connection {
     this.#page.lost?.();
   }
 
-  /** How often in a row a stream could not be opened. */
+  /** The number of failures to open a stream since the last success. */
   get failures() {
     return this.#failures;
   }

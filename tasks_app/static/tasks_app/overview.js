@@ -1,7 +1,7 @@
 /**
- * Keeps the overview and the pages of workers up to date. When the stream reports that a task was
- * queued, began or ended, the page fetches its part again. It does so every few seconds as well,
- * because no event reports heartbeats.
+ * Keeps the overview and the pages of workers up to date. The page fetches its part again when the
+ * stream reports that a task was queued, began or ended, and every few seconds as well, because no
+ * event reports heartbeats.
  *
  * The answer is grown into the page, so focus, open details and scroll positions stay.
  */

@@ -25,20 +25,20 @@ const NEW_TASKS = 10_000; // between two announcements of a list's new tasks
 const NEW_ROWS = 250; // tasks started together appear together
 const WAITING = 10_000; // between two looks for a worker, while a task waits
 
-// How many tasks one request asks of: a request line has its limits.
+// The most tasks that one request names, because a request line has its limits.
 const ASKED_AT_ONCE = 100;
-// How many facts of one's tasks are kept for rows that are yet to appear.
+// The most facts of the user's tasks that are kept for rows that will appear later.
 const KEPT_FACTS = 500;
 
-/* ---- The page's one stream, and what stands in for it. ---- */
+/* ---- The page's one stream, or the polling in its place. ---- */
 
 /**
- * The number of the fact that an id of the stream stands at. Within a task it grows; whether one
- * moment is before another, only the server can tell.
+ * The number of the fact that an id of the stream is at. Within a task it grows. Only the server
+ * knows whether one id is before another.
  */
 const factId = (id) => Number.parseInt(id, 10) || 0;
 
-/** Of which history of the database an id is: after a failover, numbers may be given again. */
+/** The history of the database that an id belongs to: after a failover, numbers can repeat. */
 const historyOf = (id) => id.split("@")[3] ?? "";
 
 /** A task's id in 22 characters: a server may refuse a request line of more than 4,094. */
@@ -56,7 +56,7 @@ async function readAnswer(response, asked) {
 
 const JSON_ONLY = { Accept: "application/json" };
 
-/** What the bars and lists of a page share: one connection. */
+/** The one connection that the bars and lists of a page share. */
 class Hub {
   events = [...STATES, ...FACTS, "stream-end"];
   #connection = new Connection(this);
@@ -300,7 +300,7 @@ class Hub {
   /** Bring a row that has just appeared up to date, if the stream carries its task already. */
   #join(bar) {
     this.#streamed.add(bar.taskId);
-    // Some of these may be in its rendering already. Those are stale, and change nothing.
+    // Some of these may be in its rendering already. They are stale, so they change nothing.
     const missed = this.#recent.filter(({ taskId }) => taskId === bar.taskId);
     for (const { message } of missed) bar.receive(message);
     if (missed.length === 0) this.ask(bar);
@@ -398,7 +398,7 @@ function whenParsed(start) {
   else start();
 }
 
-/** When the page may next read out progress: bars take turns, however many there are. */
+/** The time at which the page may next read out progress. All bars take turns. */
 let nextAnnouncement = 0;
 
 /** The parts whose words `describe` gives. A form shows some of them. */
@@ -478,7 +478,7 @@ class TaskProgress extends HTMLElement {
     }
   }
 
-  /** The ids of facts are given anew. */
+  /** Forget the last fact, because the ids of facts begin again. */
   forgetFacts() {
     this.#fact = 0;
     for (const line of this.#part("log")?.children ?? []) line.dataset.id = 0;
@@ -587,7 +587,7 @@ class TaskProgress extends HTMLElement {
       }, 1000);
   }
 
-  /** Read out a change of state at once, mere progress when it is this bar's turn. */
+  /** Read out a change of state immediately, mere progress when it is this bar's turn. */
   #announceChange(before) {
     const shown = this.#shown;
     if (shown.state !== before.state || shown.error !== before.error) {
@@ -684,7 +684,7 @@ class TaskProgress extends HTMLElement {
       const { body: data, ...times } = await readAnswer(response, asked);
       this.receive({ type: "task_status", data, ...times });
     } catch (error) {
-      // Refused: not allowed, or over already. The newest state tells which.
+      // Refused: not allowed, or already ended. The newest state shows which.
       await hub.ask(this);
       if (!TERMINAL.has(this.#state.status) && !this.#state.cancelling && !this.#givenUp)
         problem = error instanceof DeniedError ? hub.words.cancel_refused : hub.words.cancel_failed;
@@ -699,7 +699,7 @@ class TaskProgress extends HTMLElement {
 
 /* ---- A list of tasks. ---- */
 
-/** Parse a page of this site. Where Trusted Types are enforced, by a policy of this name. */
+/** Parse a page of this site. A policy makes the HTML trusted if Trusted Types are enforced. */
 function parsePage(html) {
   // Made at the first use: a page that loads this file twice may not make the policy twice.
   parsePage.policy ??= globalThis.trustedTypes?.createPolicy("tasks_app", {
@@ -796,13 +796,13 @@ class TaskList extends HTMLElement {
   #take(rows, since) {
     const list = this.#part("list");
     const barOf = (row) => row.querySelector("task-progress");
-    // The newest come first; below a row that is here, older ones are not news.
+    // The newest come first; rows below one that is already here are not new.
     const known = rows.findIndex((row) => this.#row(barOf(row).getAttribute("task-id")));
     const news = known < 0 ? rows : rows.slice(0, known);
     this.#part("news").hidden = true;
     if (news.length === 0) return;
     for (const row of news) {
-      // As old as the page it comes from: the facts since then are still to be told.
+      // It is as old as the page it comes from; later facts are still to come.
       barOf(row).dataset.since ??= since ?? "";
       for (const time of row.querySelectorAll("time")) this.#localise(time);
     }
@@ -815,7 +815,7 @@ class TaskList extends HTMLElement {
     this.#trim(list);
   }
 
-  /** Announce what is new at once, and what follows soon after it together. */
+  /** Announce new tasks immediately, and those that follow soon after together. */
   #announceNew() {
     this.#announcement = 0;
     const labels = this.#unannounced.splice(0);

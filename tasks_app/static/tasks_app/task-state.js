@@ -295,6 +295,7 @@ export function parseMessage(text) {
     typeof value === "number" && String(value) !== source ? JSON.rawJSON(source) : value,
   );
   if (message.data) message.data.result = exact.data.result;
-  message.tasks?.forEach((task, index) => (task.result = exact.tasks[index].result));
+  for (const [index, task] of (message.tasks ?? []).entries())
+    task.result = exact.tasks[index].result;
   return "result" in message ? { ...message, result: exact.result } : message;
 }
