@@ -44,6 +44,7 @@ lint: $(VENV)/.dev ## Check style, types, templates, migrations and settings
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/djade --target-version 5.2 --check $(PAGES)
+	$(BIN)/python -m tests.prose
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python manage.py check --fail-level WARNING
 

@@ -125,7 +125,7 @@ def _is_translated(function: ast.expr) -> bool:
 
 
 def _script(source: str) -> Found:
-    for found in re.finditer(r"/\*+(.*?)\*/|(?<!:)//\s*(.*)", source, re.S):
+    for found in re.finditer(r"(?s:/\*+(.*?)\*/)|(?<!:)//\s*(.*)", source):
         text = (found[1] or found[2] or "").replace("*", " ")
         yield "scripts and styles", source.count("\n", 0, found.start()) + 1, text
 
