@@ -44,6 +44,7 @@ lint: $(VENV)/.dev ## Check style, types, templates, migrations and settings
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/djade --target-version 5.2 --check $(PAGES)
+	[ ! -x $(BIN)/biome ] || $(BIN)/biome ci
 	$(BIN)/python -m tests.prose
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python manage.py check --fail-level WARNING
@@ -52,6 +53,7 @@ format: $(VENV)/.dev ## Format code and templates
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/djade --target-version 5.2 $(PAGES)
+	[ ! -x $(BIN)/biome ] || $(BIN)/biome format --write
 
 test-matrix: ## Run the tests on the oldest and newest supported versions
 	@$(MAKE) --no-print-directory .matrix PY=3.11 DJANGO=5.2

@@ -305,7 +305,9 @@ class List {
     if (ids.length > 0) this.#fetched = asked;
     for (const id of ids) this.#outdated.delete(id);
     const read = (response) => response.json();
-    const answer = await this.#connection.ask(url, read, { headers: { Accept: "application/json" } });
+    const answer = await this.#connection.ask(url, read, {
+      headers: { Accept: "application/json" },
+    });
     if (!answer) return;
     const times = { time: Date.parse(answer.now), asked, received: performance.now() };
     this.#answered(ids, answer, times);
@@ -340,7 +342,8 @@ class List {
 
   async #act(event) {
     const button = event.target.closest("button[data-act]");
-    const row = button && this.rows.get(button.closest("tr")?.querySelector("[data-task]")?.dataset.task);
+    const row =
+      button && this.rows.get(button.closest("tr")?.querySelector("[data-task]")?.dataset.task);
     if (!row || this.#connection.state === "off") return;
     event.preventDefault();
     // Not `disabled`: the keyboard focus would be lost.

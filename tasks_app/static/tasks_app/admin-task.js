@@ -21,7 +21,9 @@ const bar = () => root.querySelector("task-progress");
 const ended = () => ["completed", "failed", "cancelled"].includes(bar()?.getAttribute("status"));
 
 // The bar's own script comes after this one: its stream continues from where the page was read.
-root.querySelector("task-progress:not([data-since])")?.setAttribute("data-since", root.dataset.since);
+root
+  .querySelector("task-progress:not([data-since])")
+  ?.setAttribute("data-since", root.dataset.since);
 // Storages that rename static files do not rename imports, so the script tag has the URLs. Awaited
 // only where they are used: no event may come before its listener.
 const urls = [...document.scripts].find(({ src }) => src === import.meta.url)?.dataset ?? {};

@@ -48,8 +48,8 @@ export function growChildren(here, there) {
 }
 
 function growAttributes(here, there) {
+  // Whether details are open is the reader's to say.
   for (const { name } of [...here.attributes])
-    // Whether details are open is the reader's to say.
     if (!there.hasAttribute(name) && name !== "open") here.removeAttribute(name);
   for (const { name, value } of there.attributes)
     if (here.getAttribute(name) !== value) here.setAttribute(name, value);

@@ -152,7 +152,9 @@ export function reduce(state, message) {
     case "task_queued":
       // A worker that shuts down releases the task and does not count the attempt. A new task has
       // no reason.
-      return data.reason && running && time >= state.started ? wait(state, state.attempt - 1, message) : state;
+      return data.reason && running && time >= state.started
+        ? wait(state, state.attempt - 1, message)
+        : state;
     case "task_retry_scheduled":
       return data.attempt > state.attempt || (running && data.attempt === state.attempt)
         ? wait(state, data.attempt, message)
@@ -166,7 +168,8 @@ export function reduce(state, message) {
 
 /* ---- What people read. The template tag says the same. ---- */
 
-export const fill = (words, values) => words.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
+export const fill = (words, values) =>
+  words.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
 
 /** Return a duration in words, in its two largest units. */
 export function duration(milliseconds, words) {
@@ -272,7 +275,9 @@ export function describe(state, words, now) {
     left: running && !state.cancelling ? timeLeft(state, words, now) : "",
     // Empty if only one attempt is allowed, or if the state names it already.
     attempts:
-      maxAttempts === 1 || attempt === 0 || status === "pending" ||
+      maxAttempts === 1 ||
+      attempt === 0 ||
+      status === "pending" ||
       (running && attempt > 1 && !state.cancelling)
         ? ""
         : fill(words.attempts, attempts),
