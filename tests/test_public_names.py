@@ -49,6 +49,7 @@ def test_unknown_name_is_an_import_error() -> None:
         _ = tasks_app.nothing
 
 
+@pytest.mark.slow
 def test_package_is_imported_without_settings_and_apps() -> None:
     """Names that need no models can be used then, too. The others work once the apps are ready."""
     code = (

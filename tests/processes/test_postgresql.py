@@ -28,7 +28,7 @@ from tests.harness import Process, Viewer, Web, begins, ends, eventually
 from tests.servers import PostgreSQL
 from tests.tasks import Add, Noop, Steps
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 StartWorker = Callable[..., Process]
 StartWeb = Callable[..., Web]
