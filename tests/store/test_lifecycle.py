@@ -764,15 +764,15 @@ def test_retry_imports_the_class_outside_its_transaction(
 
         in_transaction = connection.in_atomic_block
     """
-    (tmp_path / "slow_to_import.py").write_text(dedent(code))
+    (tmp_path / "imported_at_a_retry.py").write_text(dedent(code))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "slow_to_import", raising=False)
+    monkeypatch.delitem(sys.modules, "imported_at_a_retry", raising=False)
     with pytest.raises(IllegalTransition):  # It is not imported for a task that is not retried.
         lifecycle.enqueue_again(ended(Status.COMPLETED, name="gone.Gone").pk)
     with pytest.raises(UnknownTask):
         lifecycle.enqueue_again(ended(Status.FAILED, name="gone.Gone").pk)
-    lifecycle.enqueue_again(ended(Status.FAILED, name="slow_to_import.Noop").pk)
-    assert sys.modules["slow_to_import"].in_transaction is False
+    lifecycle.enqueue_again(ended(Status.FAILED, name="imported_at_a_retry.Noop").pk)
+    assert sys.modules["imported_at_a_retry"].in_transaction is False
 
 
 def test_missing_task_cannot_be_retried() -> None:
