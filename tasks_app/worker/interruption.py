@@ -12,6 +12,7 @@ import gc
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
@@ -131,20 +132,33 @@ def end_left_behind(running: Collection[Queries]) -> list[str]:
 def _close_in_use(raw: sqlite3.Connection) -> None:
     """Close a connection that another thread uses, so that SQLite rolls its transaction back.
 
-    SQLite keeps a closed connection and its lock until the last of its statements is done. So a
-    running query is interrupted. A SELECT with unread rows would remain, so cursors are closed
-    first; only the garbage collector can list them. A rollback instead would be too early: the
-    thread's next write would be committed immediately.
+    Waits up to CLOSE_SECONDS; the connection may close later. A rollback instead would be too
+    early: the thread's next write would be committed immediately.
     """
-    raw.interrupt()
-    for cursor in gc.get_referrers(raw):
-        if isinstance(cursor, sqlite3.Cursor):
-            with suppress(sqlite3.Error):  # It runs a query, which the interruption ends.
-                cursor.close()
-    # In a thread, because it waits for a query that begins at this moment.
-    closing = threading.Thread(target=raw.close, name="close", daemon=True)
+    closing = threading.Thread(target=_interrupt_and_close, args=[raw], name="close", daemon=True)
     closing.start()
     closing.join(CLOSE_SECONDS)
+
+
+def _interrupt_and_close(raw: sqlite3.Connection) -> None:
+    """Interrupt the query of a connection, close its cursors, and then the connection itself.
+
+    SQLite keeps a closed connection, and its lock, while a cursor has a statement, even one that
+    was interrupted. Only the garbage collector can list cursors. A cursor cannot be closed while
+    its query runs, nor after its connection was closed.
+    """
+    pause = threading.Event()
+    until = time.monotonic() + CLOSE_SECONDS
+    with suppress(sqlite3.Error):  # Its thread has closed it.
+        raw.interrupt()
+    for cursor in gc.get_referrers(raw):
+        while isinstance(cursor, sqlite3.Cursor) and time.monotonic() < until:
+            try:
+                cursor.close()
+                break
+            except sqlite3.ProgrammingError:
+                pause.wait(0.01)
+    raw.close()
 
 
 def discard() -> None:
